@@ -1,0 +1,6 @@
+"""MegaSR: real-world image super-resolution with a frozen text-to-image prior and customised guidance.
+
+Architecture: arXiv 2503.08096 v2, figure 2, with the choices that the figure leaves open made by config fields.
+"""
+
+__version__ = "0.1.0"

@@ -1,0 +1,83 @@
+"""The `megasr` command: one parser for every command, and the one place where errors become exit codes.
+
+0: done. 1: something is missing, broken or not permitted. 2: what was typed or configured cannot be used. 130: Ctrl-C.
+Nothing heavy is imported before a command runs, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import NoReturn
+
+from megasr import __version__
+from megasr.commands import doctor, params, study, training, upscale
+from megasr.errors import MegaSRError, UsageError
+
+COMMANDS = (training, study, upscale, params, doctor)
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse that raises instead of printing its usage and exiting."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise what argparse has to say as a UsageError."""
+        raise UsageError(f"{message} (see {self.prog} --help)")
+
+
+def build_parser() -> Parser:
+    """The parser of every command. `fit`, `validate` and `test` leave their options to LightningCLI."""
+    parser = Parser(prog="megasr", description="Real-world image super-resolution with guided diffusion priors.")
+    parser.add_argument("--version", action="version", version=f"megasr {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command", parser_class=Parser)
+    for command in COMMANDS:
+        command.add_parser(commands)
+    return parser
+
+
+def run(argv: Sequence[str]) -> None:
+    """Parse and run one command. Errors travel up as exceptions."""
+    parser = build_parser()
+    arguments, rest = parser.parse_known_args(argv)
+    if arguments.passes_options_on:
+        arguments.rest = rest
+    elif rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    arguments.run(arguments)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line (default: sys.argv) and return its exit code; one line on stderr says what went wrong."""
+    try:
+        run(sys.argv[1:] if argv is None else argv)
+    except SystemExit as exit_request:
+        # Lightning turns Ctrl-C into exit(1) after its graceful shutdown.
+        interrupted = isinstance(exit_request.__context__, KeyboardInterrupt)
+        return _fail("interrupted", 130) if interrupted else _code(exit_request)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+    except UsageError as error:
+        return _fail(str(error), 2)
+    except (MegaSRError, OSError) as error:
+        return _fail(str(error), 1)
+    except Exception as error:  # a defect: still one line, and the way to the traceback
+        return _fail(f"{type(error).__name__}: {error} (MEGASR_DEBUG=1 shows the traceback)", 1)
+    return 0
+
+
+def _code(exit_request: SystemExit) -> int:
+    return exit_request.code if isinstance(exit_request.code, int) else int(exit_request.code is not None)
+
+
+def _fail(message: str, code: int) -> int:
+    if os.environ.get("MEGASR_DEBUG") == "1":
+        traceback.print_exc()
+    print(f"megasr: error: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,95 @@
+"""`megasr doctor`: what this machine has: versions, devices, tracking, priors. Changes nothing, needs no network."""
+
+from __future__ import annotations
+
+import argparse
+import netrc
+import os
+import platform
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from megasr.weights import MANIFEST, fetch_command, find_local
+
+PACKAGES = (
+    "torch", "torchvision", "lightning", "diffusers", "transformers", "open_clip_torch", "timm", "wandb", "webdataset",
+    "torchmetrics", "pyiqa", "jsonargparse", "opencv-python-headless",
+)  # fmt: skip
+
+
+def add_parser(commands: Any) -> None:
+    """Declare `doctor`."""
+    parser = commands.add_parser("doctor", help="say what this machine has and lacks", description=__doc__)
+    parser.set_defaults(run=run, passes_options_on=False)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Print every finding, one per line."""
+    sections = {
+        "versions": package_versions(),
+        "devices": devices(),
+        "tracking": [("W&B", wandb_mode(os.environ))],
+        "priors and weights": weights(),
+    }
+    for title, rows in sections.items():
+        print(title)
+        for name, finding in rows:
+            print(f"  {name:<24} {finding}")
+
+
+def package_versions() -> Iterator[tuple[str, str]]:
+    """(package, version) of Python and of what the commands need."""
+    yield "python", platform.python_version()
+    for package in PACKAGES:
+        try:
+            yield package, version(package)
+        except PackageNotFoundError:
+            yield package, "missing: reinstall megasr"
+
+
+def devices() -> Iterator[tuple[str, str]]:
+    """(device, its memory) of the processor and of every accelerator that torch sees."""
+    import torch
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    yield "cpu", f"{cores} cores, {memory_gib:.1f} GiB, {torch.get_num_threads()} torch threads"
+    for index in range(torch.cuda.device_count()):
+        gpu = torch.cuda.get_device_properties(index)
+        free, total = torch.cuda.mem_get_info(index)
+        yield f"cuda:{index}", f"{gpu.name}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
+    if torch.backends.mps.is_available():
+        yield "mps", "available"
+    elif not torch.cuda.is_available():
+        yield "accelerator", "none: training and upscaling run on the processor"
+
+
+def wandb_mode(environment: Any, netrc_path: Path | None = None) -> str:
+    """How W&B will track a run that asks for it: the mode that is set, or whether an account is known."""
+    mode = environment.get("WANDB_MODE", "online")
+    if mode != "online":
+        return f"{mode} (WANDB_MODE)"
+    if environment.get("WANDB_API_KEY"):
+        return "online, key in WANDB_API_KEY"
+    try:
+        known = netrc.netrc(netrc_path or environment.get("NETRC")).hosts
+    except (OSError, netrc.NetrcParseError):
+        known = {}
+    host = environment.get("WANDB_BASE_URL", "https://api.wandb.ai").split("//")[-1].strip("/")
+    if host in known:
+        return f"online, logged in at {host}"
+    return "not logged in: `wandb login`, or WANDB_MODE=offline to keep the records on this machine"
+
+
+def weights() -> Iterator[tuple[str, str]]:
+    """(weight, where it is or how to get it) of the shipped prior and of the manifest."""
+    from megasr.prior import TINY_FOLDER
+
+    present = (TINY_FOLDER / "model_index.json").is_file()
+    yield "tiny", "shipped with the package" if present else "missing: reinstall megasr"
+    for name, weight in MANIFEST.items():
+        folder = find_local(name)
+        found = f"{folder}" if folder else f"not on this machine: `{fetch_command(name)}`"
+        yield name, f"{found} ({weight.purpose}; {weight.licence})"

@@ -1,0 +1,30 @@
+"""`megasr fit | validate | test`: Lightning's own command line over MegaSRModule and the data modules."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+HELP = {
+    "fit": "train an adapter",
+    "validate": "evaluate a checkpoint on the validation images",
+    "test": "evaluate a checkpoint on the test images",
+}
+
+
+def add_parser(commands: Any) -> None:
+    """Declare the three commands; their options belong to LightningCLI."""
+    for name, text in HELP.items():
+        parser = commands.add_parser(name, help=text, add_help=False)
+        parser.set_defaults(run=run, passes_options_on=True)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Run `fit`, `validate` or `test`.
+
+    Raises:
+        UsageError: an option or a key of the configuration is unknown or has a wrong value.
+    """
+    from megasr.commands.lightning_cli import run_lightning
+
+    run_lightning([arguments.command, *arguments.rest])

@@ -1,0 +1,1 @@
+"""Pure functions of the diffusion process; noise is always an argument."""

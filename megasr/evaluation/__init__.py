@@ -1,0 +1,1 @@
+"""How numbers are taken: versioned protocols and the evaluator that applies them."""

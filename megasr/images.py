@@ -1,0 +1,146 @@
+"""Pixels: the only place for uint8 <-> [0, 1] <-> [-1, 1], RGB <-> Y, reading, writing, cropping, padding and resizing.
+
+Tensors are (B, 3, H, W) or (3, H, W) float32 in [0, 1]; arrays are (H, W, 3) uint8 RGB.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from megasr.errors import MegaSRError, UsageError
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+# ITU-R BT.601 luma of the limited range (16-235), as the field's PSNR-Y has it (field.md 0.3).
+_Y_WEIGHTS = (65.481 / 255, 128.553 / 255, 24.966 / 255)
+_Y_OFFSET = 16 / 255
+
+
+def from_uint8(array: np.ndarray) -> torch.Tensor:
+    """(..., H, W, 3) uint8 -> (..., 3, H, W) float32 in [0, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(array, -1, -3))).float() / 255
+
+
+def to_uint8(image: torch.Tensor) -> np.ndarray:
+    """(..., 3, H, W) in [0, 1] -> (..., H, W, 3) uint8, rounded to nearest and clipped."""
+    pixels = (image.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
+    return np.moveaxis(pixels.cpu().numpy(), -3, -1)
+
+
+def quantise(image: torch.Tensor) -> torch.Tensor:
+    """The [0, 1] image as it would be read back from an 8-bit PNG. Metrics see nothing else."""
+    return (image.float().clamp(0, 1) * 255).round() / 255
+
+
+def to_signed(image: torch.Tensor) -> torch.Tensor:
+    """[0, 1] -> [-1, 1], the range of diffusers' autoencoders."""
+    return image * 2 - 1
+
+
+def from_signed(image: torch.Tensor) -> torch.Tensor:
+    """[-1, 1] -> [0, 1], clipped."""
+    return ((image + 1) / 2).clamp(0, 1)
+
+
+def to_y(image: torch.Tensor) -> torch.Tensor:
+    """RGB (..., 3, H, W) in [0, 1] -> limited-range Y (..., 1, H, W) in [16/255, 235/255] (BT.601)."""
+    weights = image.new_tensor(_Y_WEIGHTS).view(3, 1, 1)
+    return (image * weights).sum(-3, keepdim=True) + _Y_OFFSET
+
+
+def resize(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Bicubic (a = -0.5, antialiased when it shrinks) resize of (B, C, H, W), clipped to [0, 1]."""
+    return F.interpolate(image, (height, width), mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+
+
+def upsample_lq(lq: torch.Tensor, scale_factor: int) -> torch.Tensor:
+    """lq -> lq_up: bicubic to the size of hq."""
+    return resize(lq, lq.shape[-2] * scale_factor, lq.shape[-1] * scale_factor)
+
+
+def center_crop(array: np.ndarray, size_px: int) -> np.ndarray:
+    """The (size_px, size_px) centre of an (H, W, ...) array that is at least that large."""
+    top, left = ((n - size_px) // 2 for n in array.shape[:2])
+    return array[top : top + size_px, left : left + size_px]
+
+
+def pad_to_multiple(image: torch.Tensor, multiple: int) -> torch.Tensor:
+    """Pad (B, C, H, W) at the bottom and right to multiples of `multiple` by replicating the border."""
+    bottom, right = (-n % multiple for n in image.shape[-2:])
+    return F.pad(image, (0, right, 0, bottom), mode="replicate") if bottom or right else image
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """Read an image file as (H, W, 3) uint8 RGB. EXIF rotation is applied.
+
+    Greyscale is replicated to three channels, 16-bit is scaled to 8, alpha is composited on white (what a viewer
+    shows), palette and CMYK are converted.
+
+    Raises:
+        MegaSRError: the file is missing, empty, truncated or not an image.
+    """
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(path) as opened:
+            image = ImageOps.exif_transpose(opened)
+            image.load()
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise MegaSRError(f"cannot read image {path}: {error}") from error
+    if image.mode.startswith(("I", "F")):
+        return _grey_to_uint8(np.asarray(image))
+    if "A" in image.getbands() or "transparency" in image.info:
+        image = image.convert("RGBA")
+        background = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(background, image)
+    return np.asarray(image.convert("RGB"))
+
+
+def _grey_to_uint8(grey: np.ndarray) -> np.ndarray:
+    """16-bit, 32-bit integer or float greyscale -> (H, W, 3) uint8; integers above 255 are taken for 16-bit."""
+    scale = 255.0 if grey.dtype.kind == "f" and grey.max() <= 1 else (1.0 if grey.max() <= 255 else 255 / 65535)
+    pixels = (grey.astype(np.float64) * scale).round().clip(0, 255).astype(np.uint8)
+    return np.repeat(pixels[..., None], 3, axis=2)
+
+
+def write_png(array: np.ndarray, path: str | Path) -> None:
+    """Write (H, W, 3) uint8 as PNG, whole or not at all (a temporary file is renamed).
+
+    Raises:
+        MegaSRError: the place cannot be written to.
+    """
+    from PIL import Image
+
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                Image.fromarray(array).save(file, format="PNG")
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise MegaSRError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def list_images(folder: str | Path) -> list[Path]:
+    """Every image file below `folder`, sorted by path.
+
+    Raises:
+        UsageError: the folder does not exist or holds no image.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: no such folder")
+    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+    if not paths:
+        raise UsageError(f"{folder}: holds no image ({' '.join(IMAGE_SUFFIXES)})")
+    return paths

@@ -1,0 +1,1 @@
+"""From a trained adapter and a photograph to sr."""

@@ -1,0 +1,1 @@
+"""The MegaSR network: one figure box, one file."""

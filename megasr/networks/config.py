@@ -1,0 +1,53 @@
+"""What a MegaSR adapter consists of. One frozen object; every field changes the network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from megasr.errors import UsageError
+
+Gate = Literal["linear", "channel", "scalar"]
+FusionInit = Literal["as_drawn", "residual"]
+Version = Literal["v1", "v2"]
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """The trained part of MegaSR (2503.08096 v2, figure 2) and the choices that the figure leaves open.
+
+    Args:
+        guidance: names of the guidance types that MSFM fuses into every block; none leaves MSFM out.
+        text: condition on the tags. Off, every prompt is the empty one.
+        image: add CSM's visual branch over CLIP image tokens.
+        image_width: width of the image tokens (1280 for OpenCLIP ViT-H/14). Used with image on.
+        controlnet: add the ControlNet on lq. Without it lq reaches the U-Net through guidance and image tokens only.
+        gate: form of CSM's zero-initialised gate (LGWAM): a linear map, one number per channel, or one per site.
+        fusion_init: `as_drawn` is the figure: F' = sum of SAFTs of GroupNorm(F), which replaces the prior's features
+            from step 0. `residual` keeps F and starts at the identity.
+        saft_width: hidden channels of each SAFT.
+        stage1: how MSFM aggregates region maps: v2 multiplies the maps by the attention, v1 its own features.
+        rca: add v1's representation cross-attention over the tagger's image representation after every CSM.
+        representation_width: width of that representation (512 for RAM). Used with rca on.
+        gradient_checkpointing: recompute each block in the backward pass: less memory, more time, same numbers.
+    """
+
+    guidance: tuple[str, ...] = ()
+    text: bool = True
+    image: bool = False
+    image_width: int = 1280
+    controlnet: bool = True
+    gate: Gate = "linear"
+    fusion_init: FusionInit = "residual"
+    saft_width: int = 128
+    stage1: Version = "v2"
+    rca: bool = False
+    representation_width: int = 512
+    gradient_checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        # YAML has lists only; a list would make the frozen object unhashable.
+        object.__setattr__(self, "guidance", tuple(self.guidance))
+        for name in ("saft_width", "image_width", "representation_width"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"adapter.{name} must be at least 1, got {getattr(self, name)}")

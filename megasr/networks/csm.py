@@ -1,0 +1,89 @@
+"""CSM, Customized Semantics Module: what an image token means is decided anew at every site (2503.08096, figure 2).
+
+F' = F + A_t + gate(A_i), with A_t the prior's own frozen text cross-attention and A_i the same attention over image
+tokens that the site's own connector has translated. The gate is zero at step 0, so the prior is left as it was.
+
+Shapes: F (B, h*w, C) tokens of a site; e_t (B, L, D); e_i (B, N, E) image tokens; C width of the site, D of the text.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from megasr.networks.config import Gate
+
+KeyValue = tuple[torch.Tensor, torch.Tensor]
+
+
+def split_heads(tokens: torch.Tensor, heads: int) -> torch.Tensor:
+    """(B, N, C) -> (B, heads, N, C / heads)."""
+    return tokens.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def project_keys_values(to_k: nn.Module, to_v: nn.Module, tokens: torch.Tensor, heads: int) -> KeyValue:
+    """Keys and values of `tokens`. They depend on neither F nor the timestep: once per image is enough."""
+    return split_heads(to_k(tokens), heads), split_heads(to_v(tokens), heads)
+
+
+def cross_attention(attention: nn.Module, features: torch.Tensor, key_value: KeyValue) -> torch.Tensor:
+    """diffusers' Attention with keys and values at hand: memory-efficient SDPA, then the output projection.
+
+    Args:
+        attention: diffusers' Attention (its to_q and to_out are used).
+        features: (B, h*w, C), normalised.
+        key_value: two (B, heads, N, C / heads).
+    """
+    query = split_heads(attention.to_q(features), attention.heads)
+    attended = F.scaled_dot_product_attention(query, *key_value)
+    return attention.to_out[0](attended.transpose(1, 2).flatten(2))
+
+
+class ScaleGate(nn.Module):
+    """A zero-initialised factor: one per channel (width C) or one for the site (width 1)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(width))
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return features * self.weight
+
+
+def build_gate(kind: Gate, width: int) -> nn.Module:
+    """LGWAM, the zero-initialised gate of the visual branch. Its form in the paper is unknown; v1 draws a Linear."""
+    if kind == "linear":
+        gate = nn.Linear(width, width)
+        nn.init.zeros_(gate.weight)
+        nn.init.zeros_(gate.bias)
+        return gate
+    return ScaleGate(width if kind == "channel" else 1)
+
+
+class CSM(nn.Module):
+    """The visual branch of one cross-attention site.
+
+    Args:
+        attention: the site's own text cross-attention (diffusers' Attention). K and V are copied and stay frozen;
+            Q and the output projection are shared with it.
+        image_width: E, width of the image tokens.
+        gate: form of the gate.
+    """
+
+    def __init__(self, attention: nn.Module, image_width: int, gate: Gate) -> None:
+        super().__init__()
+        self.connector = nn.Linear(image_width, attention.cross_attention_dim)
+        self.to_k = copy.deepcopy(attention.to_k).requires_grad_(False)
+        self.to_v = copy.deepcopy(attention.to_v).requires_grad_(False)
+        self.gate = build_gate(gate, attention.query_dim)
+
+    def keys_values(self, image_tokens: torch.Tensor, heads: int) -> KeyValue:
+        """(B, N, E) image tokens -> K' c(e_i), V' c(e_i)."""
+        return project_keys_values(self.to_k, self.to_v, self.connector(image_tokens), heads)
+
+    def forward(self, attention: nn.Module, features: torch.Tensor, key_value: KeyValue) -> torch.Tensor:
+        """gate(A_i), to be added to the text branch: (B, h*w, C)."""
+        return self.gate(cross_attention(attention, features, key_value))

@@ -1,0 +1,126 @@
+"""MSFM, Multimodal Signal Fusion Module: structural maps modulate the features of every site in two stages.
+
+Stage 1 aggregates the region maps into one, X = [G_d; G_s; ...], G_r = X * ChannelAttention(Act(Norm(Conv(X)))).
+Stage 2 is one SAFT per edge map and one for G_r, all on F_n = GroupNorm(F): SAFT(F_n, G) = F_n (1 + gamma) + beta.
+Their sum is one affine map: F' = F_n * scale + shift, scale = sum(1 + gamma), shift = sum(beta). Scale and shift depend
+on the maps only, so they are computed once per image and reused at every step of the sampler.
+
+Shapes: F (B, C, h, w); edge map (B, 1, h, w); region maps (B, R, h, w), all in [0, 1].
+Source: 2503.08096 v2, figure 2; the form of SAFT follows its nearest public relative (three 1x1 layers, SiLU).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from megasr.networks.config import FusionInit, Version
+
+Modulation = tuple[torch.Tensor, torch.Tensor]
+
+
+class ChannelAttention(nn.Module):
+    """One weight in (0, 1) per channel, from the channel means: (B, R, h, w) -> (B, R, 1, 1) (SE, 1709.01507)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1),
+            nn.Conv2d(channels, 4 * channels, 1),
+            nn.SiLU(),
+            nn.Conv2d(4 * channels, channels, 1),
+            nn.Sigmoid(),
+        )
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return self.layers(features)
+
+
+class RegionAggregation(nn.Module):
+    """Stage 1. v2: the maps times the attention. v1 (no activation, no skip): the convolved maps times it."""
+
+    def __init__(self, channels: int, version: Version) -> None:
+        super().__init__()
+        self.version = version
+        # GroupNorm over all channels at once: per-channel norm would erase the means that the attention looks at.
+        layers = [nn.Conv2d(channels, channels, 3, padding=1), nn.GroupNorm(1, channels)]
+        self.features = nn.Sequential(*layers, *([nn.SiLU()] if version == "v2" else []))
+        self.attention = ChannelAttention(channels)
+
+    def forward(self, regions: torch.Tensor) -> torch.Tensor:
+        features = self.features(regions)
+        return (regions if self.version == "v2" else features) * self.attention(features)
+
+
+class SAFT(nn.Module):
+    """Map -> (gamma, beta): h = MLP(G), gamma = Conv(h), beta = Conv(h), all convolutions 1x1.
+
+    Args:
+        map_channels: channels of G.
+        channels: C of the site.
+        width: hidden channels of the MLP.
+        zero_init: start with gamma = beta = 0.
+    """
+
+    def __init__(self, map_channels: int, channels: int, width: int, zero_init: bool) -> None:
+        super().__init__()
+        widths = (map_channels, width, width, width)
+        layers = [(nn.Conv2d(a, b, 1), nn.SiLU()) for a, b in zip(widths, widths[1:], strict=False)]
+        self.mlp = nn.Sequential(*(module for pair in layers for module in pair))
+        self.gamma = nn.Conv2d(width, channels, 1)
+        self.beta = nn.Conv2d(width, channels, 1)
+        if zero_init:
+            for parameter in (*self.gamma.parameters(), *self.beta.parameters()):
+                nn.init.zeros_(parameter)
+
+    def forward(self, guidance: torch.Tensor) -> Modulation:
+        hidden = self.mlp(guidance)
+        return self.gamma(hidden), self.beta(hidden)
+
+
+class MSFM(nn.Module):
+    """Fuse all guidance maps into one site.
+
+    Args:
+        channels: C of the site.
+        groups: groups of the GroupNorm on F (the prior's own number).
+        edge_channels: channels of each edge map; every edge map has its own SAFT.
+        region_channels: channels of all region maps together, 0 for none.
+        width: hidden channels of each SAFT.
+        fusion_init: `as_drawn`: F' = F_n * sum(1 + gamma) + sum(beta). `residual`: F' = F + F_n * sum(gamma) + sum(beta)
+            with gamma = beta = 0 at step 0, hence the identity.
+        stage1: version of the region aggregation.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        groups: int,
+        edge_channels: Sequence[int],
+        region_channels: int,
+        width: int,
+        fusion_init: FusionInit,
+        stage1: Version,
+    ) -> None:
+        super().__init__()
+        self.residual = fusion_init == "residual"
+        # No affine parameters of its own: the SAFTs supply scale and shift.
+        self.norm = nn.GroupNorm(groups, channels, affine=False)
+        maps = [*edge_channels, *([region_channels] if region_channels else [])]
+        self.safts = nn.ModuleList(SAFT(c, channels, width, zero_init=self.residual) for c in maps)
+        self.aggregation = RegionAggregation(region_channels, stage1) if region_channels else None
+
+    def modulation(self, edges: Sequence[torch.Tensor], regions: torch.Tensor | None) -> Modulation:
+        """Maps at the size of the site -> (scale, shift), each (B, C, h, w)."""
+        maps = [*edges, *([self.aggregation(regions)] if self.aggregation is not None else [])]
+        gammas, betas = zip(*(saft(guidance) for saft, guidance in zip(self.safts, maps, strict=True)), strict=True)
+        scale = sum(gammas) if self.residual else sum(1 + gamma for gamma in gammas)
+        return scale, sum(betas)
+
+    def forward(self, features: torch.Tensor, modulation: Modulation) -> torch.Tensor:
+        """F -> F', (B, C, h, w)."""
+        scale, shift = modulation
+        fused = self.norm(features) * scale + shift
+        return features + fused if self.residual else fused

@@ -1,0 +1,98 @@
+"""The whole network: what is known of an image is turned into conditions once; every denoising step uses them.
+
+Shapes: lq_up (B, 3, H, W) in [0, 1]; maps name -> (B, C, H', W') in [0, 1] at any size; z_t (B, C, h, w) latents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from megasr.errors import UsageError
+from megasr.guidance.registry import resolve_guidance
+from megasr.networks.config import AdapterConfig
+from megasr.networks.controlnet import MegaSRControlNet
+from megasr.networks.sites import Semantics, SiteCondition, iterate_transformers
+from megasr.networks.unet import MegaSRUNet
+from megasr.prior import Prior
+
+
+class Conditions(NamedTuple):
+    """All that depends on the image and the words, but not on z_t or the timestep."""
+
+    f_lq: torch.Tensor | None
+    unet: tuple[SiteCondition, ...]
+    controlnet: tuple[SiteCondition, ...]
+
+
+class MegaSRNetwork(nn.Module):
+    """Adapted U-Net and ControlNet on a frozen prior.
+
+    Args:
+        prior: the frozen prior.
+        config: what the adapter consists of.
+    """
+
+    def __init__(self, prior: Prior, config: AdapterConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.guidance = tuple(resolve_guidance(config.guidance))
+        self.unet = MegaSRUNet(prior.unet, config, self.guidance)
+        self.controlnet = None
+        if config.controlnet:
+            self.controlnet = MegaSRControlNet(prior.unet, prior.downsampling, config, self.guidance)
+        self.downsampling = prior.downsampling
+        self.halvings = len(prior.unet.config.down_block_types) - 1
+
+    def conditions(
+        self, lq_up: torch.Tensor, semantics: Semantics, maps: Mapping[str, torch.Tensor]
+    ) -> Conditions:
+        """Everything the denoising steps need to know about a batch of images.
+
+        Raises:
+            UsageError: the size does not fit the prior, or tokens that the config asks for are missing.
+        """
+        self._check(lq_up, semantics)
+        height, width = (n // self.downsampling for n in lq_up.shape[-2:])
+        pyramid = [self._resize_maps(maps, height >> level, width >> level) for level in range(self.halvings + 1)]
+        models = [(self.unet.unet, self.unet.sites)]
+        if self.controlnet is not None:
+            models.append((self.controlnet.controlnet, self.controlnet.sites))
+        per_model = [
+            tuple(
+                site.condition(transformer, semantics, *pyramid[level])
+                for (transformer, level), site in zip(iterate_transformers(model), sites, strict=True)
+            )
+            for model, sites in models
+        ]
+        f_lq = self.controlnet.encode_lq(lq_up) if self.controlnet is not None else None
+        return Conditions(f_lq, per_model[0], per_model[1] if self.controlnet is not None else ())
+
+    def forward(self, z_t: torch.Tensor, timesteps: torch.Tensor, conditions: Conditions) -> torch.Tensor:
+        """Prediction (B, C, h, w) for z_t at `timesteps` (B,)."""
+        residuals = None
+        if self.controlnet is not None:
+            residuals = self.controlnet(z_t, timesteps, conditions.f_lq, conditions.controlnet)
+        return self.unet(z_t, timesteps, conditions.unet, residuals)
+
+    def _check(self, lq_up: torch.Tensor, semantics: Semantics) -> None:
+        multiple = self.downsampling * 2**self.halvings
+        if any(n % multiple for n in lq_up.shape[-2:]):
+            height, width = lq_up.shape[-2:]
+            raise UsageError(f"image of {width}x{height} px: the prior needs multiples of {multiple} px; pad or crop it")
+        for name, wanted in (("image", self.config.image), ("representation", self.config.rca)):
+            if wanted and getattr(semantics, name) is None:
+                raise UsageError(f"the adapter uses {name} tokens, but the batch has none and no encoder is set")
+
+    def _resize_maps(
+        self, maps: Mapping[str, torch.Tensor], height: int, width: int
+    ) -> tuple[list[torch.Tensor], torch.Tensor | None]:
+        """Edge maps, and all region maps concatenated, averaged over the pixels of each feature (area)."""
+        sized = {g.name: F.interpolate(maps[g.name], (height, width), mode="area") for g in self.guidance}
+        edges = [sized[g.name] for g in self.guidance if g.role == "edge"]
+        regions = [sized[g.name] for g in self.guidance if g.role == "region"]
+        return edges, torch.cat(regions, dim=1) if regions else None

@@ -1,0 +1,98 @@
+"""How large an adapter is: trained and frozen parameters per part, and the number of sites, without any weight."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from megasr.networks.config import AdapterConfig
+from megasr.networks.network import MegaSRNetwork
+from megasr.prior import Prior
+
+# Stable Diffusion 2.1-base, as its diffusers folder has it.
+_SD21_UNET = {
+    "sample_size": 64,
+    "block_out_channels": (320, 640, 1280, 1280),
+    "cross_attention_dim": 1024,
+    "attention_head_dim": (5, 10, 20, 20),
+    "use_linear_projection": True,
+}
+_SD21_VAE = {
+    "sample_size": 768,
+    "block_out_channels": (128, 256, 512, 512),
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "layers_per_block": 2,
+}
+_SD21_TEXT = {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 23,
+    "num_attention_heads": 16,
+    "hidden_act": "gelu",
+    "projection_dim": 512,
+}
+
+
+@dataclass(frozen=True)
+class PartSize:
+    """One row of the table: parameters of a part, and its number of sites where it has any."""
+
+    part: str
+    trained: int
+    frozen: int
+    sites: int | None = None
+
+
+def build_sd21_on_meta() -> Prior:
+    """Stable Diffusion 2.1-base without weights, on the meta device: sizes only."""
+    from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    from megasr.semantics.text import TransformersTextEncoder
+
+    with torch.device("meta"):
+        text = TransformersTextEncoder(CLIPTextModel(CLIPTextConfig(**_SD21_TEXT)), tokenizer=None)
+        prior = Prior(AutoencoderKL(**_SD21_VAE), UNet2DConditionModel(**_SD21_UNET), text, DDPMScheduler())
+    return prior.freeze()
+
+
+def parameter_table(prior: Prior, config: AdapterConfig) -> list[PartSize]:
+    """Build the adapter on the meta device and count.
+
+    Args:
+        prior: the frozen prior (only its sizes are read; it may lie on the meta device).
+        config: what the adapter consists of.
+    """
+    with torch.device("meta"):
+        network = MegaSRNetwork(prior.to("meta"), config)
+    rows = [
+        PartSize("VAE", 0, _count(prior.vae)[1]),
+        PartSize("text encoder", 0, _count(prior.text_encoder)[1]),
+        PartSize("U-Net", 0, _count(prior.unet)[1]),
+        *_site_rows("U-Net", network.unet.sites),
+    ]
+    if network.controlnet is not None:
+        controlnet = network.controlnet.controlnet
+        encoder = controlnet.controlnet_cond_embedding
+        rows.append(PartSize("LQ encoder", *_count(encoder)))
+        rows.append(PartSize("ControlNet", _count(controlnet)[0] - _count(encoder)[0], 0))
+        rows.extend(_site_rows("ControlNet", network.controlnet.sites))
+    return [*rows, PartSize("all", sum(r.trained for r in rows), sum(r.frozen for r in rows))]
+
+
+def _site_rows(model: str, sites: nn.ModuleList) -> list[PartSize]:
+    rows = []
+    for name in ("csm", "rca", "msfm"):
+        modules = [module for site in sites if (module := getattr(site, name)) is not None]
+        if modules:
+            trained, frozen = (sum(column) for column in zip(*map(_count, modules), strict=True))
+            rows.append(PartSize(f"{model} {name.upper()}", trained, frozen, len(modules)))
+    return rows
+
+
+def _count(module: nn.Module) -> tuple[int, int]:
+    trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
+    return trained, sum(p.numel() for p in module.parameters()) - trained

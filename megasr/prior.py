@@ -1,0 +1,151 @@
+"""The frozen text-to-image prior: VAE, U-Net, text encoder and noise schedule, from a diffusers folder.
+
+Latents z are (B, C, H / f, W / f), scaled to about unit variance (f: the VAE's down-sampling, 8 for SD 2.1).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from megasr.errors import MegaSRError
+from megasr.images import from_signed, to_signed
+from megasr.semantics.text import TextEncoder, load_text_encoder
+
+TINY_FOLDER = Path(__file__).parent / "assets" / "tiny_prior"
+PARTS = ("vae", "unet", "text_encoder", "scheduler")
+# Values read per tensor for the fingerprint: enough to tell any two trained models apart, fast for a billion weights.
+_FINGERPRINT_SAMPLES = 64
+
+
+class Prior(nn.Module):
+    """A latent diffusion model whose weights never change while an adapter is trained."""
+
+    def __init__(self, vae: nn.Module, unet: nn.Module, text_encoder: TextEncoder, scheduler: object) -> None:
+        super().__init__()
+        self.vae = vae
+        self.unet = unet
+        self.text_encoder = text_encoder
+        self.scheduler = scheduler
+
+    @property
+    def downsampling(self) -> int:
+        """f: image pixels per latent pixel and axis."""
+        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    @property
+    def size_multiple(self) -> int:
+        """hq height and width must be multiples of this many pixels: VAE down-sampling times the U-Net's."""
+        return self.downsampling * 2 ** (len(self.unet.config.block_out_channels) - 1)
+
+    @property
+    def prediction_type(self) -> str:
+        """What the U-Net predicts: `epsilon` or `v_prediction`."""
+        return self.scheduler.config.prediction_type
+
+    def encode(self, image: torch.Tensor) -> torch.Tensor:
+        """(B, 3, H, W) in [0, 1] -> z (the mode of the posterior: evaluation must not depend on a draw)."""
+        image = to_signed(image).to(self.vae.dtype)
+        return self.vae.encode(image).latent_dist.mode() * self.vae.config.scaling_factor
+
+    def decode(self, z: torch.Tensor) -> torch.Tensor:
+        """Z -> (B, 3, H, W) float32 in [0, 1]."""
+        image = self.vae.decode(z.to(self.vae.dtype) / self.vae.config.scaling_factor).sample
+        return from_signed(image.float())
+
+    def freeze(self) -> Prior:
+        """No gradients, evaluation mode. Returns itself."""
+        return self.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> Prior:
+        """A frozen prior stays in evaluation mode whatever Lightning asks for."""
+        frozen = not any(p.requires_grad for p in self.parameters())
+        return super().train(mode and not frozen)
+
+    def fingerprint(self) -> str:
+        """12 hex digits that identify the weights and the noise schedule, whatever the file format.
+
+        Values are compared as float16, so that an fp32 checkpoint and its fp16 variant are the same prior. Must be taken
+        before the prior is cast to another dtype.
+        """
+        digest = hashlib.sha256()
+        schedule = {k: v for k, v in sorted(dict(self.scheduler.config).items()) if not k.startswith("_")}
+        digest.update(json.dumps([schedule.get(k) for k in _SCHEDULE_KEYS]).encode())
+        for name, tensor in sorted(self.state_dict().items()):
+            flat = tensor.detach().reshape(-1)
+            sample = flat[:: max(1, flat.numel() // _FINGERPRINT_SAMPLES)][: _FINGERPRINT_SAMPLES + 1]
+            digest.update(f"{name}{tuple(tensor.shape)}".encode() + sample.half().cpu().numpy().tobytes())
+        return digest.hexdigest()[:12]
+
+
+_SCHEDULE_KEYS = ("beta_schedule", "beta_start", "beta_end", "num_train_timesteps", "prediction_type")
+
+
+def find_prior(source: str) -> Path:
+    """The folder of a prior: `tiny`, a local diffusers folder, `sd21-base`, or a hub id in the local cache.
+
+    Raises:
+        MegaSRError: it is not on this machine; says where it can be had and with which command.
+    """
+    if source == "tiny":
+        return TINY_FOLDER
+    if Path(source).is_dir():
+        return Path(source)
+    from megasr.weights import find_local, missing_weight
+
+    folder = find_local(source)
+    if folder is None:
+        raise missing_weight(source)
+    return folder
+
+
+def load_prior(source: str = "tiny") -> Prior:
+    """Load and freeze a prior in the dtype of float32.
+
+    Args:
+        source: `tiny`, a diffusers folder, `sd21-base` or a hub id that is in the local cache.
+
+    Raises:
+        MegaSRError: the prior, or one of its parts, is missing or cannot be read.
+    """
+    from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+
+    folder = find_prior(source)
+    absent = [name for name in ("model_index.json", *PARTS) if not (folder / name).exists()]
+    if absent:
+        raise MegaSRError(f"prior {source!r}: {folder} is not a diffusers folder, it lacks {', '.join(absent)}")
+    logging.getLogger("diffusers").setLevel(logging.ERROR)
+    try:
+        return Prior(
+            vae=AutoencoderKL.from_pretrained(folder, subfolder="vae", torch_dtype=torch.float32),
+            unet=UNet2DConditionModel.from_pretrained(folder, subfolder="unet", torch_dtype=torch.float32),
+            text_encoder=load_text_encoder(folder),
+            scheduler=DDPMScheduler.from_pretrained(folder, subfolder="scheduler"),
+        ).freeze()
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise MegaSRError(f"prior {source!r} in {folder} cannot be read: {error}") from error
+
+
+def save_prior(prior: Prior, folder: Path) -> None:
+    """Write a prior with an open_clip text encoder as a diffusers folder with fp16 safetensors."""
+    import copy
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("vae", "unet"):
+        copy.deepcopy(getattr(prior, name)).half().save_pretrained(folder / name)
+    prior.text_encoder.save(folder / "text_encoder")
+    prior.scheduler.save_pretrained(folder / "scheduler")
+    index = {
+        "_class_name": "StableDiffusionPipeline",
+        "vae": ["diffusers", "AutoencoderKL"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "text_encoder": ["open_clip", "TextTransformer"],
+        "tokenizer": ["open_clip", "SimpleTokenizer"],
+        "scheduler": ["diffusers", "DDPMScheduler"],
+    }
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")

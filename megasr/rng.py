@@ -1,0 +1,41 @@
+"""Random numbers as a function of (seed, key, ...): the only place where generators are made.
+
+Nothing in this project draws from a global generator. A draw is keyed by what it is for, so it does not depend on the
+batch size, the device count, the worker or how often the run was resumed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+Key = int | str
+
+
+def derive_seed(seed: int, *key: Key) -> int:
+    """Hash (seed, key...) to an integer in [0, 2**63). Distinct keys give independent streams (BLAKE2b)."""
+    text = "\x1f".join(f"{type(part).__name__}:{part}" for part in (seed, *key))
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
+
+
+def torch_generator(seed: int, *key: Key) -> torch.Generator:
+    """A CPU generator for (seed, key...). Draws are made on the CPU so that every device sees the same numbers."""
+    return torch.Generator().manual_seed(derive_seed(seed, *key))
+
+
+def numpy_generator(seed: int, *key: Key) -> np.random.Generator:
+    """A NumPy generator for (seed, key...)."""
+    return np.random.default_rng(derive_seed(seed, *key))
+
+
+def keyed_normal(seed: int, keys: Sequence[str], shape: Sequence[int], *purpose: Key) -> torch.Tensor:
+    """Standard normal noise (B, *shape), one independent draw per sample key: batch size does not matter."""
+    return torch.stack([torch.randn(*shape, generator=torch_generator(seed, *purpose, key)) for key in keys])
+
+
+def keyed_uniform(seed: int, keys: Sequence[str], *purpose: Key) -> torch.Tensor:
+    """Uniform numbers in [0, 1), shape (B,), one independent draw per sample key."""
+    return torch.stack([torch.rand((), generator=torch_generator(seed, *purpose, key)) for key in keys])

@@ -1,0 +1,1 @@
+"""What the words and the image mean: text and image tokens."""

@@ -1,0 +1,107 @@
+"""Text semantics: prompts in, token embeddings e_t out, for both kinds of text encoder that a prior folder may hold.
+
+SD 2.x ships a transformers CLIPTextModel; the tiny prior an open_clip TextTransformer, whose BPE vocabulary comes with
+the open_clip library, so that its folder needs no tokenizer files.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+
+class TextEncoder(nn.Module):
+    """Prompts -> (B, L, D) embeddings. L is the context length of the encoder, D its width."""
+
+    def tokenise(self, prompts: Sequence[str]) -> torch.Tensor:
+        """Prompts -> (B, L) token ids, truncated and padded to the context length."""
+        raise NotImplementedError
+
+    def embed(self, tokens: torch.Tensor) -> torch.Tensor:
+        """(B, L) token ids -> (B, L, D) embeddings."""
+        raise NotImplementedError
+
+    def forward(self, prompts: Sequence[str]) -> torch.Tensor:
+        """Embed prompts; a prompt that occurs twice in the batch (the empty one, mostly) is encoded once."""
+        unique = list(dict.fromkeys(prompts))
+        device = next(self.parameters()).device
+        embeddings = self.embed(self.tokenise(unique).to(device))
+        return embeddings[[unique.index(prompt) for prompt in prompts]]
+
+
+class OpenClipTextEncoder(TextEncoder):
+    """open_clip's TextTransformer without pooling: every token's embedding after the last norm."""
+
+    def __init__(self, context_length: int, width: int, heads: int, layers: int) -> None:
+        super().__init__()
+        from open_clip.tokenizer import SimpleTokenizer
+        from open_clip.transformer import TextTransformer
+
+        self.config = {"context_length": context_length, "width": width, "heads": heads, "layers": layers}
+        self.tokenizer = SimpleTokenizer(context_length=context_length)
+        self.tower = TextTransformer(
+            vocab_size=self.tokenizer.vocab_size, pool_type="none", proj_type="none", output_dim=None, **self.config
+        )
+
+    def tokenise(self, prompts: Sequence[str]) -> torch.Tensor:
+        return self.tokenizer(list(prompts))
+
+    def embed(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.tower(tokens)
+
+    def save(self, folder: Path) -> None:
+        """Write config.json and model.safetensors (fp16)."""
+        from safetensors.torch import save_file
+
+        folder.mkdir(parents=True, exist_ok=True)
+        config = {"_class_name": "TextTransformer", "_library": "open_clip", **self.config}
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        save_file({k: v.half().contiguous() for k, v in self.tower.state_dict().items()}, folder / "model.safetensors")
+
+    @classmethod
+    def load(cls, folder: Path) -> OpenClipTextEncoder:
+        """Read what `save` wrote."""
+        from safetensors.torch import load_file
+
+        config = json.loads((folder / "config.json").read_text())
+        encoder = cls(**{k: v for k, v in config.items() if not k.startswith("_")})
+        encoder.tower.load_state_dict({k: v.float() for k, v in load_file(folder / "model.safetensors").items()})
+        return encoder
+
+
+class TransformersTextEncoder(TextEncoder):
+    """The CLIPTextModel of Stable Diffusion: last hidden state after the final norm."""
+
+    def __init__(self, model: nn.Module, tokenizer: object) -> None:
+        super().__init__()
+        self.model = model
+        self.tokenizer = tokenizer
+
+    def tokenise(self, prompts: Sequence[str]) -> torch.Tensor:
+        length = self.tokenizer.model_max_length
+        return self.tokenizer(
+            list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+        ).input_ids
+
+    def embed(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.model(tokens).last_hidden_state
+
+    @classmethod
+    def load(cls, folder: Path) -> TransformersTextEncoder:
+        """Read `text_encoder/` and `tokenizer/` of a diffusers folder."""
+        from transformers import CLIPTextModel, CLIPTokenizer
+
+        model = CLIPTextModel.from_pretrained(folder / "text_encoder")
+        return cls(model, CLIPTokenizer.from_pretrained(folder / "tokenizer"))
+
+
+def load_text_encoder(prior_folder: Path) -> TextEncoder:
+    """The text encoder of a prior folder, of whichever library its model_index.json names."""
+    library, _ = json.loads((prior_folder / "model_index.json").read_text())["text_encoder"]
+    if library == "open_clip":
+        return OpenClipTextEncoder.load(prior_folder / "text_encoder")
+    return TransformersTextEncoder.load(prior_folder)

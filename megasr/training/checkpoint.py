@@ -1,0 +1,82 @@
+"""Adapter checkpoints: they hold what was trained and the prior's fingerprint, never the prior itself."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from megasr.errors import MegaSRError
+
+if TYPE_CHECKING:
+    from megasr.training.module import MegaSRModule
+
+
+def trained_state(module: nn.Module, state: dict[str, Any]) -> dict[str, Any]:
+    """The part of a state dict whose parameters are trained."""
+    trained = {name for name, p in module.named_parameters() if p.requires_grad}
+    return {name: value for name, value in state.items() if name in trained}
+
+
+def check_trained_state(module: nn.Module, checkpoint: dict[str, Any], fingerprint: str) -> None:
+    """Refuse a checkpoint that was trained on another prior, or for another adapter.
+
+    Raises:
+        MegaSRError: names both fingerprints, or the parameters that are missing or unexpected.
+    """
+    found = checkpoint.get("prior_fingerprint")
+    if found is None:
+        raise MegaSRError("checkpoint: not one of a MegaSR adapter (it has no prior_fingerprint)")
+    if found != fingerprint:
+        raise MegaSRError(
+            f"checkpoint: trained on the prior {found}, but the loaded prior is {fingerprint}; "
+            "give the prior that it was trained on with --prior"
+        )
+    trained = {name: tuple(p.shape) for name, p in module.named_parameters() if p.requires_grad}
+    held = {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()}
+    if trained != held:
+        differing = sorted(name for name in trained.keys() | held.keys() if trained.get(name) != held.get(name))
+        raise MegaSRError(
+            f"checkpoint: made for another adapter; {len(differing)} parameters differ, the first are "
+            f"{', '.join(differing[:3])}; compare model.adapter with the run's config"
+        )
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint safely (tensors and plain data only).
+
+    Raises:
+        MegaSRError: it is missing, damaged, or holds other objects.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, KeyError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise MegaSRError(f"cannot read checkpoint {path}: {reason}") from error
+
+
+def build_from_checkpoint(
+    cls: type[MegaSRModule], path: str | Path, prior: str | None, changes: dict[str, Any]
+) -> MegaSRModule:
+    """See MegaSRModule.from_checkpoint."""
+    from megasr.networks.config import AdapterConfig
+    from megasr.semantics.vision import VisionConfig
+    from megasr.training.config import ObjectiveConfig, OptimizerConfig, SamplerConfig
+
+    checkpoint = read_checkpoint(path)
+    if "prior_fingerprint" not in checkpoint:
+        raise MegaSRError(f"{path}: not a checkpoint of a MegaSR adapter (it has no prior_fingerprint)")
+    settings = dict(checkpoint["hyper_parameters"])
+    types = {"adapter": AdapterConfig, "objective": ObjectiveConfig, "optimizer": OptimizerConfig}
+    types |= {"sampler": SamplerConfig, "vision": VisionConfig}
+    for name, config_type in types.items():
+        if settings[name] is not None:
+            settings[name] = config_type(**settings[name])
+    module = cls(**settings | ({"prior": prior} if prior else {}) | changes)
+    module.on_load_checkpoint(checkpoint)
+    averaged = next((s["shadow"] for name, s in checkpoint["callbacks"].items() if name.startswith("EMA")), None)
+    module.load_state_dict(averaged or checkpoint["state_dict"], strict=False)
+    return module.eval()

@@ -1,0 +1,80 @@
+"""How an adapter is trained and sampled. Frozen objects; every field has an effect."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from megasr.errors import UsageError
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """What is dropped in training, so that classifier-free guidance has an unconditional model.
+
+    Args:
+        text_dropout: share of samples whose tags are replaced by the empty prompt (SeeSR: 0.5).
+        guidance_dropout: share of samples whose guidance maps are all set to zero.
+        validation_timesteps: number of fixed, stratified timesteps of the validation loss.
+    """
+
+    text_dropout: float = 0.1
+    guidance_dropout: float = 0.1
+    validation_timesteps: int = 8
+
+    def __post_init__(self) -> None:
+        for name in ("text_dropout", "guidance_dropout"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UsageError(f"objective.{name} must be in [0, 1], got {getattr(self, name)}")
+        if self.validation_timesteps < 1:
+            raise UsageError(f"objective.validation_timesteps must be at least 1, got {self.validation_timesteps}")
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW over the trained parameters (defaults: SeeSR's).
+
+    Args:
+        learning_rate: constant after the warm-up.
+        warmup_steps: optimizer steps of linear warm-up from 0.
+        weight_decay: AdamW's.
+        beta1: AdamW's.
+        beta2: AdamW's.
+    """
+
+    learning_rate: float = 5e-5
+    warmup_steps: int = 0
+    weight_decay: float = 1e-2
+    beta1: float = 0.9
+    beta2: float = 0.999
+
+    def __post_init__(self) -> None:
+        if not self.learning_rate > 0:
+            raise UsageError(f"optimizer.learning_rate must be positive, got {self.learning_rate}")
+        if self.warmup_steps < 0:
+            raise UsageError(f"optimizer.warmup_steps must not be negative, got {self.warmup_steps}")
+
+
+@dataclass(frozen=True)
+class SamplerConfig:
+    """How sr is sampled.
+
+    Args:
+        num_steps: DDIM steps.
+        guidance_scale: strength of classifier-free guidance on the text; 1 switches it off and halves the cost.
+        start: begin with pure `noise`, or with the latent of lq_up plus noise (`lq`, SeeSR's LRE).
+        start_fraction: where in the noise schedule to begin, in (0, 1]; below 1 only with start `lq`.
+        positive_prompt: appended to the tags (SeeSR: "clean, high-resolution, 8k").
+        negative_prompt: the other half of classifier-free guidance; used when guidance_scale is not 1.
+    """
+
+    num_steps: int = 20
+    guidance_scale: float = 1.0
+    start: Literal["noise", "lq"] = "lq"
+    start_fraction: float = 1.0
+    positive_prompt: str = ""
+    negative_prompt: str = ""
+
+    def __post_init__(self) -> None:
+        if self.start == "noise" and self.start_fraction != 1:
+            raise UsageError(f"sampler.start_fraction={self.start_fraction} needs sampler.start=lq: pure noise starts at 1")

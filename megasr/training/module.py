@@ -1,0 +1,238 @@
+"""MegaSRModule: a frozen prior, an adapter, and how the adapter is trained, validated and sampled."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+
+from megasr.batch import SRBatch, check_image
+from megasr.diffusion.objective import add_noise, diffusion_loss, stratified_timesteps
+from megasr.diffusion.sampling import ddim, guided, spaced_timesteps
+from megasr.errors import MegaSRError, UsageError
+from megasr.guidance.extract import extract_guidance
+from megasr.images import pad_to_multiple, upsample_lq
+from megasr.networks.config import AdapterConfig
+from megasr.networks.network import Conditions, MegaSRNetwork
+from megasr.networks.sites import Semantics
+from megasr.prior import load_prior
+from megasr.rng import keyed_normal, keyed_uniform
+from megasr.semantics.vision import VisionConfig, VisionEncoder
+from megasr.training.checkpoint import check_trained_state, trained_state
+from megasr.training.config import ObjectiveConfig, OptimizerConfig, SamplerConfig
+
+
+class MegaSRModule(lightning.LightningModule):
+    """Train a MegaSR adapter on a frozen text-to-image prior (2503.08096 v2).
+
+    Args:
+        prior: `tiny`, a diffusers folder, `sd21-base` or a hub id in the local cache.
+        adapter: what the trained part consists of.
+        objective: dropout of the conditions and validation timesteps.
+        optimizer: AdamW's settings.
+        sampler: how sr is sampled.
+        vision: the encoder of the image tokens; needed with adapter.image unless the batches bring the tokens.
+        scale_factor: size of hq over size of lq.
+        seed: of every draw in training and evaluation.
+    """
+
+    strict_loading = False  # a checkpoint lacks the prior on purpose; on_load_checkpoint checks what it must hold
+
+    def __init__(
+        self,
+        prior: str = "tiny",
+        adapter: AdapterConfig = AdapterConfig(),  # noqa: B008  (frozen)
+        objective: ObjectiveConfig = ObjectiveConfig(),  # noqa: B008
+        optimizer: OptimizerConfig = OptimizerConfig(),  # noqa: B008
+        sampler: SamplerConfig = SamplerConfig(),  # noqa: B008
+        vision: VisionConfig | None = None,
+        scale_factor: int = 4,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        configs = {"adapter": adapter, "objective": objective, "optimizer": optimizer, "sampler": sampler}
+        plain = {name: asdict(config) for name, config in configs.items()}
+        plain["vision"] = asdict(vision) if vision is not None else None
+        # Plain data only, so that checkpoints load with weights_only=True.
+        self.save_hyperparameters({"prior": prior, **plain, "scale_factor": scale_factor, "seed": seed})
+        self.adapter, self.objective, self.optimizer, self.sampler = adapter, objective, optimizer, sampler
+        self.scale_factor, self.seed = scale_factor, seed
+        self.prior = load_prior(prior)
+        self.prior_fingerprint = self.prior.fingerprint()
+        # The adapter's random initialisation is part of the run's seed, whatever was drawn before.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.network = MegaSRNetwork(self.prior, adapter)
+        if not any(p.requires_grad for p in self.network.parameters()):
+            raise UsageError("model.adapter is empty: turn on controlnet, guidance, image or rca, or nothing is trained")
+        self.vision = VisionEncoder(vision) if vision is not None else None
+        self.alphas_cumprod: torch.Tensor
+        self.register_buffer("alphas_cumprod", self.prior.scheduler.alphas_cumprod.clone(), persistent=False)
+
+    # Conditions -------------------------------------------------------------------------------------------------------
+
+    def semantics(self, batch: SRBatch, lq_up: torch.Tensor, prompts: list[str]) -> Semantics:
+        """Embed the prompts; take image tokens and representation from the batch, or the tokens from the encoder."""
+        tokens = batch.get("image_tokens")
+        if self.adapter.image and tokens is None and self.vision is not None:
+            tokens = self.vision(lq_up)
+        with torch.no_grad():
+            text = self.prior.text_encoder(prompts)
+        return Semantics(text, tokens, batch.get("representation"))
+
+    def prompts(self, batch: SRBatch, suffix: str = "") -> list[str]:
+        """The tags of each sample and the suffix, or empty prompts when the adapter uses no text."""
+        if not self.adapter.text:
+            return [""] * len(batch["keys"])
+        tags = batch.get("tags") or [""] * len(batch["keys"])
+        return [", ".join(part for part in (tag, suffix) if part) for tag in tags]
+
+    def guidance_maps(self, batch: SRBatch) -> dict[str, torch.Tensor]:
+        """The guidance maps that the adapter needs, from the batch or extracted."""
+        return extract_guidance(batch, self.network.guidance, self.scale_factor)
+
+    # Training and validation loss ---------------------------------------------------------------------------------------
+
+    def training_step(self, batch: SRBatch, batch_index: int) -> torch.Tensor:
+        keys, step = batch["keys"], self.global_step
+        prompts, maps = self._drop_conditions(batch, step)
+        lq_up = upsample_lq(batch["lq"], self.scale_factor)
+        conditions = self.network.conditions(lq_up, self.semantics(batch, lq_up, prompts), maps)
+        z0 = self._latents(batch["hq"])
+        noise = keyed_normal(self.seed, keys, z0.shape[1:], "training_noise", step).to(z0)
+        fractions = keyed_uniform(self.seed, keys, "timestep", step)
+        timesteps = (fractions * self._num_train_timesteps).long().to(z0.device)
+        loss = self._loss(conditions, z0, noise, timesteps)
+        self._stop_if_not_finite(loss, batch, timesteps)
+        self.log("train/loss", loss.mean(), prog_bar=True, batch_size=len(keys))
+        return loss.mean()
+
+    def validation_step(self, batch: SRBatch, batch_index: int) -> None:
+        """Loss at fixed stratified timesteps with noise keyed by the image: the same for every model and epoch."""
+        keys = batch["keys"]
+        lq_up = upsample_lq(batch["lq"], self.scale_factor)
+        semantics = self.semantics(batch, lq_up, self.prompts(batch))
+        conditions = self.network.conditions(lq_up, semantics, self.guidance_maps(batch))
+        z0 = self._latents(batch["hq"])
+        noise = keyed_normal(self.seed, keys, z0.shape[1:], "validation_noise").to(z0)
+        strata = stratified_timesteps(self.objective.validation_timesteps, self._num_train_timesteps)
+        losses = [self._loss(conditions, z0, noise, t.expand(len(keys)).to(z0.device)) for t in strata]
+        self.log("val/loss", torch.stack(losses).mean(), prog_bar=True, batch_size=len(keys), sync_dist=True)
+
+    def _drop_conditions(self, batch: SRBatch, step: int) -> tuple[list[str], dict[str, torch.Tensor]]:
+        """Prompts and maps of a training batch with classifier-free dropout, keyed by sample and step."""
+        keys = batch["keys"]
+        drop_text = keyed_uniform(self.seed, keys, "text_dropout", step) < self.objective.text_dropout
+        drop_maps = keyed_uniform(self.seed, keys, "guidance_dropout", step) < self.objective.guidance_dropout
+        prompts = ["" if drop else p for drop, p in zip(drop_text, self.prompts(batch), strict=True)]
+        maps = self.guidance_maps(batch)
+        kept = (~drop_maps).view(-1, 1, 1, 1)
+        return prompts, {name: value * kept.to(value) for name, value in maps.items()}
+
+    def _latents(self, hq: torch.Tensor) -> torch.Tensor:
+        check_image(hq, "hq")
+        with torch.no_grad():
+            return self.prior.encode(hq).float()
+
+    def _loss(
+        self, conditions: Conditions, z0: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
+    ) -> torch.Tensor:
+        def denoiser(z_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            return self.network(z_t, t, conditions)
+
+        return diffusion_loss(denoiser, self.prior.scheduler, z0, noise, timesteps)
+
+    @property
+    def _num_train_timesteps(self) -> int:
+        return len(self.alphas_cumprod)
+
+    def _stop_if_not_finite(self, loss: torch.Tensor, batch: SRBatch, timesteps: torch.Tensor) -> None:
+        if torch.isfinite(loss).all():
+            return
+        path = Path(self.trainer.default_root_dir) / "nonfinite.pt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        report = {"step": self.global_step, "keys": batch["keys"], "loss": loss.detach().cpu()}
+        torch.save(report | {"timesteps": timesteps.cpu(), "degradation": batch.get("degradation")}, path)
+        bad = [key for key, value in zip(batch["keys"], loss, strict=True) if not torch.isfinite(value)]
+        raise MegaSRError(
+            f"loss is not finite at step {self.global_step} for {', '.join(bad)}; the weights were not changed, "
+            f"the batch's keys and degradation are in {path}"
+        )
+
+    # Sampling ---------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def restore(self, batch: SRBatch) -> torch.Tensor:
+        """Lq -> sr (B, 3, H, W) float32 in [0, 1]. Noise is keyed by the image: batch size and order do not matter."""
+        check_image(batch["lq"], "lq")
+        multiple = self.prior.size_multiple
+        lq_up = upsample_lq(batch["lq"], self.scale_factor)
+        height, width = lq_up.shape[-2:]
+        maps = {name: pad_to_multiple(m, multiple) for name, m in self.guidance_maps(batch).items()}
+        lq_up = pad_to_multiple(lq_up, multiple)
+        denoiser = self._denoiser(batch, lq_up, maps)
+        timesteps = spaced_timesteps(self.sampler.num_steps, self.sampler.start_fraction, self._num_train_timesteps)
+        z = self._starting_point(batch["keys"], lq_up, timesteps[0])
+        z0 = ddim(denoiser, self.alphas_cumprod, self.prior.prediction_type, z, timesteps)
+        return self.prior.decode(z0)[..., :height, :width]
+
+    def _denoiser(self, batch: SRBatch, lq_up: torch.Tensor, maps: dict[str, torch.Tensor]):  # noqa: ANN202
+        sampler = self.sampler
+        semantics = self.semantics(batch, lq_up, self.prompts(batch, sampler.positive_prompt))
+        conditions = self.network.conditions(lq_up, semantics, maps)
+        if sampler.guidance_scale == 1:
+            return lambda z, t: self.network(z, t, conditions)
+        with torch.no_grad():
+            negative_text = self.prior.text_encoder([sampler.negative_prompt] * len(batch["keys"]))
+        negative = self.network.conditions(lq_up, semantics._replace(text=negative_text), maps)
+        return lambda z, t: guided(
+            self.network(z, t, conditions), self.network(z, t, negative), sampler.guidance_scale
+        )
+
+    def _starting_point(self, keys: list[str], lq_up: torch.Tensor, timestep: int) -> torch.Tensor:
+        z_lq = self.prior.encode(lq_up).float()
+        noise = keyed_normal(self.seed, keys, z_lq.shape[1:], "sampling_noise").to(z_lq)
+        if self.sampler.start == "noise":
+            return noise
+        return add_noise(self.prior.scheduler, z_lq, noise, torch.full((len(keys),), timestep, device=z_lq.device))
+
+    # Optimizer and checkpoints ----------------------------------------------------------------------------------------
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        settings = self.optimizer
+        optimizer = torch.optim.AdamW(
+            [p for p in self.parameters() if p.requires_grad],
+            lr=settings.learning_rate,
+            betas=(settings.beta1, settings.beta2),
+            weight_decay=settings.weight_decay,
+        )
+        warmup = max(1, settings.warmup_steps)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / warmup))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["state_dict"] = trained_state(self, checkpoint["state_dict"])
+        checkpoint["prior_fingerprint"] = self.prior_fingerprint
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        check_trained_state(self, checkpoint, self.prior_fingerprint)
+
+    @classmethod
+    def from_checkpoint(cls, path: str | Path, prior: str | None = None, **changes: Any) -> MegaSRModule:
+        """Rebuild a module from a checkpoint, with the averaged weights when EMA was on.
+
+        Args:
+            path: a Lightning checkpoint of this module.
+            prior: where the prior lies on this machine; None takes the source that was trained with.
+            changes: constructor arguments to replace, such as sampler.
+
+        Raises:
+            MegaSRError: the file cannot be read, is not of this module, or belongs to another prior.
+        """
+        from megasr.training.checkpoint import build_from_checkpoint
+
+        return build_from_checkpoint(cls, path, prior, changes)
+

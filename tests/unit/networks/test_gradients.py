@@ -1,0 +1,87 @@
+"""Who is trained and who is not, for every part of the adapter."""
+
+import pytest
+import torch
+
+from megasr.errors import UsageError
+from megasr.networks.network import MegaSRNetwork
+from tests.helpers.networks import adapter, predict, random_inputs, random_prior, train_steps
+
+FULL = {"guidance": ("canny", "superpixel", "noise"), "image": True, "rca": True}
+
+
+@pytest.mark.parametrize("fusion_init", ["residual", "as_drawn"])
+@pytest.mark.parametrize("stage1", ["v1", "v2"])
+@pytest.mark.parametrize("gate", ["linear", "channel", "scalar"])
+def test_gradients_reach_every_trained_parameter_and_no_frozen_one(fusion_init, stage1, gate):
+    prior = random_prior()
+    network = MegaSRNetwork(prior, adapter(**FULL, fusion_init=fusion_init, stage1=stage1, gate=gate))
+    train_steps(network, random_inputs(prior), steps=4)
+    trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
+    dead = [name for name, p in trained.items() if p.grad is None or not p.grad.abs().max() > 0]
+    assert not dead
+    assert all(p.grad is None for p in prior.parameters())
+    frozen = [name for name, p in network.named_parameters() if not p.requires_grad and p.grad is not None]
+    assert not frozen
+
+
+def test_copied_keys_and_values_are_frozen_copies_of_the_priors():
+    prior = random_prior()
+    network = MegaSRNetwork(prior, adapter(image=True))
+    names = {name for name, p in network.named_parameters() if p.requires_grad}
+    assert not any(name.endswith(("csm.to_k.weight", "csm.to_v.weight")) for name in names)
+    attention = prior.unet.down_blocks[0].attentions[0].transformer_blocks[0].attn2
+    assert torch.equal(network.unet.sites[0].csm.to_k.weight, attention.to_k.weight)
+    assert network.unet.sites[0].csm.to_k.weight is not attention.to_k.weight
+
+
+def test_gradient_checkpointing_changes_no_number():
+    prior = random_prior()
+    inputs = random_inputs(prior)
+    gradients = []
+    for recompute in (False, True):
+        torch.manual_seed(0)
+        network = MegaSRNetwork(prior, adapter(**FULL, fusion_init="as_drawn", gradient_checkpointing=recompute))
+        predict(network, inputs).square().mean().backward()
+        gradients.append({n: p.grad for n, p in network.named_parameters() if p.requires_grad})
+    plain, recomputed = gradients
+    assert all(torch.equal(plain[name], recomputed[name]) for name in plain)
+
+
+def test_gradient_checkpointing_really_recomputes(monkeypatch):
+    import megasr.networks.sites as sites
+
+    calls = []
+    original = sites.checkpoint
+    monkeypatch.setattr(sites, "checkpoint", lambda *a, **k: (calls.append(1), original(*a, **k))[1])
+    prior = random_prior()
+    network = MegaSRNetwork(prior, adapter(gradient_checkpointing=True))
+    predict(network, random_inputs(prior)).sum().backward()
+    assert len(calls) > len(network.unet.sites)
+
+
+def test_state_dict_round_trip():
+    prior = random_prior()
+    inputs = random_inputs(prior)
+    first = MegaSRNetwork(prior, adapter(**FULL))
+    train_steps(first, inputs)
+    second = MegaSRNetwork(prior, adapter(**FULL))
+    second.load_state_dict(first.state_dict())
+    with torch.no_grad():
+        assert torch.equal(predict(first, inputs), predict(second, inputs))
+
+
+def test_missing_tokens_are_one_clear_error():
+    prior = random_prior()
+    inputs = random_inputs(prior)
+    network = MegaSRNetwork(prior, adapter(image=True))
+    with pytest.raises(UsageError, match="image tokens"):
+        network.conditions(inputs["lq_up"], inputs["semantics"]._replace(image=None), inputs["maps"])
+
+
+def test_a_size_that_does_not_fit_names_the_multiple():
+    prior = random_prior()
+    inputs = random_inputs(prior)
+    network = MegaSRNetwork(prior, adapter())
+    with pytest.raises(UsageError, match="40x32 px.*multiples of 16"):
+        network.conditions(torch.rand(2, 3, 32, 40), inputs["semantics"], {})
