@@ -15,7 +15,7 @@ import torch
 from data_pipelines.degradations.presets import get_degradation
 from data_pipelines.folder import check_disjoint, index_folder, read_at_least
 from data_pipelines.photos import EVAL_PHOTOS, TRAIN_PHOTOS, grid_crops, load_photo
-from data_pipelines.samples import DrawSampler, Sample, SampleSet, collate, random_crop
+from data_pipelines.samples import DrawLoader, DrawSampler, Sample, SampleSet, collate, random_crop
 from megasr.batch import SRBatch
 from megasr.errors import UsageError
 from megasr.images import center_crop
@@ -79,14 +79,28 @@ class SRDataModule(lightning.LightningDataModule):
         return self.eval_samples
 
     def train_dataloader(self) -> torch.utils.data.DataLoader:
-        """Draws of the current epoch, from where training stands."""
-        sampler = DrawSampler(self._consumed_samples, self.train_samples)
+        """Draws of the current epoch, from where training stands.
+
+        Raises:
+            UsageError: train_samples is less than one batch for every process.
+        """
+        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        samples_per_step = self.batch_size * world_size
+        steps = self.train_samples // samples_per_step
+        if steps == 0:
+            raise UsageError(
+                f"data.train_samples {self.train_samples} is less than one batch of {self.batch_size} "
+                f"for each of {world_size} devices"
+            )
+        sampler = DrawSampler(self._consumed_samples, steps * samples_per_step, rank, world_size)
         # The set has no end: the sampler decides which draws an epoch consists of.
-        return self._loader(SampleSet(self.train_sample, 2**62), sampler=sampler)
+        samples = SampleSet(self.train_sample, 2**62)
+        return DrawLoader(samples, self.batch_size, sampler=sampler, num_workers=self.num_workers, collate_fn=collate)
 
     def val_dataloader(self) -> torch.utils.data.DataLoader:
         """The whole evaluation set, in order."""
-        return self._loader(SampleSet(self.eval_sample, self.num_eval()))
+        samples = SampleSet(self.eval_sample, self.num_eval())
+        return torch.utils.data.DataLoader(samples, self.batch_size, num_workers=self.num_workers, collate_fn=collate)
 
     def test_dataloader(self) -> torch.utils.data.DataLoader:
         """The same set as for validation."""
@@ -101,18 +115,12 @@ class SRDataModule(lightning.LightningDataModule):
             batch["degradation"] = params
         return batch
 
-    def _loader(
-        self, samples: SampleSet, sampler: torch.utils.data.Sampler | None = None
-    ) -> torch.utils.data.DataLoader:
-        return torch.utils.data.DataLoader(
-            samples, self.batch_size, sampler=sampler, num_workers=self.num_workers, collate_fn=collate
-        )
-
     def _consumed_samples(self) -> int:
         if self.trainer is None:
             return 0
-        batches = self.trainer.fit_loop.epoch_loop.batch_progress.total.completed
-        return batches * self.batch_size
+        # Not `completed`: Lightning counts that only after the hook in which checkpoints are written.
+        batches = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed
+        return batches * self.batch_size * self.trainer.world_size
 
 
 class PhotoDataModule(SRDataModule):
@@ -131,13 +139,7 @@ class PhotoDataModule(SRDataModule):
         smallest = min(min(load_photo(photo.name).shape[:2]) for photo in (*TRAIN_PHOTOS, *EVAL_PHOTOS))
         if crop_size_px > smallest:
             raise UsageError(f"data.crop_size_px {crop_size_px}: the smallest photograph has {smallest} px")
-        per_photo = -(-eval_samples // len(EVAL_PHOTOS))
-        crops = [
-            (photo.name, place)
-            for photo in EVAL_PHOTOS
-            for place in grid_crops(*load_photo(photo.name).shape[:2], crop_size_px, per_photo)
-        ]
-        self.crops = crops[:eval_samples]
+        self.crops = _spread_crops(crop_size_px, eval_samples)
 
     def num_eval(self) -> int:
         return len(self.crops)
@@ -151,6 +153,17 @@ class PhotoDataModule(SRDataModule):
         name, (top, left) = self.crops[index]
         size = self.crop_size_px
         return Sample(f"{name}/{top}-{left}", load_photo(name)[top : top + size, left : left + size])
+
+
+def _spread_crops(size_px: int, count: int) -> list[tuple[str, tuple[int, int]]]:
+    """(photograph, place) of `count` evaluation crops: one of every photograph before a second one of any."""
+    ranked = []
+    for number, photo in enumerate(EVAL_PHOTOS):
+        height, width = load_photo(photo.name).shape[:2]
+        places = grid_crops(height, width, size_px, count)
+        ranked += [(rank, number, photo.name, place) for rank, place in enumerate(places)]
+    chosen = sorted(sorted(ranked)[:count], key=lambda crop: (crop[1], crop[0]))
+    return [(name, place) for _, _, name, place in chosen]
 
 
 class SceneDataModule(SRDataModule):

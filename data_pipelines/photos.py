@@ -59,8 +59,8 @@ def load_photo(name: str) -> np.ndarray:
 def grid_crops(height: int, width: int, size_px: int, count: int) -> list[tuple[int, int]]:
     """(top, left) of crops of size_px that do not overlap, on a regular grid that covers the photograph.
 
-    At most `count`, fewer when the photograph holds fewer. They are taken from the centre outwards, because the subject of
-    a photograph is in its centre.
+    At most `count`, fewer when the photograph holds fewer. They are taken from the centre outwards, where photographs
+    have their subject.
     """
     rows, columns = max(1, height // size_px), max(1, width // size_px)
     tops = _spread(height - size_px, rows)

@@ -1,7 +1,7 @@
 """Samples and how they become a batch; and the order in which training draws them.
 
-A training set is a function draw -> sample, where draws are counted from the start of training. Epochs only say how many
-draws lie between two looks at the clock; resuming is starting at another draw.
+A training set is a function draw -> sample, where draws are counted from the start of training. An epoch is so many
+draws and nothing else; resuming is starting at another draw.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from megasr.batch import SRBatch
+from megasr.errors import UsageError
 from megasr.images import from_uint8
 from megasr.rng import numpy_generator
 
@@ -61,6 +62,27 @@ class DrawSampler(torch.utils.data.DistributedSampler[int]):
     def __iter__(self) -> Iterator[int]:
         start = self.position()
         return iter(range(start + self.rank, start + self.total_size, self.num_replicas))
+
+
+class DrawLoader(torch.utils.data.DataLoader):
+    """A loader of draws that Lightning can resume. Where training stands is Lightning's own batch count; what is kept
+    here is what that count is counted in, because resuming with another batch size would repeat or skip draws."""
+
+    def state_dict(self) -> dict[str, int]:
+        """Batch size and epoch length."""
+        return {"batch_size": self.batch_size, "epoch_length": len(self.sampler)}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Check that the checkpoint was counted in the same units.
+
+        Raises:
+            UsageError: the batch size or the epoch length is another one.
+        """
+        if state != self.state_dict():
+            raise UsageError(
+                f"cannot resume: the checkpoint was made with {state}, the data module has {self.state_dict()}; "
+                "draws would be repeated or skipped"
+            )
 
 
 def collate(samples: Sequence[Sample]) -> SRBatch:

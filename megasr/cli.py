@@ -11,7 +11,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from megasr import __version__
 from megasr.commands import doctor, params, study, training, upscale
@@ -21,7 +21,10 @@ COMMANDS = (training, study, upscale, params, doctor)
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse that raises instead of printing its usage and exiting."""
+    """argparse that takes no abbreviations, and raises instead of printing its usage and exiting."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(allow_abbrev=False, **settings)
 
     def error(self, message: str) -> NoReturn:
         """Raise what argparse has to say as a UsageError."""
@@ -29,7 +32,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def build_parser() -> Parser:
-    """The parser of every command. `fit`, `validate` and `test` leave their options to LightningCLI."""
+    """The parser of every command. `fit` and `validate` leave their options to LightningCLI."""
     parser = Parser(prog="megasr", description="Real-world image super-resolution with guided diffusion priors.")
     parser.add_argument("--version", action="version", version=f"megasr {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command", parser_class=Parser)

@@ -14,14 +14,13 @@ import argparse
 from pathlib import Path
 
 import lightning
-import numpy as np
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from rich.progress import track
 
 from data_pipelines.photos import TRAIN_PHOTOS, load_photo
+from data_pipelines.samples import Sample, collate, random_crop
 from data_pipelines.scenes import render_scene
-from megasr.batch import SRBatch
-from megasr.images import from_uint8
 from megasr.prior import save_prior
 from megasr.rng import numpy_generator
 from megasr.training.callbacks import EMA
@@ -41,10 +40,8 @@ class PriorData(torch.utils.data.Dataset):
     """
 
     def __init__(self, num_scenes: int, length: int, crop_size_px: int) -> None:
-        from rich.progress import track
-
-        self.scenes = [render_scene(i, seed=0, size_px=SIZE_PX) for i in track(range(num_scenes), "rendering scenes")]
-        self.scenes = [(scene.hq, ", ".join(scene.tags)) for scene in self.scenes]
+        scenes = (render_scene(i, seed=0, size_px=SIZE_PX) for i in track(range(num_scenes), "rendering scenes"))
+        self.scenes = [(scene.hq, ", ".join(scene.tags)) for scene in scenes]
         self.photos = [(load_photo(photo.name), ", ".join(photo.tags)) for photo in TRAIN_PHOTOS]
         self.length = length
         self.crop_size_px = crop_size_px
@@ -52,20 +49,11 @@ class PriorData(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return self.length
 
-    def __getitem__(self, index: int) -> tuple[str, np.ndarray, str]:
+    def __getitem__(self, index: int) -> Sample:
         rng = numpy_generator(0, "prior_data", index)
         pool = self.photos if index % PHOTO_EVERY == 0 else self.scenes
-        image, tags = pool[rng.integers(len(pool))]
-        size = self.crop_size_px
-        top, left = (rng.integers(n - size + 1) for n in image.shape[:2])
-        crop = image[top : top + size, left : left + size]
-        return f"{index}", crop[:, ::-1] if rng.random() < 0.5 else crop, tags
-
-
-def collate(samples: list[tuple[str, np.ndarray, str]]) -> SRBatch:
-    """Samples -> batch with hq and tags."""
-    keys, images, tags = zip(*samples, strict=True)
-    return SRBatch(keys=list(keys), hq=from_uint8(np.stack(images)), tags=list(tags))
+        image, tags = pool[int(rng.integers(len(pool)))]
+        return Sample(str(index), random_crop(image, self.crop_size_px, 0, index), tags)
 
 
 def main() -> None:

@@ -9,22 +9,24 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import data_pipelines.datamodules as datamodules
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.trainer.states import TrainerFn
 
+import data_pipelines.datamodules as datamodules
 from megasr.errors import UsageError, unknown_name
 from megasr.training.module import MegaSRModule
 
 _UNKNOWN_KEY = re.compile(
     r"unrecognized arguments: --([^\s=]+)|not accept option '([^']+)'|Option '([^']+)' is not accepted"
 )
+_LITERAL = re.compile(r"a typing\.Literal\[([^\]]*)\]")
 _UNKNOWN_CLASS = re.compile(r"Expected a dot import path string: (\S+)")
 _CLASS_PATH = re.compile(r"Problem with given class_path '([^']+)'")
 
 
 class SaveResolvedConfig(SaveConfigCallback):
-    """Writes config.yaml (fit) or config.validate.yaml, config.test.yaml into the run's folder.
+    """Writes config.yaml (fit) or config.validate.yaml (validate) into the run's folder.
 
     A fit that starts anew refuses a folder that holds another run; one that resumes (ckpt_path) replaces the file.
     """
@@ -35,9 +37,10 @@ class SaveResolvedConfig(SaveConfigCallback):
         Raises:
             UsageError: the folder already holds the configuration of another run.
         """
-        self.config_filename = "config.yaml" if stage == "fit" else f"config.{stage}.yaml"
+        command = TrainerFn(stage).value
+        self.config_filename = "config.yaml" if command == "fit" else f"config.{command}.yaml"
         existing = Path(trainer.log_dir or ".") / self.config_filename
-        resumes = stage != "fit" or self.config.get("ckpt_path") is not None
+        resumes = command != "fit" or self.config.get("ckpt_path") is not None
         if not resumes and trainer.is_global_zero and existing.is_file():
             raise UsageError(
                 f"{existing.parent} already holds a run: resume it with --ckpt_path last, "
@@ -51,8 +54,21 @@ class MegaSRCLI(LightningCLI):
     """LightningCLI whose arguments are given, not taken from sys.argv, and whose errors are one line."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """The module's seed is the run's seed: weights, noise and order come from one number."""
+        """What Lightning seeds follows the module's seed; the data have their own."""
         parser.link_arguments("model.seed", "seed_everything")
+
+    def before_instantiate_classes(self) -> None:
+        """Check what no single class can.
+
+        Raises:
+            UsageError: the module and the data disagree on the scale factor.
+        """
+        config = self.config[self.config.subcommand]
+        in_data = config.data.init_args.scale_factor
+        if in_data != config.model.scale_factor:
+            raise UsageError(
+                f"model.scale_factor is {config.model.scale_factor}, data.scale_factor is {in_data}: make them equal"
+            )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse `args`.
@@ -60,10 +76,18 @@ class MegaSRCLI(LightningCLI):
         Raises:
             UsageError: instead of jsonargparse's usage text.
         """
+        options = self._subcommand_parsers[args[0]]
+        options.allow_abbrev = False  # an abbreviation hides a misspelt key
         try:
             self.config = parser.parse_args(args)
         except argparse.ArgumentError as error:
-            raise explain(str(error), self._subcommand_parsers[args[0]].get_defaults().keys()) from error
+            raise explain(str(error), options.get_defaults().keys()) from error
+
+    def _parse_ckpt_path(self) -> None:
+        """What was typed or configured holds: Lightning would silently replace it by the checkpoint's hyper-parameters.
+
+        A checkpoint of another adapter is refused when its weights are loaded.
+        """
 
 
 def explain(message: str, keys: Iterable[str]) -> UsageError:
@@ -77,7 +101,9 @@ def explain(message: str, keys: Iterable[str]) -> UsageError:
         return unknown_name("key", got, keys)
     if match := _UNKNOWN_CLASS.search(message):
         return unknown_name("data module", match.group(1), _data_modules())
-    return UsageError(message.split("Given value type:")[0])
+    if "--> seed_everything" in message:
+        return UsageError("seed_everything follows model.seed: set that one")
+    return UsageError(_LITERAL.sub(r"one of \1", message.split("Given value type:")[0]).replace("Parser key", "key"))
 
 
 def _data_modules() -> dict[str, type]:
@@ -87,12 +113,20 @@ def _data_modules() -> dict[str, type]:
 
 
 def _parameters(class_name: str) -> list[str]:
+    """What the constructors of a data module, and of those it passes settings on to, take."""
     known = _data_modules().get(class_name)
-    return [] if known is None else [name for name in inspect.signature(known).parameters if name != "self"]
+    constructors = [] if known is None else [vars(c)["__init__"] for c in known.__mro__ if "__init__" in vars(c)]
+    return [
+        name
+        for constructor in constructors
+        if getattr(constructor, "__module__", "").startswith("data_pipelines")
+        for name, parameter in inspect.signature(constructor).parameters.items()
+        if name != "self" and parameter.kind is not inspect.Parameter.VAR_KEYWORD
+    ]
 
 
 def run_lightning(args: Sequence[str]) -> None:
-    """Parse and run `[fit | validate | test, options...]`.
+    """Parse and run `[fit | validate, options...]`.
 
     Raises:
         UsageError: an option, a key of the configuration or a value cannot be used.

@@ -32,12 +32,20 @@ def run(arguments: argparse.Namespace) -> None:
     trained: dict[str, int] = {}
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:
-            part = ".".join(word for word in name.split(".")[:4] if not word.isdigit())
+            part = _part(name.split("."))
             trained[part] = trained.get(part, 0) + parameter.numel()
     for title, parts in (("frozen", frozen), ("trained", trained)):
         for part, count in parts.items():
             print(f"{title:<8} {part:<32} {count:>14,}")
         print(f"{title:<8} {'all':<32} {sum(parts.values()):>14,}")
+
+
+def _part(words: list[str]) -> str:
+    """The box of the figure that a parameter belongs to: its model, and the module within."""
+    inner = next((word for word in words if word in ("csm", "msfm", "rca")), None)
+    if "controlnet_cond_embedding" in words:
+        inner = "lq_encoder"
+    return f"{words[0]}.{inner}" if inner else words[0]
 
 
 def _size(part: Any) -> int:

@@ -39,7 +39,7 @@ def run(arguments: argparse.Namespace) -> None:
         seeds=arguments.seeds,
         steps=arguments.steps,
     )
-    print(f"report: {write_report(result, arguments.output)}")
+    write_report(result, arguments.output)
 
 
 def list_studies(arguments: argparse.Namespace) -> None:

@@ -9,7 +9,6 @@ import contextlib
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -37,11 +36,6 @@ class Evaluator:
         self.protocol = protocol
         self.device = torch.device(device)
         self._metrics = [(spec, _create(spec, protocol, self.device)) for spec in protocol.metrics]
-
-    @property
-    def versions(self) -> dict[str, str]:
-        """Versions of what computes the numbers; to be stored beside every result."""
-        return {"pyiqa": version("pyiqa"), "torch": str(torch.__version__)}
 
     @torch.no_grad()
     def rows(self, sr: torch.Tensor, hq: torch.Tensor, keys: Sequence[str]) -> list[Row]:

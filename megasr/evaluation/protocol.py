@@ -64,7 +64,7 @@ class Protocol:
 
     def __post_init__(self) -> None:
         if self.rounding != "8bit":
-            raise UsageError(f"protocol {self.name}: rounding {self.rounding!r}; metrics are taken on 8-bit images only")
+            raise UsageError(f"protocol {self.name}: rounding {self.rounding!r}; metrics are taken on 8-bit images")
         if self.border_px < 0:
             raise UsageError(f"protocol {self.name}: border_px is {self.border_px}, must be 0 or more")
         names = [metric.name for metric in self.metrics]

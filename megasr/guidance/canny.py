@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from megasr.images import from_uint8, to_uint8
@@ -21,9 +22,9 @@ def extract_canny(image: torch.Tensor, keys: Sequence[str]) -> torch.Tensor:
     return torch.stack([from_uint8(_canny(photo)[..., None]) for photo in to_uint8(image)]).to(image.device)
 
 
-def _canny(photo):  # noqa: ANN001, ANN202  (H, W, 3) uint8 -> (H, W) uint8, 0 or 255
+def _canny(photo: np.ndarray) -> np.ndarray:
+    """(H, W, 3) uint8 -> (H, W) uint8, each pixel 0 or 255."""
     import cv2
-    import numpy as np
 
     grey = cv2.GaussianBlur(cv2.cvtColor(photo, cv2.COLOR_RGB2GRAY), (0, 0), _BLUR_SIGMA_PX)
     dx = cv2.Sobel(grey, cv2.CV_16S, 1, 0)

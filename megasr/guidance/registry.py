@@ -44,7 +44,9 @@ class GuidanceType:
 
     def __post_init__(self) -> None:
         if (self.extractor is None) != (self.source == "batch"):
-            raise ValueError(f"guidance type {self.name}: source {self.source!r} and extractor {self.extractor} disagree")
+            raise ValueError(
+                f"guidance type {self.name}: source {self.source!r} contradicts extractor {self.extractor}"
+            )
 
 
 _REGISTRY: dict[str, GuidanceType] = {}

@@ -58,6 +58,12 @@ class MegaSRUNet(nn.Module):
         self.recompute = config.gradient_checkpointing
         self.sites = nn.ModuleList(Site(t, level, config, guidance) for t, level in iterate_transformers(unet))
 
+    def train(self, mode: bool = True) -> MegaSRUNet:
+        """The adapters change mode; the frozen U-Net stays in evaluation mode."""
+        super().train(mode)
+        self.unet.eval()
+        return self
+
     def forward(
         self,
         z_t: torch.Tensor,

@@ -1,0 +1,1 @@
+"""Questions in, answers out: studies, their runs, the statistics and the report."""

@@ -1,0 +1,258 @@
+"""One run: build, train for the planned steps, restore the held-out photographs, measure, write.
+
+Imports Lightning; the runner imports this file only when a run is not finished yet.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import lightning
+import numpy as np
+import torch
+
+from ablations.plan import Components, RunPlan, build_parser
+from ablations.results import RunResult, git_commit, versions, write_result, write_text
+from ablations.tracking import Tracker
+from megasr.batch import SRBatch
+from megasr.errors import MegaSRError
+from megasr.evaluation.evaluator import Evaluator, Row
+from megasr.images import read_image, to_uint8, upsample_lq, write_png
+
+# Warnings that say nothing about the run: advice on workers and log intervals, and Lightning's own use of torch.
+_NOISE = (
+    ".*does not have many workers",
+    ".*number of training batches",
+    ".*isinstance.treespec",
+    ".*no `validation_step`",
+    r".*module.s. in eval mode",  # the frozen prior
+)
+SHOWN_IMAGES = 4  # pictures per run on W&B
+Restore = Callable[[SRBatch], torch.Tensor]  # batch -> sr (B, 3, H, W) in [0, 1]
+Pictures = dict[str, dict[str, torch.Tensor]]  # key -> {"lq_up", "sr", "hq"}
+
+
+class StepProgress(lightning.Callback):
+    """Reports every optimizer step, for a progress bar over many runs."""
+
+    def __init__(self, advance: Callable[[], None]) -> None:
+        self._advance = advance
+        self._seen = 0
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
+        """Advance when the optimizer has moved (not on every batch when gradients are accumulated)."""
+        if trainer.global_step > self._seen:
+            self._seen = trainer.global_step
+            self._advance()
+
+
+def execute_baseline(plan: RunPlan, components: Components, evaluator: Evaluator, folder: Path) -> RunResult:
+    """Measure bicubic lq_up on the held-out photographs; also writes their lq and hq, which all runs share."""
+    data = _build(components, {"data": plan.config["data"]}).data
+    scale_factor = plan.config["data"]["scale_factor"]
+    started = time.perf_counter()
+    cpu = torch.device("cpu")
+    rows, _ = _evaluate(data, lambda batch: upsample_lq(batch["lq"], scale_factor), evaluator, folder, cpu)
+    return _finish(plan, evaluator, rows, folder, evaluate_s=time.perf_counter() - started)
+
+
+def execute_run(
+    plan: RunPlan,
+    components: Components,
+    evaluator: Evaluator,
+    folder: Path,
+    baseline: Path,
+    tracker: Tracker,
+    advance: Callable[[], None],
+) -> RunResult:
+    """Train and measure one planned run; metrics.json is the last file it writes.
+
+    Args:
+        plan: what to run.
+        components: classes the config builds.
+        evaluator: the protocol.
+        folder: the run's folder.
+        baseline: folder of the finished bicubic baseline.
+        tracker: W&B.
+        advance: called after every optimizer step.
+
+    Raises:
+        MegaSRError: the run took other than the planned number of steps, was given another lq than the baseline, or an
+            image cannot be measured or written.
+    """
+    write_text(folder / "config.yaml", _as_yaml(plan))
+    logger = tracker.open(plan, folder / "wandb")
+    try:
+        lightning.seed_everything(plan.seed, workers=True, verbose=False)
+        built = _build(components, plan.config)
+        started = time.perf_counter()
+        trainer = _train(plan, built, components, folder, logger, advance)
+        trained = time.perf_counter()
+        with _quiet_lightning():
+            _save_checkpoint(trainer, folder / "adapter.ckpt")
+        device = trainer.strategy.root_device
+        module = built.model.to(device).eval()
+        rows, pictures = _evaluate(built.data, module.restore, evaluator, folder, device, baseline)
+        result = _finish(
+            plan,
+            evaluator,
+            rows,
+            folder,
+            steps=trainer.global_step,
+            train_s=trained - started,
+            evaluate_s=time.perf_counter() - trained,
+            device=str(device),
+            tracking=None if logger is None else _tracking_id(logger),
+        )
+    except BaseException:
+        tracker.abort(logger)
+        raise
+    tracker.close(logger, result, pictures)
+    return result
+
+
+def _build(components: Components, config: dict[str, Any]) -> Any:
+    """Namespace with `model` and `data` built from their config sections (the Trainer needs more than its config)."""
+    sections = tuple(section for section in ("model", "data") if section in config)
+    parser = build_parser(components, sections)
+    return parser.instantiate(parser.parse_object({section: config[section] for section in sections}))
+
+
+def _train(
+    plan: RunPlan, built: Any, components: Components, folder: Path, logger: Any, advance: Callable[[], None]
+) -> lightning.Trainer:
+    with _quiet_lightning():
+        trainer = components.trainer(
+            **plan.config["trainer"],
+            logger=logger or False,
+            callbacks=[StepProgress(advance)],
+            default_root_dir=folder,
+            max_epochs=-1,
+            limit_val_batches=0,
+            num_sanity_val_steps=0,
+            enable_progress_bar=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+        )
+        trainer.fit(built.model, datamodule=built.data)
+    if trainer.global_step != plan.max_steps:
+        raise MegaSRError(f"stopped after {trainer.global_step} of {plan.max_steps} steps; runs need equal steps")
+    return trainer
+
+
+@torch.no_grad()
+def _evaluate(
+    data: lightning.LightningDataModule,
+    restore: Restore,
+    evaluator: Evaluator,
+    folder: Path,
+    device: torch.device,
+    baseline: Path | None = None,
+) -> tuple[list[Row], Pictures]:
+    """Restore and measure the held-out photographs and write sr; without a baseline, write lq and hq as well."""
+    data.setup("validate")
+    rows: list[Row] = []
+    pictures: Pictures = {}
+    for batch in data.val_dataloader():
+        batch = data.transfer_batch_to_device(batch, device, 0)
+        batch = data.on_after_batch_transfer(batch, 0)
+        sr = restore(batch).float().cpu()
+        hq, lq = batch["hq"].float().cpu(), batch["lq"].float().cpu()
+        rows += evaluator.rows(sr, hq, batch["keys"])
+        lq_up = upsample_lq(lq, hq.shape[-1] // lq.shape[-1])
+        for i, key in enumerate(batch["keys"]):
+            write_png(to_uint8(sr[i]), folder / "sr" / f"{key}.png")
+            if baseline is None:
+                write_png(to_uint8(lq[i]), folder / "lq" / f"{key}.png")
+                write_png(to_uint8(hq[i]), folder / "hq" / f"{key}.png")
+            else:
+                _check_same_lq(to_uint8(lq[i]), baseline / "lq" / f"{key}.png")
+            if len(pictures) < SHOWN_IMAGES:
+                pictures[key] = {"lq_up": lq_up[i], "sr": sr[i], "hq": hq[i]}
+    return rows, pictures
+
+
+def _check_same_lq(lq: np.ndarray, path: Path) -> None:
+    """Runs may be compared only when they restored the same lq; devices may differ by a rounding, not by a level."""
+    expected = read_image(path)
+    if expected.shape != lq.shape or np.abs(expected.astype(int) - lq.astype(int)).mean() >= 1:
+        raise MegaSRError(f"evaluated on another lq than {path}; the degradation must not depend on the run")
+
+
+def _finish(
+    plan: RunPlan,
+    evaluator: Evaluator,
+    rows: list[Row],
+    folder: Path,
+    *,
+    steps: int = 0,
+    train_s: float = 0.0,
+    evaluate_s: float = 0.0,
+    device: str = "cpu",
+    tracking: str | None = None,
+) -> RunResult:
+    protocol = evaluator.protocol
+    result = RunResult(
+        run_id=plan.run_id,
+        study=plan.study,
+        ablation=plan.ablation,
+        seed=plan.seed,
+        fingerprint=plan.fingerprint,
+        protocol={"name": protocol.name, "fingerprint": protocol.fingerprint},
+        rows=rows,
+        summary=evaluator.summary(rows),
+        steps=steps,
+        train_s=train_s,
+        evaluate_s=evaluate_s,
+        device=device,
+        commit=git_commit(),
+        versions=versions(),
+        tracking=tracking,
+    )
+    write_result(result, folder)
+    return result
+
+
+def _save_checkpoint(trainer: lightning.Trainer, path: Path) -> None:
+    """Whole or not at all: a temporary file is renamed."""
+    temporary = path.with_suffix(".part")
+    try:
+        trainer.save_checkpoint(temporary, weights_only=False)
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise MegaSRError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def _as_yaml(plan: RunPlan) -> str:
+    """The run's config as LightningCLI reads it."""
+    import yaml
+
+    return f"# run {plan.run_id}, fingerprint {plan.fingerprint}\n" + yaml.safe_dump(plan.config, sort_keys=False)
+
+
+def _tracking_id(logger: Any) -> str:
+    run = logger.experiment
+    return f"{run.project}/{run.id}"
+
+
+@contextlib.contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    """Many short runs would each repeat the hardware table and the advice on workers and logging intervals."""
+    log = logging.getLogger("lightning.pytorch")
+    level = log.level
+    log.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            for message in _NOISE:
+                warnings.filterwarnings("ignore", message=message)
+            yield
+    finally:
+        log.setLevel(level)

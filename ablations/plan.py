@@ -1,0 +1,177 @@
+"""Study and recipe -> the list of runs, each with a stable id.
+
+A recipe is YAML with the sections `model`, `data` and `trainer` as LightningCLI has them, and `study`, which only the
+study reads. Types, defaults and the set of valid keys come from the constructors' signatures, through jsonargparse.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from ablations.registry import Ablation, Config, Study, apply_changes, check_diff, flatten
+from megasr.errors import UsageError
+
+BICUBIC = "bicubic"
+# What the runner decides itself: a recipe that sets one of these would be overruled in silence, so it is refused.
+_RUNNERS = {
+    "logger", "callbacks", "default_root_dir", "enable_progress_bar", "enable_checkpointing", "enable_model_summary",
+    "limit_val_batches", "num_sanity_val_steps", "max_epochs", "max_time", "fast_dev_run",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Components:
+    """The classes that a config builds: LightningModule, LightningDataModule and Trainer."""
+
+    module: type
+    data: type
+    trainer: type
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A resolved recipe: `config` holds model, data and trainer with all defaults filled in."""
+
+    config: Config
+    study: str
+    seeds: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """One run of a study.
+
+    Attributes:
+        run_id: `<study>-<ablation>-s<seed>-<fingerprint>`, the folder's name: equal settings give equal ids.
+        study: name of the study.
+        ablation: name of the ablation, or "bicubic" for the baseline that is not trained.
+        seed: seed of the run, None for the baseline.
+        config: resolved config with seed: what LightningCLI would be given.
+        fingerprint: hash of study, ablation, seed and config.
+    """
+
+    run_id: str
+    study: str
+    ablation: str
+    seed: int | None
+    config: Config
+    fingerprint: str
+
+    @property
+    def max_steps(self) -> int:
+        """Training steps of this run; 0 for the baseline."""
+        return 0 if self.seed is None else int(self.config["trainer"]["max_steps"])
+
+    @property
+    def guidance(self) -> tuple[str, ...]:
+        """Names of the guidance types of this run."""
+        return () if self.seed is None else tuple(self.config["model"]["adapter"]["guidance"])
+
+
+def default_components() -> Components:
+    """The project's own classes. Importing them takes seconds."""
+    import lightning
+
+    from data_pipelines.datamodules import PhotoDataModule
+    from megasr.training.module import MegaSRModule
+
+    return Components(module=MegaSRModule, data=PhotoDataModule, trainer=lightning.Trainer)
+
+
+@cache  # reading the signatures takes longer than everything else in a plan
+def build_parser(components: Components, sections: tuple[str, ...] = ("model", "data", "trainer")) -> Any:
+    """The jsonargparse parser over the sections of a config."""
+    from jsonargparse import ArgumentParser
+
+    classes = {"model": components.module, "data": components.data, "trainer": components.trainer}
+    parser = ArgumentParser(exit_on_error=False)
+    for section in sections:
+        parser.add_class_arguments(classes[section], section, skip=_RUNNERS if section == "trainer" else set())
+    return parser
+
+
+def resolve(config: Mapping[str, Any], components: Components) -> Config:
+    """Check a nested config against the constructors and fill in the defaults.
+
+    Raises:
+        UsageError: unknown key or wrong type; the message names the path.
+    """
+    parser = build_parser(components)
+    try:
+        return json.loads(parser.dump(parser.parse_object(dict(config)), format="json"))
+    except Exception as error:  # jsonargparse raises several kinds
+        raise UsageError(f"config: {' '.join(str(error).split())}") from error
+
+
+def read_recipe(path: Path, components: Components, steps: int | None = None) -> Recipe:
+    """Read and resolve a recipe; `steps` replaces trainer.max_steps.
+
+    Raises:
+        UsageError: no such file, not YAML, unknown keys, or no positive trainer.max_steps.
+    """
+    import yaml
+
+    try:
+        raw = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UsageError(f"cannot read recipe {path}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise UsageError(f"{path} is not YAML: {error}") from error
+    if not isinstance(raw, dict) or not isinstance(raw.get("study"), dict):
+        raise UsageError(f"{path}: a recipe has the sections study, model, data and trainer")
+    name, seeds = _read_study_section(path, raw.pop("study"))
+    if steps is not None:
+        raw["trainer"] = {**raw.get("trainer", {}), "max_steps": steps}
+    config = resolve(raw, components)
+    if int(config["trainer"].get("max_steps", -1)) < 1:
+        raise UsageError(f"{path}: trainer.max_steps must be 1 or more: a study compares runs of equal steps")
+    return Recipe(config, name, seeds)
+
+
+def plan_runs(
+    study: Study, recipe: Recipe, components: Components, seeds: Sequence[int] | None = None
+) -> list[RunPlan]:
+    """Bicubic first, then for every seed the reference and every ablation (a stopped study has whole seeds).
+
+    Raises:
+        UsageError: an ablation's difference is empty or outside what it touches, or seeds are missing or repeated.
+    """
+    seeds = recipe.seeds if seeds is None else tuple(seeds)
+    if not seeds or len(set(seeds)) != len(seeds):
+        raise UsageError(f"seeds must be distinct and at least one, got {list(seeds)}")
+    reference = _changed(recipe.config, study.reference, components)
+    configs = {study.reference.name: reference}
+    for ablation in study.ablations:
+        configs[ablation.name] = _changed(reference, ablation, components)
+        check_diff(ablation, reference, configs[ablation.name])
+    runs = [_run(study, name, seed, config) for seed in seeds for name, config in configs.items()]
+    return [_run(study, BICUBIC, None, {"data": recipe.config["data"]}), *runs]
+
+
+def _read_study_section(path: Path, section: dict[str, Any]) -> tuple[str, tuple[int, ...]]:
+    if section.keys() != {"name", "seeds"}:
+        raise UsageError(f"{path}: section study has the keys name and seeds, got {', '.join(map(str, section))}")
+    seeds = section["seeds"]
+    if not isinstance(seeds, list) or not all(type(seed) is int for seed in seeds):
+        raise UsageError(f"{path}: study.seeds must be a list of integers, got {seeds!r}")
+    return str(section["name"]), tuple(seeds)
+
+
+def _changed(config: Config, ablation: Ablation, components: Components) -> Config:
+    return resolve(apply_changes(config, ablation), components)
+
+
+def _run(study: Study, ablation: str, seed: int | None, config: Config) -> RunPlan:
+    if seed is not None:
+        # Everything random follows the run's seed: model, noise and the order of the data.
+        config = {**config, **{part: {**config[part], "seed": seed} for part in ("model", "data")}}
+    text = json.dumps([study.name, ablation, seed, flatten(config)], sort_keys=True)
+    fingerprint = hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
+    run_id = "-".join([study.name, ablation, *([] if seed is None else [f"s{seed}"]), fingerprint[:8]])
+    return RunPlan(run_id, study.name, ablation, seed, config, fingerprint)

@@ -1,0 +1,160 @@
+"""What one run leaves behind, and how it is read back.
+
+`<run_id>/` holds config.yaml, sr/<key>.png, adapter.ckpt (trained runs) and metrics.json. metrics.json is written last
+and whole: a folder without it is not a finished run, whatever else it holds.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from ablations.plan import RunPlan
+from ablations.registry import Study
+from megasr.errors import MegaSRError
+from megasr.evaluation.evaluator import Row
+from megasr.evaluation.protocol import Protocol
+
+METRICS_FILE = "metrics.json"
+_PACKAGES = ("torch", "lightning", "diffusers", "pyiqa", "numpy")
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A finished run.
+
+    Attributes:
+        run_id: name of its folder.
+        study: name of the study.
+        ablation: name of the ablation, or "bicubic".
+        seed: seed, None for bicubic.
+        fingerprint: of the plan (settings); code is not part of it, see `commit`.
+        protocol: {"name", "fingerprint"} of the protocol.
+        rows: one {"key", metric: value} per image.
+        summary: metric -> mean over the images.
+        steps: training steps taken.
+        train_s: seconds of training.
+        evaluate_s: seconds of restoring and measuring.
+        device: what it ran on.
+        commit: git commit of the code, with "+changes" when the tree was not clean; None outside a repository.
+        versions: package -> version.
+        tracking: path or folder of the W&B run, None when there is none.
+    """
+
+    run_id: str
+    study: str
+    ablation: str
+    seed: int | None
+    fingerprint: str
+    protocol: dict[str, str]
+    rows: list[Row]
+    summary: dict[str, float]
+    steps: int
+    train_s: float
+    evaluate_s: float
+    device: str
+    commit: str | None
+    versions: dict[str, str]
+    tracking: str | None
+
+
+@dataclass(frozen=True)
+class StudyResult:
+    """All runs of a study.
+
+    Attributes:
+        study: the study.
+        protocol: how the numbers were taken.
+        runs: finished runs in the order of the plan, bicubic first.
+        output: folder that holds the run folders.
+        reused: ids of runs that were finished before this call.
+    """
+
+    study: Study
+    protocol: Protocol
+    runs: tuple[RunResult, ...]
+    output: Path
+    reused: tuple[str, ...]
+
+    def of(self, ablation: str) -> list[RunResult]:
+        """The runs of an ablation in the order of their seeds in the plan."""
+        return [run for run in self.runs if run.ablation == ablation]
+
+
+def write_result(result: RunResult, folder: Path) -> None:
+    """Write metrics.json, whole or not at all. Raises MegaSRError when the folder cannot be written."""
+    write_text(folder / METRICS_FILE, json.dumps(asdict(result), indent=1))
+
+
+def read_finished(plan: RunPlan, protocol: Protocol, folder: Path) -> RunResult | None:
+    """The result of an earlier run with these settings and this protocol; None when there is none to reuse.
+
+    Raises:
+        MegaSRError: metrics.json is there but cannot be understood.
+    """
+    path = folder / METRICS_FILE
+    if not path.is_file():
+        return None
+    try:
+        result = RunResult(**json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise MegaSRError(f"{path} is damaged ({error}); delete {folder} to run it again") from error
+    current = result.fingerprint == plan.fingerprint and result.protocol["fingerprint"] == protocol.fingerprint
+    return result if current else None
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all (a temporary file is renamed). Raises MegaSRError when it cannot."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(text)
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise MegaSRError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that make the numbers; packages that are not installed are left out."""
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+@cache
+def git_commit() -> str | None:
+    """Commit of the code's own checkout, "+changes" appended when it is not clean; None when it is not a checkout."""
+    here = Path(__file__).parent
+    head = _git(["rev-parse", "--short=12", "HEAD"], here)
+    return head and head + ("+changes" if _git(["status", "--porcelain", "--untracked-files=no"], here) else "")
+
+
+def _git(arguments: Sequence[str], folder: Path) -> str | None:
+    try:
+        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def values(result: RunResult, metric: str) -> dict[str, float]:
+    """Image key -> value of the metric."""
+    rows: Sequence[Mapping[str, Any]] = result.rows
+    return {row["key"]: row[metric] for row in rows}

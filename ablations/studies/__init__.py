@@ -1,0 +1,3 @@
+"""The studies that ship with the project; importing this package registers them."""
+
+from ablations.studies import prior_selection as prior_selection

@@ -1,0 +1,96 @@
+"""A stand-in model and data set with the study's interfaces, so that studies run in a second."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import lightning
+import torch
+from torch.utils.data import DataLoader
+
+from ablations.plan import Components
+from megasr.batch import SRBatch
+from megasr.images import resize, upsample_lq
+from megasr.rng import torch_generator
+
+
+@dataclass(frozen=True)
+class TinyAdapter:
+    """The field of the adapter's config that the study changes."""
+
+    guidance: tuple[str, ...] = ()
+    width: int = 4
+
+
+class TinyModule(lightning.LightningModule):
+    """A trained residual on lq_up; guidance names shift it, so that different ablations differ."""
+
+    def __init__(self, adapter: TinyAdapter = TinyAdapter(), scale_factor: int = 4, seed: int = 0) -> None:
+        super().__init__()
+        self.scale_factor = scale_factor
+        self.weight = torch.nn.Parameter(torch.randn(3, generator=torch_generator(seed, "init")) * 0.01)
+        self.shift = 0.02 * len(adapter.guidance)
+
+    def restore(self, batch: SRBatch) -> torch.Tensor:
+        """lq -> sr."""
+        lq_up = upsample_lq(batch["lq"], self.scale_factor)
+        return (lq_up + self.weight.view(1, 3, 1, 1) + self.shift).clamp(0, 1)
+
+    def training_step(self, batch: SRBatch, batch_index: int) -> torch.Tensor:
+        """Squared error."""
+        lq_up = upsample_lq(batch["lq"], self.scale_factor)
+        loss = (lq_up + self.weight.view(1, 3, 1, 1) + self.shift - batch["hq"]).square().mean()
+        self.log("train/loss", loss)
+        return loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """SGD."""
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+class TinyData(lightning.LightningDataModule):
+    """Smooth random crops: `photos` photographs with two crops each."""
+
+    def __init__(self, scale_factor: int = 4, photos: int = 3, size_px: int = 64, seed: int = 0) -> None:
+        super().__init__()
+        self.scale_factor, self.photos, self.size_px, self.seed = scale_factor, photos, size_px, seed
+
+    def _loader(self) -> DataLoader:
+        keys = [f"photo{p}/0-{c}" for p in range(self.photos) for c in range(2)]
+        samples = []
+        for key in keys:
+            coarse = torch.rand(1, 3, self.size_px // 4, self.size_px // 4, generator=torch_generator(0, key))
+            samples.append((key, resize(coarse, self.size_px, self.size_px)[0]))
+        collate = lambda items: {"keys": [k for k, _ in items], "hq": torch.stack([i for _, i in items])}  # noqa: E731
+        return DataLoader(samples, 4, collate_fn=collate)
+
+    def train_dataloader(self) -> DataLoader:
+        """The same crops."""
+        return self._loader()
+
+    def val_dataloader(self) -> DataLoader:
+        """The same crops."""
+        return self._loader()
+
+    def on_after_batch_transfer(self, batch: SRBatch, dataloader_idx: int) -> SRBatch:
+        """Add lq."""
+        size = self.size_px // self.scale_factor
+        return {**batch, "lq": resize(batch["hq"], size, size)}
+
+
+def tiny_components() -> Components:
+    """The stand-ins and Lightning's Trainer."""
+    return Components(TinyModule, TinyData, lightning.Trainer)
+
+
+def write_recipe(folder: Path, text: str = "") -> Path:
+    """A recipe for the stand-ins; `text` is appended."""
+    path = folder / "recipe.yaml"
+    path.write_text(
+        "study: {name: prior_selection, seeds: [0, 1]}\n"
+        "model: {adapter: {width: 4}}\n"
+        "data: {photos: 3}\n"
+        "trainer: {max_steps: 2, accelerator: cpu, devices: 1, log_every_n_steps: 1}\n" + text
+    )
+    return path

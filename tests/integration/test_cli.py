@@ -1,0 +1,140 @@
+"""The command line as a person meets it: exit codes, one line on stderr, no traceback."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from megasr import cli
+from megasr.commands import doctor, upscale
+from megasr.errors import MegaSRError, UsageError
+from megasr.images import write_png
+
+
+def failure(argv: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    """Exit code and the one line on stderr of a command that fails."""
+    code = cli.main(argv)
+    printed = capsys.readouterr().err
+    lines = [line for line in printed.splitlines() if line.startswith("megasr: error: ")]
+    assert len(lines) == 1, printed
+    assert "Traceback" not in printed
+    return code, lines[0]
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        ([], "the following arguments are required: command"),
+        (["studdy"], "invalid choice: 'studdy'"),
+        (["doctor", "--bogus"], "unrecognized arguments: --bogus"),
+        (["study", "run", "prior_selection"], "required: --config, --output"),
+        (["upscale", "a.png", "b.png"], "required: --checkpoint"),
+        (["upscale", "absent.png", "b.png", "--checkpoint", "c.ckpt"], "absent.png: no such file or folder"),
+        (["upscale", "a.png", "b.png", "--checkpoint", "c.ckpt", "--steps", "many"], "invalid int value: 'many'"),
+    ],
+)
+def test_usage_errors_exit_with_2(argv: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, line = failure(argv, capsys)
+    assert code == 2
+    assert says in line
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "says"),
+    [
+        (UsageError("size is 3\n  use 4"), 2, "size is 3 use 4"),
+        (MegaSRError("no weights"), 1, "no weights"),
+        (PermissionError(13, "Permission denied", "runs/x"), 1, "Permission denied: 'runs/x'"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (ZeroDivisionError("division by zero"), 1, "ZeroDivisionError: division by zero (MEGASR_DEBUG=1"),
+    ],
+)
+def test_errors_become_exit_codes(
+    error: BaseException, code: int, says: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(arguments: object) -> None:
+        raise error
+
+    monkeypatch.setattr(doctor, "run", fail)
+    got, line = failure(["doctor"], capsys)
+    assert got == code
+    assert says in line
+
+
+def test_an_interrupt_that_lightning_turned_into_exit_1_is_130(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(arguments: object) -> None:
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            sys.exit(1)
+
+    monkeypatch.setattr(doctor, "run", interrupted)
+    assert failure(["doctor"], capsys)[0] == 130
+    monkeypatch.setattr(doctor, "run", lambda arguments: sys.exit(1))
+    assert cli.main(["doctor"]) == 1
+
+
+def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEGASR_DEBUG", "1")
+    assert cli.main(["doctor", "--bogus"]) == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "argv", [[], ["study"], ["study", "run"], ["study", "list"], ["upscale"], ["params"], ["doctor"]]
+)
+def test_help_exits_with_0(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([*argv, "--help"]) == 0
+    assert capsys.readouterr().out.startswith(f"usage: {' '.join(['megasr', *argv])}")
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from megasr.cli import main; main(['upscale', '--help']); "
+        "sys.exit(' '.join({'torch', 'lightning', 'numpy', 'diffusers', 'PIL'} & set(sys.modules)) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_doctor_reports_every_section(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["doctor"]) == 0
+    report = capsys.readouterr().out
+    for word in ("torch ", "pyiqa", "cpu", "W&B", "offline (WANDB_MODE)", "tiny", "sd21-base", "Open RAIL++-M"):
+        assert word in report
+    assert "missing" not in report
+
+
+@pytest.mark.parametrize(
+    ("environment", "says"),
+    [
+        ({"WANDB_MODE": "disabled"}, "disabled (WANDB_MODE)"),
+        ({"WANDB_API_KEY": "x"}, "online, key in WANDB_API_KEY"),
+        ({"WANDB_BASE_URL": "https://wandb.example.org/"}, "online, logged in at wandb.example.org"),
+        ({}, "not logged in"),
+    ],
+)
+def test_doctor_knows_how_wandb_would_run(environment: dict[str, str], says: str, tmp_path: Path) -> None:
+    accounts = tmp_path / "netrc"
+    accounts.write_text("machine wandb.example.org login user password x\n")
+    accounts.chmod(0o600)
+    assert says in doctor.wandb_mode(environment, accounts)
+
+
+def test_upscale_plan_keeps_the_tree_and_refuses_collisions(tmp_path: Path) -> None:
+    pixels = np.zeros((2, 2, 3), np.uint8)
+    for name in ("in/a.png", "in/sub/b.png"):
+        write_png(pixels, tmp_path / name)
+    pairs = upscale.plan(tmp_path / "in", tmp_path / "out")
+    assert [str(target.relative_to(tmp_path)) for _, target in pairs] == ["out/a.png", "out/sub/b.png"]
+    with pytest.raises(UsageError, match=r"must end in \.png"):
+        upscale.plan(tmp_path / "in" / "a.png", tmp_path / "a.jpg")
+    write_png(pixels, tmp_path / "in" / "a.webp")
+    with pytest.raises(UsageError, match="would both be written"):
+        upscale.plan(tmp_path / "in", tmp_path / "out")

@@ -1,0 +1,99 @@
+"""`megasr fit` and `megasr validate` with a random tiny prior and rendered scenes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from helpers.networks import random_prior
+
+from megasr import cli
+from megasr.prior import save_prior
+
+
+@pytest.fixture(scope="module")
+def prior(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("prior")
+    save_prior(random_prior(), folder)
+    return folder
+
+
+def recipe(prior: Path, output: Path) -> list[str]:
+    """Options of a run of one step."""
+    return [
+        f"--model.prior={prior}",
+        "--model.seed=7",
+        "--model.adapter.guidance=[canny]",
+        "--model.objective.validation_timesteps=1",
+        "--data=SceneDataModule",
+        "--data.batch_size=1",
+        "--data.crop_size_px=32",
+        "--data.eval_samples=1",
+        "--trainer.max_steps=1",
+        "--trainer.limit_val_batches=1",
+        "--trainer.num_sanity_val_steps=0",
+        "--trainer.logger=false",
+        "--trainer.accelerator=cpu",
+        "--trainer.enable_progress_bar=false",
+        f"--trainer.default_root_dir={output}",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--model.sede=1", "--data=SceneDataModule"], "unknown key 'model.sede'; did you mean model.seed"),
+        (["--model.see=1", "--data=SceneDataModule"], "unknown key 'model.see'; did you mean model.seed"),
+        (["--data=SceneDatModule"], "unknown data module 'SceneDatModule'; did you mean SceneDataModule"),
+        (
+            ["--data=PhotoDataModule", "--data.batch_sise=1"],
+            "key of PhotoDataModule 'batch_sise'; did you mean batch_size",
+        ),
+        (["--data=SceneDataModule", "--model.adapter.gate=liner"], "one of 'linear', 'channel', 'scalar'"),
+        (["--data=SceneDataModule", "--model.adapter.saft_width=0"], "adapter.saft_width must be at least 1, got 0"),
+        (["--data=SceneDataModule", "--seed_everything=1"], "seed_everything follows model.seed"),
+        (["--data=SceneDataModule", "--model.scale_factor=2"], "model.scale_factor is 2, data.scale_factor is 4"),
+        (["--config=absent.yaml"], "absent.yaml"),
+        ([], "required: fit.data"),
+    ],
+)
+def test_wrong_options_are_one_line_and_2(options: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["fit", *options]) == 2
+    printed = capsys.readouterr().err
+    assert "Traceback" not in printed
+    (line,) = [line for line in printed.splitlines() if line.startswith("megasr: error: ")]
+    assert says in line
+
+
+def test_wrong_keys_in_a_file_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text("data: SceneDataModule\nmodel:\n  adapter:\n    gaet: linear\n")
+    assert cli.main(["fit", "--config", str(config)]) == 2
+    assert "unknown key 'model.adapter.gaet'; did you mean model.adapter.gate" in capsys.readouterr().err
+
+
+def test_a_run_keeps_its_config_and_is_not_overwritten(
+    prior: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = recipe(prior, tmp_path / "run")
+    assert cli.main(["fit", *options]) == 0
+    resolved = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert resolved["model"]["seed"] == 7
+    assert resolved["model"]["adapter"]["guidance"] == ["canny"]
+    assert resolved["data"]["init_args"]["batch_size"] == 1
+
+    capsys.readouterr()
+    assert cli.main(["fit", *options]) == 2
+    assert "already holds a run" in capsys.readouterr().err
+
+    (checkpoint,) = (tmp_path / "run").rglob("*.ckpt")
+    resumed = [*options, "--trainer.max_steps=2", f"--ckpt_path={checkpoint}"]
+    assert cli.main(["fit", *resumed]) == 0
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["trainer"]["max_steps"] == 2
+
+    # A checkpoint's hyper-parameters do not replace what was typed.
+    validated = [f"--ckpt_path={checkpoint}", "--model.sampler.num_steps=3"]
+    assert cli.main(["validate", "--config", str(tmp_path / "run" / "config.yaml"), *validated]) == 0
+    resolved = yaml.safe_load((tmp_path / "run" / "config.validate.yaml").read_text())
+    assert resolved["model"]["sampler"]["num_steps"] == 3

@@ -1,0 +1,76 @@
+"""Imports run one way: megasr <- data_pipelines <- ablations, and in no circle."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+from helpers.sources import PACKAGES, ROOT, imports, sources
+
+# megasr.cli and megasr.commands put the whole program together; nothing else in megasr may know the other packages.
+COMPOSITION_ROOT = ("megasr.cli", "megasr.commands")
+# What images-in, batches-out may use of the model library.
+LEAVES = ("megasr.batch", "megasr.images", "megasr.rng", "megasr.weights", "megasr.errors", "megasr.guidance")
+
+
+def _inside(module: str, packages: tuple[str, ...]) -> bool:
+    return any(module == package or module.startswith(package + ".") for package in packages)
+
+
+def _forbidden(name: str) -> list[str]:
+    def allowed(target: str) -> bool:
+        if _inside(name, COMPOSITION_ROOT):
+            return True
+        if _inside(target, COMPOSITION_ROOT):
+            return False
+        if _inside(name, ("megasr",)):
+            return _inside(target, ("megasr",))
+        if _inside(name, ("data_pipelines",)):
+            return _inside(target, ("data_pipelines", *LEAVES))
+        return True
+
+    return [
+        f"{name}:{line} imports {target}"
+        for target, line in imports(name)
+        if _inside(target, PACKAGES) and not allowed(target)
+    ]
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_imports_run_one_way(package: str) -> None:
+    names = [name for name in sources() if _inside(name, (package,))]
+    assert names
+    assert not [line for name in names for line in _forbidden(name)]
+
+
+def test_only_the_heavy_command_imports_heavy_things_at_the_top() -> None:
+    light = [n for n in sources() if _inside(n, COMPOSITION_ROOT) and n != "megasr.commands.lightning_cli"]
+    heavy = [
+        f"{name}:{line} imports {target}"
+        for name in light
+        for target, line in imports(name, at_import_time=True)
+        if target.split(".")[0] not in sys.stdlib_module_names
+        and not _inside(target, ("megasr.commands", "megasr.cli", "megasr.errors", "megasr.weights"))
+        and target != "megasr"
+    ]
+    assert not heavy
+
+
+def test_imports_have_no_cycle() -> None:
+    graph = {name: {t for t, _ in imports(name, at_import_time=True) if t in sources()} for name in sources()}
+    finished: set[str] = set()
+
+    def visit(name: str, trail: tuple[str, ...]) -> None:
+        assert name not in trail, f"import cycle: {' -> '.join((*trail[trail.index(name) :], name))}"
+        if name not in finished:
+            for target in sorted(graph[name] - {name}):
+                visit(target, (*trail, name))
+            finished.add(name)
+
+    for name in graph:
+        visit(name, ())
+
+
+def test_every_package_folder_is_a_package() -> None:
+    folders = {path.parent for path, _ in sources().values()}
+    assert not [str(folder.relative_to(ROOT)) for folder in folders if not (folder / "__init__.py").is_file()]

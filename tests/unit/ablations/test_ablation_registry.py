@@ -1,0 +1,81 @@
+"""Ablations and studies: changes, differences, and what registering refuses."""
+
+from __future__ import annotations
+
+import pytest
+
+from ablations.registry import Ablation, Study, apply_changes, check_diff, diff, flatten, get_study, register, studies
+from megasr.errors import UsageError
+
+CONFIG = {"model": {"adapter": {"guidance": ["hed"], "width": 4}, "seed": 0}, "data": {"batch_size": 2}}
+GUIDANCE = "model.adapter.guidance"
+
+
+def _ablation(
+    name: str = "canny", path: str = GUIDANCE, value: object = ("canny",), touches: str = GUIDANCE
+) -> Ablation:
+    return Ablation(name, {path: value}, (touches,), "for a test")
+
+
+def test_changes_are_applied_to_a_copy() -> None:
+    changed = apply_changes(CONFIG, _ablation())
+    assert changed["model"] == {"adapter": {"guidance": ("canny",), "width": 4}, "seed": 0}
+    assert changed["data"] == {"batch_size": 2}
+    assert CONFIG["model"]["adapter"]["guidance"] == ["hed"]
+
+
+def test_an_unknown_path_names_the_nearest() -> None:
+    with pytest.raises(UsageError, match=r"model\.adapter\.guidanc'; did you mean model\.adapter\.guidance"):
+        apply_changes(CONFIG, _ablation(path="model.adapter.guidanc"))
+
+
+def test_diff_lists_every_leaf_that_differs() -> None:
+    after = {"model": {"adapter": {"guidance": ("hed",), "width": 8}, "seed": 0}, "data": {}}
+    assert diff(CONFIG, after) == {
+        "data": (None, {}),
+        "data.batch_size": (2, None),
+        "model.adapter.width": (4, 8),
+    }
+    assert flatten({"a": {"b": (1, 2)}}) == {"a.b": [1, 2]}
+
+
+def test_an_ablation_must_change_something() -> None:
+    with pytest.raises(UsageError, match=r"'canny' changes nothing \(model\.adapter\.guidance\)"):
+        check_diff(_ablation(), CONFIG, CONFIG)
+
+
+def test_an_ablation_must_stay_inside_what_it_touches() -> None:
+    changed = apply_changes(CONFIG, _ablation())
+    check_diff(_ablation(touches="model.adapter"), CONFIG, changed)
+    with pytest.raises(UsageError, match=r"also changes model\.adapter\.guidance"):
+        check_diff(_ablation(touches="data"), CONFIG, changed)
+    with pytest.raises(UsageError, match="also changes"):  # a prefix of the text is not a prefix of the path
+        check_diff(_ablation(touches="model.adapter.guid"), CONFIG, changed)
+
+
+def test_duplicates_are_refused() -> None:
+    with pytest.raises(UsageError, match="canny is registered twice"):
+        Study("twice", "?", _ablation("none"), (_ablation(), _ablation()))
+    with pytest.raises(UsageError, match="'prior_selection' is registered twice"):
+        register(studies()["prior_selection"])
+
+
+def test_bad_names_are_refused() -> None:
+    with pytest.raises(UsageError, match="ablation name 'a/b'"):
+        _ablation("a/b")
+    with pytest.raises(UsageError, match="study name 'My study'"):
+        Study("My study", "?", _ablation("none"), ())
+    with pytest.raises(UsageError, match="control of study s 'noisy'"):
+        Study("s", "?", _ablation("none"), (_ablation("noise"),), {"noisy": "negative"})
+
+
+def test_unknown_names_show_the_nearest() -> None:
+    with pytest.raises(UsageError, match="did you mean prior_selection"):
+        get_study("prior_selecton")
+    with pytest.raises(UsageError, match="superpixel"):
+        get_study("prior_selection").ablation("superpixels")
+
+
+def test_changes_cannot_be_edited_afterwards() -> None:
+    with pytest.raises(TypeError):
+        _ablation().changes["model.seed"] = 1  # type: ignore[index]

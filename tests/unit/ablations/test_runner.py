@@ -1,0 +1,171 @@
+"""Studies on the stand-in model: files, reuse, failure, and the report of real runs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.tiny_study import TinyData, TinyModule, tiny_components, write_recipe
+from rich.console import Console
+
+from ablations.plan import BICUBIC
+from ablations.report import write_report
+from ablations.results import METRICS_FILE, StudyResult
+from ablations.runner import run_study
+from megasr.batch import SRBatch
+from megasr.errors import MegaSRError, UsageError
+from megasr.evaluation.protocol import WEIGHT_FREE_V1, Protocol
+from megasr.images import read_image
+
+FAST = Protocol("fast", 1, (WEIGHT_FREE_V1.metrics[0], WEIGHT_FREE_V1.metrics[2]))
+
+
+@pytest.fixture(autouse=True)
+def _without_wandb(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+
+
+def _run(folder: Path, **changes: object) -> StudyResult:
+    arguments = {"seeds": [0], "protocol": FAST, "components": tiny_components()} | changes
+    return run_study("prior_selection", write_recipe(folder), folder / "out", **arguments)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> StudyResult:
+    folder = tmp_path_factory.mktemp("study")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WANDB_MODE", "disabled")
+        return _run(folder)
+
+
+@pytest.fixture
+def copy(finished: StudyResult, tmp_path: Path) -> Path:
+    """A folder with the finished study in `out`."""
+    shutil.copytree(finished.output, tmp_path / "out")
+    return tmp_path
+
+
+def test_every_run_leaves_its_files(finished: StudyResult) -> None:
+    assert finished.reused == ()
+    assert len(finished.runs) == 6
+    for run in finished.runs:
+        folder = finished.output / run.run_id
+        stored = json.loads((folder / METRICS_FILE).read_text())
+        assert stored["protocol"]["fingerprint"] == FAST.fingerprint
+        assert torch.__version__.startswith(stored["versions"]["torch"])
+        assert [row["key"] for row in stored["rows"]] == [f"photo{p}/0-{c}" for p in range(3) for c in range(2)]
+        assert read_image(folder / "sr" / "photo1" / "0-0.png").shape == (64, 64, 3)
+        if run.ablation != BICUBIC:
+            assert (run.steps, run.device) == (2, "cpu")
+            assert (folder / "config.yaml").is_file()
+            assert torch.load(folder / "adapter.ckpt", weights_only=False)["global_step"] == 2
+    assert not list(finished.output.rglob("*.part"))
+    assert read_image(finished.output / finished.of(BICUBIC)[0].run_id / "lq" / "photo0" / "0-1.png").shape == (
+        16,
+        16,
+        3,
+    )
+
+
+def test_the_written_config_runs_again_as_a_lightning_config(finished: StudyResult) -> None:
+    import yaml
+
+    run = finished.of("canny")[0]
+    config = yaml.safe_load((finished.output / run.run_id / "config.yaml").read_text())
+    assert config["model"]["adapter"]["guidance"] == ["canny"]
+    assert set(config) == {"model", "data", "trainer"}
+
+
+def test_finished_runs_are_used_again(copy: Path, finished: StudyResult, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ablations.execute.execute_run", None)
+    monkeypatch.setattr("ablations.execute.execute_baseline", None)
+    again = _run(copy)
+    assert len(again.reused) == 6
+    assert again.runs == finished.runs
+
+
+def test_only_what_is_missing_is_run(copy: Path, finished: StudyResult) -> None:
+    lost = finished.of("noise")[0].run_id
+    (copy / "out" / lost / METRICS_FILE).unlink()  # what a killed run looks like
+    again = _run(copy)
+    assert set(again.reused) == {run.run_id for run in finished.runs} - {lost}
+    assert again.of("noise")[0].rows == finished.of("noise")[0].rows  # the same seed gives the same numbers
+
+
+def test_another_protocol_measures_again(copy: Path) -> None:
+    again = _run(copy, protocol=Protocol("fast", 2, FAST.metrics))
+    assert again.reused == ()
+
+
+def test_damaged_metrics_are_named(copy: Path, finished: StudyResult) -> None:
+    path = copy / "out" / finished.runs[2].run_id / METRICS_FILE
+    path.write_text(path.read_text()[:100])
+    with pytest.raises(MegaSRError, match=rf"{finished.runs[2].run_id}.*is damaged.*delete"):
+        _run(copy)
+
+
+def test_a_failing_run_is_named_and_the_others_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: TinyModule, batch: object) -> torch.Tensor:
+        if self.shift:
+            raise MegaSRError("no weights")
+        return batch["hq"]  # type: ignore[index]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TinyModule, "restore", fail)
+        with pytest.raises(
+            MegaSRError, match=r"run prior_selection-canny-s0-\w+: no weights \(finished runs are kept\)"
+        ):
+            _run(tmp_path)
+    done = {path.parent.name.rsplit("-", 2)[0] for path in (tmp_path / "out").rglob(METRICS_FILE)}
+    assert done == {"prior_selection", "prior_selection-none"}
+
+
+def test_a_run_that_stops_early_is_not_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(self: TinyModule, *_: object) -> None:
+        self.trainer.should_stop = True
+
+    monkeypatch.setattr(TinyModule, "on_train_batch_end", stop, raising=False)
+    with pytest.raises(MegaSRError, match="stopped after 1 of 2 steps"):
+        _run(tmp_path)
+    assert len(list((tmp_path / "out").rglob(METRICS_FILE))) == 1  # bicubic
+
+
+def test_a_run_on_another_lq_than_the_baseline_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    degrade = TinyData.on_after_batch_transfer
+
+    def drifting(self: TinyData, batch: SRBatch, dataloader_idx: int) -> SRBatch:
+        batch = degrade(self, batch, dataloader_idx)
+        return batch if self.trainer is None else {**batch, "lq": 1 - batch["lq"]}
+
+    monkeypatch.setattr(TinyData, "on_after_batch_transfer", drifting)
+    with pytest.raises(MegaSRError, match=r"none-s0.*evaluated on another lq than"):
+        _run(tmp_path)
+
+
+def test_a_recipe_of_another_study_is_refused(tmp_path: Path) -> None:
+    path = write_recipe(tmp_path)
+    path.write_text(path.read_text().replace("name: prior_selection", "name: fusion"))
+    with pytest.raises(UsageError, match="is a recipe for study 'fusion', not for 'prior_selection'"):
+        run_study("prior_selection", path, tmp_path, components=tiny_components())
+    with pytest.raises(UsageError, match="unknown study 'prior'"):
+        run_study("prior", path, tmp_path, components=tiny_components())
+
+
+def test_the_report_of_the_study(copy: Path, finished: StudyResult) -> None:
+    console = Console(record=True, width=140)
+    write_report(finished, copy, console)
+    text = console.export_text()
+    assert all(run.ablation in text for run in finished.runs)
+    assert "no positive (oracle) control" in text
+    assert "One seed only" in text
+    sheet = read_image(copy / "contact_sheet.png")
+    assert sheet.shape[1] > 8 * 64
+    lines = (copy / "results.csv").read_text().splitlines()
+    assert len(lines) == 1 + (5 + 4) * 2 + 2  # nine comparisons and the reference's own row, for two metrics
+    stored = json.loads((copy / "results.json").read_text())
+    assert stored["protocol"]["fingerprint"] == FAST.fingerprint
+    assert [run["run_id"] for run in stored["runs"]] == [run.run_id for run in finished.runs]
+    assert (copy / "results.md").read_text().count("\n| ") == 6 + 1 + 0

@@ -1,0 +1,118 @@
+"""W&B: the mode, what is logged, and that it never stops or asks."""
+
+from __future__ import annotations
+
+import io
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ablations import tracking
+from ablations.plan import RunPlan
+from ablations.results import RunResult
+from ablations.tracking import Tracker, wandb_mode
+from megasr.errors import UsageError
+
+PLAN = RunPlan(
+    "study-canny-s0-1234", "study", "canny", 0, {"model": {"adapter": {"guidance": ["canny"]}, "seed": 0}}, "1234"
+)
+RESULT = RunResult(
+    PLAN.run_id, "study", "canny", 0, "1234", {"name": "p"}, [{"key": "a/0", "psnr_y": 20.0}], {"psnr_y": 20.0},
+    1, 1.0, 1.0, "cpu", None, {}, None,
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _nobody_is_logged_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.delenv("WANDB_BASE_URL", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+
+
+def test_offline_unless_logged_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert wandb_mode() == "offline"
+    (tmp_path / "netrc").write_text("machine api.wandb.ai login user password secret\n")
+    assert wandb_mode() == "online"
+    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org")
+    assert wandb_mode() == "offline"
+    monkeypatch.setenv("WANDB_API_KEY", "x")
+    assert wandb_mode() == "online"
+
+
+def test_wandb_mode_has_the_last_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "x")
+    for mode in ("offline", "disabled", "online"):
+        monkeypatch.setenv("WANDB_MODE", mode)
+        assert wandb_mode() == mode
+    monkeypatch.setenv("WANDB_MODE", "off")
+    with pytest.raises(UsageError, match="WANDB_MODE is 'off'; known: online, offline, disabled"):
+        wandb_mode()
+
+
+def test_disabled_opens_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    said: list[str] = []
+    tracker = Tracker("group", said.append)
+    assert tracker.open(PLAN, tmp_path / "run") is None
+    tracker.close(None, RESULT, {})
+    assert said == []
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_offline_run_holds_config_group_tags_pictures_and_table(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(sys, "stdin", io.StringIO())  # a prompt would read it
+    tracker = Tracker("study-abcd", said.append)
+    logger = tracker.open(PLAN, tmp_path / "run")
+    assert logger is not None, said
+    run = logger.experiment
+    assert (run.group, run.job_type, run.tags, run.name) == ("study-abcd", "canny", ("canny",), PLAN.run_id)
+    assert run.config["model"]["adapter"]["guidance"] == ["canny"]
+    assert run.config["seed"] == 0
+    views = {name: torch.full((3, 8, 8), value) for name, value in (("lq_up", 0.1), ("sr", 0.5), ("hq", 0.9))}
+    tracker.close(logger, RESULT, {"a/0": views})
+    assert said == []
+    media = [path.name for path in (tmp_path / "run").rglob("media/**/*") if path.is_file()]
+    assert sum(name.endswith(".png") for name in media) == 3
+    assert sum(name.endswith(".table.json") for name in media) == 1
+    assert capfd.readouterr() == ("", "")
+
+
+def test_failures_are_one_line_and_fall_back(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "x")
+    tried: list[bool] = []
+
+    def start(self: Tracker, plan: RunPlan, folder: Path, offline: bool) -> Any:
+        tried.append(offline)
+        raise ConnectionError("api.wandb.ai is unreachable\nlong trace")
+
+    monkeypatch.setattr(tracking.Tracker, "_start", start)
+    said: list[str] = []
+    tracker = Tracker("group", said.append)
+    assert tracker.open(PLAN, tmp_path / "run" / "wandb") is None
+    assert tried == [False, True]
+    assert len(said) == 2
+    assert said[0].startswith("W&B cannot be used online (api.wandb.ai is unreachable); logging offline")
+    assert said[1] == "W&B cannot log (api.wandb.ai is unreachable); the study goes on without it"
+    assert not any("\n" in line for line in said)
+    assert tracker.open(PLAN, tmp_path / "next") is None  # not tried again for every run
+    assert len(tried) == 2
+
+
+def test_a_failure_at_the_end_does_not_lose_the_result() -> None:
+    class Broken:
+        @property
+        def experiment(self) -> Any:
+            raise OSError("No space left on device")
+
+    said: list[str] = []
+    tracker = Tracker("group", said.append)
+    tracker.close(Broken(), RESULT, {})
+    tracker.abort(Broken())
+    assert said == [f"W&B lost the end of {PLAN.run_id} (No space left on device); its results are on disk"]

@@ -1,0 +1,173 @@
+"""What all data modules promise, and what each source makes of it."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from jsonargparse import ArgumentParser
+
+from data_pipelines.datamodules import FolderDataModule, PhotoDataModule, SceneDataModule, SRDataModule
+from data_pipelines.photos import EVAL_PHOTOS, TRAIN_PHOTOS
+from data_pipelines.samples import DrawSampler
+from megasr.errors import UsageError
+from megasr.images import resize
+
+COMMON = ("degradation", "scale_factor", "crop_size_px", "batch_size", "train_samples", "eval_samples", "num_workers")
+
+
+@pytest.fixture(params=[PhotoDataModule, SceneDataModule], ids=["photos", "scenes"])
+def data(request: pytest.FixtureRequest) -> SRDataModule:
+    return request.param(crop_size_px=32, batch_size=4, train_samples=8, eval_samples=6)
+
+
+def test_a_batch_has_what_the_contract_says(data: SRDataModule) -> None:
+    loader = data.train_dataloader()
+    batches = list(loader)
+    assert len(loader) == len(batches) == 2
+    for batch in batches:
+        assert batch["hq"].shape == (4, 3, 32, 32)
+        assert batch["hq"].dtype == torch.float32
+        assert 0 <= batch["hq"].min() < batch["hq"].max() <= 1
+        assert len(batch["tags"]) == len(batch["keys"]) == 4
+        assert all(isinstance(tags, str) for tags in batch["tags"])
+    assert len({key for batch in batches for key in batch["keys"]}) == 8
+
+
+def test_lq_is_made_after_the_transfer_and_only_where_it_is_missing(data: SRDataModule) -> None:
+    batch = next(iter(data.val_dataloader()))
+    hq = batch["hq"].clone()
+    made = data.on_after_batch_transfer(batch, 0)
+    assert torch.equal(made["hq"], hq)
+    assert torch.equal(made["lq"], resize(hq, 8, 8))
+    assert torch.equal(data.degradation.apply(hq, made["degradation"]), made["lq"])
+    own = data.on_after_batch_transfer({"keys": ["a"], "lq": torch.zeros(1, 3, 8, 8), "hq": hq[:1]}, 0)
+    assert own["lq"].sum() == 0
+    assert "degradation" not in own
+
+
+def test_the_degradation_is_drawn_with_the_seed_in_training_only(data: SRDataModule) -> None:
+    seeds = []
+
+    def sample_params(seed: int, keys: list[str]) -> list[dict]:
+        seeds.append(seed)
+        return [{} for _ in keys]
+
+    data.seed = 5
+    data.degradation.sample_params = sample_params  # type: ignore[method-assign, assignment]
+    batch = next(iter(data.val_dataloader()))
+    for training in (True, False):
+        data.trainer = SimpleNamespace(training=training)  # type: ignore[assignment]
+        data.on_after_batch_transfer({"keys": batch["keys"], "hq": batch["hq"]}, 0)
+    assert seeds[0] == 5
+    assert seeds[1] not in (0, 5)
+
+
+def test_evaluation_is_complete_and_the_same_for_every_seed(data: SRDataModule) -> None:
+    batches = list(data.val_dataloader())
+    keys = [key for batch in batches for key in batch["keys"]]
+    assert len(keys) == len(set(keys)) == 6
+    other = type(data)(crop_size_px=32, batch_size=6, eval_samples=6, seed=3)
+    (whole,) = other.test_dataloader()
+    assert whole["keys"] == keys
+    assert torch.equal(whole["hq"], torch.cat([batch["hq"] for batch in batches]))
+    training = [data.train_sample(draw).hq.tobytes() for draw in range(12)]
+    evaluation = [data.eval_sample(index).hq.tobytes() for index in range(6)]
+    assert not set(training) & set(evaluation)
+
+
+def test_training_draws_depend_on_the_seed(data: SRDataModule) -> None:
+    other = type(data)(crop_size_px=32, seed=1)
+    same = type(data)(crop_size_px=32)
+    assert data.train_sample(3).hq.tobytes() == same.train_sample(3).hq.tobytes()
+    assert data.train_sample(3).hq.tobytes() != other.train_sample(3).hq.tobytes()
+    assert data.train_sample(3).hq.tobytes() != data.train_sample(4).hq.tobytes()
+
+
+def test_workers_load_the_same_batches(data: SRDataModule) -> None:
+    alone = list(data.train_dataloader())
+    data.num_workers = 2
+    for one, two in zip(alone, data.train_dataloader(), strict=True):
+        assert one["keys"] == two["keys"]
+        assert torch.equal(one["hq"], two["hq"])
+
+
+def test_training_sees_every_training_photograph_and_no_other() -> None:
+    data = PhotoDataModule(crop_size_px=32)
+    seen = {data.train_sample(draw).key.split("/")[0] for draw in range(60)}
+    assert seen == {photo.name for photo in TRAIN_PHOTOS}
+
+
+@pytest.mark.parametrize("eval_samples", [1, 4, 5, 7, 16, 1000])
+def test_evaluation_crops_are_spread_over_the_photographs(eval_samples: int) -> None:
+    data = PhotoDataModule(eval_samples=eval_samples)
+    counts = [sum(name == photo.name for name, _ in data.crops) for photo in EVAL_PHOTOS]
+    assert len(data.crops) == min(eval_samples, data.num_eval()) == sum(counts)
+    assert len(set(data.crops)) == len(data.crops)
+    if eval_samples < 1000:  # so few that every photograph has enough of them
+        assert data.num_eval() == eval_samples
+        assert max(counts) - min(counts) <= 1
+
+
+def test_scenes_bring_exact_maps_and_tags() -> None:
+    (batch,) = SceneDataModule(crop_size_px=32, eval_samples=3).val_dataloader()
+    shapes = {name: tuple(value.shape) for name, value in batch["maps"].items()}
+    assert shapes == {
+        "oracle_depth": (3, 1, 32, 32),
+        "oracle_normal": (3, 3, 32, 32),
+        "oracle_segmentation": (3, 3, 32, 32),
+        "oracle_edge": (3, 1, 32, 32),
+    }
+    assert all(value.dtype == torch.float32 for value in batch["maps"].values())
+    assert all(", " in tags for tags in batch["tags"])
+
+
+def test_processes_share_the_draws_and_go_on_together() -> None:
+    """Step k of all processes together reads the draws that step k of one process with the larger batch reads."""
+    ranks = [list(DrawSampler(lambda: 24, 12, rank, world_size=3)) for rank in range(3)]
+    assert [len(draws) for draws in ranks] == [4, 4, 4]
+    assert sorted(draw for draws in ranks for draw in draws[:2]) == list(range(24, 30))
+    assert sorted(draw for draws in ranks for draw in draws) == list(range(24, 36))
+    assert len(DrawSampler(lambda: 24, 12, 1, world_size=3)) == 4
+
+
+def test_every_device_needs_a_batch() -> None:
+    data = SceneDataModule(batch_size=4, train_samples=8)
+    data.trainer = SimpleNamespace(global_rank=0, world_size=3)  # type: ignore[assignment]
+    with pytest.raises(UsageError, match="train_samples 8 is less than one batch of 4 for each of 3 devices"):
+        data.train_dataloader()
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"batch_size": 0}, "data.batch_size must be at least 1, got 0"),
+        ({"train_samples": 0}, "data.train_samples must be at least 1, got 0"),
+        ({"eval_samples": 0}, "data.eval_samples must be at least 1, got 0"),
+        ({"num_workers": -1}, "data.num_workers must be at least 0, got -1"),
+        ({"crop_size_px": 8}, "data.crop_size_px must be at least 16, got 8"),
+        ({"crop_size_px": 66}, "data.crop_size_px 66 is not a multiple of data.scale_factor 4"),
+        ({"scale_factor": 0}, "scale_factor must be at least 1, got 0"),
+        ({"degradation": "bicubik"}, "unknown degradation 'bicubik'; did you mean bicubic"),
+        ({"seed": -1}, "data.seed must be in"),
+        ({"batch_size": 8, "train_samples": 7}, "train_samples 7 is less than one batch of 8"),
+        ({"crop_size_px": 400}, "crop_size_px 400: the smallest photograph has 300 px"),
+    ],
+)
+def test_wrong_settings_are_refused(settings: dict, says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        PhotoDataModule(**settings)
+
+
+@pytest.mark.parametrize("source", [PhotoDataModule, SceneDataModule, FolderDataModule])
+def test_the_config_knows_every_setting_and_its_help(source: type, capsys: pytest.CaptureFixture[str]) -> None:
+    parser = ArgumentParser()
+    parser.add_class_arguments(source, "data")
+    folder = ["--data.train_root=a", "--data.eval_root=b"] if source is FolderDataModule else []
+    settings = parser.parse_args([*folder, "--data.batch_size=3"]).data
+    assert set(COMMON) | {"seed"} <= set(vars(settings))
+    assert settings.batch_size == 3
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--help"])
+    assert "size of hq over size of lq" in capsys.readouterr().out

@@ -1,0 +1,63 @@
+"""Degradation presets: parameters first, then lq."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from data_pipelines.degradations.presets import PRESETS, get_degradation
+from megasr.errors import UsageError
+
+SCALES = {"none": 1}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_replay_is_bit_equal_after_json(name: str) -> None:
+    scale_factor = SCALES.get(name, 4)
+    degradation = get_degradation(name, scale_factor)
+    hq = torch.rand(2, 3, 32, 48, generator=torch.Generator().manual_seed(0))
+    params = degradation.sample_params(7, ["a", "b"])
+    lq = degradation.apply(hq, params)
+    assert lq.shape == (2, 3, 32 // scale_factor, 48 // scale_factor)
+    assert lq.dtype == torch.float32
+    assert lq.min() >= 0
+    assert lq.max() <= 1
+    assert torch.equal(lq, degradation.apply(hq, json.loads(json.dumps(params))))
+    assert params == get_degradation(name, scale_factor).sample_params(7, ["a", "b"])
+    alone = degradation.sample_params(7, ["b"])
+    assert alone == params[1:]
+    assert torch.equal(degradation.apply(hq[1:], alone), lq[1:])
+
+
+def test_bicubic_is_antialiased() -> None:
+    """Stripes finer than a pixel of lq become grey: sampling every fourth pixel would keep them."""
+    stripes = torch.zeros(1, 3, 32, 32)
+    stripes[..., ::2] = 1
+    lq = get_degradation("bicubic", 4).apply(stripes, [{}])
+    assert (lq[..., 1:-1] - 0.5).abs().max() < 0.05
+
+
+def test_none_keeps_the_image() -> None:
+    hq = torch.rand(1, 3, 7, 9, generator=torch.Generator().manual_seed(0))
+    degradation = get_degradation("none", 1)
+    assert torch.equal(degradation.apply(hq, degradation.sample_params(0, ["a"])), hq)
+
+
+@pytest.mark.parametrize(
+    ("name", "scale_factor", "says"),
+    [
+        ("bicubc", 4, "unknown degradation 'bicubc'; did you mean bicubic"),
+        ("none", 4, "scale_factor 1, got 4"),
+        ("bicubic", 0, "at least 1, got 0"),
+    ],
+)
+def test_wrong_presets_are_refused(name: str, scale_factor: int, says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        get_degradation(name, scale_factor)
+
+
+def test_a_size_that_does_not_divide_is_named() -> None:
+    with pytest.raises(UsageError, match="33x32 px is not a multiple of scale_factor 4"):
+        get_degradation("bicubic", 4).apply(torch.zeros(1, 3, 32, 33), [{}])

