@@ -21,7 +21,7 @@ _METRIC = "psnr_y"
 
 
 def write_contact_sheet(result: StudyResult, path: Path, rows: int = ROWS) -> None:
-    """Draw the sheet from the pictures of the runs (first seed) and write it as PNG.
+    """Draw the sheet from the pictures of the runs (first seed that all have) and write it as PNG.
 
     Captions are the PSNR on Y in dB; the best of a row among the combinations is drawn in green.
 
@@ -56,7 +56,7 @@ def _label(result: StudyResult, name: str) -> str:
 
 
 def _title(result: StudyResult) -> tuple[str, str]:
-    trained = next(run for run in result.runs if run.seed is not None)
+    trained = result.of(result.study.reference.name)[0]
     settings = f"{result.study.name} · {trained.steps} steps · seed {trained.seed}"
     below = f"{settings} · PSNR on Y in dB, best of the combinations in green"
     return result.study.question, below

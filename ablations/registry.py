@@ -46,6 +46,7 @@ class Study:
         question: what the study answers, as one sentence.
         reference: what every ablation is compared with; its changes are applied to the recipe before all others.
         ablations: the alternatives, each a change of the reference.
+        primary_metric: the metric of the protocol that decides, named before any run; all others are exploratory.
         controls: ablation name -> "negative" (must not help) or "positive" (must help). A study whose controls
             misbehave is reported as not trustworthy.
     """
@@ -54,6 +55,7 @@ class Study:
     question: str
     reference: Ablation
     ablations: tuple[Ablation, ...]
+    primary_metric: str
     controls: Mapping[str, Control] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

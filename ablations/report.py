@@ -1,11 +1,11 @@
-"""Study result -> the printed table, results.csv, results.md, results.json and the contact sheet."""
+"""Study result -> the printed table, results.csv, results.md, results.json, the contact sheet and W&B."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,25 +13,37 @@ from typing import TYPE_CHECKING
 from ablations.conclusions import Comparison, Report, make_report
 from ablations.registry import Study
 from ablations.results import StudyResult, write_text
+from megasr.errors import MegaSRError
+from megasr.evaluation.protocol import MetricSpec
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
 _LEAST_WIDTH = 130  # columns of text the table needs with intervals
+_HINT = "*"  # marks exploratory intervals that exclude zero
+_COLUMNS = ("row", "metric", "mean", "reference", "difference", "low", "high", "p", "p_holm", "photographs", "seeds",
+            "excludes_zero", "verdict")  # fmt: skip
 
 
 def write_report(result: StudyResult, output: Path, console: Console | None = None) -> Report:
-    """Print the report and write results.csv, results.md, results.json and contact_sheet.png into `output`.
+    """Print the report, write results.csv, results.md, results.json and contact_sheet.png into `output`, and log to W&B.
+
+    W&B gets a report only when a run is new.
 
     Raises:
-        MegaSRError: a file cannot be written, or a picture of a run is missing.
+        MegaSRError: a file cannot be written, a picture of a run is missing, no seed is finished for every ablation;
+            or, when all else is done, runs of the study failed.
         UsageError: see `make_report`.
     """
     from rich.console import Console
 
     from ablations.contact_sheet import write_contact_sheet
 
+    failures = "; ".join(f"{run_id}: {reason}" for run_id, reason in result.failed.items())
+    again = "what finished is kept, the same command runs the rest"
+    if result.failed and not result.seeds:
+        raise MegaSRError(f"no report, for no seed is finished for every ablation. Failed: {failures} ({again})")
     report = make_report(result)
     write_text(output / "results.csv", _csv(report))
     write_text(output / "results.md", _markdown(result, report))
@@ -43,7 +55,20 @@ def write_report(result: StudyResult, output: Path, console: Console | None = No
     console.print(_table(result, report, intervals=console.width >= _LEAST_WIDTH))
     for line in (report.trust, *report.findings, *report.notes, f"written to {output}"):
         console.print(line, markup=False, highlight=False)
+    if len(result.reused) < len(result.runs):
+        _track(result, report, output, lambda line: console.print(line, markup=False, highlight=False))
+    if result.failed:
+        raise MegaSRError(f"{len(result.failed)} run(s) failed: {failures} ({again})")
     return report
+
+
+def _track(result: StudyResult, report: Report, output: Path, tell: Callable[[str], None]) -> None:
+    from ablations.tracking import Tracker
+
+    protocol = {"name": result.protocol.name, "fingerprint": result.protocol.fingerprint}
+    config = {"study": result.study.name, "primary_metric": result.study.primary_metric, "protocol": protocol}
+    files = output / "contact_sheet.png", output / "results.json"
+    Tracker(result.group, tell).report(_COLUMNS, _rows(report), *files, config, output / "wandb")
 
 
 def _label(study: Study, row: str) -> str:
@@ -56,92 +81,117 @@ def _digits(mean: float) -> int:
     return 2 if abs(mean) >= 10 else 4
 
 
+def _metrics(result: StudyResult) -> list[MetricSpec]:
+    """The columns: the primary metric first."""
+    return sorted(result.protocol.metrics, key=lambda metric: metric.name != result.study.primary_metric)
+
+
 def _cells(result: StudyResult, report: Report) -> Iterator[tuple[str, list[tuple[float, Comparison | None]]]]:
     """For each row of the table its label and, per metric, the mean and the comparison with the reference."""
     reference = result.study.reference.name
     for row, means in report.means.items():
-        cells = [(means[name], report.comparison(row, reference, name)) for name in result.protocol.metric_names]
+        cells = [(means[m.name], report.comparison(row, reference, m.name)) for m in _metrics(result)]
         yield _label(result.study, row), cells
 
 
 def _headers(result: StudyResult) -> list[str]:
-    return [f"{metric.name} {'↑' if metric.higher_is_better else '↓'}" for metric in result.protocol.metrics]
+    arrows = [f"{metric.name} {'↑' if metric.higher_is_better else '↓'}" for metric in _metrics(result)]
+    return [f"{arrows[0]} primary", *arrows[1:]]
 
 
 def _difference(mean: float, comparison: Comparison) -> tuple[str, str]:
-    """The difference and its interval as text."""
+    """The difference with its mark, and its interval, as text."""
     interval, digits = comparison.interval, _digits(mean) + (abs(mean) >= 10)
     low, middle, high = (f"{value:+.{digits}f}" for value in (interval.low, interval.mean, interval.high))
-    return middle, f"[{low}, {high}]"
+    return f"{middle} {_mark(comparison)}".rstrip(), f"[{low}, {high}]"
+
+
+def _mark(comparison: Comparison) -> str:
+    """The verdict of the primary question; of an exploratory comparison only whether its interval excludes zero."""
+    if comparison.p_holm is not None:
+        return comparison.verdict
+    return _HINT if comparison.interval.excludes_zero else ""
+
+
+def _legend(result: StudyResult) -> str:
+    return (
+        f"Protocol {result.protocol.name} ({result.protocol.fingerprint}). Only {result.study.primary_metric} is judged; "
+        f"{_HINT} marks exploratory intervals, not corrected, that exclude zero: hints, not results."
+    )
 
 
 def _table(result: StudyResult, report: Report, intervals: bool) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    styles = {"better": "green", "worse": "red", "undecided": "dim"}
+    styles = {"better": "bold green", "worse": "bold red", "undecided": "bold", "exploratory": "dim"}
     table = Table(
         title=f"{result.study.question}\nmean, and paired difference to {result.study.reference.name}"
         + (" with 95 % interval" if intervals else ""),
-        caption=f"protocol {result.protocol.name} ({result.protocol.fingerprint}); "
-        "green better, red worse, dim undecided",
+        caption=_legend(result),
         show_lines=True,
     )
     table.add_column("", no_wrap=True)
     for header in _headers(result):
-        table.add_column(header, justify="right")
+        table.add_column(header.replace(" primary", "\nprimary"), justify="right")
     for label, cells in _cells(result, report):
         texts = []
         for mean, comparison in cells:
             text = Text(f"{mean:.{_digits(mean)}f}")
             if comparison is not None:
-                middle, interval = _difference(mean, comparison)
-                text.append("\n" + middle + ("\n" + interval if intervals else ""), styles[comparison.verdict])
+                lines = _difference(mean, comparison)[: 2 if intervals else 1]
+                text.append("\n" + "\n".join(lines), styles[comparison.verdict])
             texts.append(text)
         table.add_row(label.replace(" (", "\n("), *texts)
     return table
 
 
 def _markdown(result: StudyResult, report: Report) -> str:
-    marks = {"better": " **better**", "worse": " **worse**", "undecided": ""}
     lines = [f"# {result.study.name}", "", result.study.question, "", report.trust, ""]
     lines += [f"| | {' | '.join(_headers(result))} |", "|---" * (1 + len(result.protocol.metrics)) + "|"]
     for label, cells in _cells(result, report):
         texts = [
-            f"{mean:.{_digits(mean)}f}" + (f"<br>{' '.join(_difference(mean, c))}{marks[c.verdict]}" if c else "")
-            for mean, c in cells
+            f"{mean:.{_digits(mean)}f}" + (f"<br>{'<br>'.join(_difference(mean, c))}" if c else "") for mean, c in cells
         ]
         lines.append(f"| {label} | {' | '.join(texts)} |")
-    lines += ["", f"Differences are to {result.study.reference.name}. Protocol {result.protocol.name} "
-              f"({result.protocol.fingerprint}).", ""]  # fmt: skip
+    lines += ["", f"Differences are to {result.study.reference.name}. {_legend(result)}", ""]
     lines += [f"- {line}" for line in (*report.findings, *report.notes)]
     return "\n".join([*lines, "", "![crops](contact_sheet.png)", ""])
 
 
-def _csv(report: Report) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    columns = ["difference", "low", "high", "p", "p_holm", "photographs", "seeds"]
-    writer.writerow(["row", "metric", "mean", "reference", *columns, "verdict"])
+def _rows(report: Report) -> list[list[object]]:
+    """The values of `_COLUMNS` for every comparison, and for every row that is compared with nothing its means."""
+    rows: list[list[object]] = []
     for row, means in report.means.items():
         for metric, mean in means.items():
             mine = [c for c in report.comparisons if (c.ablation, c.metric) == (row, metric)]
             for c in mine:
                 i = c.interval
-                numbers: list[object] = [i.mean, i.low, i.high, i.p_value, c.p_holm, i.photographs, i.seeds]
-                writer.writerow([row, metric, mean, c.reference, *numbers, c.verdict])
+                numbers = [i.mean, i.low, i.high, i.p_value, c.p_holm, i.photographs, i.seeds]
+                rows.append([row, metric, mean, c.reference, *numbers, i.excludes_zero, c.verdict])
             if not mine:
-                writer.writerow([row, metric, mean, *[""] * 9])
+                rows.append([row, metric, mean, *[None] * (len(_COLUMNS) - 3)])
+    return rows
+
+
+def _csv(report: Report) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([_COLUMNS, *_rows(report)])
     return text.getvalue()
 
 
 def _json(result: StudyResult, report: Report) -> str:
     runs = [{name: value for name, value in asdict(run).items() if name != "rows"} for run in result.runs]
-    comparisons = [{**asdict(c), "verdict": c.verdict} for c in report.comparisons]
+    comparisons = [
+        {**asdict(c), "excludes_zero": c.interval.excludes_zero, "verdict": c.verdict} for c in report.comparisons
+    ]
     content = {
         "study": result.study.name,
         "question": result.study.question,
         "protocol": {"name": result.protocol.name, "fingerprint": result.protocol.fingerprint},
+        "primary_metric": result.study.primary_metric,
+        "seeds": result.seeds,
+        "failed": dict(result.failed),
         "trust": report.trust,
         "findings": report.findings,
         "notes": report.notes,

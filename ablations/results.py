@@ -11,7 +11,7 @@ import os
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -75,18 +75,31 @@ class StudyResult:
         protocol: how the numbers were taken.
         runs: finished runs in the order of the plan, bicubic first.
         output: folder that holds the run folders.
+        group: id of study and recipe; W&B groups the runs by it.
         reused: ids of runs that were finished before this call.
+        failed: run id -> reason, in one line, of the runs that failed in this call.
     """
 
     study: Study
     protocol: Protocol
     runs: tuple[RunResult, ...]
     output: Path
+    group: str
     reused: tuple[str, ...]
+    failed: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def seeds(self) -> list[int]:
+        """Seeds that the reference and every ablation have finished, in the order of the plan: what can be paired."""
+        names = [self.study.reference.name, *(ablation.name for ablation in self.study.ablations)]
+        done = {(run.ablation, run.seed) for run in self.runs}
+        planned = dict.fromkeys(run.seed for run in self.runs if run.seed is not None)
+        return [seed for seed in planned if all((name, seed) in done for name in names)]
 
     def of(self, ablation: str) -> list[RunResult]:
-        """The runs of an ablation in the order of their seeds in the plan."""
-        return [run for run in self.runs if run.ablation == ablation]
+        """The runs of an ablation (or bicubic) with the seeds that all have finished, in the order of the plan."""
+        seeds = [None, *self.seeds]
+        return [run for run in self.runs if run.ablation == ablation and run.seed in seeds]
 
 
 def write_result(result: RunResult, folder: Path) -> None:

@@ -38,10 +38,13 @@ def run_study(
         components: classes the config builds; the project's own by default.
 
     Raises:
-        UsageError: unknown study, a recipe that is not for it, or a config that does not fit.
-        MegaSRError: a run failed; finished runs are kept and the message names the failed one.
+        UsageError: unknown study, a recipe that is not for it, a config that does not fit, or a protocol that does not
+            measure the study's primary metric.
+        MegaSRError: bicubic, which every run is checked against, cannot be measured. Any other run that fails is named
+            in the result, and the study goes on.
     """
     chosen = get_study(study)
+    protocol.metric(chosen.primary_metric)  # before hours of runs that could not answer the question
     components = components or default_components()
     recipe = read_recipe(config, components, steps)
     if recipe.study != chosen.name:
@@ -50,19 +53,25 @@ def run_study(
     finished = {plan.run_id: read_finished(plan, protocol, output / plan.run_id) for plan in plans}
     reused = tuple(run_id for run_id, result in finished.items() if result is not None)
     todo = [plan for plan in plans if finished[plan.run_id] is None]
+    group = f"{chosen.name}-{hashlib.blake2b(json.dumps(recipe.config).encode(), digest_size=4).hexdigest()}"
+    failed: dict[str, str] = {}
     if todo:
-        group = f"{chosen.name}-{hashlib.blake2b(json.dumps(recipe.config).encode(), digest_size=4).hexdigest()}"
-        finished |= {
-            result.run_id: result
-            for result in _run_all(todo, group, output / plans[0].run_id, components, protocol, output)
-        }
+        for result in _run_all(todo, group, output / plans[0].run_id, components, protocol, output, failed):
+            finished[result.run_id] = result
     runs = [finished[plan.run_id] for plan in plans]
-    return StudyResult(chosen, protocol, tuple(run for run in runs if run is not None), output, reused)
+    return StudyResult(chosen, protocol, tuple(run for run in runs if run), output, group, reused, failed)
 
 
 def _run_all(
-    plans: Sequence[RunPlan], group: str, baseline: Path, components: Components, protocol: Protocol, output: Path
+    plans: Sequence[RunPlan],
+    group: str,
+    baseline: Path,
+    components: Components,
+    protocol: Protocol,
+    output: Path,
+    failed: dict[str, str],
 ) -> Iterator[RunResult]:
+    """Results of the runs that finish; the reasons of those that do not are put into `failed`."""
     from ablations.execute import execute_baseline, execute_run
     from ablations.tracking import Tracker
 
@@ -77,8 +86,13 @@ def _run_all(
                     yield execute_baseline(plan, components, evaluator, folder)
                 else:
                     yield execute_run(plan, components, evaluator, folder, baseline, tracker, advance)
-            except (MegaSRError, UsageError) as error:
-                raise MegaSRError(f"run {plan.run_id}: {error} (finished runs are kept)") from error
+            except UsageError as error:
+                raise UsageError(f"run {plan.run_id}: {error}") from error
+            except MegaSRError as error:
+                if plan.seed is None:
+                    raise MegaSRError(f"run {plan.run_id}: {error}; no other run can be checked without it") from error
+                failed[plan.run_id] = " ".join(str(error).split())
+                tell(f"run {plan.run_id} failed: {failed[plan.run_id]}")
 
 
 @contextmanager

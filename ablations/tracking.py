@@ -1,4 +1,4 @@
-"""Weights & Biases: one W&B run per study run, through Lightning's logger. Never asks, never stops a study.
+"""Weights & Biases: one W&B run per study run and one for the report. Never asks, never stops a study.
 
 The mode is WANDB_MODE when it is set; else online for who is logged in, else offline (the files lie in the run's
 folder and `wandb sync` sends them later).
@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import netrc
 import os
-from collections.abc import Callable, Mapping
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -60,15 +61,26 @@ class Tracker:
 
     def open(self, plan: RunPlan, folder: Path) -> Any | None:
         """A WandbLogger whose run has started, or None when W&B is disabled or cannot be used (said in one line)."""
+        about = {"run_id": plan.run_id, "fingerprint": plan.fingerprint, "seed": plan.seed}
+        return self._open(plan.run_id, plan.ablation, plan.guidance, {**plan.config, **about}, folder)
+
+    def _open(
+        self, name: str, job_type: str, tags: Sequence[str], config: Mapping[str, Any], folder: Path
+    ) -> Any | None:
+        def start(offline: bool) -> Any:
+            return self._start(
+                folder, offline, name=name, group=self._group, job_type=job_type, tags=list(tags), config=dict(config)
+            )
+
         if self._mode == "online":
             try:
-                return self._start(plan, folder, offline=False)
+                return start(offline=False)
             except Exception as error:  # W&B raises its own, requests' and the operating system's errors
                 self._mode = "offline"
                 self._tell(f"W&B cannot be used online ({_first_line(error)}); logging offline into {folder.parent}")
         if self._mode == "offline":
             try:
-                return self._start(plan, folder, offline=True)
+                return start(offline=True)
             except Exception as error:
                 self._mode = "disabled"
                 self._tell(f"W&B cannot log ({_first_line(error)}); the study goes on without it")
@@ -99,13 +111,47 @@ class Tracker:
         except Exception as error:
             self._tell(f"W&B lost the end of {result.run_id} ({_first_line(error)}); its results are on disk")
 
+    def report(
+        self,
+        columns: Sequence[str],
+        rows: Sequence[Sequence[object]],
+        sheet: Path,
+        results: Path,
+        config: Mapping[str, Any],
+        folder: Path,
+    ) -> None:
+        """One more W&B run of the group, with the study's answer.
+
+        Args:
+            columns: of the final table.
+            rows: of the final table; None where there is no value.
+            sheet: the contact sheet.
+            results: results.json; a copy becomes a file of the W&B run.
+            config: what names the answer: study, primary metric, protocol.
+            folder: for W&B's files.
+        """
+        logger = self._open(f"{self._group}-report", "report", (), config, folder)
+        if logger is None:
+            return
+        import wandb
+
+        try:
+            run = logger.experiment
+            table = wandb.Table(list(columns), [list(row) for row in rows], allow_mixed_types=True)
+            run.log({"results": table, "contact_sheet": wandb.Image(str(sheet))})
+            copied = shutil.copy(results, run.dir)  # W&B alone would link to the file, which the next report replaces
+            run.save(copied, base_path=run.dir, policy="now")
+            run.finish()
+        except Exception as error:
+            self._tell(f"W&B lost the report ({_first_line(error)}); it is on disk")
+
     def abort(self, logger: Any | None) -> None:
         """End the W&B run of a run that failed."""
         if logger is not None:
             with contextlib.suppress(Exception):  # the run's own error is the one to be seen
                 logger.experiment.finish(exit_code=1)
 
-    def _start(self, plan: RunPlan, folder: Path, offline: bool) -> Any:
+    def _start(self, folder: Path, offline: bool, **arguments: Any) -> Any:
         os.environ.setdefault("WANDB_SILENT", "true")
         import wandb
         from lightning.pytorch.loggers import WandbLogger
@@ -115,15 +161,11 @@ class Tracker:
         settings = wandb.Settings(mode=mode, silent=True, console="off", init_timeout=_CONNECT_S)
         wandb.setup(settings)  # silent from here on; the logger's own settings come too late for W&B's first warnings
         logger = WandbLogger(
-            name=plan.run_id,
             project=os.environ.get("WANDB_PROJECT", PROJECT),
             save_dir=folder,
             offline=offline,
-            group=self._group,
-            job_type=plan.ablation,
-            tags=list(plan.guidance),
-            config={**plan.config, "run_id": plan.run_id, "fingerprint": plan.fingerprint, "seed": plan.seed},
             settings=settings,
+            **arguments,
         )
         logger.experiment  # noqa: B018  starts the run, so that a failure shows here
         return logger

@@ -133,7 +133,7 @@ class PhotoDataModule(SRDataModule):
         settings: see SRDataModule.
     """
 
-    def __init__(self, eval_samples: int = 15, **settings: Any) -> None:
+    def __init__(self, eval_samples: int = 16, **settings: Any) -> None:
         super().__init__(eval_samples=eval_samples, **settings)
         crop_size_px = self.crop_size_px
         smallest = min(min(load_photo(photo.name).shape[:2]) for photo in (*TRAIN_PHOTOS, *EVAL_PHOTOS))

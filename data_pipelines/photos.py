@@ -30,14 +30,16 @@ TRAIN_PHOTOS = (
     Photo("motorcycle", "motorcycle_left.png", ("motorcycle", "garage", "tools")),
     Photo("brick", "brick.png", ("gray brick wall",)),
     Photo("gravel", "gravel.png", ("gray gravel ground",)),
-    Photo("coins", "coins.png", ("coins", "black cloth table")),
 )
 EVAL_PHOTOS = (
     Photo("chelsea", "chelsea.png", ("cat", "fur")),
     Photo("coffee", "coffee.png", ("coffee cup", "spoon", "wooden table")),
     Photo("rocket", "rocket.jpg", ("rocket", "launch tower", "sky")),
-    Photo("grass", "grass.png", ("grass ground",)),
     Photo("camera", "camera.png", ("man", "camera", "tripod", "grass ground", "overcast gray sky")),
+    Photo("grass", "grass.png", ("grass ground",)),
+    Photo("moon", "moon.png", ("moon", "craters")),
+    Photo("hubble", "hubble_deep_field.jpg", ("galaxies", "night sky")),
+    Photo("coins", "coins.png", ("coins", "black cloth table")),
 )
 _BY_NAME = {photo.name: photo for photo in (*TRAIN_PHOTOS, *EVAL_PHOTOS)}
 

@@ -7,7 +7,8 @@ batch size, the device count, the worker or how often the run was resumed.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -39,3 +40,15 @@ def keyed_normal(seed: int, keys: Sequence[str], shape: Sequence[int], *purpose:
 def keyed_uniform(seed: int, keys: Sequence[str], *purpose: Key) -> torch.Tensor:
     """Uniform numbers in [0, 1), shape (B,), one independent draw per sample key."""
     return torch.stack([torch.rand((), generator=torch_generator(seed, *purpose, key)) for key in keys])
+
+
+@contextmanager
+def seeded_initialisation(seed: int, *key: Key) -> Iterator[None]:
+    """Inside, torch's layers initialise themselves as a function of (seed, key...); the global state is left as it was.
+
+    torch's initialisers know the global generator only. Keyed by the layer's place, a part has the same initial weights
+    in every ablation of a seed, whatever else the network contains.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, "init", *key))
+        yield

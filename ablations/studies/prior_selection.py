@@ -27,6 +27,7 @@ PRIOR_SELECTION = register(
             _combination("canny", "superpixel", description="edges and regions"),
             _combination("noise", description="a fixed random map keyed by the image: it carries no information"),
         ),
+        primary_metric="ssim_y",  # guidance is about structure, and this is the field's structural fidelity measure
         controls={"noise": "negative"},
     )
 )

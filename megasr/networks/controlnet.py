@@ -15,14 +15,14 @@ from megasr.networks.config import AdapterConfig
 from megasr.networks.lq_encoder import LQEncoder
 from megasr.networks.sites import (
     BlockRunner,
-    Site,
     SiteCondition,
+    build_sites,
     embed_time,
-    iterate_transformers,
     run_encoder,
     run_middle,
 )
 from megasr.networks.unet import Residuals
+from megasr.rng import seeded_initialisation
 
 
 class MegaSRControlNet(nn.Module):
@@ -33,17 +33,24 @@ class MegaSRControlNet(nn.Module):
         downsampling: f of the VAE.
         config: what the adapter consists of.
         guidance: the resolved guidance types of the config.
+        seed: of the initial weights.
     """
 
     def __init__(
-        self, unet: nn.Module, downsampling: int, config: AdapterConfig, guidance: tuple[GuidanceType, ...]
+        self,
+        unet: nn.Module,
+        downsampling: int,
+        config: AdapterConfig,
+        guidance: tuple[GuidanceType, ...],
+        seed: int,
     ) -> None:
         super().__init__()
-        controlnet = ControlNetModel.from_unet(unet)
-        controlnet.controlnet_cond_embedding = LQEncoder(unet.config.block_out_channels[0], downsampling)
+        with seeded_initialisation(seed, "controlnet"):
+            controlnet = ControlNetModel.from_unet(unet)
+            controlnet.controlnet_cond_embedding = LQEncoder(unet.config.block_out_channels[0], downsampling)
         self.controlnet = controlnet.requires_grad_(True).train()
         self.recompute = config.gradient_checkpointing
-        self.sites = nn.ModuleList(Site(t, level, config, guidance) for t, level in iterate_transformers(controlnet))
+        self.sites = build_sites(controlnet, config, guidance, seed, "controlnet")
 
     def encode_lq(self, lq_up: torch.Tensor) -> torch.Tensor:
         """lq_up (B, 3, H, W) in [0, 1] -> f_lq (B, C, h, w). Once per image."""

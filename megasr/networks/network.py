@@ -35,16 +35,17 @@ class MegaSRNetwork(nn.Module):
     Args:
         prior: the frozen prior.
         config: what the adapter consists of.
+        seed: of the initial weights; the global random state is neither used nor changed.
     """
 
-    def __init__(self, prior: Prior, config: AdapterConfig) -> None:
+    def __init__(self, prior: Prior, config: AdapterConfig, seed: int = 0) -> None:
         super().__init__()
         self.config = config
         self.guidance = tuple(resolve_guidance(config.guidance))
-        self.unet = MegaSRUNet(prior.unet, config, self.guidance)
+        self.unet = MegaSRUNet(prior.unet, config, self.guidance, seed)
         self.controlnet = None
         if config.controlnet:
-            self.controlnet = MegaSRControlNet(prior.unet, prior.downsampling, config, self.guidance)
+            self.controlnet = MegaSRControlNet(prior.unet, prior.downsampling, config, self.guidance, seed)
         self.downsampling = prior.downsampling
         self.halvings = len(prior.unet.config.down_block_types) - 1
 

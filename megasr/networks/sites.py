@@ -6,7 +6,7 @@ what is written out here is only their forward, so that the adapters stand in pl
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -19,6 +19,7 @@ from megasr.networks.config import AdapterConfig
 from megasr.networks.csm import CSM, KeyValue, cross_attention, project_keys_values
 from megasr.networks.msfm import MSFM, Modulation
 from megasr.networks.rca import RCA
+from megasr.rng import seeded_initialisation
 
 
 class Semantics(NamedTuple):
@@ -46,10 +47,18 @@ class Site(nn.Module):
         level: how often the latents were halved here.
         config: what the adapter consists of.
         guidance: the resolved guidance types of the config.
+        seed: of the initial weights.
+        place: name of the site, to which its initial weights are keyed.
     """
 
     def __init__(
-        self, transformer: nn.Module, level: int, config: AdapterConfig, guidance: tuple[GuidanceType, ...]
+        self,
+        transformer: nn.Module,
+        level: int,
+        config: AdapterConfig,
+        guidance: tuple[GuidanceType, ...],
+        seed: int,
+        place: str,
     ) -> None:
         super().__init__()
         if len(transformer.transformer_blocks) != 1:
@@ -60,19 +69,24 @@ class Site(nn.Module):
         attention = transformer.transformer_blocks[0].attn2
         channels = transformer.in_channels
         self.level = level
-        self.csm = CSM(attention, config.image_width, config.gate) if config.image else None
-        self.rca = RCA(channels, attention.heads, config.representation_width) if config.rca else None
-        self.msfm = None
+        self.csm = self.rca = self.msfm = None
+        if config.image:
+            with seeded_initialisation(seed, place, "csm"):
+                self.csm = CSM(attention, config.image_width, config.gate)
+        if config.rca:
+            with seeded_initialisation(seed, place, "rca"):
+                self.rca = RCA(channels, attention.heads, config.representation_width)
         if guidance:
-            self.msfm = MSFM(
-                channels,
-                groups=transformer.norm.num_groups,
-                edge_channels=[g.channels for g in guidance if g.role == "edge"],
-                region_channels=sum(g.channels for g in guidance if g.role == "region"),
-                width=config.saft_width,
-                fusion_init=config.fusion_init,
-                stage1=config.stage1,
-            )
+            with seeded_initialisation(seed, place, "msfm"):
+                self.msfm = MSFM(
+                    channels,
+                    groups=transformer.norm.num_groups,
+                    edge_channels=[g.channels for g in guidance if g.role == "edge"],
+                    region_channels=sum(g.channels for g in guidance if g.role == "region"),
+                    width=config.saft_width,
+                    fusion_init=config.fusion_init,
+                    stage1=config.stage1,
+                )
 
     def condition(
         self, transformer: nn.Module, semantics: Semantics, edges: list[torch.Tensor], regions: torch.Tensor | None
@@ -127,6 +141,14 @@ def iterate_transformers(model: nn.Module) -> Iterator[tuple[nn.Module, int]]:
         yield from ((transformer, deepest - position) for transformer in getattr(block, "attentions", ()))
 
 
+def build_sites(
+    model: nn.Module, config: AdapterConfig, guidance: tuple[GuidanceType, ...], seed: int, name: str
+) -> nn.ModuleList:
+    """One Site per cross-attention of a U-Net or ControlNet, in the order of the forward pass."""
+    transformers = enumerate(iterate_transformers(model))
+    return nn.ModuleList(Site(t, level, config, guidance, seed, f"{name}.{i}") for i, (t, level) in transformers)
+
+
 def run_block(
     resnet: nn.Module,
     transformer: nn.Module,
@@ -153,11 +175,12 @@ class BlockRunner:
         resnet = block.resnets[index]
         attentions = getattr(block, "attentions", None)
         if not attentions:
-            return self._run(resnet, features, time_embedding)
+            return self.run(resnet, features, time_embedding)
         site, condition = next(self.pairs)
-        return self._run(run_block, resnet, attentions[index], site, features, time_embedding, condition)
+        return self.run(run_block, resnet, attentions[index], site, features, time_embedding, condition)
 
-    def _run(self, function: object, *arguments: object) -> torch.Tensor:
+    def run(self, function: Callable[..., torch.Tensor], *arguments: object) -> torch.Tensor:
+        """Call a block, to be recomputed in the backward pass when asked."""
         if self.recompute:
             return checkpoint(function, *arguments, use_reentrant=False)
         return function(*arguments)
@@ -184,8 +207,8 @@ def run_middle(
     """ResBlock, then (site, ResBlock): the middle block has its attention between two ResBlocks."""
     middle = model.mid_block
     site, condition = next(run.pairs)
-    features = run._run(run_block, middle.resnets[0], middle.attentions[0], site, features, time_embedding, condition)
-    return run._run(middle.resnets[1], features, time_embedding)
+    features = run.run(run_block, middle.resnets[0], middle.attentions[0], site, features, time_embedding, condition)
+    return run.run(middle.resnets[1], features, time_embedding)
 
 
 def embed_time(model: nn.Module, timesteps: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -15,10 +15,9 @@ from megasr.guidance.registry import GuidanceType
 from megasr.networks.config import AdapterConfig
 from megasr.networks.sites import (
     BlockRunner,
-    Site,
     SiteCondition,
+    build_sites,
     embed_time,
-    iterate_transformers,
     run_encoder,
     run_middle,
 )
@@ -49,14 +48,17 @@ class MegaSRUNet(nn.Module):
         unet: diffusers' UNet2DConditionModel. Used as it is; its weights and names do not change.
         config: what the adapter consists of.
         guidance: the resolved guidance types of the config.
+        seed: of the initial weights.
     """
 
-    def __init__(self, unet: nn.Module, config: AdapterConfig, guidance: tuple[GuidanceType, ...]) -> None:
+    def __init__(
+        self, unet: nn.Module, config: AdapterConfig, guidance: tuple[GuidanceType, ...], seed: int
+    ) -> None:
         super().__init__()
         check_plain_unet(unet)
         self.unet = unet
         self.recompute = config.gradient_checkpointing
-        self.sites = nn.ModuleList(Site(t, level, config, guidance) for t, level in iterate_transformers(unet))
+        self.sites = build_sites(unet, config, guidance, seed, "unet")
 
     def train(self, mode: bool = True) -> MegaSRUNet:
         """The adapters change mode; the frozen U-Net stays in evaluation mode."""

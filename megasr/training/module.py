@@ -62,10 +62,7 @@ class MegaSRModule(lightning.LightningModule):
         self.scale_factor, self.seed = scale_factor, seed
         self.prior = load_prior(prior)
         self.prior_fingerprint = self.prior.fingerprint()
-        # The adapter's random initialisation is part of the run's seed, whatever was drawn before.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self.network = MegaSRNetwork(self.prior, adapter)
+        self.network = MegaSRNetwork(self.prior, adapter, seed)
         if not any(p.requires_grad for p in self.network.parameters()):
             raise UsageError("model.adapter is empty: turn on controlnet, guidance, image or rca, or nothing is trained")
         self.vision = VisionEncoder(vision) if vision is not None else None

@@ -42,7 +42,7 @@ def random_inputs(prior: Prior, batch: int = 2, seed: int = 1) -> dict:
     semantics = Semantics(text, rand(batch, 5, IMAGE_WIDTH), rand(batch, 6, REPRESENTATION_WIDTH))
     channels = {name: get_guidance(name).channels for name in list_guidance()}
     return {
-        "z_t": torch.randn(batch, 4, latent, latent, generator=generator),
+        "z_t": torch.randn(batch, prior.unet.config.in_channels, latent, latent, generator=generator),
         "timesteps": torch.arange(1, batch + 1) * 100,
         "lq_up": rand(batch, 3, SIZE_PX, SIZE_PX),
         "semantics": semantics,

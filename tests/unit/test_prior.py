@@ -76,7 +76,7 @@ def test_the_fingerprint_sees_the_noise_schedule():
 def test_latents_have_the_declared_geometry():
     prior = random_prior()
     z = prior.encode(torch.rand(1, 3, 32, 48))
-    assert z.shape == (1, 4, 8, 12) and prior.downsampling == 4 and prior.size_multiple == 16
+    assert z.shape == (1, 8, 8, 12) and prior.downsampling == 4 and prior.size_multiple == 16
     image = prior.decode(z)
     assert image.shape == (1, 3, 32, 48) and image.min() >= 0 and image.max() <= 1
 

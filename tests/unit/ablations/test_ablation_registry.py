@@ -55,7 +55,7 @@ def test_an_ablation_must_stay_inside_what_it_touches() -> None:
 
 def test_duplicates_are_refused() -> None:
     with pytest.raises(UsageError, match="canny is registered twice"):
-        Study("twice", "?", _ablation("none"), (_ablation(), _ablation()))
+        Study("twice", "?", _ablation("none"), (_ablation(), _ablation()), "psnr_y")
     with pytest.raises(UsageError, match="'prior_selection' is registered twice"):
         register(studies()["prior_selection"])
 
@@ -64,9 +64,9 @@ def test_bad_names_are_refused() -> None:
     with pytest.raises(UsageError, match="ablation name 'a/b'"):
         _ablation("a/b")
     with pytest.raises(UsageError, match="study name 'My study'"):
-        Study("My study", "?", _ablation("none"), ())
+        Study("My study", "?", _ablation("none"), (), "psnr_y")
     with pytest.raises(UsageError, match="control of study s 'noisy'"):
-        Study("s", "?", _ablation("none"), (_ablation("noise"),), {"noisy": "negative"})
+        Study("s", "?", _ablation("none"), (_ablation("noise"),), "psnr_y", {"noisy": "negative"})
 
 
 def test_unknown_names_show_the_nearest() -> None:

@@ -91,9 +91,9 @@ def test_an_ablation_without_effect_is_refused(tmp_path: Path, components: Compo
     recipe = read_recipe(write_recipe(tmp_path), components)
     path = "model.adapter.width"
     reference = Ablation("wide", {path: 8}, (path,), "")
-    same = Study("widths", "?", reference, (Ablation("also_wide", {path: 8}, (path,), ""),))
+    same = Study("widths", "?", reference, (Ablation("also_wide", {path: 8}, (path,), ""),), "psnr_y")
     with pytest.raises(UsageError, match="'also_wide' changes nothing"):
         plan_runs(same, recipe, components)
-    other = Study("widths", "?", reference, (Ablation("narrow", {path: 2}, (path,), ""),))
+    other = Study("widths", "?", reference, (Ablation("narrow", {path: 2}, (path,), ""),), "psnr_y")
     runs = plan_runs(other, recipe, components, seeds=[5])
     assert [run.config["model"]["adapter"]["width"] for run in runs[1:]] == [8, 2]

@@ -26,7 +26,7 @@ def test_photograph_is_rgb_in_the_wheel(photo: object) -> None:
     assert image.ndim == 3
     assert image.shape[2] == 3
     assert min(image.shape[:2]) >= 256
-    assert image.std() > 20
+    assert image.std() > 10
     assert photo.tags  # type: ignore[attr-defined]
     assert not image.flags.writeable, "it is shared by all who ask for it"
 
