@@ -199,7 +199,10 @@ def _incomplete(result: StudyResult) -> list[str]:
     notes = []
     if left_out := [run.run_id for run in result.runs if run.seed not in (None, *result.seeds)]:
         seeds = ", ".join(map(str, result.seeds))
-        notes.append(f"Only seed(s) {seeds} are compared; without a partner and left out: {', '.join(left_out)}.")
+        notes.append(
+            f"Only seed(s) {seeds} are compared. Left out, for not every ablation has finished their seed: "
+            f"{', '.join(left_out)}."
+        )
     notes += [f"Failed: {run_id} ({reason})." for run_id, reason in result.failed.items()]
     commits = {run.commit for run in result.runs}
     if len(commits) > 1:

@@ -27,9 +27,9 @@ _COLUMNS = ("row", "metric", "mean", "reference", "difference", "low", "high", "
 
 
 def write_report(result: StudyResult, output: Path, console: Console | None = None) -> Report:
-    """Print the report, write results.csv, results.md, results.json and contact_sheet.png into `output`, and log to W&B.
+    """Print the report and write results.csv, results.md, results.json and contact_sheet.png into `output`.
 
-    W&B gets a report only when a run is new.
+    W&B gets the report too, unless no run is new.
 
     Raises:
         MegaSRError: a file cannot be written, a picture of a run is missing, no seed is finished for every ablation;
@@ -115,8 +115,8 @@ def _mark(comparison: Comparison) -> str:
 
 def _legend(result: StudyResult) -> str:
     return (
-        f"Protocol {result.protocol.name} ({result.protocol.fingerprint}). Only {result.study.primary_metric} is judged; "
-        f"{_HINT} marks exploratory intervals, not corrected, that exclude zero: hints, not results."
+        f"Protocol {result.protocol.name} ({result.protocol.fingerprint}). Only {result.study.primary_metric} is "
+        f"judged; {_HINT} marks exploratory intervals, not corrected, that exclude zero: hints, not results."
     )
 
 

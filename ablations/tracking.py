@@ -157,13 +157,12 @@ class Tracker:
         from lightning.pytorch.loggers import WandbLogger
 
         folder.mkdir(parents=True, exist_ok=True)
-        mode = "offline" if offline else "online"  # said here too: the settings outrank the logger's `offline`
+        mode = "offline" if offline else "online"  # not as the logger's `offline`, which would change WANDB_MODE
         settings = wandb.Settings(mode=mode, silent=True, console="off", init_timeout=_CONNECT_S)
         wandb.setup(settings)  # silent from here on; the logger's own settings come too late for W&B's first warnings
         logger = WandbLogger(
             project=os.environ.get("WANDB_PROJECT", PROJECT),
             save_dir=folder,
-            offline=offline,
             settings=settings,
             **arguments,
         )

@@ -34,7 +34,7 @@ def check_image(image: torch.Tensor, name: str) -> None:
     """
     if image.ndim != 4 or image.shape[1] != 3 or not image.is_floating_point():
         raise UsageError(
-            f"{name}: expected float RGB of shape (B, 3, H, W) in [0, 1], got {image.dtype} of shape {tuple(image.shape)}"
+            f"{name}: expected float RGB (B, 3, H, W) in [0, 1], got {image.dtype} of shape {tuple(image.shape)}"
         )
 
 

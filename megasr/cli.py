@@ -32,7 +32,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def build_parser() -> Parser:
-    """The parser of every command. `fit` and `validate` leave their options to LightningCLI."""
+    """The parser of every command. `fit`, `validate` and `test` leave their options to LightningCLI."""
     parser = Parser(prog="megasr", description="Real-world image super-resolution with guided diffusion priors.")
     parser.add_argument("--version", action="version", version=f"megasr {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command", parser_class=Parser)

@@ -9,6 +9,7 @@ import hashlib
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -26,7 +27,7 @@ _FINGERPRINT_SAMPLES = 64
 class Prior(nn.Module):
     """A latent diffusion model whose weights never change while an adapter is trained."""
 
-    def __init__(self, vae: nn.Module, unet: nn.Module, text_encoder: TextEncoder, scheduler: object) -> None:
+    def __init__(self, vae: nn.Module, unet: nn.Module, text_encoder: TextEncoder, scheduler: Any) -> None:
         super().__init__()
         self.vae = vae
         self.unet = unet
@@ -70,8 +71,8 @@ class Prior(nn.Module):
     def fingerprint(self) -> str:
         """12 hex digits that identify the weights and the noise schedule, whatever the file format.
 
-        Values are compared as float16, so that an fp32 checkpoint and its fp16 variant are the same prior. Must be taken
-        before the prior is cast to another dtype.
+        Values are compared as float16, so that an fp32 checkpoint and its fp16 variant are the same prior. It must be
+        taken before the prior is cast to another dtype.
         """
         digest = hashlib.sha256()
         schedule = {k: v for k, v in sorted(dict(self.scheduler.config).items()) if not k.startswith("_")}
@@ -121,12 +122,14 @@ def load_prior(source: str = "tiny") -> Prior:
         raise MegaSRError(f"prior {source!r}: {folder} is not a diffusers folder, it lacks {', '.join(absent)}")
     logging.getLogger("diffusers").setLevel(logging.ERROR)
     try:
-        return Prior(
-            vae=AutoencoderKL.from_pretrained(folder, subfolder="vae", torch_dtype=torch.float32),
-            unet=UNet2DConditionModel.from_pretrained(folder, subfolder="unet", torch_dtype=torch.float32),
-            text_encoder=load_text_encoder(folder),
-            scheduler=DDPMScheduler.from_pretrained(folder, subfolder="scheduler"),
-        ).freeze()
+        # The libraries draw initial weights before they load the real ones: nobody else's draws may move by that.
+        with torch.random.fork_rng(devices=[]):
+            return Prior(
+                vae=AutoencoderKL.from_pretrained(folder, subfolder="vae", torch_dtype=torch.float32),
+                unet=UNet2DConditionModel.from_pretrained(folder, subfolder="unet", torch_dtype=torch.float32),
+                text_encoder=load_text_encoder(folder),
+                scheduler=DDPMScheduler.from_pretrained(folder, subfolder="scheduler"),
+            ).freeze()
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise MegaSRError(f"prior {source!r} in {folder} cannot be read: {error}") from error
 

@@ -3,7 +3,7 @@
     python -m experiments.tiny.train_prior vae  --steps 2500 --output runs/tiny_prior
     python -m experiments.tiny.train_prior unet --steps 2500 --init runs/tiny_prior --output runs/tiny_prior
 
-Data: rendered scenes with their tags and, for every fourth sample, crops of the training photographs of scikit-image with
+Data: rendered scenes with their tags and, for every fourth sample, crops of scikit-image's training photographs with
 their names. Both stages keep a checkpoint that --resume continues. Time on two CPU cores: see the model card beside the
 weights (megasr/assets/tiny_prior/README.md).
 """
@@ -76,7 +76,11 @@ def main() -> None:
     checkpoints = ModelCheckpoint(args.output, f"{args.stage}-{{step}}", every_n_train_steps=250, save_top_k=1)
     checkpoints.CHECKPOINT_NAME_LAST = f"{args.stage}-last"
     trainer = lightning.Trainer(
-        max_steps=args.steps, logger=False, callbacks=[ema, checkpoints], gradient_clip_val=1.0, enable_model_summary=False
+        max_steps=args.steps,
+        logger=False,
+        callbacks=[ema, checkpoints],
+        gradient_clip_val=1.0,
+        enable_model_summary=False,
     )
     last = args.output / f"{args.stage}-last.ckpt"
     trainer.fit(module, loader, ckpt_path=last if args.resume and last.exists() else None)

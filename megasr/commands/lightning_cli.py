@@ -15,6 +15,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 import data_pipelines.datamodules as datamodules
 from megasr.errors import UsageError, unknown_name
+from megasr.training.callbacks import ProtocolMetrics
 from megasr.training.module import MegaSRModule
 
 _UNKNOWN_KEY = re.compile(
@@ -26,7 +27,7 @@ _CLASS_PATH = re.compile(r"Problem with given class_path '([^']+)'")
 
 
 class SaveResolvedConfig(SaveConfigCallback):
-    """Writes config.yaml (fit) or config.validate.yaml (validate) into the run's folder.
+    """Writes config.yaml (fit), config.validate.yaml or config.test.yaml into the run's folder.
 
     A fit that starts anew refuses a folder that holds another run; one that resumes (ckpt_path) replaces the file.
     """
@@ -56,6 +57,7 @@ class MegaSRCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """What Lightning seeds follows the module's seed; the data have their own."""
         parser.link_arguments("model.seed", "seed_everything")
+        parser.add_lightning_class_args(ProtocolMetrics, "evaluation")
 
     def before_instantiate_classes(self) -> None:
         """Check what no single class can.
@@ -126,7 +128,7 @@ def _parameters(class_name: str) -> list[str]:
 
 
 def run_lightning(args: Sequence[str]) -> None:
-    """Parse and run `[fit | validate, options...]`.
+    """Parse and run `[fit | validate | test, options...]`.
 
     Raises:
         UsageError: an option, a key of the configuration or a value cannot be used.

@@ -1,4 +1,4 @@
-"""`megasr fit | validate`: Lightning's own command line over MegaSRModule and the data modules."""
+"""`megasr fit | validate | test`: Lightning's own command line over MegaSRModule and the data modules."""
 
 from __future__ import annotations
 
@@ -8,18 +8,19 @@ from typing import Any
 HELP = {
     "fit": "train an adapter",
     "validate": "take the validation loss of a checkpoint",
+    "test": "restore the evaluation images and measure them under a protocol",
 }
 
 
 def add_parser(commands: Any) -> None:
-    """Declare the two commands; their options belong to LightningCLI."""
+    """Declare the commands; their options belong to LightningCLI."""
     for name, text in HELP.items():
         parser = commands.add_parser(name, help=text, add_help=False)
         parser.set_defaults(run=run, passes_options_on=True)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Run `fit` or `validate`.
+    """Run `fit`, `validate` or `test`.
 
     Raises:
         UsageError: an option or a key of the configuration is unknown or has a wrong value.

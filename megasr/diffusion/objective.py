@@ -6,6 +6,7 @@ Shapes: z0, noise, z_t (B, C, h, w) latents; timesteps (B,) integers in [0, num_
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -14,14 +15,12 @@ from megasr.errors import UsageError
 Denoiser = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
-def add_noise(scheduler: object, z0: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+def add_noise(scheduler: Any, z0: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
     """z_t = sqrt(a_t) z0 + sqrt(1 - a_t) noise, a_t the cumulative product of alphas (DDPM, 2006.11239, eq. 4)."""
     return scheduler.add_noise(z0, noise, timesteps)
 
 
-def prediction_target(
-    scheduler: object, z0: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
-) -> torch.Tensor:
+def prediction_target(scheduler: Any, z0: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
     """What the U-Net is asked for: the noise, or v = sqrt(a_t) noise - sqrt(1 - a_t) z0 (2202.00512, app. D).
 
     Raises:
@@ -36,7 +35,7 @@ def prediction_target(
 
 
 def diffusion_loss(
-    denoiser: Denoiser, scheduler: object, z0: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
+    denoiser: Denoiser, scheduler: Any, z0: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
 ) -> torch.Tensor:
     """Mean squared error of the prediction, one value per sample, shape (B,), in float32 (2006.11239, eq. 14)."""
     prediction = denoiser(add_noise(scheduler, z0, noise, timesteps), timesteps)

@@ -23,7 +23,9 @@ def spaced_timesteps(num_steps: int, start_fraction: float, num_train_timesteps:
         raise UsageError(f"sampler.start_fraction must be in (0, 1], got {start_fraction}")
     span = start_fraction * num_train_timesteps
     if not 1 <= num_steps <= span:
-        raise UsageError(f"sampler.num_steps must be from 1 to {int(span)} (start_fraction of the schedule), got {num_steps}")
+        raise UsageError(
+            f"sampler.num_steps must be from 1 to {int(span)} (start_fraction of the schedule), got {num_steps}"
+        )
     return [round(span * (num_steps - i) / num_steps) - 1 for i in range(num_steps)]
 
 

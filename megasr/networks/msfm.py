@@ -12,6 +12,7 @@ Source: 2503.08096 v2, figure 2; the form of SAFT follows its nearest public rel
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import nn
@@ -67,7 +68,7 @@ class SAFT(nn.Module):
     def __init__(self, map_channels: int, channels: int, width: int, zero_init: bool) -> None:
         super().__init__()
         widths = (map_channels, width, width, width)
-        layers = [(nn.Conv2d(a, b, 1), nn.SiLU()) for a, b in zip(widths, widths[1:], strict=False)]
+        layers = [(nn.Conv2d(a, b, 1), nn.SiLU()) for a, b in pairwise(widths)]
         self.mlp = nn.Sequential(*(module for pair in layers for module in pair))
         self.gamma = nn.Conv2d(width, channels, 1)
         self.beta = nn.Conv2d(width, channels, 1)
@@ -89,8 +90,8 @@ class MSFM(nn.Module):
         edge_channels: channels of each edge map; every edge map has its own SAFT.
         region_channels: channels of all region maps together, 0 for none.
         width: hidden channels of each SAFT.
-        fusion_init: `as_drawn`: F' = F_n * sum(1 + gamma) + sum(beta). `residual`: F' = F + F_n * sum(gamma) + sum(beta)
-            with gamma = beta = 0 at step 0, hence the identity.
+        fusion_init: `as_drawn`: F' = F_n * sum(1 + gamma) + sum(beta). `residual`: F' = F + F_n * sum(gamma) +
+            sum(beta) with gamma = beta = 0 at step 0, hence the identity.
         stage1: version of the region aggregation.
     """
 

@@ -49,9 +49,7 @@ class MegaSRNetwork(nn.Module):
         self.downsampling = prior.downsampling
         self.halvings = len(prior.unet.config.down_block_types) - 1
 
-    def conditions(
-        self, lq_up: torch.Tensor, semantics: Semantics, maps: Mapping[str, torch.Tensor]
-    ) -> Conditions:
+    def conditions(self, lq_up: torch.Tensor, semantics: Semantics, maps: Mapping[str, torch.Tensor]) -> Conditions:
         """Everything the denoising steps need to know about a batch of images.
 
         Raises:
@@ -84,7 +82,9 @@ class MegaSRNetwork(nn.Module):
         multiple = self.downsampling * 2**self.halvings
         if any(n % multiple for n in lq_up.shape[-2:]):
             height, width = lq_up.shape[-2:]
-            raise UsageError(f"image of {width}x{height} px: the prior needs multiples of {multiple} px; pad or crop it")
+            raise UsageError(
+                f"image of {width}x{height} px: the prior needs multiples of {multiple} px; pad or crop it"
+            )
         for name, wanted in (("image", self.config.image), ("representation", self.config.rca)):
             if wanted and getattr(semantics, name) is None:
                 raise UsageError(f"the adapter uses {name} tokens, but the batch has none and no encoder is set")

@@ -36,9 +36,17 @@ def check_plain_unet(unet: nn.Module) -> None:
     Raises:
         UsageError: names the config field.
     """
-    for field in ("class_embed_type", "num_class_embeds", "addition_embed_type", "encoder_hid_dim", "time_cond_proj_dim"):
+    for field in (
+        "class_embed_type",
+        "num_class_embeds",
+        "addition_embed_type",
+        "encoder_hid_dim",
+        "time_cond_proj_dim",
+    ):
         if unet.config.get(field) is not None:
-            raise UsageError(f"the prior's U-Net has {field}={unet.config[field]!r}; use a Stable Diffusion 1.x or 2.x one")
+            raise UsageError(
+                f"the prior's U-Net has {field}={unet.config[field]!r}; use a Stable Diffusion 1.x or 2.x one"
+            )
 
 
 class MegaSRUNet(nn.Module):
@@ -51,9 +59,7 @@ class MegaSRUNet(nn.Module):
         seed: of the initial weights.
     """
 
-    def __init__(
-        self, unet: nn.Module, config: AdapterConfig, guidance: tuple[GuidanceType, ...], seed: int
-    ) -> None:
+    def __init__(self, unet: nn.Module, config: AdapterConfig, guidance: tuple[GuidanceType, ...], seed: int) -> None:
         super().__init__()
         check_plain_unet(unet)
         self.unet = unet

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -76,7 +77,7 @@ class OpenClipTextEncoder(TextEncoder):
 class TransformersTextEncoder(TextEncoder):
     """The CLIPTextModel of Stable Diffusion: last hidden state after the final norm."""
 
-    def __init__(self, model: nn.Module, tokenizer: object) -> None:
+    def __init__(self, model: nn.Module, tokenizer: Any) -> None:
         super().__init__()
         self.model = model
         self.tokenizer = tokenizer

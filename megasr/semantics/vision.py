@@ -41,7 +41,9 @@ class VisionEncoder(nn.Module):
         try:
             model = open_clip.create_model(config.model, pretrained=config.weights)
         except (OSError, RuntimeError, ValueError, KeyError) as error:
-            raise MegaSRError(f"vision weights {config.weights!r} for {config.model} cannot be loaded: {error}") from error
+            raise MegaSRError(
+                f"vision weights {config.weights!r} for {config.model} cannot be loaded: {error}"
+            ) from error
         self.visual = model.visual.requires_grad_(False).eval()
         size = model.visual.image_size
         self.size = (size, size) if isinstance(size, int) else tuple(size)

@@ -77,4 +77,6 @@ class SamplerConfig:
 
     def __post_init__(self) -> None:
         if self.start == "noise" and self.start_fraction != 1:
-            raise UsageError(f"sampler.start_fraction={self.start_fraction} needs sampler.start=lq: pure noise starts at 1")
+            raise UsageError(
+                f"sampler.start_fraction={self.start_fraction} needs sampler.start=lq: pure noise starts at 1"
+            )

@@ -10,7 +10,7 @@ import lightning
 import torch
 
 from megasr.batch import SRBatch, check_image
-from megasr.diffusion.objective import add_noise, diffusion_loss, stratified_timesteps
+from megasr.diffusion.objective import Denoiser, add_noise, diffusion_loss, stratified_timesteps
 from megasr.diffusion.sampling import ddim, guided, spaced_timesteps
 from megasr.errors import MegaSRError, UsageError
 from megasr.guidance.extract import extract_guidance
@@ -53,10 +53,13 @@ class MegaSRModule(lightning.LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        configs = {"adapter": adapter, "objective": objective, "optimizer": optimizer, "sampler": sampler}
-        plain = {name: asdict(config) for name, config in configs.items()}
-        plain["vision"] = asdict(vision) if vision is not None else None
         # Plain data only, so that checkpoints load with weights_only=True.
+        plain: dict[str, Any] = {
+            "adapter": asdict(adapter),
+            "objective": asdict(objective),
+            "optimizer": asdict(optimizer),
+        }
+        plain |= {"sampler": asdict(sampler), "vision": None if vision is None else asdict(vision)}
         self.save_hyperparameters({"prior": prior, **plain, "scale_factor": scale_factor, "seed": seed})
         self.adapter, self.objective, self.optimizer, self.sampler = adapter, objective, optimizer, sampler
         self.scale_factor, self.seed = scale_factor, seed
@@ -64,12 +67,14 @@ class MegaSRModule(lightning.LightningModule):
         self.prior_fingerprint = self.prior.fingerprint()
         self.network = MegaSRNetwork(self.prior, adapter, seed)
         if not any(p.requires_grad for p in self.network.parameters()):
-            raise UsageError("model.adapter is empty: turn on controlnet, guidance, image or rca, or nothing is trained")
+            raise UsageError(
+                "model.adapter is empty: turn on controlnet, guidance, image or rca, or nothing is trained"
+            )
         self.vision = VisionEncoder(vision) if vision is not None else None
         self.alphas_cumprod: torch.Tensor
         self.register_buffer("alphas_cumprod", self.prior.scheduler.alphas_cumprod.clone(), persistent=False)
 
-    # Conditions -------------------------------------------------------------------------------------------------------
+    # Conditions ------------------------------------------------------------------------------------------------------
 
     def semantics(self, batch: SRBatch, lq_up: torch.Tensor, prompts: list[str]) -> Semantics:
         """Embed the prompts; take image tokens and representation from the batch, or the tokens from the encoder."""
@@ -91,7 +96,7 @@ class MegaSRModule(lightning.LightningModule):
         """The guidance maps that the adapter needs, from the batch or extracted."""
         return extract_guidance(batch, self.network.guidance, self.scale_factor)
 
-    # Training and validation loss ---------------------------------------------------------------------------------------
+    # Training and validation loss ------------------------------------------------------------------------------------
 
     def training_step(self, batch: SRBatch, batch_index: int) -> torch.Tensor:
         keys, step = batch["keys"], self.global_step
@@ -159,7 +164,7 @@ class MegaSRModule(lightning.LightningModule):
             f"the batch's keys and degradation are in {path}"
         )
 
-    # Sampling ---------------------------------------------------------------------------------------------------------
+    # Sampling --------------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def restore(self, batch: SRBatch) -> torch.Tensor:
@@ -176,7 +181,11 @@ class MegaSRModule(lightning.LightningModule):
         z0 = ddim(denoiser, self.alphas_cumprod, self.prior.prediction_type, z, timesteps)
         return self.prior.decode(z0)[..., :height, :width]
 
-    def _denoiser(self, batch: SRBatch, lq_up: torch.Tensor, maps: dict[str, torch.Tensor]):  # noqa: ANN202
+    def test_step(self, batch: SRBatch, batch_index: int) -> torch.Tensor:
+        """sr of the batch; the callback ProtocolMetrics measures it."""
+        return self.restore(batch)
+
+    def _denoiser(self, batch: SRBatch, lq_up: torch.Tensor, maps: dict[str, torch.Tensor]) -> Denoiser:
         sampler = self.sampler
         semantics = self.semantics(batch, lq_up, self.prompts(batch, sampler.positive_prompt))
         conditions = self.network.conditions(lq_up, semantics, maps)
@@ -185,9 +194,7 @@ class MegaSRModule(lightning.LightningModule):
         with torch.no_grad():
             negative_text = self.prior.text_encoder([sampler.negative_prompt] * len(batch["keys"]))
         negative = self.network.conditions(lq_up, semantics._replace(text=negative_text), maps)
-        return lambda z, t: guided(
-            self.network(z, t, conditions), self.network(z, t, negative), sampler.guidance_scale
-        )
+        return lambda z, t: guided(self.network(z, t, conditions), self.network(z, t, negative), sampler.guidance_scale)
 
     def _starting_point(self, keys: list[str], lq_up: torch.Tensor, timestep: int) -> torch.Tensor:
         z_lq = self.prior.encode(lq_up).float()
@@ -196,7 +203,7 @@ class MegaSRModule(lightning.LightningModule):
             return noise
         return add_noise(self.prior.scheduler, z_lq, noise, torch.full((len(keys),), timestep, device=z_lq.device))
 
-    # Optimizer and checkpoints ----------------------------------------------------------------------------------------
+    # Optimizer and checkpoints ---------------------------------------------------------------------------------------
 
     def configure_optimizers(self) -> dict[str, Any]:
         settings = self.optimizer
@@ -232,4 +239,3 @@ class MegaSRModule(lightning.LightningModule):
         from megasr.training.checkpoint import build_from_checkpoint
 
         return build_from_checkpoint(cls, path, prior, changes)
-

@@ -9,6 +9,7 @@ import pytest
 from ablations.plan import RunPlan, default_components, plan_runs, read_recipe
 from ablations.registry import check_diff, studies
 from megasr.errors import UsageError
+from megasr.evaluation.protocol import WEIGHT_FREE_V1
 
 STUDIES = sorted(studies())
 ABLATIONS = [pytest.param(name, a.name, id=f"{name}-{a.name}") for name in STUDIES for a in studies()[name].ablations]
@@ -33,6 +34,11 @@ def test_the_difference_is_not_empty_and_inside_touches(root: Path, study: str, 
 def test_every_study_has_a_negative_control_or_no_claim(study: str) -> None:
     assert "negative" in studies()[study].controls.values()
     assert studies()[study].question.endswith("?")
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_the_primary_metric_is_measured(study: str) -> None:
+    assert WEIGHT_FREE_V1.metric(studies()[study].primary_metric).needs_hq
 
 
 @pytest.mark.parametrize("study", STUDIES)

@@ -1,6 +1,6 @@
 """Golden numbers: a refactoring must leave the loss of the first 20 steps as it was.
 
-A change of the computation is a new file, made by `python -m tests.golden.test_loss_curve`, with the reason in the commit.
+A change of the computation is a new file, made by `python -m tests.golden.test_loss_curve`; the commit says why.
 """
 
 import json

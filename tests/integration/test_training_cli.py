@@ -1,7 +1,8 @@
-"""`megasr fit` and `megasr validate` with a random tiny prior and rendered scenes."""
+"""`megasr fit`, `validate` and `test` with a random tiny prior and rendered scenes."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -97,3 +98,12 @@ def test_a_run_keeps_its_config_and_is_not_overwritten(
     assert cli.main(["validate", "--config", str(tmp_path / "run" / "config.yaml"), *validated]) == 0
     resolved = yaml.safe_load((tmp_path / "run" / "config.validate.yaml").read_text())
     assert resolved["model"]["sampler"]["num_steps"] == 3
+
+    config = ["--config", str(tmp_path / "run" / "config.yaml"), "--model.sampler.num_steps=1"]
+    assert cli.main(["test", *config, f"--ckpt_path={checkpoint}", "--evaluation.protocol=weight-fre-v1"]) == 2
+    assert "did you mean weight-free-v1" in capsys.readouterr().err
+    assert cli.main(["test", *config, f"--ckpt_path={checkpoint}", "--data.crop_size_px=64"]) == 0
+    measured = json.loads((tmp_path / "run" / "test.json").read_text())
+    assert [row["key"] for row in measured["rows"]] == ["eval-scene/0"]
+    assert measured["protocol"]["name"] == "weight-free-v1"
+    assert measured["means"]["psnr_y"] == measured["rows"][0]["psnr_y"] > 5

@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from ablations.conclusions import Report, make_report
+from ablations import conclusions
+from ablations.conclusions import Comparison, Report, make_report
 from ablations.plan import BICUBIC
 from ablations.registry import Ablation, Study
-from ablations.report import _csv, _markdown
+from ablations.report import _COLUMNS, _csv, _markdown
 from ablations.results import RunResult, StudyResult
-from ablations.statistics import holm
-from megasr.errors import UsageError
+from ablations.statistics import holm, paired_bootstrap
+from megasr.errors import MegaSRError, UsageError
 from megasr.evaluation.protocol import WEIGHT_FREE_V1, Protocol
 from megasr.rng import numpy_generator
 
 PROTOCOL = Protocol("two", 1, (WEIGHT_FREE_V1.metrics[0], WEIGHT_FREE_V1.metrics[2]))  # psnr_y up, gmsd down
 PHOTOS = 20
+
+
+@pytest.fixture(autouse=True)
+def _fewer_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is tested is what the report makes of the intervals, not their last digits."""
+    monkeypatch.setattr(conclusions, "paired_bootstrap", partial(paired_bootstrap, resamples=1000))
 
 
 def _ablation(name: str) -> Ablation:
@@ -30,6 +38,7 @@ STUDY = Study(
     "Does it help?",
     _ablation("none"),
     (_ablation("good"), _ablation("noise"), _ablation("oracle")),
+    "psnr_y",
     {"noise": "negative", "oracle": "positive"},
 )
 
@@ -52,30 +61,39 @@ def _result(study: Study = STUDY, seeds: int = 2, photos: int = PHOTOS, **gains:
     levels = {"none": 0.0, "good": 0.0, "noise": 0.0, "oracle": 1.0} | gains
     bicubic = levels.pop(BICUBIC, -1.0)
     runs = [_run(name, seed, gain, photos) for seed in range(seeds) for name, gain in levels.items()]
-    return StudyResult(study, PROTOCOL, (_run(BICUBIC, None, bicubic, photos), *runs), Path("out"), ())
+    return StudyResult(study, PROTOCOL, (_run(BICUBIC, None, bicubic, photos), *runs), Path("out"), "g", ())
+
+
+def _comparison(report: Report, ablation: str, reference: str, metric: str) -> Comparison:
+    comparison = report.comparison(ablation, reference, metric)
+    assert comparison is not None
+    return comparison
 
 
 def _verdict(report: Report, ablation: str, metric: str) -> str:
-    comparison = report.comparison(ablation, "none", metric)
-    assert comparison is not None
-    return comparison.verdict
+    return _comparison(report, ablation, "none", metric).verdict
 
 
 def test_direction_decides_what_is_better() -> None:
     report = make_report(_result(good=0.5))
     assert report.means["good"]["psnr_y"] > report.means["none"]["psnr_y"]
     assert report.means["good"]["gmsd"] < report.means["none"]["gmsd"]
-    assert [_verdict(report, "good", metric) for metric in PROTOCOL.metric_names] == ["better", "better"]
+    assert _verdict(report, "good", "psnr_y") == "better"
     worse = make_report(_result(good=-0.5))
-    assert [_verdict(worse, "good", metric) for metric in PROTOCOL.metric_names] == ["worse", "worse"]
-    assert "good: better than none in psnr_y, gmsd." in report.findings
-    assert "good: worse than none in psnr_y, gmsd." in worse.findings
+    assert _verdict(worse, "good", "psnr_y") == "worse"
+    assert "good: better than none in psnr_y; exploratory: lower gmsd." in report.findings
+    assert "good: worse than none in psnr_y; exploratory: higher gmsd." in worse.findings
+    down = replace(STUDY, primary_metric="gmsd")
+    assert (
+        "good: better than none in gmsd; exploratory: higher psnr_y." in make_report(_result(down, good=0.5)).findings
+    )
+    assert "good: worse than none in gmsd; exploratory: lower psnr_y." in make_report(_result(down, good=-0.5)).findings
 
 
 def test_no_difference_is_not_claimed() -> None:
     report = make_report(_result())
     assert _verdict(report, "good", "psnr_y") == "undecided"
-    assert "good: no difference to none is shown." in report.findings
+    assert "good: no difference to none in psnr_y is shown." in report.findings
 
 
 def test_means_and_differences_are_over_seeds_and_images() -> None:
@@ -83,33 +101,64 @@ def test_means_and_differences_are_over_seeds_and_images() -> None:
     expected = sum(run.summary["psnr_y"] for run in result.of("good")) / 2
     report = make_report(result)
     assert report.means["good"]["psnr_y"] == expected
-    comparison = report.comparison("good", "none", "psnr_y")
-    assert comparison is not None
+    comparison = _comparison(report, "good", "none", "psnr_y")
     assert comparison.interval.mean == pytest.approx(expected - report.means["none"]["psnr_y"])
     assert (comparison.interval.photographs, comparison.interval.seeds) == (PHOTOS, 2)
 
 
 def test_bicubic_is_compared_with_every_row() -> None:
     report = make_report(_result(bicubic=2.0))
-    assert _verdict(report, BICUBIC, "psnr_y") == "better"
-    against = report.comparison("good", BICUBIC, "psnr_y")
-    assert against is not None
-    assert against.verdict == "worse"
-    assert "At this budget none is worse than bicubic in psnr_y, gmsd." in report.notes
-    assert not any("worse than bicubic" in note for note in make_report(_result()).notes)
-
-
-def test_holm_covers_all_comparisons() -> None:
-    report = make_report(_result(good=0.5))
     assert len(report.comparisons) == (4 + 3) * 2
-    assert any("Holm over 14 comparisons" in note for note in report.notes)
-    raw = [c.interval.p_value for c in report.comparisons]
-    assert [c.p_holm for c in report.comparisons] == holm(raw) != raw
+    assert _comparison(report, BICUBIC, "none", "psnr_y").leans_better
+    assert _comparison(report, "good", BICUBIC, "psnr_y").interval.high < 0
+    assert "At this budget bicubic has higher psnr_y, lower gmsd than none (exploratory)." in report.notes
+    assert not any("At this budget" in note for note in make_report(_result()).notes)
+
+
+def test_holm_covers_the_primary_question_and_nothing_else() -> None:
+    report = make_report(_result(good=0.5))
+    family = [c for c in report.comparisons if c.p_holm is not None]
+    asked = [(name, "none", "psnr_y") for name in ("good", "noise", "oracle")]
+    assert [(c.ablation, c.reference, c.metric) for c in family] == asked
+    raw = [c.interval.p_value for c in family]
+    assert [c.p_holm for c in family] == holm(raw) != raw
+    assert any("Holm's correction over 3 comparisons" in note for note in report.notes)
+
+
+def test_exploratory_comparisons_are_never_judged() -> None:
+    report = make_report(_result(good=5.0, bicubic=-5.0))
+    rest = [c for c in report.comparisons if (c.reference, c.metric) != ("none", "psnr_y") or c.ablation == BICUBIC]
+    assert len(rest) == 14 - 3
+    assert {c.verdict for c in rest} == {"exploratory"}
+    assert _comparison(report, "good", "none", "gmsd").interval.excludes_zero
+
+
+def test_eight_photographs_can_decide_four_comparisons_and_seven_cannot() -> None:
+    study = replace(STUDY, ablations=(*STUDY.ablations, _ablation("more")))
+    enough = make_report(_result(study, photos=8, good=5.0, more=0.0))
+    assert _verdict(enough, "good", "psnr_y") == "better"
+    assert not any("too few" in note for note in enough.notes)
+    few = make_report(_result(study, photos=7, good=5.0, more=0.0))
+    assert _verdict(few, "good", "psnr_y") == "undecided"
+    assert any(note.startswith("7 photographs are too few for 4 comparisons") for note in few.notes)
+
+
+def test_a_primary_metric_that_is_not_measured_is_refused() -> None:
+    with pytest.raises(UsageError, match="unknown metric of protocol two 'psnr'; did you mean psnr_y"):
+        make_report(_result(replace(STUDY, primary_metric="psnr")))
 
 
 def test_a_negative_control_that_helps_spoils_the_study() -> None:
     report = make_report(_result(noise=0.5))
-    assert report.trust == "Not trustworthy: the negative control noise helps (psnr_y, gmsd)."
+    assert report.trust == "Not trustworthy: the negative control noise helps in psnr_y."
+
+
+def test_a_negative_control_that_helps_elsewhere_is_named() -> None:
+    result = _result()
+    rows = [[{**row, "gmsd": row["gmsd"] - 0.1} for row in run.rows] for run in result.runs]
+    runs = [replace(run, rows=r) if run.ablation == "noise" else run for run, r in zip(result.runs, rows, strict=True)]
+    trust = make_report(replace(result, runs=tuple(runs))).trust
+    assert "noise is not seen to help in psnr_y (but its interval lies on the good side of zero in gmsd)" in trust
 
 
 def test_a_negative_control_that_hurts_does_not() -> None:
@@ -118,12 +167,12 @@ def test_a_negative_control_that_hurts_does_not() -> None:
 
 def test_a_positive_control_that_does_not_help_spoils_the_study() -> None:
     report = make_report(_result(oracle=-1.0))
-    assert report.trust == "Not trustworthy: the positive control oracle does not help."
+    assert report.trust == "Not trustworthy: the positive control oracle does not help in psnr_y."
 
 
 def test_a_missing_control_is_said() -> None:
     report = make_report(_result(replace(STUDY, controls={"noise": "negative"})))
-    assert report.trust.startswith("Trust with care: the negative control noise is not seen to help; this study has no")
+    assert report.trust.startswith("Trust with care: the negative control noise is not seen to help in psnr_y; ")
     assert "no positive (oracle) control" in report.trust
 
 
@@ -133,10 +182,6 @@ def test_the_notes_say_what_limits_the_answer() -> None:
     assert any(note.startswith("Few photographs or seeds") for note in make_report(_result(seeds=2)).notes)
     many = make_report(_result(seeds=5, photos=30)).notes
     assert not any(note.startswith(("One seed", "Few photographs")) for note in many)
-    assert not any("too few" in note for note in many)
-    few = make_report(_result(photos=6, good=5.0))
-    assert any(note.startswith("6 photographs are too few for 14 comparisons") for note in few.notes)
-    assert {c.verdict for c in few.comparisons} == {"undecided"}
     mixed = _result()
     mixed = replace(mixed, runs=(*mixed.runs[:-1], replace(mixed.runs[-1], commit="c1")))
     assert any("different code: c0, c1" in note for note in make_report(mixed).notes)
@@ -149,6 +194,25 @@ def test_runs_on_other_images_are_refused() -> None:
         make_report(replace(result, runs=(result.runs[0], short, *result.runs[2:])))
 
 
+def test_only_seeds_that_all_have_are_compared() -> None:
+    result = _result(seeds=3, good=0.5)
+    lost = replace(result, runs=tuple(r for r in result.runs if (r.ablation, r.seed) != ("good", 1)), failed={"x": "y"})
+    assert lost.seeds == [0, 2]
+    report = make_report(lost)
+    assert {c.interval.seeds for c in report.comparisons} == {2}
+    assert (
+        report.means["none"]["psnr_y"]
+        == (result.of("none")[0].summary["psnr_y"] + result.of("none")[2].summary["psnr_y"]) / 2
+    )
+    (left_out,) = (note for note in report.notes if note.startswith("Only seed(s) 0, 2 are compared. Left out"))
+    assert left_out.endswith(": none-1, noise-1, oracle-1.")
+    assert "Failed: x (y)." in report.notes
+    assert not any("Only seed" in note or "Failed" in note for note in make_report(result).notes)
+    nothing = replace(lost, runs=tuple(r for r in result.runs if r.ablation != "good"))
+    with pytest.raises(MegaSRError, match="no seed is finished for every ablation"):
+        make_report(nothing)
+
+
 def test_the_report_is_the_same_every_time() -> None:
     assert make_report(_result(good=0.1)) == make_report(_result(good=0.1))
 
@@ -158,8 +222,20 @@ def test_tables_hold_verdicts_and_mark_controls() -> None:
     report = make_report(result)
     markdown = _markdown(result, report)
     assert "| noise (negative control) |" in markdown
-    assert "psnr_y ↑ | gmsd ↓" in markdown
-    assert markdown.count("**better**") == 4  # good and oracle, in two metrics
-    rows = [line.split(",") for line in _csv(report).splitlines()]
-    assert {len(row) for row in rows} == {12}
-    assert [row[-1] for row in rows if row[:2] == ["good", "gmsd"]] == ["better", "better"]  # than none, than bicubic
+    assert "| | psnr_y ↑ primary | gmsd ↓ |" in markdown
+    assert markdown.count(" better<br>") == 2  # good and oracle, in the primary metric
+    assert markdown.count(" undecided<br>") == 1  # noise
+    assert markdown.count(" *<br>") == 4  # good and oracle in the other metric, bicubic in both
+    rows = [dict(zip(_COLUMNS, line.split(","), strict=True)) for line in _csv(report).splitlines()]
+    good = [row for row in rows if row["row"] == "good" and row["reference"] == "none"]
+    assert [(row["metric"], row["verdict"], row["excludes_zero"]) for row in good] == [
+        ("psnr_y", "better", "True"),
+        ("gmsd", "exploratory", "True"),
+    ]
+    assert good[0]["p_holm"] and not good[1]["p_holm"]
+    assert [row["difference"] for row in rows if row["row"] == "none"] == ["", ""]
+
+
+def test_the_primary_metric_is_the_first_column() -> None:
+    result = _result(replace(STUDY, primary_metric="gmsd"))
+    assert "| | gmsd ↓ primary | psnr_y ↑ |" in _markdown(result, make_report(result))

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from helpers.tiny_study import TinyData, TinyModule, tiny_components, write_recipe
+from helpers.tiny_study import TinyAdapter, TinyData, TinyModule, tiny_components, write_recipe
 from rich.console import Console
 
-from ablations.plan import BICUBIC
+from ablations.execute import execute_run
+from ablations.plan import BICUBIC, RunPlan
 from ablations.report import write_report
-from ablations.results import METRICS_FILE, StudyResult
+from ablations.results import METRICS_FILE, RunResult, StudyResult
 from ablations.runner import run_study
+from ablations.tracking import Tracker
 from megasr.batch import SRBatch
 from megasr.errors import MegaSRError, UsageError
 from megasr.evaluation.protocol import WEIGHT_FREE_V1, Protocol
 from megasr.images import read_image
 
-FAST = Protocol("fast", 1, (WEIGHT_FREE_V1.metrics[0], WEIGHT_FREE_V1.metrics[2]))
+FAST = Protocol("fast", 1, WEIGHT_FREE_V1.metrics[:2])  # psnr_y, ssim_y
 
 
 @pytest.fixture(autouse=True)
@@ -95,9 +100,11 @@ def test_only_what_is_missing_is_run(copy: Path, finished: StudyResult) -> None:
     assert again.of("noise")[0].rows == finished.of("noise")[0].rows  # the same seed gives the same numbers
 
 
-def test_another_protocol_measures_again(copy: Path) -> None:
+def test_another_protocol_measures_again(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ablations.execute.execute_run", _first_run_only(execute_run))
     again = _run(copy, protocol=Protocol("fast", 2, FAST.metrics))
     assert again.reused == ()
+    assert [run.ablation for run in again.runs] == [BICUBIC, "none"]
 
 
 def test_damaged_metrics_are_named(copy: Path, finished: StudyResult) -> None:
@@ -107,20 +114,77 @@ def test_damaged_metrics_are_named(copy: Path, finished: StudyResult) -> None:
         _run(copy)
 
 
-def test_a_failing_run_is_named_and_the_others_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(self: TinyModule, batch: object) -> torch.Tensor:
-        if self.shift:
-            raise MegaSRError("no weights")
-        return batch["hq"]  # type: ignore[index]
+def _failing(patch: pytest.MonkeyPatch, error: Exception, *failing: tuple[tuple[str, ...], int]) -> None:
+    """Runs with these (guidance, seed) raise `error` when they are built."""
+    build = TinyModule.__init__
 
+    def fail(self: TinyModule, adapter: TinyAdapter, scale_factor: int = 4, seed: int = 0) -> None:
+        if (tuple(adapter.guidance), seed) in failing:
+            raise error
+        build(self, adapter, scale_factor, seed)
+
+    patch.setattr(TinyModule, "__init__", fail)
+
+
+def test_a_failed_run_does_not_cost_the_others(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(TinyModule, "restore", fail)
-        with pytest.raises(
-            MegaSRError, match=r"run prior_selection-canny-s0-\w+: no weights \(finished runs are kept\)"
-        ):
-            _run(tmp_path)
-    done = {path.parent.name.rsplit("-", 2)[0] for path in (tmp_path / "out").rglob(METRICS_FILE)}
-    assert done == {"prior_selection", "prior_selection-none"}
+        _failing(patch, MegaSRError("no weights\nfor this"), (("canny",), 1))
+        result = _run(copy, seeds=[0, 1])
+    assert list(result.failed.values()) == ["no weights for this"]
+    (failed,) = result.failed
+    assert failed.startswith("prior_selection-canny-s1-")
+    assert f"run {failed} failed: no weights for this" in "".join(capsys.readouterr().out.split("\n"))
+    assert (len(result.runs), len(result.reused), result.seeds) == (10, 6, [0])
+    with pytest.raises(MegaSRError, match=rf"1 run\(s\) failed: {failed}: no weights for this \("):
+        write_report(result, copy, Console(quiet=True, width=140))
+    stored = json.loads((copy / "results.json").read_text())
+    assert (stored["seeds"], stored["failed"]) == ([0], dict(result.failed))
+    assert f"Failed: {failed}" in (copy / "results.md").read_text()
+    again = _run(copy, seeds=[0, 1])
+    assert (len(again.reused), again.failed, again.seeds) == (10, {}, [0, 1])
+
+
+def test_without_a_common_seed_there_is_no_report(copy: Path, finished: StudyResult) -> None:
+    runs = tuple(run for run in finished.runs if run.ablation != "noise")
+    with pytest.raises(MegaSRError, match=r"no report.*Failed: noise-s0: no weights"):
+        write_report(replace(finished, runs=runs, failed={"noise-s0": "no weights"}), copy)
+    assert not (copy / "results.json").exists()
+
+
+def test_a_config_that_does_not_fit_stops_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _failing(monkeypatch, UsageError("width must be even"), (("canny",), 0))
+    with pytest.raises(UsageError, match=r"run prior_selection-canny-s0-\w+: width must be even"):
+        _run(tmp_path)
+    assert len(list((tmp_path / "out").rglob(METRICS_FILE))) == 2  # bicubic and none
+
+
+def test_without_bicubic_nothing_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: TinyData, stage: str) -> None:
+        raise MegaSRError("photo0.png is truncated")
+
+    monkeypatch.setattr(TinyData, "setup", broken)
+    with pytest.raises(MegaSRError, match=r"run prior_selection-bicubic-\w+: photo0\.png is truncated; no other run"):
+        _run(tmp_path)
+    assert not list((tmp_path / "out").rglob("config.yaml"))
+
+
+def test_a_protocol_without_the_primary_metric_is_refused_before_any_run(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="unknown metric of protocol fast 'ssim_y'"):
+        _run(tmp_path, protocol=Protocol("fast", 1, WEIGHT_FREE_V1.metrics[:1]))
+    assert not (tmp_path / "out").exists()
+
+
+def _first_run_only(run: Callable[..., RunResult]) -> Callable[..., RunResult]:
+    """Runs what belongs to the reference; the rest fails without the time of training."""
+
+    def only(plan: RunPlan, *arguments: object) -> RunResult:
+        if plan.ablation != "none":
+            raise MegaSRError("not run")
+        return run(plan, *arguments)
+
+    return only
 
 
 def test_a_run_that_stops_early_is_not_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,8 +192,9 @@ def test_a_run_that_stops_early_is_not_finished(tmp_path: Path, monkeypatch: pyt
         self.trainer.should_stop = True
 
     monkeypatch.setattr(TinyModule, "on_train_batch_end", stop, raising=False)
-    with pytest.raises(MegaSRError, match="stopped after 1 of 2 steps"):
-        _run(tmp_path)
+    monkeypatch.setattr("ablations.execute.execute_run", _first_run_only(execute_run))
+    result = _run(tmp_path)
+    assert next(iter(result.failed.values())) == "stopped after 1 of 2 steps; runs need equal steps"
     assert len(list((tmp_path / "out").rglob(METRICS_FILE))) == 1  # bicubic
 
 
@@ -141,8 +206,9 @@ def test_a_run_on_another_lq_than_the_baseline_is_refused(tmp_path: Path, monkey
         return batch if self.trainer is None else {**batch, "lq": 1 - batch["lq"]}
 
     monkeypatch.setattr(TinyData, "on_after_batch_transfer", drifting)
-    with pytest.raises(MegaSRError, match=r"none-s0.*evaluated on another lq than"):
-        _run(tmp_path)
+    monkeypatch.setattr("ablations.execute.execute_run", _first_run_only(execute_run))
+    reason = next(iter(_run(tmp_path).failed.values()))
+    assert reason.startswith("evaluated on another lq than")
 
 
 def test_a_recipe_of_another_study_is_refused(tmp_path: Path) -> None:
@@ -165,7 +231,30 @@ def test_the_report_of_the_study(copy: Path, finished: StudyResult) -> None:
     assert sheet.shape[1] > 8 * 64
     lines = (copy / "results.csv").read_text().splitlines()
     assert len(lines) == 1 + (5 + 4) * 2 + 2  # nine comparisons and the reference's own row, for two metrics
+    assert "ssim_y ↑" in text.split("psnr_y ↑")[0]  # the primary metric is the first column, and says so
+    assert re.search(r"^.*primary.*$", text, re.MULTILINE)
     stored = json.loads((copy / "results.json").read_text())
     assert stored["protocol"]["fingerprint"] == FAST.fingerprint
+    assert stored["primary_metric"] == "ssim_y"
     assert [run["run_id"] for run in stored["runs"]] == [run.run_id for run in finished.runs]
-    assert (copy / "results.md").read_text().count("\n| ") == 6 + 1 + 0
+    assert (copy / "results.md").read_text().count("\n| ") == 6 + 1
+
+
+def test_wandb_gets_the_report_of_new_runs_once(
+    copy: Path, finished: StudyResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reports: list[tuple[str, list[list[object]], Path, Path]] = []
+
+    def report(self: Tracker, columns: tuple[str, ...], rows: list[list[object]], *files: Path) -> None:
+        assert {len(row) for row in rows} == {len(columns)}
+        reports.append((self._group, rows, *files[:2]))
+
+    monkeypatch.setattr(Tracker, "report", report)
+    quiet = Console(quiet=True, width=140)
+    write_report(finished, copy, quiet)
+    ((group, rows, sheet, results),) = reports
+    assert group == finished.group
+    assert len(rows) == (5 + 4) * 2 + 2
+    assert sheet.is_file() and results.is_file()
+    write_report(_run(copy), copy, quiet)
+    assert len(reports) == 1

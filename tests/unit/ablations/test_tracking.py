@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import io
+import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,6 +18,7 @@ from ablations.plan import RunPlan
 from ablations.results import RunResult
 from ablations.tracking import Tracker, wandb_mode
 from megasr.errors import UsageError
+from megasr.images import write_png
 
 PLAN = RunPlan(
     "study-canny-s0-1234", "study", "canny", 0, {"model": {"adapter": {"guidance": ["canny"]}, "seed": 0}}, "1234"
@@ -71,16 +75,31 @@ def test_an_offline_run_holds_config_group_tags_pictures_and_table(
     tracker = Tracker("study-abcd", said.append)
     logger = tracker.open(PLAN, tmp_path / "run")
     assert logger is not None, said
+    assert "WANDB_MODE" not in os.environ  # Lightning's own offline switch would change it for what comes next
     run = logger.experiment
     assert (run.group, run.job_type, run.tags, run.name) == ("study-abcd", "canny", ("canny",), PLAN.run_id)
     assert run.config["model"]["adapter"]["guidance"] == ["canny"]
     assert run.config["seed"] == 0
     views = {name: torch.full((3, 8, 8), value) for name, value in (("lq_up", 0.1), ("sr", 0.5), ("hq", 0.9))}
     tracker.close(logger, RESULT, {"a/0": views})
+    sheet, results = tmp_path / "sheet.png", tmp_path / "results.json"
+    write_png(np.zeros((8, 8, 3), np.uint8), sheet)
+    results.write_text('{"trust": "care"}')
+    table = [["canny", 0.5], ["none", None]]
+    tracker.report(("row", "p_holm"), table, sheet, results, {"primary_metric": "psnr_y"}, tmp_path / "report")
     assert said == []
     media = [path.name for path in (tmp_path / "run").rglob("media/**/*") if path.is_file()]
     assert sum(name.endswith(".png") for name in media) == 3
     assert sum(name.endswith(".table.json") for name in media) == 1
+    report = {path.name: path for path in (tmp_path / "report").rglob("files/**/*") if path.is_file()}
+    assert sum(name.endswith(".png") for name in report) == 1
+    (stored,) = (path for name, path in report.items() if name.endswith(".table.json"))
+    assert json.loads(stored.read_text())["data"] == table
+    results.write_text("the next report")  # must not change what was logged
+    assert report["results.json"].read_text() == '{"trust": "care"}'
+    (offline,) = (tmp_path / "report").rglob("*.wandb")
+    record = offline.read_bytes()
+    assert all(word in record for word in (b"study-abcd-report", b"results.json", b"primary_metric"))
     assert capfd.readouterr() == ("", "")
 
 
@@ -88,7 +107,7 @@ def test_failures_are_one_line_and_fall_back(monkeypatch: pytest.MonkeyPatch, tm
     monkeypatch.setenv("WANDB_API_KEY", "x")
     tried: list[bool] = []
 
-    def start(self: Tracker, plan: RunPlan, folder: Path, offline: bool) -> Any:
+    def start(self: Tracker, folder: Path, offline: bool, **arguments: Any) -> Any:
         tried.append(offline)
         raise ConnectionError("api.wandb.ai is unreachable\nlong trace")
 
@@ -105,7 +124,7 @@ def test_failures_are_one_line_and_fall_back(monkeypatch: pytest.MonkeyPatch, tm
     assert len(tried) == 2
 
 
-def test_a_failure_at_the_end_does_not_lose_the_result() -> None:
+def test_a_failure_at_the_end_does_not_lose_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
     class Broken:
         @property
         def experiment(self) -> Any:
@@ -115,4 +134,9 @@ def test_a_failure_at_the_end_does_not_lose_the_result() -> None:
     tracker = Tracker("group", said.append)
     tracker.close(Broken(), RESULT, {})
     tracker.abort(Broken())
-    assert said == [f"W&B lost the end of {PLAN.run_id} (No space left on device); its results are on disk"]
+    monkeypatch.setattr(tracker, "_open", lambda *_: Broken())
+    tracker.report((), [], Path("sheet.png"), Path("results.json"), {}, Path("report"))
+    assert said == [
+        f"W&B lost the end of {PLAN.run_id} (No space left on device); its results are on disk",
+        "W&B lost the report (No space left on device); it is on disk",
+    ]

@@ -49,7 +49,7 @@ def test_stage_1_versions():
         else:
             weights = module.attention(convolved)
             expected = convolved * weights
-        assert weights.shape == (2, 4, 1, 1) and 0 < weights.min() and weights.max() < 1
+        assert weights.shape == (2, 4, 1, 1) and weights.min() > 0 and weights.max() < 1
         torch.testing.assert_close(module(regions), expected)
 
 

@@ -11,7 +11,12 @@ from tests.helpers.training import fit, make_batch, make_module
 
 ADAPTER = AdapterConfig(guidance=("canny", "superpixel"), image=True, rca=True, saft_width=8, fusion_init="as_drawn")
 SAMPLER = SamplerConfig(num_steps=2, guidance_scale=2.0, start_fraction=0.9)
-BASES = {"adapter": ADAPTER, "objective": ObjectiveConfig(0.5, 0.5), "optimizer": OptimizerConfig(1e-3), "sampler": SAMPLER}
+BASES = {
+    "adapter": ADAPTER,
+    "objective": ObjectiveConfig(0.5, 0.5),
+    "optimizer": OptimizerConfig(1e-3),
+    "sampler": SAMPLER,
+}
 FLIPS = {
     "adapter": {
         "guidance": ("canny",),
