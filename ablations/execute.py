@@ -56,7 +56,7 @@ class StepProgress(lightning.Callback):
 def execute_baseline(plan: RunPlan, components: Components, evaluator: Evaluator, folder: Path) -> RunResult:
     """Measure bicubic lq_up on the held-out photographs; also writes their lq and hq, which all runs share."""
     data = _build(components, {"data": plan.config["data"]}).data
-    scale_factor = plan.config["data"]["scale_factor"]
+    scale_factor = plan.config["data"]["init_args"]["scale_factor"]
     started = time.perf_counter()
     cpu = torch.device("cpu")
     rows, _ = _evaluate(data, lambda batch: upsample_lq(batch["lq"], scale_factor), evaluator, folder, cpu)

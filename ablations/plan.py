@@ -78,10 +78,10 @@ def default_components() -> Components:
     """The project's own classes. Importing them takes seconds."""
     import lightning
 
-    from data_pipelines.datamodules import PhotoDataModule
+    from data_pipelines.datamodules import SRDataModule
     from megasr.training.module import MegaSRModule
 
-    return Components(module=MegaSRModule, data=PhotoDataModule, trainer=lightning.Trainer)
+    return Components(module=MegaSRModule, data=SRDataModule, trainer=lightning.Trainer)
 
 
 @cache  # reading the signatures takes longer than everything else in a plan
@@ -92,7 +92,10 @@ def build_parser(components: Components, sections: tuple[str, ...] = ("model", "
     classes = {"model": components.module, "data": components.data, "trainer": components.trainer}
     parser = ArgumentParser(exit_on_error=False)
     for section in sections:
-        parser.add_class_arguments(classes[section], section, skip=_RUNNERS if section == "trainer" else set())
+        if section == "data":
+            parser.add_subclass_arguments(components.data, section, required=True)
+        else:
+            parser.add_class_arguments(classes[section], section, skip=_RUNNERS if section == "trainer" else set())
     return parser
 
 
@@ -170,7 +173,8 @@ def _changed(config: Config, ablation: Ablation, components: Components) -> Conf
 def _run(study: Study, ablation: str, seed: int | None, config: Config) -> RunPlan:
     if seed is not None:
         # Everything random follows the run's seed: model, noise and the order of the data.
-        config = {**config, **{part: {**config[part], "seed": seed} for part in ("model", "data")}}
+        data = {**config["data"], "init_args": {**config["data"]["init_args"], "seed": seed}}
+        config = {**config, "model": {**config["model"], "seed": seed}, "data": data}
     text = json.dumps([study.name, ablation, seed, flatten(config)], sort_keys=True)
     fingerprint = hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
     run_id = "-".join([study.name, ablation, *([] if seed is None else [f"s{seed}"]), fingerprint[:8]])

@@ -67,16 +67,19 @@ def main() -> None:
     parser.add_argument("--crop-size-px", type=int, default=64)
     parser.add_argument("--scenes", type=int, default=3000)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--devices", type=int, default=1, help="processes (DDP); each takes --batch-size samples")
     parser.add_argument("--resume", action="store_true", help="continue from the stage's last checkpoint")
     args = parser.parse_args()
     module = PriorModule(stage=args.stage, init=args.init, learning_rate=args.learning_rate)
-    data = PriorData(args.scenes, args.steps * args.batch_size, args.crop_size_px)
+    data = PriorData(args.scenes, args.steps * args.batch_size * args.devices, args.crop_size_px)
     loader = torch.utils.data.DataLoader(data, args.batch_size, collate_fn=collate)
     ema = EMA(0.998)
-    checkpoints = ModelCheckpoint(args.output, f"{args.stage}-{{step}}", every_n_train_steps=250, save_top_k=1)
+    checkpoints = ModelCheckpoint(args.output, f"{args.stage}-{{step}}", every_n_train_steps=250, save_last=True)
     checkpoints.CHECKPOINT_NAME_LAST = f"{args.stage}-last"
     trainer = lightning.Trainer(
         max_steps=args.steps,
+        devices=args.devices,
+        strategy="ddp" if args.devices > 1 else "auto",
         logger=False,
         callbacks=[ema, checkpoints],
         gradient_clip_val=1.0,
@@ -84,13 +87,13 @@ def main() -> None:
     )
     last = args.output / f"{args.stage}-last.ckpt"
     trainer.fit(module, loader, ckpt_path=last if args.resume and last.exists() else None)
-    ema.swap_in(module)
-    if args.stage == "vae":
-        with torch.no_grad():
+    if trainer.is_global_zero:
+        ema.swap_in(module)
+        if args.stage == "vae":
             images = collate([data[i] for i in range(128)])["hq"]
             print("scaling factor", module.measure_scaling_factor(images))
-    save_prior(module.prior, args.output)
-    print("wrote", args.output, module.prior.fingerprint())
+        save_prior(module.prior, args.output)
+        print("wrote", args.output, module.prior.fingerprint())
 
 
 if __name__ == "__main__":

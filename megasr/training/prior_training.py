@@ -30,7 +30,8 @@ def build_tiny_prior() -> Prior:
         up_block_types=("UpDecoderBlock2D",) * 3,
         layers_per_block=1,
         latent_channels=8,
-        norm_num_groups=8,
+        # All channels in one group: normalising three channels at a time erases their mean, that is the colour.
+        norm_num_groups=1,
         mid_block_add_attention=False,
         sample_size=128,
     )
@@ -96,7 +97,7 @@ class PriorModule(lightning.LightningModule):
     def _vae_loss(self, batch: SRBatch) -> torch.Tensor:
         target = to_signed(batch["hq"]).contiguous(memory_format=torch.channels_last)
         posterior = self.prior.vae.encode(target).latent_dist
-        generator = torch_generator(self.hparams.seed, "posterior", self.global_step)
+        generator = torch_generator(self.hparams.seed, "posterior", self.global_step, self.global_rank)
         z = posterior.mean + posterior.std * torch.randn(posterior.mean.shape, generator=generator).to(target)
         image = self.prior.vae.decode(z).sample
         self.log("train/psnr", -10 * torch.log10(F.mse_loss(from_signed(image), from_signed(target))), prog_bar=True)
@@ -112,7 +113,7 @@ class PriorModule(lightning.LightningModule):
             z0 = self.prior.encode(batch["hq"])
         dropped = keyed_uniform(seed, keys, "text_dropout", self.global_step) < self.hparams.text_dropout
         text = self.prior.text_encoder(["" if d else tag for d, tag in zip(dropped, batch["tags"], strict=True)])
-        generator = torch_generator(seed, "prior_noise", self.global_step)
+        generator = torch_generator(seed, "prior_noise", self.global_step, self.global_rank)
         noise = torch.randn(z0.shape, generator=generator).to(z0)
         offset = torch.rand((), generator=generator)
         # Stratified over the batch: every step sees all noise levels, which halves the variance of the loss.

@@ -90,7 +90,7 @@ def write_recipe(folder: Path, text: str = "") -> Path:
     path.write_text(
         "study: {name: prior_selection, seeds: [0, 1]}\n"
         "model: {adapter: {width: 4}}\n"
-        "data: {photos: 3}\n"
+        "data: {class_path: TinyData, init_args: {photos: 3}}\n"
         "trainer: {max_steps: 2, accelerator: cpu, devices: 1, log_every_n_steps: 1}\n" + text
     )
     return path

@@ -25,7 +25,7 @@ def _plan(path: Path, components: Components, **changes: object) -> list[RunPlan
 def test_defaults_are_filled_in(tmp_path: Path, components: Components) -> None:
     config = read_recipe(write_recipe(tmp_path), components).config
     assert config["model"] == {"adapter": {"guidance": [], "width": 4}, "scale_factor": 4, "seed": 0}
-    assert config["data"]["size_px"] == 64
+    assert config["data"]["init_args"]["size_px"] == 64
     assert config["trainer"]["max_steps"] == 2
 
 
@@ -39,7 +39,7 @@ def test_the_plan_is_bicubic_then_whole_seeds(tmp_path: Path, components: Compon
     ]
     combined = runs[4]
     assert combined.guidance == ("canny", "superpixel")
-    assert [runs[-1].config[part]["seed"] for part in ("model", "data")] == [1, 1]
+    assert runs[-1].config["model"]["seed"] == runs[-1].config["data"]["init_args"]["seed"] == 1
     assert combined.max_steps == 2
     assert runs[0].max_steps == 0
     assert runs[0].guidance == ()
