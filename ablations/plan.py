@@ -27,7 +27,7 @@ _RUNNERS = {
 
 @dataclass(frozen=True)
 class Components:
-    """The classes that a config builds: LightningModule, LightningDataModule and Trainer."""
+    """The classes that a config builds: LightningModule, Trainer, and the base class of the data modules to choose from."""
 
     module: type
     data: type

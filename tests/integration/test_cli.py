@@ -138,3 +138,10 @@ def test_upscale_plan_keeps_the_tree_and_refuses_collisions(tmp_path: Path) -> N
     write_png(pixels, tmp_path / "in" / "a.webp")
     with pytest.raises(UsageError, match="would both be written"):
         upscale.plan(tmp_path / "in", tmp_path / "out")
+
+
+def test_params_counts_the_sites_of_stable_diffusion_without_its_weights(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["params", "--image", "--guidance", "canny"]) == 0
+    sites = {line[:18].strip(): line[18:].split()[0] for line in capsys.readouterr().out.splitlines()}
+    assert (sites["U-Net CSM"], sites["U-Net MSFM"]) == ("16", "16")
+    assert (sites["ControlNet CSM"], sites["ControlNet MSFM"]) == ("7", "7")

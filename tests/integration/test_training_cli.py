@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from helpers.networks import random_prior
 
 from megasr import cli
 from megasr.prior import save_prior
+from tests.helpers.networks import random_prior
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from helpers.sources import ROOT, sources
+
+from tests.helpers.sources import ROOT, sources
 
 MAX_FILE_LINES = 300
 MAX_FUNCTION_LINES = 60

@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 
 import pytest
-from helpers.sources import PACKAGES, ROOT, imports, sources
+
+from tests.helpers.sources import PACKAGES, ROOT, imports, sources
 
 # megasr.cli and megasr.commands put the whole program together; nothing else in megasr may know the other packages.
 COMPOSITION_ROOT = ("megasr.cli", "megasr.commands")

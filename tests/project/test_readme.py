@@ -7,9 +7,9 @@ import shlex
 from pathlib import Path
 
 import pytest
-from helpers.sources import ROOT, sources
 
 from megasr.cli import build_parser
+from tests.helpers.sources import ROOT, sources
 
 README = (ROOT / "README.md").read_text()
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", flags=re.DOTALL | re.MULTILINE)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from helpers.tiny_study import tiny_components, write_recipe
 
 from ablations.plan import BICUBIC, Components, RunPlan, plan_runs, read_recipe
 from ablations.registry import Ablation, Study, get_study
 from megasr.errors import UsageError
+from tests.helpers.tiny_study import tiny_components, write_recipe
 
 
 @pytest.fixture(scope="module")

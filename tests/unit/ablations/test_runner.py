@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.tiny_study import TinyAdapter, TinyData, TinyModule, tiny_components, write_recipe
 from rich.console import Console
 
 from ablations.execute import execute_run
@@ -24,6 +23,7 @@ from megasr.batch import SRBatch
 from megasr.errors import MegaSRError, UsageError
 from megasr.evaluation.protocol import WEIGHT_FREE_V1, Protocol
 from megasr.images import read_image
+from tests.helpers.tiny_study import TinyAdapter, TinyData, TinyModule, tiny_components, write_recipe
 
 FAST = Protocol("fast", 1, WEIGHT_FREE_V1.metrics[:2])  # psnr_y, ssim_y
 

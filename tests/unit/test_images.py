@@ -1,0 +1,123 @@
+"""Pixels in and out: every kind of file that people have, and the conversions that numbers rest on."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from megasr.errors import MegaSRError, UsageError
+from megasr.images import (
+    center_crop,
+    from_uint8,
+    list_images,
+    pad_to_multiple,
+    quantise,
+    read_image,
+    resize,
+    to_uint8,
+    to_y,
+    upsample_lq,
+    write_png,
+)
+
+RGB = np.arange(4 * 5 * 3, dtype=np.uint8).reshape(4, 5, 3) * 4
+
+
+def test_uint8_round_trip_and_rounding():
+    tensor = from_uint8(RGB)
+    assert tensor.shape == (3, 4, 5) and tensor.dtype == torch.float32
+    assert np.array_equal(to_uint8(tensor), RGB)
+    assert to_uint8(torch.tensor([0.5, -1.0, 2.0]).view(3, 1, 1)).ravel().tolist() == [128, 0, 255]
+    assert torch.equal(quantise(tensor + 0.001), tensor)
+
+
+def test_y_is_limited_range_bt601():
+    white, black, red = torch.ones(3, 1, 1), torch.zeros(3, 1, 1), torch.tensor([1.0, 0, 0]).view(3, 1, 1)
+    # skimage.color.rgb2ycbcr of the same pixels: 235, 16 and 81.481
+    assert [round(float(to_y(c)) * 255, 3) for c in (white, black, red)] == [235, 16, 81.481]
+
+
+def test_resize_keeps_constants_and_range():
+    step = torch.zeros(1, 3, 16, 16)
+    step[..., 8:] = 1
+    small = resize(step, 4, 4)
+    assert small.shape == (1, 3, 4, 4) and small.min() >= 0 and small.max() <= 1
+    assert torch.allclose(resize(torch.full((1, 3, 8, 8), 0.3), 3, 5), torch.tensor(0.3))
+    assert upsample_lq(small, 4).shape == step.shape
+
+
+def test_padding_replicates_the_border():
+    image = torch.rand(1, 3, 5, 8)
+    padded = pad_to_multiple(image, 4)
+    assert padded.shape == (1, 3, 8, 8)
+    assert torch.equal(padded[..., :5, :], image) and torch.equal(padded[..., 7, :], image[..., 4, :])
+    assert pad_to_multiple(padded, 4) is padded
+
+
+def test_center_crop():
+    assert np.array_equal(center_crop(RGB, 2), RGB[1:3, 1:3])
+
+
+def save(path, image, **options):
+    image.save(path, **options)
+    return path
+
+
+def test_greyscale_palette_and_cmyk_become_rgb(tmp_path):
+    grey = read_image(save(tmp_path / "grey.png", Image.fromarray(RGB[..., 0])))
+    assert np.array_equal(grey, np.repeat(RGB[..., :1], 3, axis=2))
+    palette = Image.fromarray(RGB).quantize(32)
+    assert np.array_equal(read_image(save(tmp_path / "palette.png", palette)), np.asarray(palette.convert("RGB")))
+    assert read_image(save(tmp_path / "cmyk.jpg", Image.new("CMYK", (4, 4)))).tolist() == [[[255] * 3] * 4] * 4
+
+
+def test_sixteen_bit_is_scaled_not_cut_off(tmp_path):
+    deep = np.array([[0, 257, 32896, 65535]], dtype=np.uint16)
+    assert read_image(save(tmp_path / "deep.png", Image.fromarray(deep)))[0, :, 0].tolist() == [0, 1, 128, 255]
+
+
+def test_alpha_is_laid_on_white(tmp_path):
+    rgba = np.zeros((1, 3, 4), dtype=np.uint8)
+    rgba[0, :, 3] = [0, 51, 255]
+    assert read_image(save(tmp_path / "alpha.png", Image.fromarray(rgba)))[0, :, 0].tolist() == [255, 204, 0]
+
+
+def test_exif_rotation_is_applied(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # rotate by 90 degrees clockwise to view
+    path = save(tmp_path / "rotated.png", Image.fromarray(RGB), exif=exif)
+    assert np.array_equal(read_image(path), np.rot90(RGB, -1))
+
+
+@pytest.mark.parametrize("content", [b"", b"no image", None], ids=["empty", "text", "truncated"])
+def test_damaged_files_are_named(tmp_path, content):
+    path = tmp_path / "photo.png"
+    write_png(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8), path)
+    path.write_bytes(path.read_bytes()[:500] if content is None else content)
+    with pytest.raises(MegaSRError, match=r"cannot read image .*photo\.png"):
+        read_image(path)
+    with pytest.raises(MegaSRError, match=r"absent\.png"):
+        read_image(tmp_path / "absent.png")
+
+
+def test_an_image_that_cannot_be_written_leaves_nothing_behind(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(MegaSRError, match="cannot write"):
+        write_png(RGB, tmp_path / "file" / "out.png")
+    (tmp_path / "out.png").mkdir()  # the name is taken by a folder: renaming onto it fails after the bytes are written
+    with pytest.raises(MegaSRError, match=r"cannot write .*out\.png"):
+        write_png(RGB, tmp_path / "out.png")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "out.png"]
+    write_png(RGB, tmp_path / "new" / "out.png")
+    assert np.array_equal(read_image(tmp_path / "new" / "out.png"), RGB)
+
+
+def test_folders_are_listed_recursively_and_sorted(tmp_path):
+    for name in ("b/2.png", "a.jpg", "b/1.webp", "notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert [p.relative_to(tmp_path).as_posix() for p in list_images(tmp_path)] == ["a.jpg", "b/1.webp", "b/2.png"]
+    (tmp_path / "empty").mkdir()
+    for folder, says in ((tmp_path / "empty", "holds no image"), (tmp_path / "absent", "no such folder")):
+        with pytest.raises(UsageError, match=says):
+            list_images(folder)
