@@ -27,7 +27,7 @@ _RUNNERS = {
 
 @dataclass(frozen=True)
 class Components:
-    """The classes that a config builds: LightningModule, Trainer, and the base class of the data modules to choose from."""
+    """The classes that a config builds: the LightningModule, the base class of the data modules, the Trainer."""
 
     module: type
     data: type

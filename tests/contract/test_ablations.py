@@ -7,32 +7,37 @@ from pathlib import Path
 import pytest
 
 from ablations.plan import RunPlan, default_components, plan_runs, read_recipe
-from ablations.registry import check_diff, studies
+from ablations.registry import Study, check_diff, studies
 from megasr.errors import UsageError
 from megasr.evaluation.protocol import WEIGHT_FREE_V1
 
 STUDIES = sorted(studies())
-ABLATIONS = [pytest.param(name, a.name, id=f"{name}-{a.name}") for name in STUDIES for a in studies()[name].ablations]
+RECIPES = sorted((Path(__file__).parents[2] / "experiments").rglob("*.yaml"))
+recipes = pytest.mark.parametrize("path", RECIPES, ids=[path.stem for path in RECIPES])
 
 
-def _plans(root: Path, study: str) -> dict[str, RunPlan]:
-    recipe = read_recipe(root / "experiments" / "tiny" / f"{study}.yaml", default_components())
-    assert recipe.study == study
-    return {run.ablation: run for run in plan_runs(studies()[study], recipe, default_components(), seeds=[0])}
+def _plans(path: Path) -> tuple[Study, dict[str, RunPlan]]:
+    recipe = read_recipe(path, default_components())
+    study = studies()[recipe.study]
+    return study, {run.ablation: run for run in plan_runs(study, recipe, default_components(), seeds=[0])}
 
 
-@pytest.mark.parametrize(("study", "name"), ABLATIONS)
-def test_the_difference_is_not_empty_and_inside_touches(root: Path, study: str, name: str) -> None:
-    plans = _plans(root, study)
-    reference, ablation = studies()[study].reference, studies()[study].ablation(name)
-    before = {**plans[reference.name].config}
-    check_diff(ablation, before, plans[name].config)
-    assert ablation.description
+def test_every_study_has_a_recipe() -> None:
+    assert {_plans(path)[0].name for path in RECIPES} == set(STUDIES)
+
+
+@recipes
+def test_the_differences_are_not_empty_and_inside_touches(path: Path) -> None:
+    study, plans = _plans(path)
+    for ablation in study.ablations:
+        check_diff(ablation, plans[study.reference.name].config, plans[ablation.name].config)
+        assert ablation.description
 
 
 @pytest.mark.parametrize("study", STUDIES)
-def test_every_study_has_a_negative_control_or_no_claim(study: str) -> None:
-    assert "negative" in studies()[study].controls.values()
+def test_a_study_of_guidance_types_has_a_negative_control(study: str) -> None:
+    if any("model.adapter.guidance" in ablation.changes for ablation in studies()[study].ablations):
+        assert "negative" in studies()[study].controls.values()
     assert studies()[study].question.endswith("?")
 
 
@@ -41,18 +46,18 @@ def test_the_primary_metric_is_measured(study: str) -> None:
     assert WEIGHT_FREE_V1.metric(studies()[study].primary_metric).needs_hq
 
 
-@pytest.mark.parametrize("study", STUDIES)
-def test_every_guidance_type_of_a_study_is_registered(root: Path, study: str) -> None:
+@recipes
+def test_every_guidance_type_of_a_study_is_registered(path: Path) -> None:
     from megasr.guidance.registry import get_guidance
 
-    for plan in _plans(root, study).values():
+    for plan in _plans(path)[1].values():
         for name in plan.guidance:
             assert get_guidance(name).name == name
 
 
-@pytest.mark.parametrize("study", STUDIES)
-def test_a_recipe_starts_with_its_lab_note(root: Path, study: str) -> None:
-    lines = (root / "experiments" / "tiny" / f"{study}.yaml").read_text().splitlines()
+@recipes
+def test_a_recipe_starts_with_its_lab_note(path: Path) -> None:
+    lines = path.read_text().splitlines()
     note = lines[: next(i for i, line in enumerate(lines) if not line.startswith("#"))]
     for word in ("Question", "Command", "Time", "Expect"):
         assert any(line.startswith(f"# {word}:") for line in note), word
