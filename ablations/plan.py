@@ -16,6 +16,7 @@ from typing import Any
 
 from ablations.registry import Ablation, Config, Study, apply_changes, check_diff, flatten
 from megasr.errors import UsageError
+from megasr.prior import identify_prior
 
 BICUBIC = "bicubic"
 # What the runner decides itself: a recipe that sets one of these would be overruled in silence, so it is refused.
@@ -53,7 +54,7 @@ class RunPlan:
         ablation: name of the ablation, or "bicubic" for the baseline that is not trained.
         seed: seed of the run, None for the baseline.
         config: resolved config with seed: what LightningCLI would be given.
-        fingerprint: hash of study, ablation, seed and config.
+        fingerprint: hash of study, ablation, seed, config and the prior's files.
     """
 
     run_id: str
@@ -175,7 +176,9 @@ def _run(study: Study, ablation: str, seed: int | None, config: Config) -> RunPl
         # Everything random follows the run's seed: model, noise and the order of the data.
         data = {**config["data"], "init_args": {**config["data"]["init_args"], "seed": seed}}
         config = {**config, "model": {**config["model"], "seed": seed}, "data": data}
-    text = json.dumps([study.name, ablation, seed, flatten(config)], sort_keys=True)
+    prior = config.get("model", {}).get("prior")
+    identity = identify_prior(prior) if prior is not None else None
+    text = json.dumps([study.name, ablation, seed, flatten(config), identity], sort_keys=True)
     fingerprint = hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
     run_id = "-".join([study.name, ablation, *([] if seed is None else [f"s{seed}"]), fingerprint[:8]])
     return RunPlan(run_id, study.name, ablation, seed, config, fingerprint)

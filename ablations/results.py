@@ -36,7 +36,7 @@ class RunResult:
         study: name of the study.
         ablation: name of the ablation, or "bicubic".
         seed: seed, None for bicubic.
-        fingerprint: of the plan (settings); code is not part of it, see `commit`.
+        fingerprint: of the plan (settings and prior); code is not part of it, see `commit`.
         protocol: {"name", "fingerprint"} of the protocol.
         rows: one {"key", metric: value} per image.
         summary: metric -> mean over the images.

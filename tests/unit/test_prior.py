@@ -9,7 +9,7 @@ import torch
 
 from megasr.errors import MegaSRError
 from megasr.networks.config import AdapterConfig
-from megasr.prior import load_prior, save_prior
+from megasr.prior import identify_prior, load_prior, save_prior
 from tests.helpers.networks import random_prior
 from tests.helpers.training import make_batch, make_module, prior_folder
 
@@ -55,6 +55,14 @@ def test_save_and_load_keep_the_fingerprint_and_the_scaling(tmp_path):
     assert back.fingerprint() == prior.fingerprint()
     assert back.vae.config.scaling_factor == 0.5
     assert not any(p.requires_grad for p in back.parameters()) and not back.training
+
+
+def test_identity_without_loading_sees_a_prior_replaced_under_its_name(tmp_path):
+    save_prior(random_prior(), tmp_path)
+    before = identify_prior(str(tmp_path))
+    assert before == identify_prior(str(tmp_path))
+    save_prior(random_prior(seed=1), tmp_path)
+    assert identify_prior(str(tmp_path)) != before
 
 
 @pytest.mark.parametrize("part", ["vae", "unet", "text_encoder"])
