@@ -30,7 +30,8 @@ class SRDataModule(lightning.LightningDataModule):
     Args:
         degradation: name of the preset that makes lq from hq.
         scale_factor: size of hq over size of lq.
-        crop_size_px: height and width of hq.
+        crop_size_px: height and width of hq in training.
+        eval_crop_size_px: height and width of hq in evaluation; None takes crop_size_px.
         batch_size: samples per batch and device.
         train_samples: draws per epoch, rounded down to whole batches.
         eval_samples: size of the evaluation set at most.
@@ -48,6 +49,7 @@ class SRDataModule(lightning.LightningDataModule):
         eval_samples: int = 16,
         num_workers: int = 0,
         seed: int = 0,
+        eval_crop_size_px: int | None = None,
     ) -> None:
         super().__init__()
         at_least = {"crop_size_px": 16, "batch_size": 1, "train_samples": 1, "eval_samples": 1, "num_workers": 0}
@@ -61,8 +63,10 @@ class SRDataModule(lightning.LightningDataModule):
         if train_samples < batch_size:
             raise UsageError(f"data.train_samples {train_samples} is less than one batch of {batch_size}")
         self.degradation = get_degradation(degradation, scale_factor)
-        if crop_size_px % scale_factor:
-            raise UsageError(f"data.crop_size_px {crop_size_px} is not a multiple of data.scale_factor {scale_factor}")
+        self.eval_crop_size_px = crop_size_px if eval_crop_size_px is None else eval_crop_size_px
+        for name, size in (("crop_size_px", crop_size_px), ("eval_crop_size_px", self.eval_crop_size_px)):
+            if size < 1 or size % scale_factor:
+                raise UsageError(f"data.{name} {size} is not a positive multiple of data.scale_factor {scale_factor}")
         self.crop_size_px, self.batch_size, self.num_workers, self.seed = crop_size_px, batch_size, num_workers, seed
         self.train_samples, self.eval_samples = train_samples // batch_size * batch_size, eval_samples
 
@@ -135,11 +139,11 @@ class PhotoDataModule(SRDataModule):
 
     def __init__(self, eval_samples: int = 16, **settings: Any) -> None:
         super().__init__(eval_samples=eval_samples, **settings)
-        crop_size_px = self.crop_size_px
         smallest = min(min(load_photo(photo.name).shape[:2]) for photo in (*TRAIN_PHOTOS, *EVAL_PHOTOS))
-        if crop_size_px > smallest:
-            raise UsageError(f"data.crop_size_px {crop_size_px}: the smallest photograph has {smallest} px")
-        self.crops = _spread_crops(crop_size_px, eval_samples)
+        for name, size in (("crop_size_px", self.crop_size_px), ("eval_crop_size_px", self.eval_crop_size_px)):
+            if size > smallest:
+                raise UsageError(f"data.{name} {size}: the smallest photograph has {smallest} px")
+        self.crops = _spread_crops(self.eval_crop_size_px, eval_samples)
 
     def num_eval(self) -> int:
         return len(self.crops)
@@ -151,7 +155,7 @@ class PhotoDataModule(SRDataModule):
 
     def eval_sample(self, index: int) -> Sample:
         name, (top, left) = self.crops[index]
-        size = self.crop_size_px
+        size = self.eval_crop_size_px
         return Sample(f"{name}/{top}-{left}", load_photo(name)[top : top + size, left : left + size])
 
 
@@ -173,15 +177,15 @@ class SceneDataModule(SRDataModule):
     """
 
     def train_sample(self, draw: int) -> Sample:
-        return self._render(f"scene/{draw}", draw, self.seed)
+        return self._render(f"scene/{draw}", draw, self.seed, self.crop_size_px)
 
     def eval_sample(self, index: int) -> Sample:
-        return self._render(f"eval-scene/{index}", index, EVAL_SEED)
+        return self._render(f"eval-scene/{index}", index, EVAL_SEED, self.eval_crop_size_px)
 
-    def _render(self, key: str, index: int, seed: int) -> Sample:
+    def _render(self, key: str, index: int, seed: int, size_px: int) -> Sample:
         from data_pipelines.scenes import render_scene, segmentation_rgb
 
-        scene = render_scene(index, seed, self.crop_size_px)
+        scene = render_scene(index, seed, size_px)
         maps = {
             "oracle_depth": scene.depth[..., None],
             "oracle_normal": scene.normal,
@@ -198,7 +202,7 @@ class FolderDataModule(SRDataModule):
     Args:
         train_root: folder of the training images.
         eval_root: folder of the evaluation images; no image may be in both.
-        crop_size_px: height and width of hq.
+        crop_size_px: height and width of hq in training.
         eval_samples: size of the evaluation set at most.
         settings: see SRDataModule.
 
@@ -227,4 +231,4 @@ class FolderDataModule(SRDataModule):
 
     def eval_sample(self, index: int) -> Sample:
         key, path = self.eval_files[index]
-        return Sample(key, center_crop(read_at_least(path, self.crop_size_px), self.crop_size_px))
+        return Sample(key, center_crop(read_at_least(path, self.eval_crop_size_px), self.eval_crop_size_px))

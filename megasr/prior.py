@@ -108,8 +108,8 @@ def find_prior(source: str) -> Path:
 def identify_prior(source: str) -> str:
     """12 hex digits over the beginning of every file of a prior: cheap, without loading it.
 
-    Two runs whose config names the same prior are the same only when this is equal too: a prior can be replaced under its
-    name. Unlike `fingerprint` it sees the file format.
+    Two runs whose config names the same prior are the same only when this is equal too: a prior can be replaced under
+    its name. Unlike `fingerprint` it sees the file format.
     """
     digest = hashlib.sha256()
     folder = find_prior(source)

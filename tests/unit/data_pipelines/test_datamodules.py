@@ -171,3 +171,12 @@ def test_the_config_knows_every_setting_and_its_help(source: type, capsys: pytes
     with pytest.raises(SystemExit):
         parser.parse_args(["--help"])
     assert "size of hq over size of lq" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("source", [PhotoDataModule, SceneDataModule])
+def test_evaluation_may_have_another_size_than_training(source) -> None:
+    data = source(crop_size_px=32, eval_crop_size_px=64, batch_size=1, eval_samples=1)
+    assert next(iter(data.train_dataloader()))["hq"].shape[-2:] == (32, 32)
+    assert next(iter(data.val_dataloader()))["hq"].shape[-2:] == (64, 64)
+    with pytest.raises(UsageError, match="eval_crop_size_px 30"):
+        source(eval_crop_size_px=30)
