@@ -155,6 +155,9 @@ def save_prior(prior: Prior, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("vae", "unet"):
         copy.deepcopy(getattr(prior, name)).half().save_pretrained(folder / name)
+        config = json.loads((folder / name / "config.json").read_text())
+        config.pop("_name_or_path", None)  # where the weights were loaded from: a path of the machine
+        (folder / name / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     prior.text_encoder.save(folder / "text_encoder")
     prior.scheduler.save_pretrained(folder / "scheduler")
     index = {

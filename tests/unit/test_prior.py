@@ -54,6 +54,8 @@ def test_save_and_load_keep_the_fingerprint_and_the_scaling(tmp_path):
     back = load_prior(str(tmp_path))
     assert back.fingerprint() == prior.fingerprint()
     assert back.vae.config.scaling_factor == 0.5
+    save_prior(back, tmp_path / "again")
+    assert str(tmp_path) not in (tmp_path / "again" / "vae" / "config.json").read_text()
     assert not any(p.requires_grad for p in back.parameters()) and not back.training
 
 
