@@ -95,7 +95,7 @@ def test_the_shipped_prior_is_there_small_and_has_three_resolutions_with_cross_a
     from megasr.prior import TINY_FOLDER
 
     prior = load_prior("tiny")
-    assert prior.unet.config.down_block_types == ("CrossAttnDownBlock2D",) * 3
+    assert tuple(prior.unet.config.down_block_types) == ("CrossAttnDownBlock2D",) * 3
     weights = sum(path.stat().st_size for path in Path(TINY_FOLDER).rglob("*.safetensors"))
     assert 1e6 < weights <= 12e6
     assert prior.vae.config.scaling_factor != 0.18215, "the latents of this VAE were not measured"
