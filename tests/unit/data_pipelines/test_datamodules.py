@@ -147,7 +147,7 @@ def test_every_device_needs_a_batch() -> None:
         ({"eval_samples": 0}, "data.eval_samples must be at least 1, got 0"),
         ({"num_workers": -1}, "data.num_workers must be at least 0, got -1"),
         ({"crop_size_px": 8}, "data.crop_size_px must be at least 16, got 8"),
-        ({"crop_size_px": 66}, "data.crop_size_px 66 is not a multiple of data.scale_factor 4"),
+        ({"crop_size_px": 66}, "data.crop_size_px 66 is not a positive multiple of data.scale_factor 4"),
         ({"scale_factor": 0}, "scale_factor must be at least 1, got 0"),
         ({"degradation": "bicubik"}, "unknown degradation 'bicubik'; did you mean bicubic"),
         ({"seed": -1}, "data.seed must be in"),
