@@ -35,8 +35,8 @@ def build_tiny_prior() -> Prior:
         mid_block_add_attention=False,
         sample_size=128,
     )
-    # Start almost deterministic: with the default of log-variance 0 the decoder sees noise as large as the signal, and
-    # Adam needs thousands of steps to move a bias that far.
+    # Start almost deterministic: with a log-variance of 0 the decoder would first see noise as large as the signal, and
+    # a bias moves by about the learning rate per step.
     torch.nn.init.constant_(vae.quant_conv.bias[vae.config.latent_channels :], -6.0)
     unet = UNet2DConditionModel(
         sample_size=32,
