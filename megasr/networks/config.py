@@ -24,7 +24,8 @@ class AdapterConfig:
         controlnet: add the ControlNet on lq. Without it lq reaches the U-Net through guidance and image tokens only.
         gate: form of CSM's zero-initialised gate (LGWAM): a linear map, one number per channel, or one per site.
         fusion_init: `as_drawn` is the figure: F' = sum of SAFTs of GroupNorm(F), which replaces the prior's features
-            from step 0. `residual` keeps F and starts at the identity.
+            from step 0. `residual` keeps F and starts at the identity; it is the
+            default because it won at equal budget (experiments/tiny/fusion_photos.yaml).
         saft_width: hidden channels of each SAFT.
         stage1: how MSFM aggregates region maps: v2 multiplies the maps by the attention, v1 its own features.
         rca: add v1's representation cross-attention over the tagger's image representation after every CSM.
