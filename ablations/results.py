@@ -7,9 +7,7 @@ and whole: a folder without it is not a finished run, whatever else it holds.
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
@@ -22,6 +20,7 @@ from ablations.registry import Study
 from megasr.errors import MegaSRError
 from megasr.evaluation.evaluator import Row
 from megasr.evaluation.protocol import Protocol
+from megasr.files import write_whole
 
 METRICS_FILE = "metrics.json"
 _PACKAGES = ("torch", "lightning", "diffusers", "pyiqa", "numpy")
@@ -125,19 +124,8 @@ def read_finished(plan: RunPlan, protocol: Protocol, folder: Path) -> RunResult 
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all (a temporary file is renamed). Raises MegaSRError when it cannot."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise MegaSRError(f"cannot write {path}: {error.strerror or error}") from error
+    """Write a text file, whole or not at all. Raises MegaSRError when it cannot."""
+    write_whole(path, text.encode())
 
 
 def versions() -> dict[str, str]:

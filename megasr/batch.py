@@ -36,8 +36,3 @@ def check_image(image: torch.Tensor, name: str) -> None:
         raise UsageError(
             f"{name}: expected float RGB (B, 3, H, W) in [0, 1], got {image.dtype} of shape {tuple(image.shape)}"
         )
-
-
-def batch_size(batch: SRBatch) -> int:
-    """Number of samples in the batch."""
-    return len(batch["keys"])

@@ -5,8 +5,7 @@ Tensors are (B, 3, H, W) or (3, H, W) float32 in [0, 1]; arrays are (H, W, 3) ui
 
 from __future__ import annotations
 
-import os
-import tempfile
+import io
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from megasr.errors import MegaSRError, UsageError
+from megasr.files import write_whole
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 # ITU-R BT.601 luma of the limited range (16-235), as the field's PSNR-Y has it (field.md 0.3).
@@ -109,26 +109,16 @@ def _grey_to_uint8(grey: np.ndarray) -> np.ndarray:
 
 
 def write_png(array: np.ndarray, path: str | Path) -> None:
-    """Write (H, W, 3) uint8 as PNG, whole or not at all (a temporary file is renamed).
+    """Write (H, W, 3) uint8 as PNG, whole or not at all.
 
     Raises:
         MegaSRError: the place cannot be written to.
     """
     from PIL import Image
 
-    path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                Image.fromarray(array).save(file, format="PNG")
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise MegaSRError(f"cannot write {path}: {error.strerror or error}") from error
+    encoded = io.BytesIO()
+    Image.fromarray(array).save(encoded, format="PNG")
+    write_whole(Path(path), encoded.getvalue())
 
 
 def list_images(folder: str | Path) -> list[Path]:

@@ -13,6 +13,7 @@ from megasr.batch import SRBatch
 from megasr.errors import UsageError
 from megasr.evaluation.evaluator import Evaluator, Row
 from megasr.evaluation.protocol import get_protocol
+from megasr.files import write_whole
 
 
 class EMA(lightning.Callback):
@@ -125,5 +126,5 @@ class ProtocolMetrics(lightning.Callback):
         pl_module.log_dict({f"test/{name}": mean for name, mean in means.items()})
         protocol = {"name": self.protocol.name, "fingerprint": self.protocol.fingerprint}
         path = Path(trainer.log_dir or trainer.default_root_dir) / "test.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"protocol": protocol, "means": means, "rows": self.rows}, indent=2) + "\n")
+        record = {"protocol": protocol, "means": means, "rows": self.rows}
+        write_whole(path, (json.dumps(record, indent=2) + "\n").encode())

@@ -110,6 +110,7 @@ def test_an_image_that_cannot_be_written_leaves_nothing_behind(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "out.png"]
     write_png(RGB, tmp_path / "new" / "out.png")
     assert np.array_equal(read_image(tmp_path / "new" / "out.png"), RGB)
+    assert (tmp_path / "new" / "out.png").stat().st_mode & 0o777 == (tmp_path / "file").stat().st_mode & 0o777
 
 
 def test_folders_are_listed_recursively_and_sorted(tmp_path):
