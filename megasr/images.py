@@ -14,6 +14,7 @@ import torch.nn.functional as F
 
 from megasr.errors import MegaSRError, UsageError
 from megasr.files import write_whole
+from megasr.image_decoding import MAX_PIXELS, DecodingError, decode, size_from_header
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 # ITU-R BT.601 luma of the limited range (16-235), as the field's PSNR-Y has it (field.md 0.3).
@@ -75,37 +76,53 @@ def pad_to_multiple(image: torch.Tensor, multiple: int) -> torch.Tensor:
     return F.pad(image, (0, right, 0, bottom), mode="replicate") if bottom or right else image
 
 
-def read_image(path: str | Path) -> np.ndarray:
-    """Read an image file as (H, W, 3) uint8 RGB. EXIF rotation is applied.
+def decode_image(content: bytes, name: str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Decode a JPEG, PNG, WebP, TIFF, BMP or GIF file's bytes to (H, W, 3) uint8 RGB, upright.
 
-    Greyscale is replicated to three channels, 16-bit is scaled to 8, alpha is composited on white (what a viewer
-    shows), palette and CMYK are converted.
+    Greyscale is replicated to three channels, 16-bit is rounded to 8, alpha is composited on white (what a viewer
+    shows), palette and CMYK (inverted in JPEGs, as Adobe has it) are converted, of an animation the first frame is
+    taken. Colour profiles are not applied.
+
+    Args:
+        content: the bytes of the file.
+        name: what errors call it.
+        max_pixels: the size, read from the header, above which nothing is decoded; no more than MAX_PIXELS.
 
     Raises:
-        MegaSRError: the file is missing, empty, truncated or not an image.
+        MegaSRError: it is empty, truncated, damaged, too large or not an image. Damage inside the compressed data of a
+            JPEG can stay unnoticed, because the format has no checksum.
     """
-    from PIL import Image, ImageOps
-
     try:
-        with Image.open(path) as opened:
-            image = ImageOps.exif_transpose(opened)
-            image.load()
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        return decode(content, max_pixels)
+    except DecodingError as error:
+        raise MegaSRError(f"cannot read image {name}: {error}") from error
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """Read an image file as (H, W, 3) uint8 RGB; see decode_image.
+
+    Raises:
+        MegaSRError: the file is missing or cannot be decoded.
+    """
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise MegaSRError(f"cannot read image {path}: {error.strerror or error}") from error
+    return decode_image(content, str(path))
+
+
+def read_size(path: str | Path) -> tuple[int, int]:
+    """(height, width) of what read_image would return, from the file's header.
+
+    Raises:
+        MegaSRError: the file is missing or not an image. Damage behind the header stays unnoticed.
+    """
+    try:
+        return size_from_header(Path(path))
+    except OSError as error:
+        raise MegaSRError(f"cannot read image {path}: {error.strerror or error}") from error
+    except DecodingError as error:
         raise MegaSRError(f"cannot read image {path}: {error}") from error
-    if image.mode.startswith(("I", "F")):
-        return _grey_to_uint8(np.asarray(image))
-    if "A" in image.getbands() or "transparency" in image.info:
-        image = image.convert("RGBA")
-        background = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        image = Image.alpha_composite(background, image)
-    return np.asarray(image.convert("RGB"))
-
-
-def _grey_to_uint8(grey: np.ndarray) -> np.ndarray:
-    """16-bit, 32-bit integer or float greyscale -> (H, W, 3) uint8; integers above 255 are taken for 16-bit."""
-    scale = 255.0 if grey.dtype.kind == "f" and grey.max() <= 1 else (1.0 if grey.max() <= 255 else 255 / 65535)
-    pixels = (grey.astype(np.float64) * scale).round().clip(0, 255).astype(np.uint8)
-    return np.repeat(pixels[..., None], 3, axis=2)
 
 
 def write_png(array: np.ndarray, path: str | Path) -> None:

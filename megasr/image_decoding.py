@@ -1,0 +1,243 @@
+"""Image bytes to pixels: the formats people have, and refusal of everything that is not a whole image.
+
+Plain JPEGs (8-bit RGB or grey, upright, whole) are decoded by OpenCV, in half of Pillow's time; all else by Pillow.
+Both use libjpeg-turbo and give the same pixels. Which of them decodes depends on the bytes alone.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+# Half a GiB of RGB: above every camera's 8-bit frame, below what a loader worker can afford, and exactly where Pillow
+# itself refuses, so that both decoders have one limit.
+MAX_PIXELS = 2**29 // 3
+# Not all that Pillow knows: its EPS reader runs Ghostscript, and nobody trains on PDFs.
+_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")
+_ORIENTATION = 0x0112
+_START, _SCAN, _END = b"\xff\xd8\xff", b"\xff\xda", b"\xff\xd9"
+_MAX_SCANS = 200  # every scan of a progressive JPEG is a pass over all pixels; encoders write about ten
+
+
+class DecodingError(ValueError):
+    """These bytes are not a whole image of an accepted kind; the message says why, in a phrase."""
+
+
+def decode(content: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Image bytes -> (H, W, 3) uint8 RGB; see megasr.images.decode_image.
+
+    Raises:
+        DecodingError: what is wrong with them.
+    """
+    if not content:
+        raise DecodingError("the file is empty")
+    size = plain_jpeg_size(content) if content.startswith(_START) else None
+    if size is None:
+        return _decode_with_pillow(content, max_pixels)
+    import cv2
+
+    _check_size(*size, max_pixels)
+    try:
+        pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+    except cv2.error as error:
+        raise DecodingError(f"damaged JPEG: {error.err}") from error
+    if pixels is None or pixels.shape != (*size, 3):
+        raise DecodingError("damaged JPEG")
+    return pixels
+
+
+def size_from_header(path: Path) -> tuple[int, int]:
+    """(height, width) that decoding the file would give, without decoding it (but for TIFFs).
+
+    Raises:
+        DecodingError: it is not an image.
+        OSError: it cannot be opened.
+    """
+    from PIL import Image
+
+    with path.open("rb") as file, _pillow_errors(), Image.open(file, formats=_FORMATS) as image:
+        if image.format != "TIFF":  # Pillow's versions differ in whether a TIFF's size is that of the upright image
+            size = image.height, image.width
+            return size if _orientation(image) < 5 else size[::-1]
+    height, width, _ = decode(path.read_bytes()).shape
+    return height, width
+
+
+def plain_jpeg_size(content: bytes) -> tuple[int, int] | None:
+    """(height, width) of a JPEG that needs nothing but decoding, from its header; None when Pillow has to look at it.
+
+    Raises:
+        DecodingError: the end marker is missing, so the file lost its tail. Entropy-coded data cannot contain the
+            marker (ITU-T T.81, B.1.1.5), so no truncated file passes; a file that lost its middle does.
+    """
+    size, plain, place = None, True, 2
+    while place + 10 <= len(content) and content[place] == 0xFF:
+        marker, length = content[place + 1], int.from_bytes(content[place + 2 : place + 4])
+        segment = content[place + 4 : place + 2 + length]
+        if marker == _SCAN[1]:
+            if content.rfind(_END, place) < 0:
+                raise DecodingError("truncated: the JPEG has no end marker")
+            return size if plain else None
+        if marker in (0xC0, 0xC1, 0xC2):  # baseline, extended, progressive; the other frames are Pillow's
+            size = int.from_bytes(content[place + 5 : place + 7]), int.from_bytes(content[place + 7 : place + 9])
+            plain = plain and content[place + 4] == 8 and content[place + 9] in (1, 3) and min(size) > 0
+            if marker == 0xC2 and content.count(_SCAN) > _MAX_SCANS:
+                raise DecodingError(f"a progressive JPEG of more than {_MAX_SCANS} scans")
+        elif marker == 0xE1:
+            plain = plain and _is_upright(segment)
+        elif marker in (0x01, 0xFF) or (0xC3 <= marker <= 0xDF and marker not in (0xC4, 0xDB, 0xDD)):
+            return None
+        place += 2 + length
+    return None
+
+
+def _is_upright(segment: bytes) -> bool:
+    """True when a JPEG's APP1 segment asks for no rotation."""
+    if not segment.startswith(b"Exif\0\0"):
+        return b"Orientation" not in segment  # XMP can ask for one, too
+    from PIL import Image
+
+    exif = Image.Exif()
+    try:
+        with _strict_pillow():
+            exif.load(segment)
+            return exif.get(_ORIENTATION, 1) == 1
+    except Exception:
+        return False  # damaged: Pillow's path decides what it means
+
+
+def _check_size(height: int, width: int, max_pixels: int) -> None:
+    if height * width > max_pixels:
+        raise DecodingError(f"{width}x{height} px are more than {max_pixels} px")
+
+
+@contextmanager
+def _strict_pillow() -> Iterator[None]:
+    """Pillow as it is by default, whatever was imported: pyiqa, for one, tells it to fill up truncated images."""
+    from PIL import ImageFile
+
+    before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about metadata and sizes; the size is checked here
+            yield
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = before
+
+
+@contextmanager
+def _pillow_errors() -> Iterator[None]:
+    """Strict Pillow, whatever it raises as a DecodingError."""
+    from PIL import UnidentifiedImageError
+
+    try:
+        with _strict_pillow():
+            yield
+    except DecodingError:
+        raise
+    except UnidentifiedImageError as error:
+        raise DecodingError(f"not an image ({' '.join(_FORMATS)}), or its header is damaged") from error
+    # Its readers raise some fifteen kinds of errors on damaged files, from struct.error to ZeroDivisionError.
+    except Exception as error:
+        raise DecodingError(str(error) or type(error).__name__) from error
+
+
+def _decode_with_pillow(content: bytes, max_pixels: int) -> np.ndarray:
+    from PIL import Image
+
+    with _pillow_errors(), Image.open(io.BytesIO(content), formats=_FORMATS) as image:
+        _check_size(image.height, image.width, max_pixels)
+        deep = _has_deep_colours(image, content)
+        # Before anything is asked of it: loading turns a TIFF upright and drops its orientation.
+        image.load()
+        return _to_rgb(_decode_deep(content) if deep else image, _orientation(image))
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation, 1 to 8; 1 when there is none or the metadata are damaged: the pixels may still be right."""
+    try:
+        orientation = image.getexif().get(_ORIENTATION, 1)
+    except Exception:
+        return 1
+    return orientation if orientation in range(1, 9) else 1
+
+
+def _has_deep_colours(image: Image.Image, content: bytes) -> bool:
+    """True for 16 bits per channel in more than one channel: Pillow cuts them off to 8 where it should round.
+
+    Raises:
+        DecodingError: such a TIFF in a layout of which neither decoder makes the right pixels.
+    """
+    if image.format == "PNG":
+        return content[24] == 16 and content[25] != 0
+    if image.format != "TIFF" or max(_tiff_tag(image, 258), default=1) <= 8:  # 258: bits per sample
+        return False
+    colours, planes, extra = (_tiff_tag(image, number) for number in (262, 284, 338))
+    usual = colours in ((1,), (2,)) and planes in ((), (1,)) and extra in ((), (2,))
+    if not usual or image.mode not in ("RGB", "RGBA", "I;16", "I;16B", "F"):
+        raise DecodingError(f"a TIFF of more than 8 bits in an unusual layout ({image.mode})")
+    return image.mode in ("RGB", "RGBA")
+
+
+def _tiff_tag(image: Image.Image, number: int) -> tuple[int, ...]:
+    value = image.tag_v2.get(number, ())  # type: ignore[attr-defined]
+    return value if isinstance(value, tuple) else (value,)
+
+
+def _decode_deep(content: bytes) -> Image.Image:
+    """16-bit RGB, with or without alpha -> 8-bit RGB on white. Pillow has read it already: it is whole."""
+    import cv2
+    from PIL import Image
+
+    pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
+    if pixels is None or pixels.dtype != np.uint16 or pixels.ndim != 3 or pixels.shape[2] not in (3, 4):
+        raise DecodingError("an unusual kind of 16-bit image")
+    if pixels.shape[2] == 4:
+        alpha = pixels[..., 3:].astype(np.float32) / 65535
+        pixels = (pixels[..., :3] * alpha + 65535 * (1 - alpha)).round().astype(np.uint16)
+    return Image.fromarray(_to_8_bit(pixels)[..., ::-1])
+
+
+def _to_8_bit(pixels: np.ndarray) -> np.ndarray:
+    """uint16 -> uint8, rounded to nearest, without a float copy of what may be a very large image."""
+    import cv2
+
+    return cv2.convertScaleAbs(pixels, alpha=1 / 257)
+
+
+def _to_rgb(image: Image.Image, orientation: int) -> np.ndarray:
+    from PIL import Image, ImageOps
+
+    if image.mode.startswith(("I", "F")):
+        grey = np.asarray(image)
+        # Before Pillow 11 a 16-bit PNG is of mode I, which is that of 32-bit TIFFs, too.
+        pixels = _grey_to_uint8(grey, "I;16" if image.format == "PNG" else image.mode)
+        pixels[grey == image.info.get("transparency", -1)] = 255
+        image = Image.fromarray(pixels)
+    elif "A" in image.getbands() or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(white, image)
+    image = image.convert("RGB")
+    if orientation != 1:
+        image.getexif()[_ORIENTATION] = orientation
+        image = ImageOps.exif_transpose(image)
+    return np.array(image)
+
+
+def _grey_to_uint8(grey: np.ndarray, mode: str) -> np.ndarray:
+    """16-bit or float greyscale (H, W) -> uint8."""
+    if mode.startswith("I;16"):
+        return _to_8_bit(grey.astype(np.uint16))
+    if mode == "F" and grey.min() >= 0 and grey.max() <= 1:
+        return (grey * 255).round().astype(np.uint8)
+    raise DecodingError(f"greyscale of mode {mode} and range {grey.min():g} to {grey.max():g}: what is white?")
