@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 
-from megasr.errors import UsageError
+from data_pipelines.order import shuffled
+from data_pipelines.samples import Sample, UnusableSampleError
+from megasr.errors import MegaSRError, UsageError
 from megasr.images import list_images, read_image
 
 
@@ -25,20 +28,6 @@ def index_folder(root: str | Path) -> dict[str, Path]:
     return files
 
 
-def read_at_least(path: Path, size_px: int) -> np.ndarray:
-    """Read an image that must hold a crop of size_px: (H, W, 3) uint8 RGB.
-
-    Raises:
-        UsageError: it is smaller than the crop.
-        MegaSRError: it cannot be read.
-    """
-    image = read_image(path)
-    if min(image.shape[:2]) < size_px:
-        height, width = image.shape[:2]
-        raise UsageError(f"{path}: {width}x{height} px is smaller than crop_size_px {size_px}")
-    return image
-
-
 def check_disjoint(train: dict[str, Path], evaluation: dict[str, Path]) -> None:
     """Refuse to evaluate on training images.
 
@@ -51,3 +40,92 @@ def check_disjoint(train: dict[str, Path], evaluation: dict[str, Path]) -> None:
             f"{len(shared)} images are in both train_root and eval_root, the first is {shared[0]}; "
             "numbers taken on training images say nothing"
         )
+
+
+def read_tags(image: Path) -> str:
+    """What the file beside an image says of it: "" or phrases separated by ", ".
+
+    Of PHOTO.jpg that is PHOTO.txt, with tags or a caption, separated by commas or lines; or PHOTO.json, an object with
+    "tags" (a list of strings, or one string) or "caption" (a string). The text goes first, and "tags" before "caption".
+
+    Raises:
+        MegaSRError: the file is not UTF-8, not JSON, or its tags are not strings.
+    """
+    text, record = image.with_suffix(".txt"), image.with_suffix(".json")
+    try:
+        if text.is_file():
+            return _normalised(text.read_text(encoding="utf-8-sig"))
+        if record.is_file():
+            return _normalised(_tags_of(json.loads(record.read_text(encoding="utf-8-sig"))))
+    except (OSError, ValueError, RecursionError) as error:
+        raise MegaSRError(f"cannot read the tags in {text if text.is_file() else record}: {error}") from error
+    return ""
+
+
+def _tags_of(record: object) -> str:
+    if not isinstance(record, dict):
+        raise ValueError(f"expected a JSON object, got {type(record).__name__}")
+    tags = record.get("tags") or record.get("caption") or ""
+    if isinstance(tags, list) and all(isinstance(tag, str) for tag in tags):
+        return "\n".join(tags)
+    if not isinstance(tags, str):
+        raise ValueError(f"expected a string or a list of strings, got {tags!r:.80}")
+    return tags
+
+
+def _normalised(tags: str) -> str:
+    return ", ".join(words for line in tags.splitlines() for part in line.split(",") if (words := part.strip()))
+
+
+class FolderSource:
+    """The images below a folder, in a keyed random order, with the tags that lie beside them.
+
+    Args:
+        root: folder, searched recursively.
+
+    Raises:
+        UsageError: the folder is missing or empty, or two files would have one key.
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        self.files = list(index_folder(root).items())
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def read(self, index: int) -> Sample:
+        """Image `index`, whole, with its tags.
+
+        Raises:
+            UnusableSampleError: it is unreadable, or its tags are.
+        """
+        key, path = self.files[index]
+        return Sample(key, read_or_drop(key, path), tags_or_drop(key, path))
+
+    def order(self, draw: int, seed: int) -> int:
+        """The image of training draw `draw`: each once before any comes again."""
+        return shuffled(draw, len(self.files), seed)
+
+
+def read_or_drop(key: str, path: Path) -> np.ndarray:
+    """read_image whose failure costs one sample.
+
+    Raises:
+        UnusableSampleError: it cannot be read.
+    """
+    try:
+        return read_image(path)
+    except MegaSRError as error:
+        raise UnusableSampleError(key, "unreadable", str(error)) from error
+
+
+def tags_or_drop(key: str, path: Path) -> str:
+    """read_tags whose failure costs one sample.
+
+    Raises:
+        UnusableSampleError: they cannot be read.
+    """
+    try:
+        return read_tags(path)
+    except MegaSRError as error:
+        raise UnusableSampleError(key, "unreadable tags", str(error)) from error

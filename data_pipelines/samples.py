@@ -1,4 +1,4 @@
-"""Samples and how they become a batch; and the order in which training draws them.
+"""Samples, the sources they come from, and how they become a batch.
 
 A training set is a function draw -> sample, where draws are counted from the start of training. An epoch is so many
 draws and nothing else; resuming is starting at another draw.
@@ -7,25 +7,86 @@ draws and nothing else; resuming is starting at another draw.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
+from data_pipelines.degradations.pipeline import Degradation
 from megasr.batch import SRBatch
-from megasr.errors import UsageError
+from megasr.errors import MegaSRError, UsageError
 from megasr.images import from_uint8
 from megasr.rng import numpy_generator
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One image: key unique among all draws, hq (H, W, 3) uint8, tags, exact maps name -> (C, H, W) in [0, 1]."""
+    """One image and what is known of it.
+
+    Args:
+        key: its name; in a batch unique among all draws.
+        hq: (H, W, 3) uint8.
+        tags: comma-separated, "" when unknown.
+        maps: guidance name -> (C, H, W) float32 in [0, 1].
+        lq: (3, h, w) float32 in [0, 1] when it exists already: a real pair, a baked variant, or made in the worker.
+        degradation: the parameters that made lq.
+        image_tokens: (N, D) CLIP vision tokens of lq, when baked.
+        skipped: (key, reason, damaged) of every unusable image that this sample stands in for.
+    """
 
     key: str
     hq: np.ndarray
     tags: str = ""
     maps: dict[str, torch.Tensor] = field(default_factory=dict)
+    lq: torch.Tensor | None = None
+    degradation: dict[str, Any] | None = None
+    image_tokens: torch.Tensor | None = None
+    skipped: tuple[tuple[str, str, bool], ...] = ()
+
+
+class UnusableSampleError(MegaSRError):
+    """One image cannot be used. Training goes on without it; it is counted.
+
+    Args:
+        key: which image.
+        reason: a short phrase that is the same for all images with this trouble: they are counted by it.
+        detail: the rest of the message.
+        damaged: False for what a filter dropped on purpose; only damage counts against the error budget.
+    """
+
+    def __init__(self, key: str, reason: str, detail: str = "", damaged: bool = True) -> None:
+        super().__init__(f"{key}: {reason}" + (f" ({detail})" if detail else ""))
+        self.key, self.reason, self.damaged = key, reason, damaged
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (str(self), self.key, self.reason, self.damaged)
+
+
+def _rebuild(message: str, key: str, reason: str, damaged: bool) -> UnusableSampleError:
+    error = UnusableSampleError(key, reason, damaged=damaged)
+    error.args = (message,)
+    return error
+
+
+class Source(Protocol):
+    """Whole images by number, and the order in which training goes through them."""
+
+    def __len__(self) -> int:
+        """Number of images."""
+        ...
+
+    def read(self, index: int) -> Sample:
+        """Image `index`, whole.
+
+        Raises:
+            UnusableSampleError: this one cannot be used, others may.
+        """
+        ...
+
+    def order(self, draw: int, seed: int) -> int:
+        """The image of training draw `draw`: each once before any comes again, a function of (seed, draw)."""
+        ...
 
 
 class SampleSet(torch.utils.data.Dataset):
@@ -65,36 +126,58 @@ class DrawSampler(torch.utils.data.DistributedSampler[int]):
 
 
 class DrawLoader(torch.utils.data.DataLoader):
-    """A loader of draws that Lightning can resume. Where training stands is Lightning's own batch count; what is kept
-    here is what that count is counted in, because resuming with another batch size would repeat or skip draws."""
+    """A loader of draws that Lightning resumes in mid-epoch, which it does with loaders that have a state.
+
+    Where training stands is the data module's to remember, in samples: draws are numbered through, so neither another
+    batch size nor another number of processes repeats or skips one.
+    """
 
     def state_dict(self) -> dict[str, int]:
-        """Batch size and epoch length."""
-        return {"batch_size": self.batch_size, "epoch_length": len(self.sampler)}
+        """Nothing: see the class."""
+        return {}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Check that the checkpoint was counted in the same units.
-
-        Raises:
-            UsageError: the batch size or the epoch length is another one.
-        """
-        if state != self.state_dict():
-            raise UsageError(
-                f"cannot resume: the checkpoint was made with {state}, the data module has {self.state_dict()}; "
-                "draws would be repeated or skipped"
-            )
+        """Nothing: see the class."""
 
 
 def collate(samples: Sequence[Sample]) -> SRBatch:
-    """Samples of one size -> batch with keys, hq, tags and maps."""
+    """Samples of one size -> batch. Of maps and tokens, those stay that every sample has; lq is there for all or none.
+
+    Raises:
+        UsageError: only some samples bring lq.
+    """
     batch = SRBatch(
         keys=[sample.key for sample in samples],
         hq=from_uint8(np.stack([sample.hq for sample in samples])),
         tags=[sample.tags for sample in samples],
     )
-    if samples[0].maps:
-        batch["maps"] = {name: torch.stack([sample.maps[name] for sample in samples]) for name in samples[0].maps}
+    shared = [name for name in samples[0].maps if all(name in sample.maps for sample in samples)]
+    if shared:
+        batch["maps"] = {name: torch.stack([sample.maps[name] for sample in samples]) for name in shared}
+    lq = [sample.lq for sample in samples if sample.lq is not None]
+    if lq and len(lq) < len(samples):
+        raise UsageError("only some samples of a batch bring lq: mixing them with others needs data.backend cpu")
+    if lq:
+        batch["lq"] = torch.stack(lq)
+    if all(sample.degradation is not None for sample in samples):
+        batch["degradation"] = [sample.degradation or {} for sample in samples]
+    tokens = [sample.image_tokens for sample in samples if sample.image_tokens is not None]
+    if len(tokens) == len(samples):
+        batch["image_tokens"] = torch.stack(tokens).float()
+    if any(sample.skipped for sample in samples):
+        batch["skipped"] = [sample.skipped for sample in samples]
     return batch
+
+
+def degrade(sample: Sample, degradation: Degradation, seed: int, usm_target: bool = False) -> Sample:
+    """The sample with the lq that the `cpu` back end makes of it, and the parameters."""
+    hq = sample.hq
+    if usm_target:
+        from data_pipelines.degradations.usm import sharpen
+
+        hq = sharpen(hq)
+    (params,) = degradation.sample_params(seed, [sample.key])
+    return replace(sample, hq=hq, lq=degradation.apply_image(hq, params), degradation=params)
 
 
 def random_crop(image: np.ndarray, size_px: int, seed: int, *key: int | str) -> np.ndarray:

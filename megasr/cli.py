@@ -14,10 +14,10 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from megasr import __version__
-from megasr.commands import doctor, params, study, training, upscale
+from megasr.commands import doctor, params, shards, study, training, upscale
 from megasr.errors import MegaSRError, UsageError
 
-COMMANDS = (training, study, upscale, params, doctor)
+COMMANDS = (training, study, upscale, shards, params, doctor)
 
 
 class Parser(argparse.ArgumentParser):

@@ -2,27 +2,100 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from megasr.errors import MegaSRError
 
+PART = ".part"
+_LOCK_WAIT_S = 3.0  # the workers of a killed process hold its lock until they notice
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file, making its folder. A reader sees the old file, the new one or none, never a part.
+
+@contextmanager
+def open_whole(path: Path, durable: bool = True) -> Iterator[BinaryIO]:
+    """Write a file piece by piece, making its folder. A reader sees the old file, the new one or none, never a part.
+
+    Args:
+        path: where the file appears when the block ends without an error.
+        durable: the file also survives a power cut from then on.
 
     Raises:
-        MegaSRError: the place cannot be written to; nothing is left behind.
+        MegaSRError: the place cannot be written to; nothing is left behind, but a part if the process is killed.
     """
     # Not tempfile: its files are readable by their owner only, and results are shared.
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}{PART}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            temporary.write_bytes(content)
+            with temporary.open("wb") as file:
+                yield file
+                if durable:
+                    file.flush()
+                    os.fsync(file.fileno())
             os.replace(temporary, path)
+            if durable:
+                _sync_folder(path.parent)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
     except OSError as error:
         raise MegaSRError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def write_whole(path: Path, content: bytes, durable: bool = False) -> None:
+    """Write a file, making its folder: open_whole for content that is at hand.
+
+    Raises:
+        MegaSRError: the place cannot be written to; nothing is left behind.
+    """
+    with open_whole(path, durable) as file:
+        file.write(content)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove_parts(folder: Path) -> None:
+    """Remove what killed processes left in a folder; hold its lock, a living one may be writing."""
+    for part in folder.glob(f"*{PART}"):
+        part.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked_folder(folder: Path) -> Iterator[None]:
+    """Make the folder and be the only process that works in it. A killed process holds no lock.
+
+    Raises:
+        MegaSRError: another process works there, or the folder cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise MegaSRError(f"cannot use the folder {folder}: {error.strerror or error}") from error
+    try:
+        _lock(descriptor, folder)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, folder: Path) -> None:
+    deadline = time.monotonic() + _LOCK_WAIT_S
+    while True:
+        try:
+            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            if time.monotonic() > deadline:
+                raise MegaSRError(f"another process is writing to {folder}; wait for it, or end it") from error
+            time.sleep(0.05)

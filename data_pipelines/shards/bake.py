@@ -1,0 +1,234 @@
+"""Writes baked variants (see data_pipelines.shards.baked). Adding a variant leaves the tars of the others alone."""
+
+from __future__ import annotations
+
+import functools
+import io
+import json
+import shlex
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from data_pipelines.degradations.presets import get_degradation
+from data_pipelines.samples import Sample, UnusableSampleError
+from data_pipelines.shards.baked import (
+    BAKED,
+    TOKENS_FIELD,
+    BakeOptions,
+    baked_url,
+    cut_variant,
+    dump_options,
+    dump_variant,
+    load_options,
+    originals_fingerprint,
+)
+from data_pipelines.shards.manifest import MANIFEST, Manifest, ShardEntry
+from data_pipelines.shards.parallel import Progress, map_ordered, no_progress
+from data_pipelines.shards.reader import ShardSource
+from data_pipelines.shards.tar_index import PARAMS_FIELD
+from data_pipelines.shards.tar_writer import finished_tar, write_tar
+from megasr import __version__
+from megasr.batch import SRBatch
+from megasr.errors import UsageError
+from megasr.files import locked_folder, remove_parts, write_whole
+from megasr.guidance.extract import extract_guidance
+from megasr.guidance.registry import resolve_guidance
+from megasr.images import from_uint8, upsample_lq
+
+# lq_up (1, 3, H, W) in [0, 1] -> image tokens (1, N, D)
+Tokens = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class VariantJob:
+    """One tar to write: one variant of all samples of one original tar.
+
+    Args:
+        path: of the tar.
+        shards: folder of the originals.
+        begin: index of the first image.
+        end: index after the last one.
+        variant: its number.
+        options: see BakeOptions.
+        load_tokens: makes the encoder of the image tokens, once per process; None when none are baked.
+    """
+
+    path: Path
+    shards: str
+    begin: int
+    end: int
+    variant: int
+    options: BakeOptions
+    load_tokens: Callable[[], Tokens] | None
+
+
+def bake(
+    shards: Path,
+    name: str,
+    options: BakeOptions,
+    variants: int,
+    load_tokens: Callable[[], Tokens] | None = None,
+    workers: int = 1,
+    progress: Progress = no_progress,
+) -> Manifest:
+    """Write variants 0 to `variants` - 1 into SHARDS/baked/NAME, leaving those that are there as they are.
+
+    Args:
+        shards: folder of the originals.
+        name: of the baked set.
+        options: what decides the content.
+        variants: how many there shall be.
+        load_tokens: makes the encoder of the image tokens; needed with options.tokens, picklable.
+        workers: processes.
+        progress: is told what is done.
+
+    Raises:
+        UsageError: a value cannot be used, or the set was begun with other options.
+        MegaSRError: the originals or the disk fail. Running it again goes on.
+    """
+    if variants < 1:
+        raise UsageError(f"variants must be at least 1, got {variants}")
+    if bool(options.tokens) != (load_tokens is not None):
+        raise UsageError(
+            f"tokens are {options.tokens!r}, and there is {'an' if load_tokens else 'no'} encoder for them"
+        )
+    _check_maps(options)
+    originals = ShardSource(str(shards))
+    output = Path(baked_url(str(shards), name))
+    with locked_folder(output):
+        remove_parts(output)
+        _same_options(output, options, originals_fingerprint(originals))
+        _check_not_fewer(output, variants, len(originals))
+        jobs = list(_jobs(originals, output, options, variants, load_tokens))
+        entries: list[ShardEntry] = []
+        fields: Counter[str] = Counter()
+        for entry, names in map_ordered(write_variant, jobs, workers):
+            entries.append(entry)
+            fields += names
+            progress(
+                "baking", sum(e.samples for e in entries), variants * len(originals), sum(e.bytes for e in entries)
+            )
+        manifest = Manifest(
+            shards=tuple(entries),
+            fields=dict(sorted(fields.items())),
+            licence=originals.manifest.licence,
+            command=_command(shards, name, options, variants),
+            version=__version__,
+            created=date.today().isoformat(),
+            dropped={},
+        )
+        write_whole(output / MANIFEST, manifest.to_json().encode(), durable=True)
+    return manifest
+
+
+def _check_maps(options: BakeOptions) -> None:
+    for guidance in resolve_guidance(options.maps):
+        if guidance.source != "lq":
+            raise UsageError(
+                f"guidance {guidance.name} is made from {guidance.source}, not from lq: it needs no baking"
+            )
+
+
+def _same_options(output: Path, options: BakeOptions, fingerprint: str) -> None:
+    path = output / BAKED
+    if not path.is_file():
+        write_whole(path, dump_options(options, fingerprint).encode(), durable=True)
+        return
+    old, made_from = load_options(path.read_text(), str(path))
+    before, now = asdict(old), asdict(options)
+    differing = [f"{key} was {before[key]!r}, is {now[key]!r}" for key in now if before[key] != now[key]]
+    if made_from != fingerprint:
+        differing.append("the original shards are others")
+    if differing:
+        raise UsageError(f"{output} was begun as another set: {'; '.join(differing)}. Give another --name")
+
+
+def _check_not_fewer(output: Path, variants: int, images: int) -> None:
+    path = output / MANIFEST
+    if path.is_file():
+        present = Manifest.from_json(path.read_text(), str(path)).samples // images
+        if variants < present:
+            raise UsageError(f"{output} holds {present} variants already, {variants} would lose some")
+
+
+def _jobs(
+    originals: ShardSource,
+    output: Path,
+    options: BakeOptions,
+    variants: int,
+    load_tokens: Callable[[], Tokens] | None,
+) -> Iterator[VariantJob]:
+    for variant in range(variants):
+        begin = 0
+        for shard in originals.manifest.shards:
+            path = output / f"{shard.name.removesuffix('.tar')}-v{variant:03d}.tar"
+            end = begin + shard.samples
+            yield VariantJob(path, originals.url, begin, end, variant, options, load_tokens)
+            begin = end
+
+
+def write_variant(job: VariantJob) -> tuple[ShardEntry, Counter[str]]:
+    """Write one tar and its index, unless both are there: (its entry, field -> number of samples).
+
+    Raises:
+        MegaSRError: the originals or the disk fail.
+    """
+    found = finished_tar(job.path)
+    if found is None or found[0].samples != job.end - job.begin:
+        source = _source(job.shards)
+        found = write_tar(job.path, (_variant_files(source, index, job) for index in range(job.begin, job.end)))
+    entry, samples = found
+    return entry, Counter(name for sample in samples for name in sample.files)
+
+
+def _variant_files(source: ShardSource, index: int, job: VariantJob) -> tuple[str, dict[str, bytes]]:
+    """(key, field -> content). An unusable original leaves its reason: places must stay those of the originals."""
+    try:
+        whole = source.read(index)
+        crop = cut_variant(whole, job.options, job.variant)
+    except UnusableSampleError as error:
+        return error.key, {PARAMS_FIELD: json.dumps({"unusable": error.reason, "damaged": error.damaged}).encode()}
+    return whole.key, _degraded_files(whole.key, crop, job)
+
+
+def _degraded_files(key: str, crop: Sample, job: VariantJob) -> dict[str, bytes]:
+    options = job.options
+    degradation = get_degradation(options.degradation, options.scale_factor)
+    (params,) = degradation.sample_params(options.seed, [key], job.variant)
+    # lq is stored at 8 bits, so what is made of it sees 8 bits too.
+    lq = (degradation.apply_image(crop.hq, params).clamp(0, 1) * 255).round() / 255
+    batch = SRBatch(keys=[crop.key], hq=from_uint8(crop.hq)[None], lq=lq[None])
+    maps = extract_guidance(batch, resolve_guidance(options.maps), options.scale_factor)
+    files = dump_variant(lq, params, {name: value[0] for name, value in maps.items()})
+    if job.load_tokens is not None:
+        tokens = _tokens(job.load_tokens)(upsample_lq(batch["lq"], options.scale_factor))[0]
+        content = io.BytesIO()
+        np.save(content, tokens.half().numpy())
+        files[TOKENS_FIELD] = content.getvalue()
+    return files
+
+
+@functools.lru_cache(1)
+def _source(shards: str) -> ShardSource:
+    return ShardSource(shards)
+
+
+@functools.lru_cache(1)
+def _tokens(load: Callable[[], Tokens]) -> Tokens:
+    return load()
+
+
+def _command(shards: Path, name: str, options: BakeOptions, variants: int) -> str:
+    words = ["megasr", "shards", "bake", str(shards), "--name", name, "--variants", str(variants)]
+    words += ["--degradation", options.degradation, "--scale-factor", str(options.scale_factor)]
+    words += ["--crop-size", str(options.crop_size_px), "--seed", str(options.seed)]
+    words += ["--usm-target"] if options.usm_target else []
+    words += ["--maps", *options.maps] if options.maps else []
+    words += ["--tokens", options.tokens] if options.tokens else []
+    return shlex.join(words)

@@ -1,0 +1,207 @@
+"""Baked variants: degraded crops, their maps and tokens, made beforehand and kept beside the originals.
+
+Variant v of image i is a function of (seed, key, v): the crop, the flip and the degradation that on-line training would
+have drawn for it. Only what is expensive is stored (lq, maps, tokens); hq is cut out of the original again.
+
+A baked set is a shard set of its own, SHARDS/baked/NAME. Its tars hold the samples of the original tars in the same
+order, one tar per original and variant, so that image i of variant v is found without a table.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+
+from data_pipelines.crops import crop_sample
+from data_pipelines.degradations.presets import get_degradation
+from data_pipelines.degradations.usm import sharpen
+from data_pipelines.order import permuted
+from data_pipelines.samples import Sample, UnusableSampleError
+from data_pipelines.shards.members import decode_map
+from data_pipelines.shards.reader import ShardSource
+from data_pipelines.shards.tar_index import PARAMS_FIELD, map_field
+from megasr.errors import MegaSRError, UsageError
+from megasr.images import decode_image, from_uint8, to_uint8
+
+BAKED_FORMAT = "megasr-baked-1"
+BAKED = "baked.json"
+LQ_FIELD, TOKENS_FIELD = "lq.png", "tokens.npy"
+
+
+@dataclass(frozen=True)
+class BakeOptions:
+    """What decides the content of a baked variant. Together with the originals it determines every byte.
+
+    Args:
+        degradation: name of the preset that makes lq.
+        scale_factor: size of hq over size of lq.
+        crop_size_px: height and width of hq.
+        usm_target: sharpen hq before lq is made of it.
+        maps: guidance types whose maps are baked, made from lq as training would.
+        tokens: what makes the image tokens of lq ("" bakes none).
+        seed: of crops and degradations.
+    """
+
+    degradation: str = "realesrgan_strong"
+    scale_factor: int = 4
+    crop_size_px: int = 512
+    usm_target: bool = False
+    maps: tuple[str, ...] = ()
+    tokens: str = ""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        get_degradation(self.degradation, self.scale_factor)
+        if self.crop_size_px < 16 or self.crop_size_px % self.scale_factor:
+            raise UsageError(
+                f"crop_size_px {self.crop_size_px} is not a multiple of scale_factor {self.scale_factor}, or below 16"
+            )
+        if len(set(self.maps)) < len(self.maps):
+            raise UsageError(f"maps name a guidance type twice: {', '.join(self.maps)}")
+
+
+def dump_options(options: BakeOptions, originals: str) -> str:
+    """The text of baked.json.
+
+    Args:
+        options: of the set.
+        originals: fingerprint of the shard set that it was made from (originals_fingerprint).
+    """
+    content = {"format": BAKED_FORMAT, "originals": originals, "options": asdict(options)}
+    return json.dumps(content, indent=2) + "\n"
+
+
+def load_options(text: str, where: str) -> tuple[BakeOptions, str]:
+    """(options, fingerprint of the originals) of the baked.json at `where`.
+
+    Raises:
+        MegaSRError: it is something else.
+    """
+    try:
+        content = json.loads(text)
+        if content["format"] != BAKED_FORMAT:
+            raise MegaSRError(f"{where}: format is {content['format']!r}, this version reads {BAKED_FORMAT!r}")
+        options = content["options"] | {"maps": tuple(content["options"]["maps"])}
+        return BakeOptions(**options), str(content["originals"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise MegaSRError(f"{where}: not the description of a baked set ({error!r}); bake it again") from error
+
+
+def cut_variant(sample: Sample, options: BakeOptions, variant: int) -> Sample:
+    """The crop of an image that variant `variant` shows: hq, tags and key."""
+    whole = replace(sample, maps={})  # maps of the original are those of hq; those of lq are made anew
+    crop = crop_sample(whole, options.crop_size_px, options.seed, sample.key, "variant", variant)
+    if options.usm_target:
+        crop = replace(crop, hq=sharpen(crop.hq))
+    return replace(crop, key=f"{sample.key}/v{variant}")
+
+
+class BakedSource:
+    """Reads variants of a baked set.
+
+    Args:
+        originals: the shard set.
+        name: of the baked set below it.
+
+    Raises:
+        MegaSRError: it is not there, or was made from other originals.
+    """
+
+    def __init__(self, originals: ShardSource, name: str) -> None:
+        self.originals = originals
+        self.baked = ShardSource(baked_url(originals.url, name), originals.cache_dir, originals.cache_gb)
+        where = f"{self.baked.url}: {BAKED}"
+        self.options, made_from = load_options(self.baked.storage.read_all(BAKED).decode(), where)
+        if made_from != originals_fingerprint(originals):
+            raise MegaSRError(f"{where}: was baked from other originals than {originals.url} holds; bake it again")
+        self.variants, rest = divmod(len(self.baked), len(originals))
+        if rest or not self.variants:
+            raise MegaSRError(f"{where}: holds {len(self.baked)} samples, no multiple of {len(originals)} originals")
+
+    def read(self, index: int, variant: int) -> Sample:
+        """Variant `variant` of image `index`, as on-line training would have made it.
+
+        Raises:
+            UnusableSampleError: the original was unusable when it was baked, or one of both is damaged.
+        """
+        key, files = self.baked.files(variant * len(self.originals) + index)
+        try:
+            params = json.loads(files[PARAMS_FIELD])
+            if "unusable" in params:
+                raise UnusableSampleError(key, params["unusable"], damaged=params["damaged"])
+            crop = cut_variant(self.originals.read(index), self.options, variant)
+            lq = from_uint8(decode_image(files[LQ_FIELD], key))
+            size = self.options.crop_size_px
+            maps = {name: decode_map(files[map_field(name)], size, size) for name in self.options.maps}
+            tokens = torch.from_numpy(np.load(io.BytesIO(files[TOKENS_FIELD]))) if self.options.tokens else None
+        except (KeyError, ValueError) as error:
+            raise UnusableSampleError(key, "damaged variant", repr(error)) from error
+        return replace(crop, lq=lq, degradation=params, maps=maps, image_tokens=tokens)
+
+
+class BakedDraw:
+    """The variants that a training draw shows (see data_pipelines.samples.Source): all K of an image in K epochs.
+
+    Args:
+        source: of the variants.
+        draw: counted from the start of training.
+        seed: of the order of the variants.
+    """
+
+    def __init__(self, source: BakedSource, draw: int, seed: int) -> None:
+        self.source, self.draw, self.seed = source, draw, seed
+
+    def __len__(self) -> int:
+        return len(self.source.originals)
+
+    def read(self, index: int) -> Sample:
+        """See BakedSource.read."""
+        turn, place = divmod(self.draw // len(self), self.source.variants)
+        return self.source.read(index, permuted(place, self.source.variants, self.seed, "variant", index, turn))
+
+    def order(self, draw: int, seed: int) -> int:
+        """The order of the originals."""
+        return self.source.originals.order(draw, seed)
+
+
+def baked_url(url: str, name: str) -> str:
+    """Where the baked set `name` of the shard set at `url` lies.
+
+    Raises:
+        UsageError: the name is no plain file name.
+    """
+    if not name or name.startswith(".") or "/" in name:
+        raise UsageError(f"{name!r} is not the name of a baked set: a folder below {url.rstrip('/')}/baked")
+    if url.startswith("pipe:"):
+        return url.replace("{name}", f"baked/{name}/{{name}}")
+    return f"{url.rstrip('/')}/baked/{name}"
+
+
+def originals_fingerprint(source: ShardSource) -> str:
+    """What tells whether a baked set belongs to a shard set: the hash of its tars."""
+    text = "\n".join(f"{shard.name} {shard.samples} {shard.sha256}" for shard in source.manifest.shards)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def png(image: np.ndarray) -> bytes:
+    """(H, W), (H, W, 1) or (H, W, 3) uint8 RGB -> PNG."""
+    channels = image[..., ::-1] if image.ndim == 3 and image.shape[2] == 3 else image
+    done, encoded = cv2.imencode(".png", np.ascontiguousarray(channels), [cv2.IMWRITE_PNG_COMPRESSION, 3])
+    assert done
+    return encoded.tobytes()
+
+
+def dump_variant(lq: torch.Tensor, params: dict[str, Any], maps: dict[str, torch.Tensor]) -> dict[str, bytes]:
+    """Field -> content of one variant: lq without loss, maps at 8 bits."""
+    files = {PARAMS_FIELD: json.dumps(params).encode(), LQ_FIELD: png(to_uint8(lq))}
+    for name, value in sorted(maps.items()):
+        levels = (value.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+        files[map_field(name)] = png(levels)
+    return files

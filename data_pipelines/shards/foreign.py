@@ -1,0 +1,73 @@
+"""Index and manifest for webdataset tars that others have made, so that they can be read as a shard set."""
+
+from __future__ import annotations
+
+import hashlib
+import shlex
+from collections import Counter
+from datetime import date
+from pathlib import Path
+
+from data_pipelines.shards.manifest import MANIFEST, Manifest, ShardEntry
+from data_pipelines.shards.parallel import Progress, map_ordered, no_progress
+from data_pipelines.shards.plan import PLAN
+from data_pipelines.shards.tar_index import IndexedSample, digest, dump_index, index_name, scan_tar
+from megasr import __version__
+from megasr.errors import MegaSRError, UsageError
+from megasr.files import locked_folder, write_whole
+
+
+def index_shards(folder: Path, licence: str, workers: int = 1, progress: Progress = no_progress) -> Manifest:
+    """Write an index beside every tar of a folder, then the manifest. The tars are left as they are.
+
+    Raises:
+        UsageError: the folder holds no tar, or a set that was packed here.
+        MegaSRError: a tar is damaged, or two samples have one key.
+    """
+    tars = sorted(folder.glob("*.tar"))
+    if not tars:
+        raise UsageError(f"{folder}: holds no .tar; compressed tars must be unpacked first, they cannot be seeked in")
+    if (folder / PLAN).is_file():
+        raise UsageError(f"{folder} was packed by megasr and has its index; `megasr shards verify {folder}` checks it")
+    shards: list[ShardEntry] = []
+    fields = Counter[str]()
+    places: dict[str, str] = {}
+    with locked_folder(folder):
+        for tar, (entry, samples) in zip(tars, map_ordered(_index_tar, tars, workers), strict=True):
+            for sample in samples:
+                if sample.key in places:
+                    raise MegaSRError(
+                        f"{sample.key!r} is in {places[sample.key]} and in {tar.name}: keys must be unique"
+                    )
+                places[sample.key] = tar.name
+                fields.update(sample.files.keys())
+            shards.append(entry)
+            write_whole(
+                folder / index_name(tar.name), dump_index(samples, tar.name, entry.sha256).encode(), durable=True
+            )
+            progress("indexing shards", len(shards), len(tars), sum(shard.bytes for shard in shards))
+        manifest = Manifest(
+            shards=tuple(shards),
+            fields=dict(sorted(fields.items())),
+            licence=licence,
+            command=shlex.join(["megasr", "shards", "index", folder.name, "--licence", licence]),
+            version=__version__,
+            created=date.today().isoformat(),
+            dropped={},
+        )
+        write_whole(folder / MANIFEST, manifest.to_json().encode(), durable=True)
+    return manifest
+
+
+def _index_tar(path: Path) -> tuple[ShardEntry, list[IndexedSample]]:
+    with path.open("rb") as file:
+        samples = []
+        for sample in scan_tar(file, str(path)):
+            digests = {}
+            for name, (offset, size) in sample.files.items():
+                file.seek(offset)
+                digests[name] = digest(file.read(size))
+            samples.append(IndexedSample(sample.key, sample.files, digests))
+        file.seek(0)
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        return ShardEntry(path.name, len(samples), file.tell(), sha256), samples

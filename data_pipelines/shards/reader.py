@@ -1,0 +1,199 @@
+"""Reading shards at random: image `index` of a set is a few bytes at a known place of a known tar.
+
+Nothing is streamed, so which process reads an image, and when, is for the sampler alone to decide: every image exactly
+once per epoch for any number of processes and workers, and resuming at any draw, need no state here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from data_pipelines.samples import Sample, UnusableSampleError
+from data_pipelines.shards.local_storage import MissingFileError, ShortReadError
+from data_pipelines.shards.manifest import MANIFEST, Manifest
+from data_pipelines.shards.members import DamageError, Member, check, decode_map, members_of, parts_of
+from data_pipelines.shards.order import ShardOrder
+from data_pipelines.shards.pipe_storage import PipeStorage
+from data_pipelines.shards.storage import Storage, open_storage
+from data_pipelines.shards.tar_index import IMAGE_FIELDS, TAGS_FIELD, index_name, load_record
+from megasr.errors import MegaSRError, UsageError
+from megasr.images import decode_image
+
+_LEAST_INDICES = 8
+_MAP_PREFIX, _MAP_SUFFIX = "map.", ".png"
+
+
+class _Row(NamedTuple):
+    key: str
+    members: tuple[Member, ...]
+
+
+class ShardSource:
+    """The images of a shard set, in the order of its manifest (see data_pipelines.samples.Source).
+
+    An image is unusable, and counted by the reason, where the set is damaged: "missing shard", "truncated shard",
+    "missing index", "damaged index", "wrong index" (of another tar, or pointing to something else), "damaged content"
+    (other bytes than were packed), "no image", "unreadable image", "unreadable tags", "unreadable map". A place that
+    cannot be reached stops everything instead: it may be back tomorrow, and what training sees must not depend on it.
+
+    Args:
+        url: a folder, http(s):// address or pipe: command (see open_storage).
+        cache_dir: where copies are kept of what cannot be read in ranges; None is the user's cache folder.
+        cache_gb: size of these copies together, in 1e9 bytes.
+        shuffle_shards: number of shards between which samples are shuffled. As many indices are kept in memory.
+
+    Raises:
+        UsageError: the URL, the cache's size or shuffle_shards cannot be used.
+        MegaSRError: there is no usable manifest at the URL.
+    """
+
+    def __init__(self, url: str, cache_dir: Path | None = None, cache_gb: float = 50, shuffle_shards: int = 16) -> None:
+        if shuffle_shards < 1:
+            raise UsageError(f"shuffle_shards must be at least 1, got {shuffle_shards}")
+        self.url = url
+        self.storage = open_storage(url, cache_dir, cache_gb)
+        self.cache_dir, self.cache_gb = cache_dir, cache_gb
+        self.manifest = _read_manifest(self.storage, url)
+        self.draws = ShardOrder([shard.samples for shard in self.manifest.shards], shuffle_shards)
+        self._keep_indices()
+        _check_cache(self.storage, self.manifest, shuffle_shards)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_index"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._keep_indices()
+
+    def __len__(self) -> int:
+        return self.manifest.samples
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits of everything that the order depends on: a resumed run needs the same."""
+        text = "\n".join(f"{shard.name} {shard.samples} {shard.sha256}" for shard in self.manifest.shards)
+        return hashlib.sha256(f"{text}\n{self.draws.window}".encode()).hexdigest()[:16]
+
+    def order(self, draw: int, seed: int) -> int:
+        """The image of training draw `draw`; see Source.order and ShardOrder."""
+        return self.draws(draw, seed)
+
+    def read(self, index: int) -> Sample:
+        """Image `index` with its tags and maps.
+
+        Raises:
+            UnusableSampleError: it is damaged or missing.
+            MegaSRError: the place cannot be reached.
+        """
+        key, files = self.files(index)
+        try:
+            return _decode(key, files)
+        except DamageError as error:
+            raise UnusableSampleError(key, error.reason, error.detail) from error
+
+    def files(self, index: int) -> tuple[str, dict[str, bytes]]:
+        """(key, field -> content) of sample `index`, checked but not decoded.
+
+        Raises:
+            UnusableSampleError, MegaSRError: see read.
+        """
+        number, position = self.draws.locate(index)
+        shard = self.manifest.shards[number]
+        key = f"{shard.name}#{position}"  # what it is called while its name is unknown
+        try:
+            key, members = self._index(number)[position]
+            parts = parts_of(members, shard.bytes)
+            blocks = self.storage.read_parts(shard.name, parts, shard.sha256, shard.bytes)
+            for member, header, content in zip(members, blocks[::2], blocks[1::2], strict=True):
+                check(key, member, header, content)
+            return key, dict(zip((member.field for member in members), blocks[1::2], strict=True))
+        except DamageError as error:
+            raise UnusableSampleError(key, error.reason, error.detail) from error
+        except MissingFileError as error:
+            raise UnusableSampleError(key, "missing shard", str(error)) from error
+        except ShortReadError as error:
+            raise UnusableSampleError(key, "truncated shard", str(error)) from error
+
+    def _keep_indices(self) -> None:
+        self._index = lru_cache(max(self.draws.window, _LEAST_INDICES))(self._load_index)
+
+    def _load_index(self, number: int) -> tuple[_Row, ...]:
+        shard = self.manifest.shards[number]
+        name = index_name(shard.name)
+        try:
+            text = self.storage.read_all(name, shard.sha256).decode()
+        except MissingFileError as error:
+            raise DamageError("missing index", str(error)) from error
+        except UnicodeDecodeError as error:
+            raise DamageError("damaged index", f"{name}: {error}") from error
+        try:
+            samples, sha256 = load_record(text, name)
+        except MegaSRError as error:
+            raise DamageError("damaged index", str(error)) from error
+        if len(samples) != shard.samples or sha256 not in ("", shard.sha256):
+            raise DamageError("wrong index", f"{name} does not belong to the {shard.name} of the manifest")
+        if len({sample.key for sample in samples}) < len(samples):
+            raise DamageError("wrong index", f"{name} lists a sample twice")
+        rows = (_Row(sample.key, members_of(sample)) for sample in samples)
+        return tuple(row._replace(members=tuple(map(_shared_name, row.members))) for row in rows)
+
+
+def _shared_name(member: Member) -> Member:
+    """One string per field instead of one per sample: a shard has thousands."""
+    return member._replace(field=sys.intern(member.field))
+
+
+def _read_manifest(storage: Storage, url: str) -> Manifest:
+    where = f"{url}: {MANIFEST}"
+    try:
+        manifest = Manifest.from_json(storage.read_all(MANIFEST).decode(), where)
+    except MissingFileError as error:
+        raise MegaSRError(f"{url}: not a shard set, {error}; `megasr shards pack` makes one") from error
+    except UnicodeDecodeError as error:
+        raise MegaSRError(f"{where}: not text ({error})") from error
+    if not manifest.samples:
+        raise MegaSRError(f"{where}: the set is empty")
+    return manifest
+
+
+def _check_cache(storage: Storage, manifest: Manifest, shuffle_shards: int) -> None:
+    """A cache that does not hold one window would fetch a whole shard for almost every image."""
+    needed = sum(sorted((shard.bytes for shard in manifest.shards), reverse=True)[:shuffle_shards])
+    if isinstance(storage, PipeStorage) and not storage.has_ranges and needed > storage.cache.limit_bytes:
+        raise UsageError(
+            f"cache_gb {storage.cache.limit_bytes / 1e9:g} is less than the {needed / 1e9:.3g} GB of {shuffle_shards} "
+            "shards, which are read at a time; raise cache_gb or lower shuffle_shards"
+        )
+
+
+def _decode(key: str, files: dict[str, bytes]) -> Sample:
+    image = next((name for name in IMAGE_FIELDS if name in files), None)
+    if image is None:
+        raise DamageError("no image", f"only {', '.join(files)}")
+    try:
+        hq = decode_image(files[image], key)
+    except MegaSRError as error:
+        raise DamageError("unreadable image", str(error)) from error
+    try:
+        tags = files.get(TAGS_FIELD, b"").decode().strip()
+    except UnicodeDecodeError as error:
+        raise DamageError("unreadable tags", str(error)) from error
+    return Sample(key, hq, tags, _decode_maps(files, *hq.shape[:2]))
+
+
+def _decode_maps(files: dict[str, bytes], height: int, width: int) -> dict[str, torch.Tensor]:
+    maps = {}
+    for name, content in files.items():
+        if name.startswith(_MAP_PREFIX) and name.endswith(_MAP_SUFFIX):
+            guidance = name.removeprefix(_MAP_PREFIX).removesuffix(_MAP_SUFFIX)
+            try:
+                maps[guidance] = decode_map(content, height, width)
+            except ValueError as error:
+                raise DamageError("unreadable map", f"{name}: {error}") from error
+    return maps

@@ -1,0 +1,52 @@
+"""What every benchmark writes beside its numbers: where and when, with which versions, they were measured."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("torch", "numpy", "opencv-python-headless", "pillow")
+
+
+def publish(benchmark: str, settings: dict[str, Any], results: dict[str, Any], output: Path | None) -> None:
+    """Print a record as JSON and, when asked, write it to a file.
+
+    Args:
+        benchmark: its name.
+        settings: what was asked for.
+        results: what was measured, units in the names.
+        output: file for the same text.
+    """
+    record = {
+        "benchmark": benchmark,
+        "date": datetime.date.today().isoformat(),
+        "commit": _commit(),
+        "hardware": {"cpu": _cpu(), "cores": len(os.sched_getaffinity(0)), "system": platform.platform()},
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+        "settings": settings,
+        "results": results,
+    }
+    text = json.dumps(record, indent=2)
+    print(text)
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(text + "\n")
+
+
+def _cpu() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if sys.platform == "linux" else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _commit() -> str:
+    """The commit of the checkout, with "+" when files differ from it."""
+    commands = (["git", "rev-parse", "--short", "HEAD"], ["git", "status", "--porcelain"])
+    head, changed = (subprocess.run(words, capture_output=True, text=True).stdout.strip() for words in commands)
+    return head + ("+" if changed else "")

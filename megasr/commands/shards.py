@@ -1,0 +1,252 @@
+"""`megasr shards pack | bake | verify | info | index`: image folders as webdataset tars."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from megasr.errors import MegaSRError, UsageError
+
+if TYPE_CHECKING:
+    from data_pipelines.shards.parallel import Progress
+
+
+_REDRAW_S = 0.1
+
+
+def add_parser(commands: Any) -> None:
+    """Declare `shards` and its actions."""
+    parser = commands.add_parser("shards", help="pack image folders into shards, and check them", description=__doc__)
+    actions = parser.add_subparsers(dest="action", required=True, metavar="action")
+    _add_pack(actions)
+    _add_bake(actions)
+    verify = actions.add_parser("verify", help="find every damaged, missing or duplicated sample")
+    info = actions.add_parser("info", help="say what a shard set holds and where it comes from")
+    index = actions.add_parser("index", help="index webdataset tars that others have made")
+    index.add_argument("--licence", required=True, help="under which the images may be used")
+    for action, run in ((verify, run_verify), (info, run_info), (index, run_index)):
+        action.add_argument("folder", metavar="DIR", type=Path, help="folder of the shards")
+        action.set_defaults(run=run, passes_options_on=False)
+    for action in (verify, index):
+        _add_workers(action)
+
+
+def _add_workers(parser: argparse.ArgumentParser) -> None:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    parser.add_argument("--workers", type=int, default=cores, help=f"processes (default: one per core, {cores})")
+
+
+def _add_pack(actions: Any) -> None:
+    pack = actions.add_parser(
+        "pack",
+        help="pack image folders; run it again after an interruption, it goes on",
+        description="Images are stored as they are. PHOTO.txt beside PHOTO.jpg holds its tags. "
+        "What is dropped, and why, is listed in DIR/dropped.csv.",
+    )
+    pack.add_argument("folders", metavar="FOLDER", nargs="+", help="folder of images, searched recursively")
+    pack.add_argument("--output", metavar="DIR", type=Path, required=True, help="folder for the shards")
+    pack.add_argument("--licence", metavar="TEXT", required=True, help="under which the images may be used")
+    pack.add_argument("--samples-per-shard", metavar="N", type=int, default=1000, help="(default: 1000)")
+    pack.add_argument("--min-size", metavar="PX", type=int, default=0, help="drop images with a shorter side below")
+    pack.add_argument("--min-sharpness", metavar="X", type=float, default=0.0, help="drop images that are less sharp")
+    pack.add_argument(
+        "--map", metavar="NAME=FOLDER", action="append", default=[], help="a guidance map FOLDER/KEY.png per image"
+    )
+    pack.add_argument("--seed", type=int, default=0, help="of the order in which images are mixed (default: 0)")
+    _add_workers(pack)
+    pack.set_defaults(run=run_pack, passes_options_on=False)
+
+
+def _add_bake(actions: Any) -> None:
+    bake = actions.add_parser(
+        "bake",
+        help="write degraded variants of a shard set; asking for more later keeps those that are there",
+        description="Variants lie in DIR/baked/NAME. ShardDataModule reads them with baked=NAME.",
+    )
+    bake.add_argument("folder", metavar="DIR", type=Path, help="folder of the shards")
+    bake.add_argument("--variants", metavar="K", type=int, required=True, help="variants of every image")
+    bake.add_argument("--name", help="of the baked set (default: DEGRADATION-xSCALE-CROPpx)")
+    bake.add_argument("--degradation", default="realesrgan_strong", help="preset (default: realesrgan_strong)")
+    bake.add_argument("--scale-factor", type=int, default=4, help="size of hq over size of lq (default: 4)")
+    bake.add_argument("--crop-size", metavar="PX", type=int, default=512, help="of hq (default: 512)")
+    bake.add_argument("--usm-target", action="store_true", help="sharpen hq before it is degraded")
+    bake.add_argument("--maps", metavar="TYPE", nargs="*", default=[], help="guidance types whose maps are baked")
+    bake.add_argument("--tokens-weights", metavar="FILE", type=Path, help="OpenCLIP weights: bakes image tokens of lq")
+    bake.add_argument("--tokens-model", default="ViT-H-14", help="OpenCLIP model of these weights (default: ViT-H-14)")
+    bake.add_argument("--seed", type=int, default=0, help="of crops and degradations (default: 0)")
+    _add_workers(bake)
+    bake.set_defaults(run=run_bake, passes_options_on=False)
+
+
+def run_bake(arguments: argparse.Namespace) -> None:
+    """Bake, and say what there is.
+
+    Raises:
+        UsageError: an option cannot be used, or the baked set was made with others.
+        MegaSRError: the shards or the disk fail.
+    """
+    from data_pipelines.shards.bake import bake
+    from data_pipelines.shards.baked import BakeOptions
+
+    tokens, load_tokens = "", None
+    if arguments.tokens_weights is not None:
+        tokens = f"{arguments.tokens_model} {_sha256(arguments.tokens_weights)[:16]}"
+        load_tokens = partial(load_vision, arguments.tokens_model, str(arguments.tokens_weights))
+    options = BakeOptions(
+        degradation=arguments.degradation,
+        scale_factor=arguments.scale_factor,
+        crop_size_px=arguments.crop_size,
+        usm_target=arguments.usm_target,
+        maps=tuple(arguments.maps),
+        tokens=tokens,
+        seed=arguments.seed,
+    )
+    name = arguments.name or f"{options.degradation}-x{options.scale_factor}-{options.crop_size_px}px"
+    workers = _workers(arguments)
+    with _progress() as progress:
+        manifest = bake(arguments.folder, name, options, arguments.variants, load_tokens, workers, progress)
+    size = f"{manifest.samples} samples in {len(manifest.shards)} shards, {manifest.bytes / 2**20:.1f} MiB"
+    print(f"{arguments.folder / 'baked' / name}: {arguments.variants} variants, {size}")
+
+
+def load_vision(model: str, weights: str) -> Any:
+    """The OpenCLIP encoder that makes image tokens; called in every worker process."""
+    from megasr.semantics.vision import VisionConfig, VisionEncoder
+
+    return VisionEncoder(VisionConfig(weights, model))
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def run_pack(arguments: argparse.Namespace) -> None:
+    """Pack, and say what was made and what was dropped.
+
+    Raises:
+        UsageError: an option cannot be used, or the folder holds another set.
+        MegaSRError: an image changed, or the disk is full.
+    """
+    from data_pipelines.filters import describe_drops
+    from data_pipelines.shards.plan import DROPPED, PackOptions
+    from data_pipelines.shards.writer import pack
+
+    options = PackOptions(
+        folders=tuple(arguments.folders),
+        licence=arguments.licence,
+        samples_per_shard=arguments.samples_per_shard,
+        min_size_px=arguments.min_size,
+        min_sharpness=arguments.min_sharpness,
+        maps=_maps(arguments.map),
+        seed=arguments.seed,
+    )
+    with _progress() as progress:
+        result = pack(options, arguments.output, _workers(arguments), progress)
+    manifest = result.manifest
+    size = f"{manifest.samples} samples in {len(manifest.shards)} shards, {manifest.bytes / 2**20:.1f} MiB"
+    print(f"{arguments.output}: {size}" if result.written else f"{arguments.output} is finished already: {size}")
+    if manifest.dropped:
+        total = manifest.samples + sum(manifest.dropped.values())
+        print(f"{describe_drops(manifest.dropped, total)}; each is listed in {arguments.output / DROPPED}")
+
+
+def _maps(given: list[str]) -> dict[str, str]:
+    maps: dict[str, str] = {}
+    for pair in given:
+        name, equals, folder = pair.partition("=")
+        if not equals or not folder:
+            raise UsageError(f"--map {pair}: should be NAME=FOLDER")
+        if name in maps:
+            raise UsageError(f"--map {name} is given twice")
+        if not Path(folder).is_dir():
+            raise UsageError(f"--map {pair}: {folder} is no folder")
+        maps[name] = folder
+    return maps
+
+
+def _workers(arguments: argparse.Namespace) -> int:
+    if arguments.workers < 1:
+        raise UsageError(f"--workers must be at least 1, got {arguments.workers}")
+    return int(arguments.workers)
+
+
+def run_verify(arguments: argparse.Namespace) -> None:
+    """Print one line per finding and the counts per kind.
+
+    Raises:
+        MegaSRError: something was found.
+    """
+    from data_pipelines.shards.verify import verify
+
+    with _progress() as progress:
+        findings = verify(arguments.folder, _workers(arguments), progress)
+    if not findings:
+        print(f"{arguments.folder}: nothing is damaged, missing or there twice")
+        return
+    width = max(len(finding.kind) for finding in findings)
+    for finding in findings:
+        print(f"{finding.kind:<{width}}  {'  '.join(filter(None, (finding.where, finding.key, finding.detail)))}")
+    print()
+    for kind, count in sorted(Counter(finding.kind for finding in findings).items()):
+        print(f"{kind:<{width}}  {count}")
+    raise MegaSRError(f"{arguments.folder}: {len(findings)} findings")
+
+
+def run_info(arguments: argparse.Namespace) -> None:
+    """Print what the set holds, one aligned line each."""
+    from data_pipelines.shards.describe import describe
+
+    rows = list(describe(arguments.folder))
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        print(f"{name:<{width}}  {value}")
+
+
+def run_index(arguments: argparse.Namespace) -> None:
+    """Index the tars of a folder and say what is in them."""
+    from data_pipelines.shards.foreign import index_shards
+
+    with _progress() as progress:
+        manifest = index_shards(arguments.folder, arguments.licence, _workers(arguments), progress)
+    fields = ", ".join(f"{count} {name}" for name, count in manifest.fields.items())
+    print(f"{arguments.folder}: {manifest.samples} samples in {len(manifest.shards)} shards ({fields})")
+
+
+@contextmanager
+def _progress() -> Iterator[Progress]:
+    """A bar per stage on stderr: done of all, MB/s, time left."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    stages: dict[str, Any] = {}
+    shown = 0.0
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
+    # No thread redraws the bar: worker processes are forked, and a fork copies the locks that other threads hold.
+    bar = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), auto_refresh=False)
+
+    def report(what: str, done: int, total: int, size: int) -> None:
+        nonlocal shown
+        if not stages:
+            bar.start()
+        if what not in stages:
+            stages[what] = bar.add_task(what, total=total, rate="")
+        elapsed = bar.tasks[stages[what]].elapsed or 0.0
+        rate = f"{size / 1e6 / elapsed:.1f} MB/s" if elapsed > 0 else ""
+        bar.update(stages[what], completed=done, rate=rate)
+        if bar.get_time() - shown > _REDRAW_S or done == total:
+            shown = bar.get_time()
+            bar.refresh()
+
+    try:
+        yield report
+    finally:
+        if stages:
+            bar.stop()

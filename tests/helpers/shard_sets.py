@@ -1,0 +1,65 @@
+"""Small shard sets for tests, made with tarfile alone."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import tarfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from data_pipelines.shards.manifest import MANIFEST, Manifest, ShardEntry
+from data_pipelines.shards.tar_index import IndexedSample, digest, dump_index, encode_key, index_name, scan_tar
+from megasr.rng import numpy_generator
+
+Files = dict[str, bytes]
+
+
+def pixels(number: int, height: int = 20, width: int = 24) -> np.ndarray:
+    """(H, W, 3) uint8 noise, another for every number."""
+    return numpy_generator(0, "test image", number).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def encoded(image: np.ndarray, suffix: str = ".png") -> bytes:
+    """The bytes of an RGB or grey image file."""
+    return cv2.imencode(suffix, image[..., ::-1] if image.ndim == 3 else image)[1].tobytes()
+
+
+def sample_files(number: int) -> tuple[str, Files]:
+    """Key and files of sample `number`."""
+    return f"folder/image {number:03d}", {"png": encoded(pixels(number)), "txt": f"tag {number}".encode()}
+
+
+def make_shards(
+    folder: Path, sizes: Sequence[int], make: Callable[[int], tuple[str, Files]] = sample_files
+) -> Manifest:
+    """Write a shard set: as many shards as there are sizes, samples numbered through."""
+    folder.mkdir(parents=True, exist_ok=True)
+    entries, number = [], 0
+    for shard, size in enumerate(sizes):
+        samples = [make(n) for n in range(number, number + size)]
+        number += size
+        entries.append(write_shard(folder, f"shard-{shard:06d}.tar", samples))
+    manifest = Manifest(tuple(entries), {"png": number}, "none", "make_shards", "0", "2024-01-01", {})
+    (folder / MANIFEST).write_text(manifest.to_json())
+    return manifest
+
+
+def write_shard(folder: Path, name: str, samples: Sequence[tuple[str, Files]]) -> ShardEntry:
+    """Write one tar and its index."""
+    with tarfile.open(folder / name, "w") as tar:
+        for key, files in samples:
+            for field, content in files.items():
+                member = tarfile.TarInfo(f"{encode_key(key)}.{field}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    content = (folder / name).read_bytes()
+    sha256 = hashlib.sha256(content).hexdigest()
+    digests = {key: {field: digest(data) for field, data in files.items()} for key, files in samples}
+    found = scan_tar(io.BytesIO(content), name)
+    indexed = [IndexedSample(sample.key, sample.files, digests[sample.key]) for sample in found]
+    (folder / index_name(name)).write_text(dump_index(indexed, name, sha256))
+    return ShardEntry(name, len(samples), len(content), sha256)
