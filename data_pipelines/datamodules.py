@@ -1,140 +1,39 @@
-"""LightningDataModules: photographs, rendered scenes, folders. All give the same batch (megasr.batch.SRBatch).
+"""The LightningDataModules: photographs, rendered scenes, folders, shards, mixtures of them, and real pairs.
 
-Training draws are random crops, counted from the start of training, so that a resumed run goes on with the very next
-draw. Evaluation reads a fixed, complete, map-style set. lq is made on the device, after the batch has moved there.
+All give the same batch (megasr.batch.SRBatch).
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import lightning
-import torch
-
-from data_pipelines.degradations.presets import get_degradation
-from data_pipelines.folder import check_disjoint, index_folder, read_at_least
+from data_pipelines.crops import center_crop_sample, crop_sample
+from data_pipelines.data_module import EVAL_SEED, SRDataModule, SyntheticDataModule
+from data_pipelines.error_budget import ErrorBudget, read_or_next
+from data_pipelines.filters import FilteredSource, ImageFilter
+from data_pipelines.folder import FolderSource, check_disjoint
+from data_pipelines.mixture import MixtureSource
+from data_pipelines.open_source import open_source
+from data_pipelines.paired import PairedSource
 from data_pipelines.photos import EVAL_PHOTOS, TRAIN_PHOTOS, grid_crops, load_photo
-from data_pipelines.samples import DrawLoader, DrawSampler, Sample, SampleSet, collate, random_crop
-from megasr.batch import SRBatch
+from data_pipelines.samples import Sample, Source, random_crop
+from data_pipelines.scene_source import SceneSource, scene_sample
+from data_pipelines.shards.baked import BakedDraw, BakedSource, BakeOptions
+from data_pipelines.shards.reader import ShardSource
 from megasr.errors import UsageError
-from megasr.images import center_crop
 from megasr.rng import numpy_generator
 
-EVAL_SEED = 2**31  # evaluation images and their degradation do not depend on the seed of a run
 
-
-class SRDataModule(lightning.LightningDataModule):
-    """What all sources share. A source says how training draw d and evaluation sample i are made.
-
-    Args:
-        degradation: name of the preset that makes lq from hq.
-        scale_factor: size of hq over size of lq.
-        crop_size_px: height and width of hq in training.
-        eval_crop_size_px: height and width of hq in evaluation; None takes crop_size_px.
-        batch_size: samples per batch and device.
-        train_samples: draws per epoch, rounded down to whole batches.
-        eval_samples: size of the evaluation set at most.
-        num_workers: loader processes; 0 loads in the main process.
-        seed: of every draw.
-    """
-
-    def __init__(
-        self,
-        degradation: str = "bicubic",
-        scale_factor: int = 4,
-        crop_size_px: int = 128,
-        batch_size: int = 8,
-        train_samples: int = 1024,
-        eval_samples: int = 16,
-        num_workers: int = 0,
-        seed: int = 0,
-        eval_crop_size_px: int | None = None,
-    ) -> None:
-        super().__init__()
-        at_least = {"crop_size_px": 16, "batch_size": 1, "train_samples": 1, "eval_samples": 1, "num_workers": 0}
-        values = {"crop_size_px": crop_size_px, "batch_size": batch_size, "train_samples": train_samples}
-        values |= {"eval_samples": eval_samples, "num_workers": num_workers}
-        for name, least in at_least.items():
-            if values[name] < least:
-                raise UsageError(f"data.{name} must be at least {least}, got {values[name]}")
-        if not 0 <= seed < EVAL_SEED:
-            raise UsageError(f"data.seed must be in [0, 2**31), got {seed}")
-        if train_samples < batch_size:
-            raise UsageError(f"data.train_samples {train_samples} is less than one batch of {batch_size}")
-        self.degradation = get_degradation(degradation, scale_factor)
-        self.eval_crop_size_px = crop_size_px if eval_crop_size_px is None else eval_crop_size_px
-        for name, size in (("crop_size_px", crop_size_px), ("eval_crop_size_px", self.eval_crop_size_px)):
-            if size < 1 or size % scale_factor:
-                raise UsageError(f"data.{name} {size} is not a positive multiple of data.scale_factor {scale_factor}")
-        self.crop_size_px, self.batch_size, self.num_workers, self.seed = crop_size_px, batch_size, num_workers, seed
-        self.train_samples, self.eval_samples = train_samples // batch_size * batch_size, eval_samples
-
-    def train_sample(self, draw: int) -> Sample:
-        """Training draw `draw`, counted from the start of training."""
-        raise NotImplementedError
-
-    def eval_sample(self, index: int) -> Sample:
-        """Evaluation sample `index`, 0 <= index < num_eval()."""
-        raise NotImplementedError
-
-    def num_eval(self) -> int:
-        """Size of the evaluation set."""
-        return self.eval_samples
-
-    def train_dataloader(self) -> torch.utils.data.DataLoader:
-        """Draws of the current epoch, from where training stands.
-
-        Raises:
-            UsageError: train_samples is less than one batch for every process.
-        """
-        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        samples_per_step = self.batch_size * world_size
-        steps = self.train_samples // samples_per_step
-        if steps == 0:
-            raise UsageError(
-                f"data.train_samples {self.train_samples} is less than one batch of {self.batch_size} "
-                f"for each of {world_size} devices"
-            )
-        sampler = DrawSampler(self._consumed_samples, steps * samples_per_step, rank, world_size)
-        # The set has no end: the sampler decides which draws an epoch consists of.
-        samples = SampleSet(self.train_sample, 2**62)
-        return DrawLoader(samples, self.batch_size, sampler=sampler, num_workers=self.num_workers, collate_fn=collate)
-
-    def val_dataloader(self) -> torch.utils.data.DataLoader:
-        """The whole evaluation set, in order."""
-        samples = SampleSet(self.eval_sample, self.num_eval())
-        return torch.utils.data.DataLoader(samples, self.batch_size, num_workers=self.num_workers, collate_fn=collate)
-
-    def test_dataloader(self) -> torch.utils.data.DataLoader:
-        """The same set as for validation."""
-        return self.val_dataloader()
-
-    def on_after_batch_transfer(self, batch: SRBatch, dataloader_idx: int) -> SRBatch:
-        """Add lq and what made it, on the device of hq; real pairs bring their own lq."""
-        if "lq" not in batch:
-            training = self.trainer is not None and self.trainer.training
-            params = self.degradation.sample_params(self.seed if training else EVAL_SEED, batch["keys"])
-            batch["lq"] = self.degradation.apply(batch["hq"], params)
-            batch["degradation"] = params
-        return batch
-
-    def _consumed_samples(self) -> int:
-        if self.trainer is None:
-            return 0
-        # Not `completed`: Lightning counts that only after the hook in which checkpoints are written.
-        batches = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed
-        return batches * self.batch_size * self.trainer.world_size
-
-
-class PhotoDataModule(SRDataModule):
-    """The photographs inside scikit-image: training on some, evaluation on fixed crops of others. See SRDataModule.
+class PhotoDataModule(SyntheticDataModule):
+    """The photographs inside scikit-image: training on some, evaluation on fixed crops of others.
 
     Tags are empty: nothing has looked at lq, and the photograph's name would be an answer from outside.
 
     Args:
         eval_samples: size of the evaluation set at most, spread evenly over the photographs.
-        settings: see SRDataModule.
+        settings: see SyntheticDataModule.
     """
 
     def __init__(self, eval_samples: int = 16, **settings: Any) -> None:
@@ -170,65 +69,221 @@ def _spread_crops(size_px: int, count: int) -> list[tuple[str, tuple[int, int]]]
     return [(name, place) for _, _, name, place in chosen]
 
 
-class SceneDataModule(SRDataModule):
-    """Procedural scenes with their tags and exact maps. See SRDataModule.
+class SceneDataModule(SyntheticDataModule):
+    """Procedural scenes with their tags and exact maps. See SyntheticDataModule.
 
     The evaluation scenes are the same whatever the seed, and no training seed draws them.
     """
 
     def train_sample(self, draw: int) -> Sample:
-        return self._render(f"scene/{draw}", draw, self.seed, self.crop_size_px)
+        return scene_sample(f"scene/{draw}", draw, self.seed, self.crop_size_px)
 
     def eval_sample(self, index: int) -> Sample:
-        return self._render(f"eval-scene/{index}", index, EVAL_SEED, self.eval_crop_size_px)
-
-    def _render(self, key: str, index: int, seed: int, size_px: int) -> Sample:
-        from data_pipelines.scenes import render_scene, segmentation_rgb
-
-        scene = render_scene(index, seed, size_px)
-        maps = {
-            "oracle_depth": scene.depth[..., None],
-            "oracle_normal": scene.normal,
-            "oracle_segmentation": segmentation_rgb(scene.segmentation),
-            "oracle_edge": scene.edges[..., None],
-        }
-        tensors = {name: torch.from_numpy(value).permute(2, 0, 1).contiguous().float() for name, value in maps.items()}
-        return Sample(key, scene.hq, ", ".join(scene.tags), tensors)
+        return scene_sample(f"eval-scene/{index}", index, EVAL_SEED, self.eval_crop_size_px)
 
 
-class FolderDataModule(SRDataModule):
-    """Folders of images, searched recursively: random crops for training, centre crops for evaluation.
+class FromSources(SRDataModule):
+    """Whole images by number: random crops for training, centre crops for evaluation; damaged images are left out."""
+
+    train_source: Source
+    eval_source: Source
+    error_budget: ErrorBudget
+
+    def num_eval(self) -> int:
+        return min(self.eval_samples, len(self.eval_source))
+
+    def train_sample(self, draw: int) -> Sample:
+        sample = read_or_next(self.train_source, draw, self.seed)
+        crop = crop_sample(sample, self.crop_size_px, self.seed, sample.key, draw)
+        return replace(crop, key=f"{sample.key}/{draw}")
+
+    def eval_sample(self, index: int) -> Sample:
+        return center_crop_sample(self.eval_source.read(index), self.eval_crop_size_px)
+
+
+class SourceDataModule(FromSources, SyntheticDataModule):
+    """Whole images from anywhere: random crops for training, centre crops for evaluation. See SyntheticDataModule.
+
+    Args:
+        train: images of the training.
+        evaluation: images of the evaluation, in the order of their numbers.
+        crop_size_px: height and width of hq in training; smaller images are left out and counted.
+        eval_samples: size of the evaluation set at most.
+        min_sharpness: less sharp images are left out of the training and counted (see data_pipelines.filters).
+        max_damaged: share of the training images that may be damaged before the run stops; until then they are left out
+            and counted.
+        settings: see SyntheticDataModule.
+    """
+
+    def __init__(
+        self,
+        train: Source,
+        evaluation: Source,
+        crop_size_px: int = 512,
+        eval_samples: int = 100,
+        min_sharpness: float = 0.0,
+        max_damaged: float = 0.01,
+        **settings: Any,
+    ) -> None:
+        super().__init__(crop_size_px=crop_size_px, eval_samples=eval_samples, **settings)
+        self.train_source = FilteredSource(train, ImageFilter(crop_size_px, min_sharpness))
+        self.eval_source = evaluation
+        self.error_budget = ErrorBudget(max_damaged, len(train))
+
+
+class FolderDataModule(SourceDataModule):
+    """Folders of images, searched recursively, with the tags that lie beside them. See SourceDataModule.
 
     Args:
         train_root: folder of the training images.
         eval_root: folder of the evaluation images; no image may be in both.
-        crop_size_px: height and width of hq in training.
-        eval_samples: size of the evaluation set at most.
-        settings: see SRDataModule.
+        settings: see SourceDataModule.
 
     Raises:
         UsageError: a folder is missing or empty, or the two share images.
     """
 
-    def __init__(
-        self, train_root: str, eval_root: str, crop_size_px: int = 512, eval_samples: int = 100, **settings: Any
-    ) -> None:
-        super().__init__(crop_size_px=crop_size_px, eval_samples=eval_samples, **settings)
-        train, evaluation = index_folder(Path(train_root)), index_folder(Path(eval_root))
-        check_disjoint(train, evaluation)
-        self.train_files, self.eval_files = list(train.items()), list(evaluation.items())[:eval_samples]
+    def __init__(self, train_root: str, eval_root: str, **settings: Any) -> None:
+        train, evaluation = FolderSource(train_root), FolderSource(eval_root)
+        check_disjoint(dict(train.files), dict(evaluation.files))
+        super().__init__(train=train, evaluation=evaluation, **settings)
 
-    def num_eval(self) -> int:
-        return len(self.eval_files)
+
+class ShardDataModule(SourceDataModule):
+    """Shard sets (see `megasr shards`), read from a folder, over HTTP or through a command. See SourceDataModule.
+
+    Args:
+        train_url: shard set of the training: a folder, http(s)://..., or pipe:COMMAND with {name} in it.
+        eval_url: shard set or folder of images of the evaluation.
+        baked: name of a baked set of the training shards, "" for none; its crop size, scale factor, degradation and
+            usm_target must be those that are set here.
+        baked_share: share of the draws that show a baked variant; below 1 it needs backend cpu, and guidance maps are
+            extracted anew for all.
+        shuffle_shards: number of shards between which samples are shuffled.
+        cache_dir: where copies are kept of what cannot be read in ranges; None is the user's cache folder.
+        cache_gb: size of these copies together, in 1e9 bytes.
+        settings: see SourceDataModule.
+
+    Raises:
+        UsageError: a value cannot be used, or the baked set was made with other settings.
+        MegaSRError: a set cannot be reached or is not usable.
+    """
+
+    def __init__(
+        self,
+        train_url: str,
+        eval_url: str,
+        baked: str = "",
+        baked_share: float = 1.0,
+        shuffle_shards: int = 16,
+        cache_dir: str | None = None,
+        cache_gb: float = 50.0,
+        **settings: Any,
+    ) -> None:
+        cache = None if cache_dir is None else Path(cache_dir)
+        train = ShardSource(train_url, cache, cache_gb, shuffle_shards)
+        if train_url.rstrip("/") == eval_url.rstrip("/"):
+            raise UsageError(f"train_url and eval_url are both {train_url}; numbers on training images say nothing")
+        super().__init__(train=train, evaluation=open_source(eval_url, cache, cache_gb), **settings)
+        if not 0 <= baked_share <= 1:
+            raise UsageError(f"data.baked_share must be in [0, 1], got {baked_share}")
+        self.baked_share = baked_share
+        self.baked = BakedSource(train, baked) if baked else None
+        if self.baked is not None:
+            self._check_baked(self.baked.options, baked)
+
+    def _check_baked(self, options: BakeOptions, name: str) -> None:
+        ours = {
+            "degradation": self.degradation.name,
+            "scale_factor": self.scale_factor,
+            "crop_size_px": self.crop_size_px,
+            "usm_target": self.usm_target,
+        }
+        differing = [
+            f"{key} {getattr(options, key)!r}, data.{key} is {value!r}"
+            for key, value in ours.items()
+            if getattr(options, key) != value
+        ]
+        if differing:
+            raise UsageError(f"baked set {name!r} was made with {'; '.join(differing)}")
+        if self.baked_share < 1 and self.backend == "device":
+            raise UsageError("data.baked_share below 1 mixes baked and on-line lq, which needs data.backend cpu")
 
     def train_sample(self, draw: int) -> Sample:
-        # Every image once, in a new order, before any comes again.
-        epoch, position = divmod(draw, len(self.train_files))
-        order = numpy_generator(self.seed, "order", epoch).permutation(len(self.train_files))
-        key, path = self.train_files[order[position]]
-        crop = random_crop(read_at_least(path, self.crop_size_px), self.crop_size_px, self.seed, key, draw)
-        return Sample(f"{key}/{draw}", crop)
+        if self.baked is None or numpy_generator(self.seed, "baked", draw).random() >= self.baked_share:
+            return super().train_sample(draw)
+        sample = read_or_next(BakedDraw(self.baked, draw, self.seed), draw, self.seed)
+        return replace(sample, key=f"{sample.key}/{draw}")
 
-    def eval_sample(self, index: int) -> Sample:
-        key, path = self.eval_files[index]
-        return Sample(key, center_crop(read_at_least(path, self.eval_crop_size_px), self.eval_crop_size_px))
+
+@dataclass(frozen=True)
+class Part:
+    """One source of a mixture.
+
+    Args:
+        source: a folder of images, a shard set, or `scenes` for rendered ones.
+        weight: its share of the draws, relative to the other parts.
+    """
+
+    source: str
+    weight: float = 1.0
+
+
+class MixtureDataModule(SourceDataModule):
+    """Folders, shard sets and scenes, drawn in fixed shares. See SourceDataModule.
+
+    Args:
+        parts: what is mixed. Their images are called 0:..., 1:... in the order of the list.
+        eval_url: shard set or folder of images of the evaluation.
+        crop_size_px: height and width of hq in training.
+        settings: see SourceDataModule.
+    """
+
+    def __init__(
+        self, parts: list[Part], eval_url: str, crop_size_px: int = 512, seed: int = 0, **settings: Any
+    ) -> None:
+        sources = [
+            SceneSource(crop_size_px, seed) if part.source == "scenes" else open_source(part.source) for part in parts
+        ]
+        train = MixtureSource(sources, [part.weight for part in parts])
+        evaluation = open_source(eval_url)
+        super().__init__(train=train, evaluation=evaluation, crop_size_px=crop_size_px, seed=seed, **settings)
+        # Scenes have no end and no damage: the budget is a share of the others.
+        finite = sum(len(source) for source in sources if not isinstance(source, SceneSource))
+        self.error_budget.samples = finite
+
+
+class PairedDataModule(FromSources):
+    """Real lq/hq pairs (see data_pipelines.paired for the layouts): nothing is degraded. See SRDataModule.
+
+    Args:
+        train_root: folder of the training pairs, or of their hq when train_lq_root is given.
+        eval_root: folder of the evaluation pairs, or of their hq when eval_lq_root is given.
+        train_lq_root: folder of lq of the training pairs.
+        eval_lq_root: folder of lq of the evaluation pairs.
+        crop_size_px: height and width of hq in training.
+        eval_samples: size of the evaluation set at most.
+        max_damaged: share of the training pairs that may be damaged before the run stops.
+        settings: see SRDataModule.
+
+    Raises:
+        UsageError: folders, names or sizes do not make pairs; lists all that do not. Or the two sets share images.
+    """
+
+    def __init__(
+        self,
+        train_root: str,
+        eval_root: str,
+        train_lq_root: str | None = None,
+        eval_lq_root: str | None = None,
+        crop_size_px: int = 512,
+        eval_samples: int = 100,
+        max_damaged: float = 0.01,
+        **settings: Any,
+    ) -> None:
+        super().__init__(crop_size_px=crop_size_px, eval_samples=eval_samples, **settings)
+        train = PairedSource(train_root, self.scale_factor, train_lq_root)
+        self.eval_source = PairedSource(eval_root, self.scale_factor, eval_lq_root)
+        check_disjoint({key: hq for key, _, hq in train.pairs}, {key: hq for key, _, hq in self.eval_source.pairs})
+        self.train_source = FilteredSource(train, ImageFilter(crop_size_px))
+        self.error_budget = ErrorBudget(max_damaged, len(train))

@@ -24,6 +24,9 @@ class SRBatch(TypedDict, total=False):
     image_tokens: torch.Tensor  # (B, N, D) CLIP vision patch tokens of lq
     representation: torch.Tensor  # (B, M, D) the tagger's image representation of lq (the v1 network only)
     degradation: list[dict[str, Any]]  # B parameter sets: what made lq from hq, replayable
+    skipped: list[tuple[tuple[str, str, bool], ...]]  # B lists of unusable images (key, reason, damaged) passed over
+    text_dropped: torch.Tensor  # (B,) bool: trained without tags, for classifier-free guidance
+    guidance_dropped: torch.Tensor  # (B,) bool: trained without guidance maps
 
 
 def check_image(image: torch.Tensor, name: str) -> None:

@@ -100,7 +100,8 @@ class MegaSRModule(lightning.LightningModule):
 
     def training_step(self, batch: SRBatch, batch_index: int) -> torch.Tensor:
         keys, step = batch["keys"], self.global_step
-        prompts, maps = self._drop_conditions(batch, step)
+        batch = self._sample_dropout(batch, step)
+        prompts, maps = self._drop_conditions(batch)
         lq_up = upsample_lq(batch["lq"], self.scale_factor)
         conditions = self.network.conditions(lq_up, self.semantics(batch, lq_up, prompts), maps)
         z0 = self._latents(batch["hq"])
@@ -124,14 +125,17 @@ class MegaSRModule(lightning.LightningModule):
         losses = [self._loss(conditions, z0, noise, t.expand(len(keys)).to(z0.device)) for t in strata]
         self.log("val/loss", torch.stack(losses).mean(), prog_bar=True, batch_size=len(keys), sync_dist=True)
 
-    def _drop_conditions(self, batch: SRBatch, step: int) -> tuple[list[str], dict[str, torch.Tensor]]:
-        """Prompts and maps of a training batch with classifier-free dropout, keyed by sample and step."""
-        keys = batch["keys"]
-        drop_text = keyed_uniform(self.seed, keys, "text_dropout", step) < self.objective.text_dropout
-        drop_maps = keyed_uniform(self.seed, keys, "guidance_dropout", step) < self.objective.guidance_dropout
-        prompts = ["" if drop else p for drop, p in zip(drop_text, self.prompts(batch), strict=True)]
+    def _sample_dropout(self, batch: SRBatch, step: int) -> SRBatch:
+        """Draw, per sample and step, what classifier-free dropout takes away. A batch that says it is replayed."""
+        text = keyed_uniform(self.seed, batch["keys"], "text_dropout", step) < self.objective.text_dropout
+        guidance = keyed_uniform(self.seed, batch["keys"], "guidance_dropout", step) < self.objective.guidance_dropout
+        return SRBatch(**{"text_dropped": text, "guidance_dropped": guidance, **batch})  # type: ignore[typeddict-item]
+
+    def _drop_conditions(self, batch: SRBatch) -> tuple[list[str], dict[str, torch.Tensor]]:
+        """Prompts and maps of a training batch without what is dropped."""
+        prompts = ["" if drop else p for drop, p in zip(batch["text_dropped"], self.prompts(batch), strict=True)]
         maps = self.guidance_maps(batch)
-        kept = (~drop_maps).view(-1, 1, 1, 1)
+        kept = (~batch["guidance_dropped"]).view(-1, 1, 1, 1)
         return prompts, {name: value * kept.to(value) for name, value in maps.items()}
 
     def _latents(self, hq: torch.Tensor) -> torch.Tensor:
@@ -157,7 +161,8 @@ class MegaSRModule(lightning.LightningModule):
         path = Path(self.trainer.default_root_dir) / "nonfinite.pt"
         path.parent.mkdir(parents=True, exist_ok=True)
         report = {"step": self.global_step, "keys": batch["keys"], "loss": loss.detach().cpu()}
-        torch.save(report | {"timesteps": timesteps.cpu(), "degradation": batch.get("degradation")}, path)
+        drawn = {name: batch.get(name) for name in ("degradation", "text_dropped", "guidance_dropped")}
+        torch.save(report | drawn | {"timesteps": timesteps.cpu()}, path)
         bad = [key for key, value in zip(batch["keys"], loss, strict=True) if not torch.isfinite(value)]
         raise MegaSRError(
             f"loss is not finite at step {self.global_step} for {', '.join(bad)}; the weights were not changed, "

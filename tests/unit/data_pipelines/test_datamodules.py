@@ -9,6 +9,7 @@ import torch
 from jsonargparse import ArgumentParser
 
 from data_pipelines.datamodules import FolderDataModule, PhotoDataModule, SceneDataModule, SRDataModule
+from data_pipelines.degradations.presets import get_degradation
 from data_pipelines.photos import EVAL_PHOTOS, TRAIN_PHOTOS
 from data_pipelines.samples import DrawSampler
 from megasr.errors import UsageError
@@ -35,33 +36,49 @@ def test_a_batch_has_what_the_contract_says(data: SRDataModule) -> None:
     assert len({key for batch in batches for key in batch["keys"]}) == 8
 
 
-def test_lq_is_made_after_the_transfer_and_only_where_it_is_missing(data: SRDataModule) -> None:
+def test_evaluation_is_degraded_in_the_loader_and_replays(data: SRDataModule) -> None:
     batch = next(iter(data.val_dataloader()))
     hq = batch["hq"].clone()
-    made = data.on_after_batch_transfer(batch, 0)
-    assert torch.equal(made["hq"], hq)
-    assert torch.equal(made["lq"], resize(hq, 8, 8))
-    assert torch.equal(data.degradation.apply(hq, made["degradation"]), made["lq"])
-    own = data.on_after_batch_transfer({"keys": ["a"], "lq": torch.zeros(1, 3, 8, 8), "hq": hq[:1]}, 0)
-    assert own["lq"].sum() == 0
-    assert "degradation" not in own
+    assert torch.equal(batch["lq"], resize(hq, 8, 8))
+    assert torch.equal(data.degradation.apply(hq, batch["degradation"]), batch["lq"])
+    assert torch.equal(data.on_after_batch_transfer(batch, 0)["hq"], hq)
 
 
-def test_the_degradation_is_drawn_with_the_seed_in_training_only(data: SRDataModule) -> None:
-    seeds = []
+@pytest.mark.parametrize("source", [PhotoDataModule, SceneDataModule])
+def test_both_back_ends_apply_the_same_parameters(source: type) -> None:
+    settings = {"degradation": "realesrgan_strong", "crop_size_px": 64, "batch_size": 4, "train_samples": 4, "seed": 5}
+    cpu, device = (source(backend=backend, **settings) for backend in ("cpu", "device"))
+    made, bare = (next(iter(data.train_dataloader())) for data in (cpu, device))
+    assert "lq" not in bare
+    on_device = device.on_after_batch_transfer(dict(bare), 0)
+    assert made["degradation"] == on_device["degradation"] == cpu.degradation.sample_params(5, bare["keys"])
+    assert (made["lq"] - on_device["lq"]).abs().mean() < 0.02
+    own = device.on_after_batch_transfer({**bare, "lq": torch.zeros(4, 3, 16, 16)}, 0)
+    assert own["lq"].sum() == 0, "lq that is there is left alone"
 
-    def sample_params(seed: int, keys: list[str]) -> list[dict]:
-        seeds.append(seed)
-        return [{} for _ in keys]
 
-    data.seed = 5
-    data.degradation.sample_params = sample_params  # type: ignore[method-assign, assignment]
-    batch = next(iter(data.val_dataloader()))
-    for training in (True, False):
-        data.trainer = SimpleNamespace(training=training)  # type: ignore[assignment]
-        data.on_after_batch_transfer({"keys": batch["keys"], "hq": batch["hq"]}, 0)
-    assert seeds[0] == 5
-    assert seeds[1] not in (0, 5)
+def test_the_seed_and_the_back_end_are_those_of_training_only() -> None:
+    settings = {"degradation": "realesrgan_strong", "crop_size_px": 32, "batch_size": 4, "eval_samples": 4}
+    evaluations = [
+        next(iter(PhotoDataModule(backend=backend, seed=seed, usm_target=usm, **settings).val_dataloader()))
+        for backend, seed, usm in (("cpu", 0, False), ("device", 7, True))
+    ]
+    assert torch.equal(evaluations[0]["lq"], evaluations[1]["lq"])
+    assert torch.equal(evaluations[0]["hq"], evaluations[1]["hq"])
+    draws = [PhotoDataModule(seed=seed, **settings).train_item(0) for seed in (0, 7)]
+    assert draws[0].degradation != draws[1].degradation
+    assert draws[0].degradation == get_degradation("realesrgan_strong", 4).sample_params(0, [draws[0].key])[0]
+
+
+@pytest.mark.parametrize("backend", ["cpu", "device"])
+def test_a_sharpened_target_is_what_lq_is_made_of(backend: str) -> None:
+    settings = {"crop_size_px": 64, "batch_size": 2, "train_samples": 2}
+    plain, sharp = (
+        data.on_after_batch_transfer(next(iter(data.train_dataloader())), 0)
+        for data in (PhotoDataModule(backend=backend, usm_target=usm, **settings) for usm in (False, True))
+    )
+    assert sharp["hq"].std() > plain["hq"].std()
+    assert torch.equal(sharp["lq"], resize(sharp["hq"], 16, 16))
 
 
 def test_evaluation_is_complete_and_the_same_for_every_seed(data: SRDataModule) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning
 import pytest
@@ -10,7 +11,6 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from data_pipelines.datamodules import PhotoDataModule
-from megasr.errors import UsageError
 
 STEPS = 10
 
@@ -76,8 +76,30 @@ def test_resumed_training_is_the_uninterrupted_training(tmp_path: Path, workers:
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("step", [3, 4])
-@pytest.mark.parametrize("change", [{"batch_size": 2}, {"train_samples": 32}])
-def test_resuming_with_other_batches_is_refused(tmp_path: Path, step: int, change: dict) -> None:
+@pytest.mark.parametrize("change", [{"batch_size": 2}, {"batch_size": 8}, {"train_samples": 32}])
+def test_resuming_with_other_batches_goes_on_with_the_next_draw(tmp_path: Path, step: int, change: dict) -> None:
     fit(tmp_path, step)
-    with pytest.raises(UsageError, match=r"cannot resume: .*'batch_size': 4.*draws would be repeated or skipped"):
-        fit(tmp_path / "resumed", 9, tmp_path / f"step={step}.ckpt", **change)
+    resumed = fit(tmp_path / "resumed", 9, tmp_path / f"step={step}.ckpt", **change)
+    draws = [int(key.rsplit("/", 1)[1]) for batch in resumed.seen for key in batch]
+    assert draws == list(range(4 * step, 4 * step + (9 - step) * change.get("batch_size", 4)))
+
+
+def test_the_position_survives_a_change_of_the_number_of_processes() -> None:
+    """10 steps of 3 processes, then 4 of 2, then 1 of 5: every position is a number of samples."""
+    state, expected = None, 0
+    batches = 0
+    for steps, world_size in ((10, 3), (4, 2), (1, 5)):
+        data = PhotoDataModule(crop_size_px=32, batch_size=4, train_samples=64, eval_samples=1)
+        progress = SimpleNamespace(total=SimpleNamespace(processed=batches))
+        loop = SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=progress))
+        data.trainer = SimpleNamespace(world_size=world_size, global_rank=1, fit_loop=loop)  # type: ignore[assignment]
+        if state is not None:
+            data.load_state_dict(state)
+        assert data.consumed_samples() == expected
+        first = next(iter(data.train_dataloader()))["keys"]
+        assert [int(key.rsplit("/", 1)[1]) for key in first] == [expected + 1 + world_size * i for i in range(4)]
+        batches += steps
+        progress.total.processed = batches
+        expected += steps * 4 * world_size
+        state = data.state_dict()
+        assert state["consumed_samples"] == expected

@@ -69,12 +69,21 @@ def test_dropout_rates_are_the_configured_ones():
     module = make_module(objective=ObjectiveConfig(text_dropout=0.25, guidance_dropout=0.5))
     batch = {"keys": [f"{i}" for i in range(2000)], "tags": ["tag"] * 2000, "lq": torch.zeros(2000, 3, 1, 1)}
     batch["maps"] = {"canny": torch.ones(2000, 1, 4, 4)}
-    prompts, maps = module._drop_conditions(batch, step=3)
+    prompts, maps = module._drop_conditions(module._sample_dropout(batch, step=3))
     dropped = maps["canny"].amax(dim=(1, 2, 3)) == 0
     assert prompts.count("") / 2000 == pytest.approx(0.25, abs=0.03)
     assert dropped.float().mean().item() == pytest.approx(0.5, abs=0.035)
     together = sum(p == "" and bool(m) for p, m in zip(prompts, dropped, strict=True)) / 2000
     assert together == pytest.approx(0.125, abs=0.025)  # independent draws
+
+
+def test_a_batch_that_says_what_was_dropped_is_replayed():
+    module = make_module(objective=ObjectiveConfig(text_dropout=0.5, guidance_dropout=0.5))
+    batch = {**make_batch(), "text_dropped": torch.tensor([True, False]), "guidance_dropped": torch.tensor([False, True])}
+    for step in range(8):
+        prompts, maps = module._drop_conditions(module._sample_dropout(batch, step))
+        assert [prompt == "" for prompt in prompts] == [True, False]
+        assert [bool(m.any()) for m in maps["canny"]] == [True, False]
 
 
 def test_validation_loss_is_the_same_every_time_and_uses_all_strata():

@@ -50,7 +50,8 @@ def test_none_keeps_the_image() -> None:
     [
         ("bicubc", 4, "unknown degradation 'bicubc'; did you mean bicubic"),
         ("none", 4, "scale_factor 1, got 4"),
-        ("bicubic", 0, "at least 1, got 0"),
+        ("bicubic", 0, "scale_factor 2, 3, 4, 8, got 0"),
+        ("realesrgan_strong", 5, "scale_factor 2, 3, 4, 8, got 5"),
     ],
 )
 def test_wrong_presets_are_refused(name: str, scale_factor: int, says: str) -> None:

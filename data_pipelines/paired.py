@@ -1,0 +1,127 @@
+"""Real pairs: lq and hq of one scene, photographed with two focal lengths and aligned (RealSR, DRealSR)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from data_pipelines.folder import index_folder, read_or_drop, tags_or_drop
+from data_pipelines.order import shuffled
+from data_pipelines.samples import Sample
+from megasr.errors import MegaSRError, UsageError
+from megasr.images import from_uint8, read_size
+
+_LINES = 20  # of a report; the rest is counted
+Pair = tuple[str, Path, Path]  # key, lq, hq
+
+
+class PairedSource:
+    """Real lq/hq pairs, every one checked when the source is made.
+
+    Layouts, found in this order:
+
+    * `root` and `lq_root`: two folders of hq and lq. DRealSR's are test_HR and test_LR.
+    * `root` with the folders lq and hq in it.
+    * `root` with both kinds of files side by side, told apart by the end of their names. This is RealSR v3:
+      Canon_001_HR.png and Canon_001_LR4.png.
+
+    In two folders the files of a pair have the same relative name, or names that differ in their end alone. That end
+    is, before the file's suffix, `_HR` or `_x1` for hq and `_LR4`, `_x4`, `x4` (DIV2K) or `_x1` for lq, where 4 stands
+    for scale_factor. Side by side it is `_HR` or `_x1` for hq, and `_LR4` or `_x4` for lq.
+
+    Args:
+        root: folder of the pairs, or of hq when lq_root is given.
+        scale_factor: size of hq over size of lq, the same for all pairs.
+        lq_root: folder of lq.
+
+    Raises:
+        UsageError: a folder is missing or empty, an image has no partner, or the sizes of a pair do not fit: the
+            first 20 of them are listed, the rest counted.
+    """
+
+    def __init__(self, root: str | Path, scale_factor: int, lq_root: str | Path | None = None) -> None:
+        if scale_factor < 1:
+            raise UsageError(f"scale_factor must be at least 1, got {scale_factor}")
+        self.scale_factor = scale_factor
+        root = Path(root)
+        problems: list[str] = []
+        if lq_root is None and (root / "lq").is_dir() and (root / "hq").is_dir():
+            root, lq_root = root / "hq", root / "lq"
+        if lq_root is None:
+            lq, hq, problems = _split_by_name(root, scale_factor)
+        else:
+            lq, hq = _match_names(index_folder(lq_root), index_folder(root), scale_factor)
+        problems += [f"{lq[key]}: no hq called {key!r}" for key in lq.keys() - hq.keys()]
+        problems += [f"{hq[key]}: no lq called {key!r}" for key in hq.keys() - lq.keys()]
+        self.pairs: list[Pair] = [(key, lq[key], hq[key]) for key in sorted(lq.keys() & hq.keys())]
+        problems += [problem for pair in self.pairs if (problem := _size_problem(pair, scale_factor))]
+        if problems:
+            more = [f"and {len(problems) - _LINES} more"] if len(problems) > _LINES else []
+            lines = "\n  ".join([*sorted(problems)[:_LINES], *more])
+            raise UsageError(f"{root}: {len(problems)} images do not make pairs of x{scale_factor}:\n  {lines}")
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def read(self, index: int) -> Sample:
+        """Pair `index`, whole, with the tags that lie beside hq.
+
+        Raises:
+            UnusableSampleError: one of its files is unreadable.
+        """
+        key, lq, hq = self.pairs[index]
+        return Sample(key, read_or_drop(key, hq), tags_or_drop(key, hq), lq=from_uint8(read_or_drop(key, lq)))
+
+    def order(self, draw: int, seed: int) -> int:
+        """The pair of training draw `draw`: each once before any comes again."""
+        return shuffled(draw, len(self.pairs), seed)
+
+
+def _split_by_name(root: Path, scale_factor: int) -> tuple[dict[str, Path], dict[str, Path], list[str]]:
+    """(key -> lq, key -> hq, problems) of one folder that holds both."""
+    lq_ends, hq_ends = (f"_LR{scale_factor}", f"_x{scale_factor}"), ("_HR", "_x1")
+    lq: dict[str, Path] = {}
+    hq: dict[str, Path] = {}
+    problems = []
+    for name, path in index_folder(root).items():
+        side, ends = (hq, hq_ends) if name.endswith(hq_ends) else (lq, lq_ends)
+        key = _without_end(name, ends)
+        if key == name:
+            problems.append(f"{path}: its name ends in none of {' '.join((*hq_ends, *lq_ends))}")
+        elif key in side:
+            problems.append(f"{path}: its pair {key!r} has {side[key].name} already")
+        else:
+            side[key] = path
+    return lq, hq, problems
+
+
+def _match_names(
+    lq: dict[str, Path], hq: dict[str, Path], scale_factor: int
+) -> tuple[dict[str, Path], dict[str, Path]]:
+    """(key -> lq, key -> hq): equal names are kept, the ends of the others dropped."""
+    same = lq.keys() & hq.keys()
+    lq_ends = (f"_LR{scale_factor}", f"_x{scale_factor}", f"x{scale_factor}", "_x1")
+    return _drop_ends(lq, same, lq_ends), _drop_ends(hq, same, ("_HR", "_x1"))
+
+
+def _drop_ends(files: dict[str, Path], same: set[str], ends: Sequence[str]) -> dict[str, Path]:
+    keys = {name: name if name in same else _without_end(name, ends) for name in files}
+    uses = Counter(keys.values())
+    # Two names that would become one keep their ends, and are reported as without partner.
+    return {key if uses[key] == 1 else name: files[name] for name, key in keys.items()}
+
+
+def _without_end(name: str, ends: Sequence[str]) -> str:
+    return next((name.removesuffix(end) for end in ends if name.endswith(end)), name)
+
+
+def _size_problem(pair: Pair, scale_factor: int) -> str | None:
+    _, lq, hq = pair
+    try:
+        (lq_height, lq_width), (hq_height, hq_width) = read_size(lq), read_size(hq)
+    except MegaSRError as error:
+        return str(error)
+    if (hq_height, hq_width) == (lq_height * scale_factor, lq_width * scale_factor):
+        return None
+    return f"{hq}: {hq_width}x{hq_height} px is not {scale_factor} x {lq_width}x{lq_height} px of {lq}"

@@ -1,0 +1,85 @@
+"""One photograph under draws of every degradation preset, with the parameters of each draw under its picture.
+
+Command: python -m experiments.degradation_sheet --output docs/degradations
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from data_pipelines.degradations.presets import PRESETS, get_degradation
+from data_pipelines.photos import load_photo
+from megasr.images import center_crop, to_uint8, upsample_lq, write_png
+
+CROP_PX, COLUMNS, LINE_PX, MARGIN_PX = 256, 6, 13, 6
+
+
+def describe(op: dict[str, Any]) -> str:
+    """One operation in a line."""
+    if op["op"] == "blur":
+        numbers = f"w {op['cutoff']:.2f}" if op["kernel"] == "sinc" else f"s {op['sigma_x']:.2f}"
+        if "aniso" in op["kernel"]:
+            numbers += f" x {op['sigma_y']:.2f} {np.degrees(op['theta']):+.0f}°"
+        beta = f" b {op['beta']:.2f}" if "beta" in op else ""
+        return f"blur {op['kernel']} {op['size']} px {numbers}{beta}"
+    if op["op"] == "resize":
+        return f"resize {op['scale']:.3f} {op['mode']}"
+    if op["op"] == "jpeg":
+        return f"jpeg q {op['quality']}"
+    strength = f"{op['sigma']:.1f}" if op["op"] == "gaussian_noise" else f"{op['scale']:.2f}"
+    return f"{op['op'].replace('_', ' ')} {strength}{' grey' if op['grey'] else ''}"
+
+
+def tile(hq: np.ndarray, preset: str, scale_factor: int, key: str, num_lines: int) -> Image.Image:
+    """lq_up of one draw, and its parameters below."""
+    degradation = get_degradation(preset, scale_factor)
+    (params,) = degradation.sample_params(0, [key])
+    lq_up = upsample_lq(degradation.apply_image(hq, params)[None], scale_factor)
+    image = Image.new("RGB", (CROP_PX, CROP_PX + LINE_PX * num_lines + MARGIN_PX), "white")
+    image.paste(Image.fromarray(to_uint8(lq_up)[0]), (0, 0))
+    lines = [describe(op) for op in params.get("ops", []) if op is not None] or [preset]
+    draw, font = ImageDraw.Draw(image), ImageFont.load_default(size=11)
+    for number, line in enumerate(lines):
+        draw.text((2, CROP_PX + 3 + LINE_PX * number), line, fill="black", font=font)
+    return image
+
+
+def sheet(hq: np.ndarray, preset: str, scale_factor: int, num_draws: int) -> np.ndarray:
+    """hq, then the draws, as one picture."""
+    num_lines = len(get_degradation(preset, scale_factor).sample_params(0, ["0"])[0].get("ops", [0]))
+    tiles = [tile(hq, preset, scale_factor, str(draw), num_lines) for draw in range(num_draws)]
+    width, height = (n + MARGIN_PX for n in tiles[0].size)
+    rows = -(-len(tiles) // COLUMNS)
+    picture = Image.new("RGB", (width * (COLUMNS + 1), height * rows), "white")
+    picture.paste(Image.fromarray(hq), (0, 0))
+    caption = f"hq, and lq_up of {preset} x{scale_factor}"
+    ImageDraw.Draw(picture).text((2, CROP_PX + 3), caption, fill="black", font=ImageFont.load_default(size=11))
+    for number, one in enumerate(tiles):
+        row, column = divmod(number, COLUMNS)
+        picture.paste(one, ((column + 1) * width, row * height))
+    return np.asarray(picture)
+
+
+def main() -> None:
+    """Write one sheet per preset."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, required=True, help="folder of the pictures")
+    parser.add_argument("--photo", default="chelsea", help="one of data_pipelines.photos")
+    parser.add_argument("--draws", type=int, default=12, help="draws per preset")
+    arguments = parser.parse_args()
+    hq = np.ascontiguousarray(center_crop(load_photo(arguments.photo), CROP_PX))
+    for preset in PRESETS:
+        scale_factor = 1 if preset == "none" else 4
+        num_draws = arguments.draws if "ops" in get_degradation(preset, scale_factor).sample_params(0, ["0"])[0] else 1
+        path = arguments.output / f"{preset}.png"
+        write_png(sheet(hq, preset, scale_factor, num_draws), path)
+        print(f"{path}: {num_draws} draws")
+
+
+if __name__ == "__main__":
+    main()

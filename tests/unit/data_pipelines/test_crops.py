@@ -1,0 +1,62 @@
+"""Crops: hq, lq and maps show the same place."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from data_pipelines.crops import crop_sample
+from data_pipelines.samples import Sample, UnusableSampleError, random_crop
+from megasr.images import from_uint8
+
+SCALE = 4
+
+
+def place(height: int, width: int, pixels: int = 1) -> np.ndarray:
+    """(H, W, 3) uint8 in which the first two channels say which lq pixel this is, the third is 7."""
+    rows, columns = np.mgrid[:height, :width] // pixels
+    return np.dstack([rows, columns, np.full_like(rows, 7)]).astype(np.uint8)
+
+
+def pair(height: int = 30, width: int = 40) -> Sample:
+    hq = place(height * SCALE, width * SCALE, SCALE)
+    maps = {"depth": from_uint8(hq)[:1], "oracle_normal": from_uint8(hq)}
+    return Sample("a", hq, "dog", maps, lq=from_uint8(place(height, width)))
+
+
+def test_a_crop_takes_the_same_place_of_hq_lq_and_maps() -> None:
+    corners, flips = set(), set()
+    for draw in range(200):
+        crop = crop_sample(pair(), 24, 5, "a", draw)
+        assert crop.lq is not None
+        assert crop.hq.shape == (24, 24, 3)
+        assert crop.lq.shape == (3, 6, 6)
+        assert torch.equal(from_uint8(crop.hq)[:, ::SCALE, ::SCALE], crop.lq)
+        assert torch.equal(crop.maps["depth"], from_uint8(crop.hq)[:1])
+        normal, flipped = crop.maps["oracle_normal"], bool(crop.lq[1, 0, 0] > crop.lq[1, 0, 1])
+        x = from_uint8(crop.hq)[0]
+        assert torch.equal(normal[0], 1 - x if flipped else x), "the normal of a mirrored surface is mirrored"
+        assert torch.equal(normal[1:], from_uint8(crop.hq)[1:])
+        corners.add(tuple((crop.lq[:2].amin((1, 2)) * 255).int().tolist()))
+        flips.add(flipped)
+        assert (crop.key, crop.tags) == ("a", "dog")
+    assert {row for row, _ in corners} == set(range(25)), "every place, to the last pixel"
+    assert len({column for _, column in corners}) == 35
+    assert flips == {True, False}
+
+
+def test_without_lq_it_is_the_random_crop() -> None:
+    image = place(50, 70)
+    for draw in range(20):
+        crop = crop_sample(Sample("a", image), 16, 3, "a", draw)
+        assert crop.lq is None
+        assert np.array_equal(crop.hq, random_crop(image, 16, 3, "a", draw))
+    whole = crop_sample(pair(6, 6), 24, 0, "a")
+    assert sorted(whole.hq.reshape(-1, 3).tolist()) == sorted(pair(6, 6).hq.reshape(-1, 3).tolist())
+
+
+def test_a_crop_that_does_not_fit_is_refused() -> None:
+    with pytest.raises(UnusableSampleError, match=r"a: smaller than 128 px \(160x120 px\)") as caught:
+        crop_sample(pair(), 128, 0, "a")
+    assert not caught.value.damaged
