@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import lightning
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 
 from data_pipelines.degradations.presets import get_degradation
 from data_pipelines.error_budget import ErrorBudget
@@ -143,16 +144,35 @@ class SRDataModule(lightning.LightningDataModule):
                         logger.log_metrics(self.error_budget.counts(), self.trainer.global_step)
         return batch
 
+    def teardown(self, stage: str) -> None:
+        """Tell what was left out."""
+        if stage == "fit" and self.error_budget is not None and self.error_budget.summary():
+            rank_zero_info(f"left out of the training: {self.error_budget.summary()}")
+
     def state_dict(self) -> dict[str, Any]:
         """Where training stands, in samples of all processes together, and what the error budget has counted."""
         state: dict[str, Any] = {"consumed_samples": self.consumed_samples(), "batches": self._batches()}
+        state["order"] = self.order_fingerprint()
         return state if self.error_budget is None else state | {"error_budget": self.error_budget.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on with the next draw, whatever the batch size and the number of processes were."""
+        """Go on with the next draw, whatever the batch size and the number of processes were.
+
+        Raises:
+            UsageError: the draws are those of other images or of another seed.
+        """
+        if state["order"] != self.order_fingerprint():
+            raise UsageError(
+                f"cannot resume: the checkpoint trained on {state['order']}, the data module draws from "
+                f"{self.order_fingerprint()}; images would be repeated or left out"
+            )
         self._resumed_at = (state["consumed_samples"], state["batches"])
         if self.error_budget is not None and "error_budget" in state:
             self.error_budget.load_state_dict(state["error_budget"])
+
+    def order_fingerprint(self) -> str:
+        """What the order of the draws depends on."""
+        return f"{type(self).__name__} with seed {self.seed}"
 
     def consumed_samples(self) -> int:
         """Draws that training has used up so far, of all processes together."""

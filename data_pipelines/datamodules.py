@@ -92,6 +92,9 @@ class FromSources(SRDataModule):
     def num_eval(self) -> int:
         return min(self.eval_samples, len(self.eval_source))
 
+    def order_fingerprint(self) -> str:
+        return f"{super().order_fingerprint()} over images {self.train_source.fingerprint}"
+
     def train_sample(self, draw: int) -> Sample:
         sample = read_or_next(self.train_source, draw, self.seed)
         crop = crop_sample(sample, self.crop_size_px, self.seed, sample.key, draw)

@@ -53,6 +53,11 @@ class FilteredSource:
     def __init__(self, source: Source, image_filter: ImageFilter) -> None:
         self.source, self.image_filter = source, image_filter
 
+    @property
+    def fingerprint(self) -> str:
+        """The source's: another filter leaves other images out, but changes no order."""
+        return self.source.fingerprint
+
     def __len__(self) -> int:
         return len(self.source)
 

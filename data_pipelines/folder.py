@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from data_pipelines.order import shuffled
-from data_pipelines.samples import Sample, UnusableSampleError
+from data_pipelines.samples import Sample, UnusableSampleError, names_fingerprint
 from megasr.errors import MegaSRError, UsageError
 from megasr.images import list_images, read_image
 
@@ -89,6 +89,11 @@ class FolderSource:
 
     def __init__(self, root: str | Path) -> None:
         self.files = list(index_folder(root).items())
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the names of all images."""
+        return names_fingerprint(key for key, _ in self.files)
 
     def __len__(self) -> int:
         return len(self.files)

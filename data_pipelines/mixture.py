@@ -9,7 +9,7 @@ from dataclasses import replace
 from itertools import accumulate
 
 from data_pipelines.order import QuotaOrder
-from data_pipelines.samples import Sample, Source, UnusableSampleError
+from data_pipelines.samples import Sample, Source, UnusableSampleError, names_fingerprint
 from megasr.errors import UsageError
 
 
@@ -40,6 +40,12 @@ class MixtureSource:
                 raise UsageError(f"source {name!r} of a mixture is empty")
         self.sources, self.weights, self.names = list(sources), list(weights), list(names)
         self.offsets = [0, *accumulate(len(source) for source in sources)]
+
+    @property
+    def fingerprint(self) -> str:
+        """Of all sources and their weights."""
+        parts = zip(self.names, self.weights, self.sources, strict=True)
+        return names_fingerprint(f"{name} {weight} {source.fingerprint}" for name, weight, source in parts)
 
     def __len__(self) -> int:
         return self.offsets[-1]

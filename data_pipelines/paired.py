@@ -8,7 +8,7 @@ from pathlib import Path
 
 from data_pipelines.folder import index_folder, read_or_drop, tags_or_drop
 from data_pipelines.order import shuffled
-from data_pipelines.samples import Sample
+from data_pipelines.samples import Sample, names_fingerprint
 from megasr.errors import MegaSRError, UsageError
 from megasr.images import from_uint8, read_size
 
@@ -60,6 +60,11 @@ class PairedSource:
             more = [f"and {len(problems) - _LINES} more"] if len(problems) > _LINES else []
             lines = "\n  ".join([*sorted(problems)[:_LINES], *more])
             raise UsageError(f"{root}: {len(problems)} images do not make pairs of x{scale_factor}:\n  {lines}")
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the names of all pairs."""
+        return names_fingerprint(key for key, _, _ in self.pairs)
 
     def __len__(self) -> int:
         return len(self.pairs)

@@ -6,7 +6,8 @@ draws and nothing else; resuming is starting at another draw.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -71,6 +72,11 @@ def _rebuild(message: str, key: str, reason: str, damaged: bool) -> UnusableSamp
 
 class Source(Protocol):
     """Whole images by number, and the order in which training goes through them."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with everything that the order depends on: a resumed run needs the same."""
+        ...
 
     def __len__(self) -> int:
         """Number of images."""
@@ -178,6 +184,11 @@ def degrade(sample: Sample, degradation: Degradation, seed: int, usm_target: boo
         hq = sharpen(hq)
     (params,) = degradation.sample_params(seed, [sample.key])
     return replace(sample, hq=hq, lq=degradation.apply_image(hq, params), degradation=params)
+
+
+def names_fingerprint(names: Iterable[str]) -> str:
+    """16 hexadecimal digits of a list of names."""
+    return hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
 def random_crop(image: np.ndarray, size_px: int, seed: int, *key: int | str) -> np.ndarray:

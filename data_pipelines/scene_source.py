@@ -33,6 +33,11 @@ class SceneSource:
     def __init__(self, size_px: int, seed: int) -> None:
         self.size_px, self.seed = size_px, seed
 
+    @property
+    def fingerprint(self) -> str:
+        """Of the seed."""
+        return f"scenes of seed {self.seed}"
+
     def __len__(self) -> int:
         return 2**40  # more than any training draws
 

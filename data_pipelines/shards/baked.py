@@ -9,7 +9,6 @@ order, one tar per original and variant, so that image i of variant v is found w
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 from dataclasses import asdict, dataclass, replace
@@ -23,7 +22,7 @@ from data_pipelines.crops import crop_sample
 from data_pipelines.degradations.presets import get_degradation
 from data_pipelines.degradations.usm import sharpen
 from data_pipelines.order import permuted
-from data_pipelines.samples import Sample, UnusableSampleError
+from data_pipelines.samples import Sample, UnusableSampleError, names_fingerprint
 from data_pipelines.shards.members import decode_map
 from data_pipelines.shards.reader import ShardSource
 from data_pipelines.shards.tar_index import PARAMS_FIELD, map_field
@@ -158,6 +157,11 @@ class BakedDraw:
     def __init__(self, source: BakedSource, draw: int, seed: int) -> None:
         self.source, self.draw, self.seed = source, draw, seed
 
+    @property
+    def fingerprint(self) -> str:
+        """Of the originals."""
+        return self.source.originals.fingerprint
+
     def __len__(self) -> int:
         return len(self.source.originals)
 
@@ -186,8 +190,7 @@ def baked_url(url: str, name: str) -> str:
 
 def originals_fingerprint(source: ShardSource) -> str:
     """What tells whether a baked set belongs to a shard set: the hash of its tars."""
-    text = "\n".join(f"{shard.name} {shard.samples} {shard.sha256}" for shard in source.manifest.shards)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return names_fingerprint(f"{shard.name} {shard.samples} {shard.sha256}" for shard in source.manifest.shards)
 
 
 def png(image: np.ndarray) -> bytes:

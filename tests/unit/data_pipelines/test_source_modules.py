@@ -170,6 +170,15 @@ def test_too_much_damage_stops_training_with_the_list(shards: Path, tmp_path: Pa
     assert logged[-1]["data/damaged"] == 3
 
 
+def test_resuming_with_other_images_or_another_order_is_refused(shards: Path) -> None:
+    state = module(shards).state_dict()
+    module(shards, max_damaged=0.5, crop_size_px=16).load_state_dict(state)
+    make_shards(shards.parent / "other", SIZES, lambda n: files_of(n + 50))
+    for other in (module(shards.parent / "other"), module(shards, shuffle_shards=2), module(shards, seed=1)):
+        with pytest.raises(UsageError, match="cannot resume: .* images would be repeated or left out"):
+            other.load_state_dict(state)
+
+
 def test_a_mixture_keeps_its_shares(shards: Path, tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     for n in range(3):

@@ -79,7 +79,11 @@ def test_dropout_rates_are_the_configured_ones():
 
 def test_a_batch_that_says_what_was_dropped_is_replayed():
     module = make_module(objective=ObjectiveConfig(text_dropout=0.5, guidance_dropout=0.5))
-    batch = {**make_batch(), "text_dropped": torch.tensor([True, False]), "guidance_dropped": torch.tensor([False, True])}
+    batch = {
+        **make_batch(),
+        "text_dropped": torch.tensor([True, False]),
+        "guidance_dropped": torch.tensor([False, True]),
+    }
     for step in range(8):
         prompts, maps = module._drop_conditions(module._sample_dropout(batch, step))
         assert [prompt == "" for prompt in prompts] == [True, False]

@@ -13,6 +13,7 @@ from PIL import Image
 from data_pipelines.degradations.device_jpeg import compress, quantisation_tables
 from data_pipelines.photos import load_photo
 from megasr.images import from_uint8, to_uint8
+from megasr.rng import numpy_generator
 
 PHOTOS = ("astronaut", "coffee", "chelsea", "rocket")
 
@@ -48,13 +49,19 @@ def test_photographs_come_back_as_from_libjpeg(name: str, reference) -> None:
 
 @pytest.mark.parametrize("quality", [30, 95])
 def test_every_size_of_a_ragged_batch(quality: int) -> None:
-    """Sizes that are no multiple of a block, odd, thin and tiny; libjpeg up-samples differently up to 4 px of width."""
+    """Sizes that are no multiple of a block, odd, thin and tiny."""
     sizes = [(47, 33), (16, 16), (48, 34), (1, 1), (2, 3), (5, 6), (33, 4), (4, 33), (8, 100), (17, 129)]
     images = [load_photo("coffee")[100 : 100 + height, 150 : 150 + width] for height, width in sizes]
     differences = _differences(images, [quality] * len(sizes))
     assert np.concatenate([d.reshape(-1) for d in differences]).mean() < 0.04
     for size, difference in zip(sizes, differences, strict=True):
         assert difference.mean() < 0.2, size
+
+
+def test_thin_images_repeat_their_chroma() -> None:
+    image = numpy_generator(0, "thin").integers(0, 256, (40, 4, 3), dtype=np.uint8)
+    (difference,) = _differences([image], [95])
+    assert difference.mean() < 0.1
 
 
 def test_borders_are_no_worse_than_the_middle() -> None:
