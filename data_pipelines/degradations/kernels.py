@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 # Sum of |kernel - approximation|: no pixel of an image in [0, 1] moves by more, a quarter of an 8-bit level.
-TOLERANCE = 3e-3
+TOLERANCE = 1e-3
 ISOTROPIC = ("iso", "generalized_iso", "plateau_iso")
 ANISOTROPIC = ("aniso", "generalized_aniso", "plateau_aniso")
 
@@ -95,9 +95,12 @@ def factorise(kernel: np.ndarray, tolerance: float = TOLERANCE / 2) -> Separable
     remainder = kernel.astype(np.float64)
     for rank in range(1, len(s) + 1):
         remainder = remainder - np.outer(u[rank - 1], vt[rank - 1])
-        if np.abs(remainder).sum() <= tolerance:
+        # What is left over, and what bringing the sum back to 1 moves.
+        if np.abs(remainder).sum() + abs(remainder.sum()) * np.abs(kernel).sum() <= tolerance:
             break
-    return Separable(u[:rank].astype(np.float32), vt[:rank].astype(np.float32))
+    # The sum stays 1: a flat image keeps its level, or a later JPEG would round all of it to another one.
+    total = (u[:rank].sum(1) * vt[:rank].sum(1)).sum()
+    return Separable((u[:rank] / total).astype(np.float32), vt[:rank].astype(np.float32))
 
 
 @functools.cache

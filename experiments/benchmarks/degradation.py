@@ -57,7 +57,7 @@ def keys_of(number: int, count: int) -> list[str]:
 
 def use_one_thread() -> None:
     """Begin a worker as the loader does, and draw the noise bank before the clock runs."""
-    cv2.setNumThreads(1)
+    cv2.setNumThreads(0)
     torch.set_num_threads(1)
     degrade_share(keys_of(-1, 4), False)
 
@@ -120,7 +120,7 @@ def _wait(device: torch.device) -> None:
 
 def contenders(pool: ProcessPoolExecutor, images: int) -> dict[str, Contender]:
     """Who takes turns. Names end in the target that is made: as it is, or sharpened."""
-    devices = [(torch.device("cpu"), (BATCH_SIZE,))]
+    devices: list[tuple[torch.device, tuple[int, ...]]] = [(torch.device("cpu"), (BATCH_SIZE,))]
     if torch.cuda.is_available():
         devices.append((torch.device("cuda"), GPU_BATCH_SIZES))
     theirs = None if missing_checkouts() else {device: RealESRGAN(load_photo(PHOTO), device) for device, _ in devices}
@@ -203,7 +203,7 @@ def _clocked_opencv() -> Iterator[Clock]:
 
 def where_time_goes(images: int) -> dict[str, dict[str, float]]:
     """Milliseconds per image of each operation of the `cpu` back end, one thread, and its share inside libraries."""
-    cv2.setNumThreads(1)
+    cv2.setNumThreads(0)
     degradation, hq = get_degradation(PRESET, SCALE_FACTOR), load_photo(PHOTO)
     height, width = hq.shape[:2]
     spent: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])

@@ -94,8 +94,8 @@ def _import_theirs() -> tuple[Any, Any, Any, Any]:
         version = types.ModuleType(f"{package}.version")
         version.__version__, version.__gitsha__ = "0", "0"  # type: ignore[attr-defined]
         sys.modules[version.__name__] = version
-    processing = importlib.import_module("basicsr.utils.img_process_util")
-    model = importlib.import_module("realesrgan.models.realesrnet_model")
+    processing: Any = importlib.import_module("basicsr.utils.img_process_util")
+    model: Any = importlib.import_module("realesrgan.models.realesrnet_model")
     filter_2d = processing.filter2D
 
     def contiguous(image: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:

@@ -59,7 +59,7 @@ def names_of(samples: list[Sample]) -> list[str]:
 def run_rank(url: str, seed: int, batch_size: int, start: int, world: World, rank: int, pipe: Connection) -> None:
     """One process of training: at every word takes a step, then tells the draws and keys that were in its batch."""
     os.setsid()  # killing its group kills its workers too
-    cv2.setNumThreads(1)
+    cv2.setNumThreads(0)
     torch.set_num_threads(1)
     source = ShardSource(url, shuffle_shards=3)
 

@@ -210,7 +210,7 @@ def main() -> None:
     parser.add_argument("--samples-per-shard", type=int, default=100)
     parser.add_argument("--output", type=Path, help="file for the JSON")
     arguments = parser.parse_args()
-    cv2.setNumThreads(1)
+    cv2.setNumThreads(0)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
         images, shards = Path(temporary) / "images", Path(temporary) / "shards"

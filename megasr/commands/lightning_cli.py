@@ -14,7 +14,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.trainer.states import TrainerFn
 
 import data_pipelines.datamodules as datamodules
-from megasr.errors import UsageError, unknown_name
+from megasr.errors import MegaSRError, UsageError, unknown_name
 from megasr.training.callbacks import ProtocolMetrics
 from megasr.training.module import MegaSRModule
 
@@ -71,6 +71,19 @@ class MegaSRCLI(LightningCLI):
             raise UsageError(
                 f"model.scale_factor is {config.model.scale_factor}, data.scale_factor is {in_data}: make them equal"
             )
+
+    def instantiate_classes(self) -> None:
+        """Build trainer, module and data.
+
+        Raises:
+            UsageError, MegaSRError: what a class has to say, without what jsonargparse puts around it.
+        """
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            if isinstance(error.__cause__, UsageError | MegaSRError):
+                raise error.__cause__ from None
+            raise
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse `args`.

@@ -5,14 +5,17 @@ from __future__ import annotations
 import hashlib
 import io
 import tarfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 
+from data_pipelines.datamodules import ShardDataModule
 from data_pipelines.shards.manifest import MANIFEST, Manifest, ShardEntry
 from data_pipelines.shards.tar_index import IndexedSample, digest, dump_index, encode_key, index_name, scan_tar
+from megasr.batch import SRBatch
 from megasr.rng import numpy_generator
 
 Files = dict[str, bytes]
@@ -63,3 +66,30 @@ def write_shard(folder: Path, name: str, samples: Sequence[tuple[str, Files]]) -
     indexed = [IndexedSample(sample.key, sample.files, digests[sample.key]) for sample in found]
     (folder / index_name(name)).write_text(dump_index(indexed, name, sha256))
     return ShardEntry(name, len(samples), len(content), sha256)
+
+
+SIZES = (5, 4, 3)
+
+
+def photo_files(number: int) -> tuple[str, Files]:
+    """Key and files of sample `number`: 60x72 px and a tag."""
+    return f"photo {number:02d}", {"png": encoded(pixels(number, 60, 72)), "txt": f"tag {number}".encode()}
+
+
+def train_and_eval(folder: Path) -> Path:
+    """Two shard sets beside each other, `shards` of twelve photographs and `eval` of three; the path of the first."""
+    make_shards(folder / "shards", SIZES, photo_files)
+    make_shards(folder / "eval", [3], photo_files)
+    return folder / "shards"
+
+
+def shard_module(shards: Path, **settings: Any) -> ShardDataModule:
+    """A data module over a set of train_and_eval."""
+    defaults = {"crop_size_px": 32, "batch_size": 3, "train_samples": 12, "eval_samples": 2, "cache_dir": str(shards)}
+    defaults |= {"train_url": str(shards), "eval_url": str(shards.parent / "eval")}
+    return ShardDataModule(**{**defaults, **settings})
+
+
+def image_names(batches: Iterable[SRBatch]) -> list[str]:
+    """Keys without the number of the draw."""
+    return [key.rsplit("/", 1)[0] for batch in batches for key in batch["keys"]]

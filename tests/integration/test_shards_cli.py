@@ -62,6 +62,23 @@ def test_verify_prints_every_finding_and_fails(tmp_path: Path, capsys: pytest.Ca
     assert "2 findings" in err
 
 
+def test_bake_verify_info(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_photos(tmp_path / "photos")
+    assert cli.main(f"shards pack {tmp_path}/photos --output {tmp_path}/set --licence CC0 --workers 1".split()) == 0
+    bake = f"shards bake {tmp_path}/set --crop-size 16 --maps canny --workers 1 --variants".split()
+    baked = f"{tmp_path}/set/baked/realesrgan_strong-x4-16px"
+    for variants in ("1", "2"):
+        assert cli.main([*bake, variants]) == 0
+        out, err = capsys.readouterr()
+        assert f"{baked}: {variants} variants, {11 * int(variants)} samples in {variants} shards" in out
+        assert re.search(rf"baking .* {11 * int(variants)}/{11 * int(variants)} ", err)
+    assert cli.main(["shards", "verify", baked, "--workers", "1"]) == 0
+    assert cli.main(["shards", "info", baked]) == 0
+    assert "field map.canny.png  22" in capsys.readouterr().out
+    assert cli.main([*bake, "1"]) == 2
+    assert "holds 2 variants already, 1 would lose some" in capsys.readouterr().err
+
+
 def test_index_shards_of_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with webdataset.ShardWriter(str(tmp_path / "%03d.tar"), maxcount=2, verbose=0) as writer:
         for number in range(3):

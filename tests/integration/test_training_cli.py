@@ -53,6 +53,10 @@ def recipe(prior: Path, output: Path) -> list[str]:
         ),
         (["--data=SceneDataModule", "--model.adapter.gate=liner"], "one of 'linear', 'channel', 'scalar'"),
         (["--data=SceneDataModule", "--model.adapter.saft_width=0"], "adapter.saft_width must be at least 1, got 0"),
+        (
+            ["--data=FolderDataModule", "--data.train_root=nowhere", "--data.eval_root=x"],
+            "error: nowhere: no such folder",
+        ),
         (["--data=SceneDataModule", "--seed_everything=1"], "seed_everything follows model.seed"),
         (["--data=SceneDataModule", "--model.scale_factor=2"], "model.scale_factor is 2, data.scale_factor is 4"),
         (["--config=absent.yaml"], "absent.yaml"),
@@ -65,6 +69,7 @@ def test_wrong_options_are_one_line_and_2(options: list[str], says: str, capsys:
     assert "Traceback" not in printed
     (line,) = [line for line in printed.splitlines() if line.startswith("megasr: error: ")]
     assert says in line
+    assert "Union" not in line, "what a class says, not what the parser puts around it"
 
 
 def test_wrong_keys_in_a_file_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,32 +1,19 @@
 """Image tokens from an OpenCLIP vision tower, on a small model in open_clip's own format."""
 
-import json
-
-import open_clip
 import pytest
 import torch
 
 from megasr.errors import MegaSRError, UsageError
 from megasr.networks.config import AdapterConfig
 from megasr.semantics.vision import VisionConfig, VisionEncoder
+from tests.helpers.towers import random_tower
 from tests.helpers.training import make_batch, make_module
-
-TINY = {
-    "embed_dim": 16,
-    "vision_cfg": {"image_size": 32, "layers": 2, "width": 24, "head_width": 12, "patch_size": 8},
-    "text_cfg": {"context_length": 8, "vocab_size": 64, "width": 16, "heads": 2, "layers": 1},
-}
 
 
 @pytest.fixture(scope="module")
 def tower(tmp_path_factory):
     """VisionConfig of a random tiny OpenCLIP model."""
-    folder = tmp_path_factory.mktemp("clip")
-    (folder / "tiny-test-clip.json").write_text(json.dumps(TINY))
-    open_clip.add_model_config(folder)
-    torch.manual_seed(0)
-    torch.save(open_clip.create_model("tiny-test-clip").state_dict(), folder / "weights.pt")
-    return VisionConfig(weights=str(folder / "weights.pt"), model="tiny-test-clip")
+    return random_tower(tmp_path_factory.mktemp("clip"))
 
 
 def test_tokens_have_one_row_per_patch_and_follow_the_image(tower):

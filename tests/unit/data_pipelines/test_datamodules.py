@@ -8,14 +8,22 @@ import pytest
 import torch
 from jsonargparse import ArgumentParser
 
-from data_pipelines.datamodules import FolderDataModule, PhotoDataModule, SceneDataModule, SRDataModule
+from data_pipelines.datamodules import (
+    FolderDataModule,
+    MixtureDataModule,
+    PairedDataModule,
+    PhotoDataModule,
+    SceneDataModule,
+    ShardDataModule,
+    SRDataModule,
+)
 from data_pipelines.degradations.presets import get_degradation
 from data_pipelines.photos import EVAL_PHOTOS, TRAIN_PHOTOS
 from data_pipelines.samples import DrawSampler
 from megasr.errors import UsageError
 from megasr.images import resize
 
-COMMON = ("degradation", "scale_factor", "crop_size_px", "batch_size", "train_samples", "eval_samples", "num_workers")
+COMMON = ("scale_factor", "crop_size_px", "batch_size", "train_samples", "eval_samples", "num_workers")
 
 
 @pytest.fixture(params=[PhotoDataModule, SceneDataModule], ids=["photos", "scenes"])
@@ -177,13 +185,23 @@ def test_wrong_settings_are_refused(settings: dict, says: str) -> None:
         PhotoDataModule(**settings)
 
 
-@pytest.mark.parametrize("source", [PhotoDataModule, SceneDataModule, FolderDataModule])
+REQUIRED = {
+    PhotoDataModule: [],
+    SceneDataModule: [],
+    FolderDataModule: ["--data.train_root=a", "--data.eval_root=b"],
+    ShardDataModule: ["--data.train_url=a", "--data.eval_url=b"],
+    MixtureDataModule: ['--data.parts=[{"source": "a", "weight": 2}, {"source": "scenes"}]', "--data.eval_url=b"],
+    PairedDataModule: ["--data.train_root=a", "--data.eval_root=b"],
+}
+
+
+@pytest.mark.parametrize("source", REQUIRED)
 def test_the_config_knows_every_setting_and_its_help(source: type, capsys: pytest.CaptureFixture[str]) -> None:
     parser = ArgumentParser()
     parser.add_class_arguments(source, "data")
-    folder = ["--data.train_root=a", "--data.eval_root=b"] if source is FolderDataModule else []
-    settings = parser.parse_args([*folder, "--data.batch_size=3"]).data
-    assert set(COMMON) | {"seed"} <= set(vars(settings))
+    settings = parser.parse_args([*REQUIRED[source], "--data.batch_size=3"]).data
+    assert {*COMMON, "seed"} <= set(vars(settings))
+    assert ("degradation" in vars(settings)) == (source is not PairedDataModule), "nothing is degraded there"
     assert settings.batch_size == 3
     with pytest.raises(SystemExit):
         parser.parse_args(["--help"])

@@ -1,0 +1,206 @@
+"""Baked variants: the same as on-line, extended without touching what is there, mixed, refused when they do not fit."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+import signal
+import time
+from collections import Counter
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from data_pipelines.degradations.presets import get_degradation
+from data_pipelines.shards.bake import bake
+from data_pipelines.shards.baked import BakeOptions
+from data_pipelines.shards.verify import verify
+from megasr.commands.shards import load_vision
+from megasr.errors import MegaSRError, UsageError
+from megasr.guidance.extract import extract_guidance
+from megasr.guidance.registry import resolve_guidance
+from megasr.images import upsample_lq
+from tests.helpers.shard_sets import (
+    SIZES,
+    encoded,
+    image_names,
+    make_shards,
+    photo_files,
+    pixels,
+    shard_module,
+    train_and_eval,
+)
+from tests.helpers.towers import random_tower
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Path:
+    return train_and_eval(tmp_path)
+
+
+OPTIONS = BakeOptions("realesrgan_strong", 4, 32, maps=("canny",), seed=4)
+
+
+def content(folder: Path) -> dict[str, tuple[bytes, int]]:
+    return {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.glob("*.tar")}
+
+
+def test_one_more_variant_leaves_the_others_alone_and_a_lost_one_comes_back(shards: Path) -> None:
+    folder = shards / "baked" / "strong"
+    bake(shards, "strong", OPTIONS, 2)
+    two = content(folder)
+    assert len(two) == 2 * len(SIZES)
+    manifest = bake(shards, "strong", OPTIONS, 3)
+    three = content(folder)
+    assert {name: three[name] for name in two} == two, "bytes and times"
+    assert manifest.samples == 3 * sum(SIZES)
+    lost = sorted(three)[4]
+    (folder / lost).write_bytes(three[lost][0][:1000])  # as if killed without whole files
+    bake(shards, "strong", OPTIONS, 3)
+    assert {name: found[0] for name, found in content(folder).items()} == {n: f[0] for n, f in three.items()}
+    with pytest.raises(UsageError, match="holds 3 variants already, 2 would lose some"):
+        bake(shards, "strong", OPTIONS, 2)
+    with pytest.raises(UsageError, match="seed was 4, is 5"):
+        bake(shards, "strong", BakeOptions("realesrgan_strong", 4, 32, maps=("canny",), seed=5), 3)
+
+
+def test_a_baked_variant_is_what_on_line_training_would_have_made(shards: Path) -> None:
+    bake(shards, "strong", OPTIONS, 2)
+    data = shard_module(shards, baked="strong", degradation="realesrgan_strong", train_samples=24)
+    batches = list(data.train_dataloader())
+    assert Counter(image_names(batches)) == {f"photo {n:02d}/v{v}": 1 for n in range(12) for v in range(2)}, (
+        "all in 2 epochs"
+    )
+    strong = get_degradation("realesrgan_strong", 4)
+    for batch in batches[:3]:
+        for i, key in enumerate(batch["keys"]):
+            name, variant = key.split("/")[0], int(key.split("/")[1][1:])
+            (params,) = strong.sample_params(4, [name], variant)
+            hq = (batch["hq"][i].permute(1, 2, 0) * 255).round().numpy().astype(np.uint8)
+            assert batch["degradation"][i] == params
+            assert torch.equal(strong.apply_image(hq, params), batch["lq"][i])
+        maps = extract_guidance({"keys": batch["keys"], "lq": batch["lq"]}, resolve_guidance(["canny"]), 4)
+        assert (maps["canny"] - batch["maps"]["canny"]).abs().max() <= 0.5 / 255 + 1e-6
+    crops = {
+        (key.split("/")[1], batch["hq"][i].numpy().tobytes())
+        for batch in batches
+        for i, key in enumerate(batch["keys"])
+    }
+    assert len({crop for _, crop in crops}) == 24, "every variant has a crop of its own"
+
+
+def test_baked_and_on_line_draws_mix_in_the_share_that_was_asked(shards: Path) -> None:
+    bake(shards, "mild", BakeOptions("bicubic", 4, 32), 1)
+    data = shard_module(shards, baked="mild", baked_share=0.25, train_samples=240)
+    baked = [key.count("/") == 2 for batch in data.train_dataloader() for key in batch["keys"]]
+    assert 0.16 < np.mean(baked) < 0.34
+    for changes, says in (
+        ({"crop_size_px": 40}, "made with crop_size_px 32, data.crop_size_px is 40"),
+        ({"degradation": "first_order"}, "degradation 'bicubic', data.degradation is 'first_order'"),
+        ({"backend": "device", "baked_share": 0.5}, "needs data.backend cpu"),
+        ({"baked_share": 1.5}, r"baked_share must be in \[0, 1\], got 1.5"),
+        ({"baked": "../mild"}, "not the name of a baked set"),
+    ):
+        with pytest.raises(UsageError, match=says):
+            shard_module(shards, **{"baked": "mild", **changes})
+
+
+def test_baked_sets_are_found_through_a_pipe(shards: Path) -> None:
+    bake(shards, "mild", BakeOptions("bicubic", 4, 32), 1)
+    here, piped = (
+        next(iter(shard_module(shards, baked="mild", **changes).train_dataloader()))
+        for changes in ({}, {"train_url": f"pipe:cat {shards}/{{name}}", "cache_dir": str(shards / "cache")})
+    )
+    assert here["keys"] == piped["keys"]
+    assert torch.equal(here["lq"], piped["lq"])
+    assert torch.equal(here["hq"], piped["hq"])
+
+
+def test_baked_sets_of_other_originals_are_refused(shards: Path) -> None:
+    bake(shards, "mild", BakeOptions("bicubic", 4, 32), 1)
+    make_shards(shards.parent / "other", SIZES, lambda n: photo_files(n + 50))
+    shutil.copytree(shards / "baked", shards.parent / "other" / "baked")
+    with pytest.raises(MegaSRError, match="baked from other originals"):
+        shard_module(shards.parent / "other", baked="mild")
+
+
+def test_an_unusable_original_is_baked_as_such_and_counted_when_drawn(tmp_path: Path) -> None:
+    def files(number: int) -> tuple[str, dict[str, bytes]]:
+        key, content = photo_files(number)
+        image = {1: encoded(pixels(1, 20, 20)), 2: b"no image"}.get(number, content["png"])
+        return key, {**content, "png": image}
+
+    make_shards(tmp_path / "shards", SIZES, files)
+    make_shards(tmp_path / "eval", [1], photo_files)
+    bake(tmp_path / "shards", "mild", BakeOptions("bicubic", 4, 32), 1)
+    for settings in ({"baked": "mild"}, {}):
+        data = shard_module(tmp_path / "shards", max_damaged=0.1, **settings)
+        batches = [data.on_after_batch_transfer(batch, 0) for batch in data.train_dataloader()]
+        assert sum(len(batch["keys"]) for batch in batches) == 12
+        assert list(data.error_budget.damaged) == ["photo 02"]
+        assert data.error_budget.filtered == {"smaller than 32 px": 1}
+        assert "1 damaged images (unreadable image 1), 1 draws of filtered images" in data.error_budget.summary()
+
+
+def test_killed_in_the_middle_it_goes_on(shards: Path, tmp_path: Path) -> None:
+    whole = train_and_eval(tmp_path / "whole")
+    bake(whole, "strong", OPTIONS, 2)
+    process = multiprocessing.get_context("fork").Process(target=bake, args=(shards, "strong", OPTIONS, 2))
+    process.start()
+    folder = shards / "baked" / "strong"
+    while process.is_alive() and not list(folder.glob("*.tar")):
+        time.sleep(0.001)
+    os.kill(process.pid or 0, signal.SIGKILL)
+    process.join()
+    assert len(list(folder.glob("*.tar"))) < 2 * len(SIZES), "killed too late to show anything"
+    bake(shards, "strong", OPTIONS, 2, workers=2)
+    assert {name: found[0] for name, found in content(folder).items()} == {
+        name: found[0] for name, found in content(whole / "baked" / "strong").items()
+    }
+    assert not list(folder.glob("*.part"))
+    assert verify(folder) == []
+
+
+def test_tokens_are_those_of_the_encoder(shards: Path, tmp_path: Path) -> None:
+    tower = random_tower(tmp_path)
+    load = partial(load_vision, tower.model, tower.weights)
+    bake(shards, "tokens", BakeOptions("bicubic", 4, 32, tokens="tiny"), 1, load)
+    batch = next(iter(shard_module(shards, baked="tokens").train_dataloader()))
+    assert batch["image_tokens"].shape == (3, 16, 24)
+    expected = load()(upsample_lq((batch["lq"] * 255).round() / 255, 4))
+    torch.testing.assert_close(batch["image_tokens"], expected, atol=2e-3, rtol=2e-3)
+    with pytest.raises(UsageError, match="tokens are 'tiny', and there is no encoder"):
+        bake(shards, "other", BakeOptions("bicubic", 4, 32, tokens="tiny"), 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "variants", "says"),
+    [
+        ({}, 0, "variants must be at least 1, got 0"),
+        ({"maps": ("oracle_canny",)}, 1, "oracle_canny is made from hq, not from lq"),
+        ({"maps": ("cany",)}, 1, "unknown guidance type 'cany'"),
+        ({"maps": ("canny", "canny")}, 1, "twice: canny, canny"),
+        ({"crop_size_px": 30}, 1, "crop_size_px 30 is not a multiple of scale_factor 4"),
+        ({"degradation": "strong"}, 1, "unknown degradation 'strong'"),
+    ],
+)
+def test_what_cannot_be_baked_is_refused(shards: Path, options: dict, variants: int, says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        bake(shards, "x", BakeOptions(**{"crop_size_px": 32, **options}), variants)
+
+
+@pytest.mark.parametrize("field", ["crop_size_px", "degradation", "scale_factor", "usm_target", "maps", "seed"])
+def test_every_option_changes_what_is_baked(shards: Path, field: str) -> None:
+    plain = {"degradation": "realesrgan_strong", "scale_factor": 4, "crop_size_px": 32, "usm_target": False}
+    plain |= {"maps": (), "seed": 0}
+    others = {"degradation": "first_order", "scale_factor": 2, "crop_size_px": 40, "usm_target": True}
+    others |= {"maps": ("canny",), "seed": 1}
+    for name, options in (("a", plain), ("b", plain | {field: others[field]})):
+        bake(shards, name, BakeOptions(**options), 1)
+    assert content(shards / "baked" / "a").keys() == content(shards / "baked" / "b").keys()
+    for tar, (bytes_a, _) in content(shards / "baked" / "a").items():
+        assert bytes_a != content(shards / "baked" / "b")[tar][0]
