@@ -55,7 +55,9 @@ def load_photo(name: str) -> np.ndarray:
 
     if name not in _BY_NAME:
         raise unknown_name("photograph", name, _BY_NAME)
-    return read_image(Path(skimage.__file__).parent / "data" / _BY_NAME[name].file)
+    image = read_image(Path(skimage.__file__).parent / "data" / _BY_NAME[name].file)
+    image.setflags(write=False)  # it is shared by all who ask for it
+    return image
 
 
 def grid_crops(height: int, width: int, size_px: int, count: int) -> list[tuple[int, int]]:

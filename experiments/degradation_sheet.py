@@ -6,6 +6,7 @@ Command: python -m experiments.degradation_sheet --output docs/degradations
 from __future__ import annotations
 
 import argparse
+import io
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from data_pipelines.degradations.presets import PRESETS, get_degradation
 from data_pipelines.photos import load_photo
-from megasr.images import center_crop, to_uint8, upsample_lq, write_png
+from megasr.files import write_whole
+from megasr.images import center_crop, to_uint8, upsample_lq
 
 CROP_PX, COLUMNS, LINE_PX, MARGIN_PX = 256, 6, 13, 6
 
@@ -22,11 +24,12 @@ CROP_PX, COLUMNS, LINE_PX, MARGIN_PX = 256, 6, 13, 6
 def describe(op: dict[str, Any]) -> str:
     """One operation in a line."""
     if op["op"] == "blur":
-        numbers = f"w {op['cutoff']:.2f}" if op["kernel"] == "sinc" else f"s {op['sigma_x']:.2f}"
+        numbers = f"cutoff {op['cutoff']:.2f}" if op["kernel"] == "sinc" else f"s={op['sigma_x']:.2f}"
         if "aniso" in op["kernel"]:
-            numbers += f" x {op['sigma_y']:.2f} {np.degrees(op['theta']):+.0f}°"
-        beta = f" b {op['beta']:.2f}" if "beta" in op else ""
-        return f"blur {op['kernel']} {op['size']} px {numbers}{beta}"
+            numbers += f"x{op['sigma_y']:.2f} {np.degrees(op['theta']):+.0f}°"
+        beta = f" b={op['beta']:.2f}" if "beta" in op else ""
+        kernel = op["kernel"].replace("generalized", "gen")
+        return f"blur {kernel} {op['size']} px {numbers}{beta}"
     if op["op"] == "resize":
         return f"resize {op['scale']:.3f} {op['mode']}"
     if op["op"] == "jpeg":
@@ -76,8 +79,10 @@ def main() -> None:
     for preset in PRESETS:
         scale_factor = 1 if preset == "none" else 4
         num_draws = arguments.draws if "ops" in get_degradation(preset, scale_factor).sample_params(0, ["0"])[0] else 1
-        path = arguments.output / f"{preset}.png"
-        write_png(sheet(hq, preset, scale_factor, num_draws), path)
+        path = arguments.output / f"{preset}.jpg"
+        encoded = io.BytesIO()
+        Image.fromarray(sheet(hq, preset, scale_factor, num_draws)).save(encoded, "JPEG", quality=90, subsampling=0)
+        write_whole(path, encoded.getvalue())
         print(f"{path}: {num_draws} draws")
 
 

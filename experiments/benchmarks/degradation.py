@@ -35,10 +35,9 @@ import cv2
 import numpy as np
 import torch
 
-from data_pipelines.degradations import cpu
+from data_pipelines.degradations import cpu, usm
 from data_pipelines.degradations.device_usm import sharpen_batched
 from data_pipelines.degradations.presets import get_degradation
-from data_pipelines.degradations.usm import sharpen
 from data_pipelines.photos import load_photo
 from experiments.benchmarks.realesrgan_pipeline import RealESRGAN, missing_checkouts, seed_theirs
 from experiments.benchmarks.record import publish
@@ -62,27 +61,27 @@ def use_one_thread() -> None:
     degrade_share(keys_of(-1, 4), False)
 
 
-def degrade_share(keys: list[str], usm: bool) -> int:
+def degrade_share(keys: list[str], sharpened: bool) -> int:
     """A worker's share of a round: images through the `cpu` back end, one by one."""
     degradation, hq = get_degradation(PRESET, SCALE_FACTOR), load_photo(PHOTO)
     for params in degradation.sample_params(0, keys):
         degradation.apply_image(hq, params)
-        if usm:
-            sharpen(hq)
+        if sharpened:
+            usm.sharpen(hq)
     return len(keys)
 
 
-def on_workers(pool: ProcessPoolExecutor, images: int, usm: bool) -> Contender:
+def on_workers(pool: ProcessPoolExecutor, images: int, sharpened: bool) -> Contender:
     """The `cpu` back end in two processes."""
 
     def run(number: int) -> int:
         keys = keys_of(number, images)
-        return sum(pool.map(degrade_share, [keys[::THREADS], keys[1::THREADS]], [usm] * THREADS))
+        return sum(pool.map(degrade_share, [keys[::THREADS], keys[1::THREADS]], [sharpened] * THREADS))
 
     return run
 
 
-def on_tensors(device: torch.device, batch_size: int, images: int, usm: bool) -> Contender:
+def on_tensors(device: torch.device, batch_size: int, images: int, sharpened: bool) -> Contender:
     """The `device` back end."""
     degradation = get_degradation(PRESET, SCALE_FACTOR)
     hq = from_uint8(load_photo(PHOTO))[None].repeat(batch_size, 1, 1, 1).to(device)
@@ -91,7 +90,7 @@ def on_tensors(device: torch.device, batch_size: int, images: int, usm: bool) ->
     def run(number: int) -> int:
         for i in range(batches):
             degradation.apply(hq, degradation.sample_params(i, keys_of(number, batch_size)))
-            if usm:
+            if sharpened:
                 sharpen_batched(hq)
         _wait(device)
         return batches * batch_size
@@ -99,9 +98,9 @@ def on_tensors(device: torch.device, batch_size: int, images: int, usm: bool) ->
     return run
 
 
-def on_theirs(theirs: RealESRGAN, batch_size: int, images: int, usm: bool) -> Contender:
+def on_theirs(theirs: RealESRGAN, batch_size: int, images: int, sharpened: bool) -> Contender:
     """Real-ESRGAN's feed_data."""
-    feed, batches = theirs.degrade(batch_size, usm), max(1, images // batch_size)
+    feed, batches = theirs.degrade(batch_size, sharpened), max(1, images // batch_size)
 
     def run(number: int) -> int:
         seed_theirs(number + 1)
@@ -125,15 +124,15 @@ def contenders(pool: ProcessPoolExecutor, images: int) -> dict[str, Contender]:
         devices.append((torch.device("cuda"), GPU_BATCH_SIZES))
     theirs = None if missing_checkouts() else {device: RealESRGAN(load_photo(PHOTO), device) for device, _ in devices}
     found: dict[str, Contender] = {}
-    for usm in (False, True):
-        end = " usm" if usm else ""
-        found["cpu back end, 2 workers" + end] = on_workers(pool, 2 * images, usm)
+    for sharpened in (False, True):
+        end = " usm" if sharpened else ""
+        found["cpu back end, 2 workers" + end] = on_workers(pool, 2 * images, sharpened)
         for device, batch_sizes in devices:
             for size in batch_sizes:
                 place = f"{device.type}, batch {size}"
-                found[f"device back end on {place}{end}"] = on_tensors(device, size, images, usm)
+                found[f"device back end on {place}{end}"] = on_tensors(device, size, images, sharpened)
                 if theirs:
-                    found[f"Real-ESRGAN on {place}{end}"] = on_theirs(theirs[device], size, images, usm)
+                    found[f"Real-ESRGAN on {place}{end}"] = on_theirs(theirs[device], size, images, sharpened)
     return found
 
 
@@ -163,8 +162,8 @@ def ratios(rates: dict[str, dict[str, float]]) -> dict[str, float]:
     for name, rate in rates.items():
         for theirs, reference in rates.items():
             place = theirs.removeprefix("Real-ESRGAN on ")
-            usm = " usm" if place.endswith(" usm") else ""
-            ours = (f"device back end on {place}", f"cpu back end, 2 workers{usm}" if place.startswith("cpu") else "")
+            end = " usm" if place.endswith(" usm") else ""
+            ours = (f"device back end on {place}", f"cpu back end, 2 workers{end}" if place.startswith("cpu") else "")
             if place != theirs and name in ours:
                 found[f"{name} / {theirs}"] = round(rate["overall"] / reference["overall"], 2)
     return found
@@ -194,11 +193,11 @@ class Clock:
 @contextmanager
 def _clocked_opencv() -> Iterator[Clock]:
     clock = Clock(cv2)
-    cpu.cv2 = clock  # type: ignore[assignment]
+    cpu.cv2 = usm.cv2 = clock  # type: ignore[assignment]
     try:
         yield clock
     finally:
-        cpu.cv2 = cv2
+        cpu.cv2 = usm.cv2 = cv2
 
 
 def where_time_goes(images: int) -> dict[str, dict[str, float]]:
@@ -225,7 +224,7 @@ def where_time_goes(images: int) -> dict[str, dict[str, float]]:
                 else:
                     image = step(op["op"], lambda i=image, o=op: cpu._OPERATIONS[o["op"]](i, o))  # type: ignore[misc]
         for _ in range(images):
-            step("usm (all of it)", lambda: sharpen(hq))
+            step("usm", lambda: usm.sharpen(hq))
     names = ("ms_per_image", "inside_opencv_and_libjpeg_ms")
     return {k: {n: round(1e3 * s / images, 3) for n, s in zip(names, v, strict=True)} for k, v in spent.items()}
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import random
 import sys
 import tempfile
 import types
@@ -73,12 +74,9 @@ class RealESRGAN:
 
 def seed_theirs(seed: int) -> None:
     """They draw from the global generators, which nothing of this project does."""
-    with torch.random.fork_rng(enabled=False):
-        import random
-
-        random.seed(seed)
-        np.random.seed(seed)  # noqa: NPY002
-        torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
+    torch.manual_seed(seed)
 
 
 def _kernels(sample: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
