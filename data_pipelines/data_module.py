@@ -6,8 +6,8 @@ draw. Evaluation reads a fixed, complete, map-style set.
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Any, Literal
+import copy
+from typing import Any, Literal, Self
 
 import lightning
 import torch
@@ -109,7 +109,7 @@ class SRDataModule(lightning.LightningDataModule):
         sampler = DrawSampler(self.consumed_samples, steps * samples_per_step, rank, world_size)
         # The set has no end: the sampler decides which draws an epoch consists of.
         return DrawLoader(
-            SampleSet(self.train_item, 2**62),
+            SampleSet(self._for_workers().train_item, 2**62),
             self.batch_size,
             sampler=sampler,
             num_workers=self.num_workers,
@@ -120,8 +120,19 @@ class SRDataModule(lightning.LightningDataModule):
 
     def val_dataloader(self) -> torch.utils.data.DataLoader:
         """The whole evaluation set, in order."""
-        loader = partial(torch.utils.data.DataLoader, num_workers=self.num_workers, worker_init_fn=use_one_thread)
-        return loader(SampleSet(self.eval_item, self.num_eval()), self.batch_size, collate_fn=collate)
+        return torch.utils.data.DataLoader(
+            SampleSet(self._for_workers().eval_item, self.num_eval()),
+            self.batch_size,
+            num_workers=self.num_workers,
+            collate_fn=collate,
+            worker_init_fn=use_one_thread,
+        )
+
+    def _for_workers(self) -> Self:
+        """Itself without the trainer: workers that are not forked are sent what they need, not the model."""
+        alone = copy.copy(self)
+        alone.trainer = None
+        return alone
 
     def test_dataloader(self) -> torch.utils.data.DataLoader:
         """The same set as for validation."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pickle
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from jsonargparse import ArgumentParser
@@ -116,6 +118,18 @@ def test_workers_load_the_same_batches(data: SRDataModule) -> None:
     for one, two in zip(alone, data.train_dataloader(), strict=True):
         assert one["keys"] == two["keys"]
         assert torch.equal(one["hq"], two["hq"])
+
+
+@pytest.mark.parametrize("source", [PhotoDataModule, SceneDataModule])
+def test_workers_that_are_not_forked_are_not_sent_the_trainer(source: type) -> None:
+    data = source(crop_size_px=32, batch_size=4, train_samples=8)
+    progress = SimpleNamespace(total=SimpleNamespace(processed=1), model=lambda: "a thing that cannot be pickled")
+    loop = SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=progress))
+    data.trainer = SimpleNamespace(global_rank=0, world_size=1, fit_loop=loop)  # type: ignore[assignment]
+    for loader in (data.train_dataloader(), data.val_dataloader()):
+        sent = pickle.loads(pickle.dumps(loader.dataset))
+        assert np.array_equal(sent[3].hq, loader.dataset[3].hq)
+    assert data.trainer is not None
 
 
 def test_training_sees_every_training_photograph_and_no_other() -> None:
