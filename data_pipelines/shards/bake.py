@@ -99,6 +99,8 @@ def bake(
             f"tokens are {options.tokens!r}, and there is {'an' if load_tokens else 'no'} encoder for them"
         )
     _check_maps(options)
+    _source.cache_clear()  # an earlier call in this process may have read other shards in this place
+    _ENCODERS.clear()
     originals = ShardSource(str(shards))
     output = Path(baked_url(str(shards), name))
     with locked_folder(output):
@@ -207,7 +209,7 @@ def _degraded_files(key: str, crop: Sample, job: VariantJob) -> dict[str, bytes]
     maps = extract_guidance(batch, resolve_guidance(options.maps), options.scale_factor)
     files = dump_variant(lq, params, {name: value[0] for name, value in maps.items()})
     if job.load_tokens is not None:
-        tokens = _tokens(job.load_tokens)(upsample_lq(batch["lq"], options.scale_factor))[0]
+        tokens = _tokens(options.tokens, job.load_tokens)(upsample_lq(batch["lq"], options.scale_factor))[0]
         content = io.BytesIO()
         np.save(content, tokens.half().numpy())
         files[TOKENS_FIELD] = content.getvalue()
@@ -219,9 +221,14 @@ def _source(shards: str) -> ShardSource:
     return ShardSource(shards)
 
 
-@functools.lru_cache(1)
-def _tokens(load: Callable[[], Tokens]) -> Tokens:
-    return load()
+def _tokens(name: str, load: Callable[[], Tokens]) -> Tokens:
+    """The encoder of this name: a worker process makes it for its first tar and keeps it for the others."""
+    if name not in _ENCODERS:
+        _ENCODERS[name] = load()
+    return _ENCODERS[name]
+
+
+_ENCODERS: dict[str, Tokens] = {}
 
 
 def _command(shards: Path, name: str, options: BakeOptions, variants: int) -> str:
@@ -230,5 +237,6 @@ def _command(shards: Path, name: str, options: BakeOptions, variants: int) -> st
     words += ["--crop-size", str(options.crop_size_px), "--seed", str(options.seed)]
     words += ["--usm-target"] if options.usm_target else []
     words += ["--maps", *options.maps] if options.maps else []
-    words += ["--tokens", options.tokens] if options.tokens else []
+    # Which weights, baked.json says by their hash; where they lie is another matter on every machine.
+    words += ["--tokens-model", options.tokens.split()[0], "--tokens-weights", "FILE"] if options.tokens else []
     return shlex.join(words)
