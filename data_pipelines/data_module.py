@@ -15,7 +15,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from data_pipelines.degradations.presets import get_degradation
 from data_pipelines.error_budget import ErrorBudget
-from data_pipelines.samples import DrawLoader, DrawSampler, Sample, SampleSet, collate, degrade
+from data_pipelines.samples import DrawLoader, DrawSampler, Sample, SampleLoader, SampleSet, collate_or_error, degrade
 from data_pipelines.workers import use_one_thread
 from megasr.batch import SRBatch
 from megasr.errors import UsageError
@@ -71,6 +71,7 @@ class SRDataModule(lightning.LightningDataModule):
         self.num_workers, self.seed = num_workers, seed
         self.train_samples, self.eval_samples = train_samples // batch_size * batch_size, eval_samples
         self._resumed_at = (0, 0)  # (samples, batches) that the checkpoint had seen
+        self._resumed_order: str | None = None
 
     def train_sample(self, draw: int) -> Sample:
         """Training draw `draw`, counted from the start of training."""
@@ -96,8 +97,14 @@ class SRDataModule(lightning.LightningDataModule):
         """Draws of the current epoch, from where training stands.
 
         Raises:
-            UsageError: train_samples is less than one batch for every process.
+            UsageError: train_samples is less than one batch for every process, or the draws are those of other images
+                or of another seed than the checkpoint's.
         """
+        if self._resumed_order not in (None, self.order_fingerprint()):
+            raise UsageError(
+                f"cannot resume: the checkpoint trained on {self._resumed_order}, the data module draws from "
+                f"{self.order_fingerprint()}; images would be repeated or left out"
+            )
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         samples_per_step = self.batch_size * world_size
         steps = self.train_samples // samples_per_step
@@ -113,18 +120,18 @@ class SRDataModule(lightning.LightningDataModule):
             self.batch_size,
             sampler=sampler,
             num_workers=self.num_workers,
-            collate_fn=collate,
+            collate_fn=collate_or_error,
             worker_init_fn=use_one_thread,
             persistent_workers=self.num_workers > 0,
         )
 
     def val_dataloader(self) -> torch.utils.data.DataLoader:
         """The whole evaluation set, in order."""
-        return torch.utils.data.DataLoader(
+        return SampleLoader(
             SampleSet(self._for_workers().eval_item, self.num_eval()),
             self.batch_size,
             num_workers=self.num_workers,
-            collate_fn=collate,
+            collate_fn=collate_or_error,
             worker_init_fn=use_one_thread,
         )
 
@@ -148,7 +155,7 @@ class SRDataModule(lightning.LightningDataModule):
         if skipped and self.error_budget is not None:
             try:
                 for sample in skipped:
-                    self.error_budget.add(sample)
+                    self.error_budget.add(sample, self.trainer.world_size if self.trainer else 1)
             finally:
                 if self.trainer is not None:
                     for logger in self.trainer.loggers:
@@ -169,16 +176,14 @@ class SRDataModule(lightning.LightningDataModule):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on with the next draw, whatever the batch size and the number of processes were.
 
-        Raises:
-            UsageError: the draws are those of other images or of another seed.
+        Whether the draws are those of the same images is asked when training begins: a checkpoint may be measured
+        where its training images are not.
         """
-        if state["order"] != self.order_fingerprint():
-            raise UsageError(
-                f"cannot resume: the checkpoint trained on {state['order']}, the data module draws from "
-                f"{self.order_fingerprint()}; images would be repeated or left out"
-            )
         self._resumed_at = (state["consumed_samples"], state["batches"])
-        if self.error_budget is not None and "error_budget" in state:
+        self._resumed_order = state["order"]
+        # It holds what the first process has met; the others begin anew.
+        first = self.trainer is None or self.trainer.global_rank == 0
+        if first and self.error_budget is not None and "error_budget" in state:
             self.error_budget.load_state_dict(state["error_budget"])
 
     def order_fingerprint(self) -> str:
@@ -206,6 +211,8 @@ class SyntheticDataModule(SRDataModule):
         backend: where training's lq is made: `cpu` in the loader's workers with OpenCV and libjpeg; `device` in batches
             on the GPU, for machines with few cores. Both apply the same parameters.
         usm_target: sharpen hq in training before lq is made of it, as Real-ESRGAN and SeeSR do; evaluation never does.
+        eval_degradation: preset of the evaluation, so that runs with other trainings can be compared (the field trains
+            with realesrgan_strong and evaluates on stablesr_mild); None takes `degradation`.
         settings: see SRDataModule.
     """
 
@@ -214,12 +221,14 @@ class SyntheticDataModule(SRDataModule):
         degradation: str = "bicubic",
         backend: Literal["cpu", "device"] = "cpu",
         usm_target: bool = False,
+        eval_degradation: str | None = None,
         **settings: Any,
     ) -> None:
         super().__init__(**settings)
         if backend not in ("cpu", "device"):
             raise UsageError(f"data.backend must be cpu or device, got {backend!r}")
         self.degradation = get_degradation(degradation, self.scale_factor)
+        self.eval_degradation = get_degradation(eval_degradation or degradation, self.scale_factor)
         self.backend, self.usm_target = backend, usm_target
 
     def train_item(self, draw: int) -> Sample:
@@ -229,7 +238,7 @@ class SyntheticDataModule(SRDataModule):
         return degrade(sample, self.degradation, self.seed, usm_target=self.usm_target)
 
     def eval_item(self, index: int) -> Sample:
-        return degrade(self.eval_sample(index), self.degradation, EVAL_SEED)
+        return degrade(self.eval_sample(index), self.eval_degradation, EVAL_SEED)
 
     def on_after_batch_transfer(self, batch: SRBatch, dataloader_idx: int) -> SRBatch:
         """Add lq and what made it, on the device of hq, unless the loader has done it."""

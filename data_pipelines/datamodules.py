@@ -10,76 +10,31 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.crops import center_crop_sample, crop_sample
-from data_pipelines.data_module import EVAL_SEED, SRDataModule, SyntheticDataModule
+from data_pipelines.data_module import SRDataModule, SyntheticDataModule
+from data_pipelines.embedded import PhotoDataModule, SceneDataModule
 from data_pipelines.error_budget import ErrorBudget, read_or_next
 from data_pipelines.filters import FilteredSource, ImageFilter
 from data_pipelines.folder import FolderSource, check_disjoint
 from data_pipelines.mixture import MixtureSource
-from data_pipelines.open_source import open_source
+from data_pipelines.open_source import check_apart, open_source
 from data_pipelines.paired import PairedSource
-from data_pipelines.photos import EVAL_PHOTOS, TRAIN_PHOTOS, grid_crops, load_photo
-from data_pipelines.samples import Sample, Source, random_crop
-from data_pipelines.scene_source import SceneSource, scene_sample
+from data_pipelines.samples import Sample, Source
+from data_pipelines.scene_source import SceneSource
 from data_pipelines.shards.baked import BakedDraw, BakedSource, BakeOptions
 from data_pipelines.shards.reader import ShardSource
 from megasr.errors import UsageError
 from megasr.rng import numpy_generator
 
-
-class PhotoDataModule(SyntheticDataModule):
-    """The photographs inside scikit-image: training on some, evaluation on fixed crops of others.
-
-    Tags are empty: nothing has looked at lq, and the photograph's name would be an answer from outside.
-
-    Args:
-        eval_samples: size of the evaluation set at most, spread evenly over the photographs.
-        settings: see SyntheticDataModule.
-    """
-
-    def __init__(self, eval_samples: int = 16, **settings: Any) -> None:
-        super().__init__(eval_samples=eval_samples, **settings)
-        smallest = min(min(load_photo(photo.name).shape[:2]) for photo in (*TRAIN_PHOTOS, *EVAL_PHOTOS))
-        for name, size in (("crop_size_px", self.crop_size_px), ("eval_crop_size_px", self.eval_crop_size_px)):
-            if size > smallest:
-                raise UsageError(f"data.{name} {size}: the smallest photograph has {smallest} px")
-        self.crops = _spread_crops(self.eval_crop_size_px, eval_samples)
-
-    def num_eval(self) -> int:
-        return len(self.crops)
-
-    def train_sample(self, draw: int) -> Sample:
-        photo = TRAIN_PHOTOS[int(numpy_generator(self.seed, "photo", draw).integers(len(TRAIN_PHOTOS)))]
-        crop = random_crop(load_photo(photo.name), self.crop_size_px, self.seed, "photo", draw)
-        return Sample(f"{photo.name}/{draw}", crop)
-
-    def eval_sample(self, index: int) -> Sample:
-        name, (top, left) = self.crops[index]
-        size = self.eval_crop_size_px
-        return Sample(f"{name}/{top}-{left}", load_photo(name)[top : top + size, left : left + size])
-
-
-def _spread_crops(size_px: int, count: int) -> list[tuple[str, tuple[int, int]]]:
-    """(photograph, place) of `count` evaluation crops: one of every photograph before a second one of any."""
-    ranked = []
-    for number, photo in enumerate(EVAL_PHOTOS):
-        height, width = load_photo(photo.name).shape[:2]
-        places = grid_crops(height, width, size_px, count)
-        ranked += [(rank, number, photo.name, place) for rank, place in enumerate(places)]
-    chosen = sorted(sorted(ranked)[:count], key=lambda crop: (crop[1], crop[0]))
-    return [(name, place) for _, _, name, place in chosen]
-
-
-class SceneDataModule(SyntheticDataModule):
-    """Procedural scenes with their tags and exact maps. See SyntheticDataModule.
-
-    The evaluation scenes are the same whatever the seed, and no training seed draws them.
-    """
-
-    def train_sample(self, draw: int) -> Sample:
-        return scene_sample(f"scene/{draw}", draw, self.seed, self.crop_size_px)
-
-    def eval_sample(self, index: int) -> Sample:
-        return scene_sample(f"eval-scene/{index}", index, EVAL_SEED, self.eval_crop_size_px)
+# What a configuration may name.
+__all__ = [
+    "FolderDataModule",
+    "MixtureDataModule",
+    "PairedDataModule",
+    "Part",
+    "PhotoDataModule",
+    "SceneDataModule",
+    "ShardDataModule",
+]
 
 
 class FromSources(SRDataModule):
@@ -129,6 +84,7 @@ class SourceDataModule(FromSources, SyntheticDataModule):
         **settings: Any,
     ) -> None:
         super().__init__(crop_size_px=crop_size_px, eval_samples=eval_samples, **settings)
+        check_apart(train, evaluation)
         self.train_source = FilteredSource(train, ImageFilter(crop_size_px, min_sharpness))
         self.eval_source = evaluation
         self.error_budget = ErrorBudget(max_damaged, len(train))
@@ -147,9 +103,7 @@ class FolderDataModule(SourceDataModule):
     """
 
     def __init__(self, train_root: str, eval_root: str, **settings: Any) -> None:
-        train, evaluation = FolderSource(train_root), FolderSource(eval_root)
-        check_disjoint(dict(train.files), dict(evaluation.files))
-        super().__init__(train=train, evaluation=evaluation, **settings)
+        super().__init__(train=FolderSource(train_root), evaluation=FolderSource(eval_root), **settings)
 
 
 class ShardDataModule(SourceDataModule):
@@ -160,8 +114,8 @@ class ShardDataModule(SourceDataModule):
         eval_url: shard set or folder of images of the evaluation.
         baked: name of a baked set of the training shards, "" for none; its crop size, scale factor, degradation and
             usm_target must be those that are set here.
-        baked_share: share of the draws that show a baked variant; below 1 it needs backend cpu, and guidance maps are
-            extracted anew for all.
+        baked_share: share of the draws that show a baked variant. Below 1 it needs backend cpu, and a batch keeps the
+            baked maps and tokens only when all of its samples have them; else they are extracted.
         shuffle_shards: number of shards between which samples are shuffled.
         cache_dir: where copies are kept of what cannot be read in ranges; None is the user's cache folder.
         cache_gb: size of these copies together, in 1e9 bytes.
@@ -185,15 +139,17 @@ class ShardDataModule(SourceDataModule):
     ) -> None:
         cache = None if cache_dir is None else Path(cache_dir)
         train = ShardSource(train_url, cache, cache_gb, shuffle_shards)
-        if train_url.rstrip("/") == eval_url.rstrip("/"):
-            raise UsageError(f"train_url and eval_url are both {train_url}; numbers on training images say nothing")
         super().__init__(train=train, evaluation=open_source(eval_url, cache, cache_gb), **settings)
         if not 0 <= baked_share <= 1:
             raise UsageError(f"data.baked_share must be in [0, 1], got {baked_share}")
         self.baked_share = baked_share
-        self.baked = BakedSource(train, baked) if baked else None
+        self.baked = BakedSource(train, baked, self.train_source) if baked else None
         if self.baked is not None:
             self._check_baked(self.baked.options, baked)
+
+    def order_fingerprint(self) -> str:
+        baked = "" if self.baked is None else f", {self.baked_share} of them baked {self.baked.baked.fingerprint}"
+        return super().order_fingerprint() + baked
 
     def _check_baked(self, options: BakeOptions, name: str) -> None:
         ours = {
@@ -226,10 +182,12 @@ class Part:
     Args:
         source: a folder of images, a shard set, or `scenes` for rendered ones.
         weight: its share of the draws, relative to the other parts.
+        shuffle_shards: number of shards between which the samples of a shard set are shuffled.
     """
 
     source: str
     weight: float = 1.0
+    shuffle_shards: int = 16
 
 
 class MixtureDataModule(SourceDataModule):
@@ -239,17 +197,31 @@ class MixtureDataModule(SourceDataModule):
         parts: what is mixed. Their images are called 0:..., 1:... in the order of the list.
         eval_url: shard set or folder of images of the evaluation.
         crop_size_px: height and width of hq in training.
+        seed: of every draw.
+        cache_dir: where copies are kept of what cannot be read in ranges; None is the user's cache folder.
+        cache_gb: size of the copies of one shard set, in 1e9 bytes.
         settings: see SourceDataModule.
     """
 
     def __init__(
-        self, parts: list[Part], eval_url: str, crop_size_px: int = 512, seed: int = 0, **settings: Any
+        self,
+        parts: list[Part],
+        eval_url: str,
+        crop_size_px: int = 512,
+        seed: int = 0,
+        cache_dir: str | None = None,
+        cache_gb: float = 50.0,
+        **settings: Any,
     ) -> None:
+        cache = None if cache_dir is None else Path(cache_dir)
         sources = [
-            SceneSource(crop_size_px, seed) if part.source == "scenes" else open_source(part.source) for part in parts
+            SceneSource(crop_size_px, seed)
+            if part.source == "scenes"
+            else open_source(part.source, cache, cache_gb, part.shuffle_shards)
+            for part in parts
         ]
         train = MixtureSource(sources, [part.weight for part in parts])
-        evaluation = open_source(eval_url)
+        evaluation = open_source(eval_url, cache, cache_gb)
         super().__init__(train=train, evaluation=evaluation, crop_size_px=crop_size_px, seed=seed, **settings)
         # Scenes have no end and no damage: the budget is a share of the others.
         finite = sum(len(source) for source in sources if not isinstance(source, SceneSource))

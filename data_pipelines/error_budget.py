@@ -66,8 +66,12 @@ class ErrorBudget:
         self.damaged: dict[str, str] = {}
         self.filtered: Counter[str] = Counter()
 
-    def add(self, skipped: Iterable[Skipped]) -> None:
+    def add(self, skipped: Iterable[Skipped], processes: int = 1) -> None:
         """Count what one sample stands in for (Sample.skipped).
+
+        Args:
+            skipped: what was passed over.
+            processes: how many share the images: each meets its part of the damage, and has its part of the budget.
 
         Raises:
             MegaSRError: more distinct images are damaged than the budget allows; lists the first.
@@ -77,11 +81,12 @@ class ErrorBudget:
                 self.damaged.setdefault(key, reason)
             elif place == 0:  # those behind it are met, and counted, as draws of their own
                 self.filtered[reason] += 1
-        if len(self.damaged) > self.max_damaged * self.samples:
+        if len(self.damaged) > self.max_damaged * self.samples / processes:
             found = [(key, reason, True) for key, reason in self.damaged.items()]
             raise MegaSRError(
-                f"{self.summary()}, more than max_damaged {self.max_damaged:g} of {self.samples}: {_listed(found)}; "
-                "`megasr shards verify` finds all of them"
+                f"{self.summary()}, more than max_damaged {self.max_damaged:g} of {self.samples}"
+                + (f" (this is one of {processes} processes)" if processes > 1 else "")
+                + f": {_listed(found)}; `megasr shards verify` finds all of them"
             )
 
     def summary(self) -> str:
@@ -94,8 +99,11 @@ class ErrorBudget:
         return ", ".join(parts)
 
     def counts(self) -> dict[str, float]:
-        """The same as metrics for a logger."""
-        return {"data/damaged": float(len(self.damaged)), "data/filtered_draws": float(self.filtered.total())}
+        """The same as metrics for a logger: totals, and one number per reason."""
+        metrics = {"data/damaged": float(len(self.damaged)), "data/filtered_draws": float(self.filtered.total())}
+        for reason, count in (*Counter(self.damaged.values()).items(), *self.filtered.items()):
+            metrics[f"data/left_out/{reason.replace(' ', '_')}"] = float(count)
+        return metrics
 
     def state_dict(self) -> dict[str, Any]:
         """Names of the damaged and counts of the filtered, in plain types."""

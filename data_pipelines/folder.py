@@ -80,6 +80,8 @@ def _normalised(tags: str) -> str:
 class FolderSource:
     """The images below a folder, in a keyed random order, with the tags that lie beside them.
 
+    The list of files is in the memory of every worker: from some hundred thousand images on, pack shards.
+
     Args:
         root: folder, searched recursively.
 

@@ -105,8 +105,12 @@ class SampleSet(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return self.length
 
-    def __getitem__(self, index: int) -> Sample:
-        return self.make(index)
+    def __getitem__(self, index: int) -> Sample | Exception:
+        """Sample `index`, or why there is none: an error raised in a worker would come out as a page of traceback."""
+        try:
+            return self.make(index)
+        except (MegaSRError, UsageError) as error:
+            return error
 
 
 class DrawSampler(torch.utils.data.DistributedSampler[int]):
@@ -131,7 +135,17 @@ class DrawSampler(torch.utils.data.DistributedSampler[int]):
         return iter(range(start + self.rank, start + self.total_size, self.num_replicas))
 
 
-class DrawLoader(torch.utils.data.DataLoader):
+class SampleLoader(torch.utils.data.DataLoader):
+    """A loader of a SampleSet: what went wrong in a worker is raised here as it was raised there."""
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in super().__iter__():
+            if isinstance(batch, Exception):
+                raise batch
+            yield batch
+
+
+class DrawLoader(SampleLoader):
     """A loader of draws that Lightning resumes in mid-epoch, which it does with loaders that have a state.
 
     Where training stands is the data module's to remember, in samples: draws are numbered through, so neither another
@@ -144,6 +158,15 @@ class DrawLoader(torch.utils.data.DataLoader):
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Nothing: see the class."""
+
+
+def collate_or_error(samples: Sequence[Sample | Exception]) -> SRBatch | Exception:
+    """collate for SampleLoader: the first error, when there is one."""
+    errors = [sample for sample in samples if isinstance(sample, Exception)]
+    try:
+        return errors[0] if errors else collate([sample for sample in samples if isinstance(sample, Sample)])
+    except UsageError as error:
+        return error
 
 
 def collate(samples: Sequence[Sample]) -> SRBatch:

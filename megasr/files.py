@@ -13,6 +13,7 @@ from typing import BinaryIO
 from megasr.errors import MegaSRError
 
 PART = ".part"
+LOCK = ".lock"
 _LOCK_WAIT_S = 3.0  # the workers of a killed process hold its lock until they notice
 
 
@@ -80,7 +81,8 @@ def locked_folder(folder: Path) -> Iterator[None]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder, os.O_RDONLY)
+        # A file, and open for writing: on NFS a folder cannot be locked.
+        descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
         raise MegaSRError(f"cannot use the folder {folder}: {error.strerror or error}") from error
     try:
@@ -99,3 +101,5 @@ def _lock(descriptor: int, folder: Path) -> None:
             if time.monotonic() > deadline:
                 raise MegaSRError(f"another process is writing to {folder}; wait for it, or end it") from error
             time.sleep(0.05)
+        except OSError as error:
+            raise MegaSRError(f"cannot lock {folder}: {error.strerror or error}") from error

@@ -19,7 +19,8 @@ Key = int | str
 def derive_seed(seed: int, *key: Key) -> int:
     """Hash (seed, key...) to an integer in [0, 2**63). Distinct keys give independent streams (BLAKE2b)."""
     text = "\x1f".join(f"{type(part).__name__}:{part}" for part in (seed, *key))
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
+    content = text.encode("utf-8", "surrogateescape")  # names of files need not be UTF-8
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little") >> 1
 
 
 def torch_generator(seed: int, *key: Key) -> torch.Generator:

@@ -79,8 +79,8 @@ def resize(image: np.ndarray, op: Op, hq_height: int, hq_width: int) -> np.ndarr
 
 
 def scaled(size_px: int, scale: float) -> int:
-    """Size after a resize, at least 1."""
-    return max(1, round(size_px * scale))
+    """Size after a resize, at least 2: OpenCV takes an image of one pixel for a number."""
+    return max(2, round(size_px * scale))
 
 
 def gaussian_noise(image: np.ndarray, op: Op) -> np.ndarray:

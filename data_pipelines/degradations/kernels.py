@@ -13,7 +13,6 @@ import numpy as np
 
 # Sum of |kernel - approximation|: no pixel of an image in [0, 1] moves by more, a quarter of an 8-bit level.
 TOLERANCE = 1e-3
-ISOTROPIC = ("iso", "generalized_iso", "plateau_iso")
 ANISOTROPIC = ("aniso", "generalized_aniso", "plateau_aniso")
 
 

@@ -1,7 +1,8 @@
 """Baked variants: degraded crops, their maps and tokens, made beforehand and kept beside the originals.
 
-Variant v of image i is a function of (seed, key, v): the crop, the flip and the degradation that on-line training would
-have drawn for it. Only what is expensive is stored (lq, maps, tokens); hq is cut out of the original again.
+Variant v of image i is a function of (seed, key, v): crop, flip and degradation are drawn as on-line training draws
+them, under keys of their own. Only what is expensive is stored (lq and maps at 8 bits, tokens); hq is cut out of the
+original again.
 
 A baked set is a shard set of its own, SHARDS/baked/NAME. Its tars hold the samples of the original tars in the same
 order, one tar per original and variant, so that image i of variant v is found without a table.
@@ -22,7 +23,7 @@ from data_pipelines.crops import crop_sample
 from data_pipelines.degradations.presets import get_degradation
 from data_pipelines.degradations.usm import sharpen
 from data_pipelines.order import permuted
-from data_pipelines.samples import Sample, UnusableSampleError, names_fingerprint
+from data_pipelines.samples import Sample, Source, UnusableSampleError, names_fingerprint
 from data_pipelines.shards.members import decode_map
 from data_pipelines.shards.reader import ShardSource
 from data_pipelines.shards.tar_index import PARAMS_FIELD, map_field
@@ -108,14 +109,15 @@ class BakedSource:
     Args:
         originals: the shard set.
         name: of the baked set below it.
+        images: the same images in the same order, where some are to be left out; None takes the originals.
 
     Raises:
         MegaSRError: it is not there, or was made from other originals.
     """
 
-    def __init__(self, originals: ShardSource, name: str) -> None:
-        self.originals = originals
-        self.baked = ShardSource(baked_url(originals.url, name), originals.cache_dir, originals.cache_gb)
+    def __init__(self, originals: ShardSource, name: str, images: Source | None = None) -> None:
+        self.originals, self.images = originals, images or originals
+        self.baked = _open(originals, baked_url(originals.url, name))
         where = f"{self.baked.url}: {BAKED}"
         self.options, made_from = load_options(self.baked.storage.read_all(BAKED).decode(), where)
         if made_from != originals_fingerprint(originals):
@@ -135,7 +137,7 @@ class BakedSource:
             params = json.loads(files[PARAMS_FIELD])
             if "unusable" in params:
                 raise UnusableSampleError(key, params["unusable"], damaged=params["damaged"])
-            crop = cut_variant(self.originals.read(index), self.options, variant)
+            crop = cut_variant(self.images.read(index), self.options, variant)
             lq = from_uint8(decode_image(files[LQ_FIELD], key))
             size = self.options.crop_size_px
             maps = {name: decode_map(files[map_field(name)], size, size) for name in self.options.maps}
@@ -173,6 +175,13 @@ class BakedDraw:
     def order(self, draw: int, seed: int) -> int:
         """The order of the originals."""
         return self.source.originals.order(draw, seed)
+
+
+def _open(originals: ShardSource, url: str) -> ShardSource:
+    """The baked set with room for the indices of all variants of the originals that are read at a time."""
+    baked = ShardSource(url, originals.cache_dir, originals.cache_gb)
+    variants = max(1, len(baked) // max(1, len(originals)))
+    return ShardSource(url, originals.cache_dir, originals.cache_gb, originals.draws.window * variants)
 
 
 def baked_url(url: str, name: str) -> str:

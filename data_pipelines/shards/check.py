@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from data_pipelines.shards.manifest import ShardEntry
+from data_pipelines.shards.members import decode_map
 from data_pipelines.shards.tar_index import (
     IMAGE_FIELDS,
     PARAMS_FIELD,
@@ -160,10 +161,12 @@ def _is_image(field: str) -> bool:
 def _undecodable(field: str, content: bytes) -> str:
     """Why the content of a field cannot be used, "" when it can."""
     try:
-        if _is_image(field):
+        if field.startswith("map."):
+            decode_map(content)
+        elif _is_image(field):
             decode_image(content, "")
         elif field == TAGS_FIELD:
             content.decode()
-    except (MegaSRError, UnicodeDecodeError) as error:
+    except (MegaSRError, ValueError) as error:
         return " ".join(str(error).removeprefix("cannot read image :").split())
     return ""

@@ -77,6 +77,14 @@ class FileCache:
         self.read(name, 0, 0, version, None, fetch)
         return self._copies.read_all(f"{version[:16]}-{name}")
 
+    def forget(self, name: str, version: str) -> bool:
+        """Remove the copy of a file, so that it is fetched again; whether there was one."""
+        path = self.folder / f"{version[:16]}-{name}"
+        there = path.exists()
+        path.unlink(missing_ok=True)
+        self._copies.close()
+        return there
+
     def _fetch(self, copy: str, file_bytes: int | None, fetch: Fetch) -> None:
         path = self.folder / copy
         with self._locked(f"{zlib.crc32(copy.encode()) % _LOCKS}.lock"):

@@ -67,6 +67,14 @@ class LocalStorage:
         except OSError as error:
             raise _named(error, path) from error
 
+    def forget(self, name: str, version: str) -> bool:
+        """See Storage.forget: these are the files themselves."""
+        return False
+
+    def close(self) -> None:
+        """Let go of all open files; they are opened again when they are read."""
+        self._opened.cache_clear()
+
     def _open(self, path: Path) -> Descriptor:
         return Descriptor(path)
 

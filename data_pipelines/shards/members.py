@@ -77,11 +77,21 @@ def check(key: str, member: Member, header: bytes, content: bytes) -> None:
 def _is_named(found: str, expected: str) -> bool:
     path = found.removeprefix("./")
     shortened = len(path.encode("utf-8", "surrogateescape")) >= _NAME_BYTES  # the whole name is in a header before
-    return shortened or decode_key(path).lower() == expected.lower()
+    # Python's tarfile puts "?" for what is not ASCII, and the whole name in a header before.
+    return shortened or expected.lower() in (decode_key(path).lower(), path.lower()) or path == _in_ascii(expected)
 
 
-def decode_map(content: bytes, height: int, width: int) -> torch.Tensor:
+def _in_ascii(name: str) -> str:
+    return name.encode("ascii", "replace").decode()
+
+
+def decode_map(content: bytes, height: int | None = None, width: int | None = None) -> torch.Tensor:
     """A guidance map: 8- or 16-bit PNG, grey or RGB, of the image's size -> (C, H, W) float32 in [0, 1], C = 1 or 3.
+
+    Args:
+        content: of the file.
+        height: of the image; None takes any.
+        width: of the image; None takes any.
 
     Raises:
         ValueError: it is something else.
@@ -91,7 +101,7 @@ def decode_map(content: bytes, height: int, width: int) -> torch.Tensor:
     if content[:8] != _PNG_SIGNATURE or len(content) < 24:
         raise ValueError("not a PNG")
     found_width, found_height = struct.unpack(">II", content[16:24])
-    if (found_width, found_height) != (width, height):
+    if found_width != (width or found_width) or found_height != (height or found_height):
         raise ValueError(f"{found_width}x{found_height} px, the image has {width}x{height}")
     pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
     if pixels is None or (pixels.ndim == 3 and pixels.shape[2] != 3):

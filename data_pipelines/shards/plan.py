@@ -20,6 +20,7 @@ from data_pipelines.order import permuted
 from data_pipelines.shards.parallel import Progress, map_ordered
 from data_pipelines.shards.sources import Verdict, judge
 from megasr.errors import MegaSRError, UsageError
+from megasr.guidance.registry import is_made_from_lq
 
 PLAN_FORMAT = "megasr-shard-plan-1"
 PLAN, DROPPED = "plan.json", "dropped.csv"
@@ -55,6 +56,11 @@ class PackOptions:
             # Not the registry: maps of a type that is registered later can be packed today.
             if not re.fullmatch(r"[a-z0-9_]+", name):
                 raise UsageError(f"{name!r} is not the name of a guidance type: lower-case letters, digits and _")
+            if is_made_from_lq(name):
+                raise UsageError(
+                    f"{name} is extracted from lq, and maps beside the originals are made of hq: "
+                    f"pack them as oracle_{name}, or bake {name}"
+                )
 
 
 @dataclass(frozen=True)

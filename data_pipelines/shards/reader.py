@@ -23,6 +23,7 @@ from data_pipelines.shards.pipe_storage import PipeStorage
 from data_pipelines.shards.storage import Storage, open_storage
 from data_pipelines.shards.tar_index import IMAGE_FIELDS, TAGS_FIELD, index_name, load_record
 from megasr.errors import MegaSRError, UsageError
+from megasr.guidance.registry import is_made_from_lq
 from megasr.images import decode_image
 
 _LEAST_INDICES = 8
@@ -61,6 +62,7 @@ class ShardSource:
         self.cache_dir, self.cache_gb = cache_dir, cache_gb
         self.manifest = _read_manifest(self.storage, url)
         self.draws = ShardOrder([shard.samples for shard in self.manifest.shards], shuffle_shards)
+        self._fetched_anew: set[int] = set()
         self._keep_indices()
         _check_cache(self.storage, self.manifest, shuffle_shards)
 
@@ -104,6 +106,24 @@ class ShardSource:
             UnusableSampleError, MegaSRError: see read.
         """
         number, position = self.draws.locate(index)
+        try:
+            return self._files(number, position)
+        except UnusableSampleError:
+            if not self._fetch_anew(number):
+                raise
+            return self._files(number, position)
+
+    def _fetch_anew(self, number: int) -> bool:
+        """Forget the copies of a shard, once: the damage may be theirs, or mended where they come from."""
+        shard = self.manifest.shards[number]
+        if number in self._fetched_anew:
+            return False
+        self._fetched_anew.add(number)
+        forgotten = [self.storage.forget(name, shard.sha256) for name in (shard.name, index_name(shard.name))]
+        self._index.cache_clear()
+        return any(forgotten)
+
+    def _files(self, number: int, position: int) -> tuple[str, dict[str, bytes]]:
         shard = self.manifest.shards[number]
         key = f"{shard.name}#{position}"  # what it is called while its name is unknown
         try:
@@ -188,10 +208,13 @@ def _decode(key: str, files: dict[str, bytes]) -> Sample:
 
 
 def _decode_maps(files: dict[str, bytes], height: int, width: int) -> dict[str, torch.Tensor]:
+    """Maps that lie beside hq were made of hq. Types that are to be made of lq are left to the extractors."""
     maps = {}
     for name, content in files.items():
         if name.startswith(_MAP_PREFIX) and name.endswith(_MAP_SUFFIX):
             guidance = name.removeprefix(_MAP_PREFIX).removesuffix(_MAP_SUFFIX)
+            if is_made_from_lq(guidance):
+                continue
             try:
                 maps[guidance] = decode_map(content, height, width)
             except ValueError as error:

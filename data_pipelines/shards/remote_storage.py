@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from data_pipelines.shards.file_cache import FileCache
 from data_pipelines.shards.local_storage import Parts
 
 
 class RemoteStorage:
     """A storage where asking costs more than copying."""
 
+    cache: FileCache
+
     def read(self, name: str, offset: int, size: int, version: str = "", file_bytes: int | None = None) -> bytes:
         """See Storage.read."""
         raise NotImplementedError
+
+    def forget(self, name: str, version: str) -> bool:
+        """See Storage.forget."""
+        return self.cache.forget(name, version)
 
     def read_parts(self, name: str, parts: Parts, version: str = "", file_bytes: int | None = None) -> list[bytes]:
         """See Storage.read_parts."""

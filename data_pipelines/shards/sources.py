@@ -11,6 +11,7 @@ import numpy as np
 from data_pipelines.filters import ImageFilter
 from data_pipelines.folder import index_folder, read_tags
 from data_pipelines.samples import UnusableSampleError
+from data_pipelines.shards.members import decode_map
 from data_pipelines.shards.tar_index import TAGS_FIELD, digest, map_field
 from megasr.errors import MegaSRError, UsageError
 from megasr.images import decode_image
@@ -105,10 +106,10 @@ def _check_pixels(
         raise UnusableSampleError(key, reason, damaged=False)
     height, width = hq.shape[:2]
     for name in maps:
-        shape = _decode(key, contents[map_field(name)], f"{name} map of {path}", f"{name} map").shape
-        if shape != hq.shape:
-            detail = f"{shape[1]}x{shape[0]} px, the image has {width}x{height}"
-            raise UnusableSampleError(key, f"{name} map of another size", detail)
+        try:
+            decode_map(contents[map_field(name)], height, width)
+        except ValueError as error:
+            raise UnusableSampleError(key, f"unusable {name} map", str(error)) from error
 
 
 def _decode(key: str, content: bytes, where: str, what: str) -> np.ndarray:

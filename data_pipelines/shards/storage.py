@@ -49,6 +49,10 @@ class Storage(Protocol):
         """
         ...
 
+    def forget(self, name: str, version: str) -> bool:
+        """Remove the copy of a file that turned out to be damaged; False when there was none."""
+        ...
+
 
 def open_storage(url: str, cache_dir: Path | None = None, cache_gb: float = 50) -> Storage:
     """The files at a URL.

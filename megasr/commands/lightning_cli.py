@@ -84,6 +84,9 @@ class MegaSRCLI(LightningCLI):
             if isinstance(error.__cause__, UsageError | MegaSRError):
                 raise error.__cause__ from None
             raise
+        baked = getattr(self.datamodule, "baked", None)
+        if baked is not None and baked.options.tokens:
+            _check_tower(self.config[self.config.subcommand].model.vision, baked.options.tokens)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse `args`.
@@ -105,6 +108,20 @@ class MegaSRCLI(LightningCLI):
         """
 
 
+def _check_tower(vision: Any, tokens: str) -> None:
+    """Refuse to train on baked tokens of one vision tower and to validate with another.
+
+    Raises:
+        UsageError: model.vision is another model than the one that made the tokens, or none.
+    """
+    model = tokens.split()[0]
+    if vision is None or vision.model != model:
+        found = "not set" if vision is None else vision.model
+        raise UsageError(
+            f"the baked image tokens are those of {model}, model.vision is {found}: set model.vision.model"
+        )
+
+
 def explain(message: str, keys: Iterable[str]) -> UsageError:
     """Make one line of jsonargparse's message; an unknown key or class is shown with the nearest valid ones."""
     if match := _UNKNOWN_KEY.search(message):
@@ -123,8 +140,8 @@ def explain(message: str, keys: Iterable[str]) -> UsageError:
 
 def _data_modules() -> dict[str, type]:
     """Name -> class of the project's own data modules."""
-    classes = inspect.getmembers(datamodules, inspect.isclass)
-    return {name: c for name, c in classes if issubclass(c, LightningDataModule) and c is not LightningDataModule}
+    classes = {name: getattr(datamodules, name) for name in datamodules.__all__}
+    return {name: c for name, c in classes.items() if issubclass(c, LightningDataModule)}
 
 
 def _parameters(class_name: str) -> list[str]:

@@ -152,7 +152,11 @@ def run_pack(arguments: argparse.Namespace) -> None:
         result = pack(options, arguments.output, _workers(arguments), progress)
     manifest = result.manifest
     size = f"{manifest.samples} samples in {len(manifest.shards)} shards, {manifest.bytes / 2**20:.1f} MiB"
-    print(f"{arguments.output}: {size}" if result.written else f"{arguments.output} is finished already: {size}")
+    print(
+        f"{arguments.output}: {size}"
+        if result.written
+        else f"{arguments.output} is finished already, unread: {size}"
+    )
     if manifest.dropped:
         total = manifest.samples + sum(manifest.dropped.values())
         print(f"{describe_drops(manifest.dropped, total)}; each is listed in {arguments.output / DROPPED}")

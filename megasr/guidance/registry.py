@@ -77,6 +77,11 @@ def get_guidance(name: str) -> GuidanceType:
     return _REGISTRY[name]
 
 
+def is_made_from_lq(name: str) -> bool:
+    """Whether a type of this name is registered and extracted from lq: a map of it that was made of hq would cheat."""
+    return name in _REGISTRY and _REGISTRY[name].source == "lq"
+
+
 def list_guidance() -> list[str]:
     """All names, sorted."""
     return sorted(_REGISTRY)

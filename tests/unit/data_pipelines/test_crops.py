@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from data_pipelines.crops import crop_sample
+from data_pipelines.crops import center_crop_sample, crop_sample
 from data_pipelines.samples import Sample, UnusableSampleError, random_crop
 from megasr.images import from_uint8
 
@@ -32,7 +32,7 @@ def test_a_crop_takes_the_same_place_of_hq_lq_and_maps() -> None:
         assert crop.lq is not None
         assert crop.hq.shape == (24, 24, 3)
         assert crop.lq.shape == (3, 6, 6)
-        assert torch.equal(from_uint8(crop.hq)[:, ::SCALE, ::SCALE], crop.lq)
+        assert torch.equal(from_uint8(crop.hq), crop.lq.repeat_interleave(SCALE, 1).repeat_interleave(SCALE, 2))
         assert torch.equal(crop.maps["depth"], from_uint8(crop.hq)[:1])
         normal, flipped = crop.maps["oracle_normal"], bool(crop.lq[1, 0, 0] > crop.lq[1, 0, 1])
         x = from_uint8(crop.hq)[0]
@@ -44,6 +44,15 @@ def test_a_crop_takes_the_same_place_of_hq_lq_and_maps() -> None:
     assert {row for row, _ in corners} == set(range(25)), "every place, to the last pixel"
     assert len({column for _, column in corners}) == 35
     assert flips == {True, False}
+
+
+@pytest.mark.parametrize("size", [(30, 40), (31, 41), (6, 7)])
+def test_the_centre_is_the_same_place_of_hq_lq_and_maps(size: tuple[int, int]) -> None:
+    crop = center_crop_sample(pair(*size), 24)
+    assert crop.lq is not None
+    assert torch.equal(from_uint8(crop.hq), crop.lq.repeat_interleave(SCALE, 1).repeat_interleave(SCALE, 2))
+    assert torch.equal(crop.maps["depth"], from_uint8(crop.hq)[:1])
+    assert crop.hq[0, 0].tolist() == [(size[0] - 6) // 2, (size[1] - 6) // 2, 7]
 
 
 def test_without_lq_it_is_the_random_crop() -> None:

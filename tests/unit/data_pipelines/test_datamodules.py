@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 from types import SimpleNamespace
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from jsonargparse import ArgumentParser
 
+from data_pipelines.data_module import EVAL_SEED
 from data_pipelines.datamodules import (
     FolderDataModule,
     MixtureDataModule,
@@ -21,7 +24,8 @@ from data_pipelines.datamodules import (
 )
 from data_pipelines.degradations.presets import get_degradation
 from data_pipelines.photos import EVAL_PHOTOS, TRAIN_PHOTOS
-from data_pipelines.samples import DrawSampler
+from data_pipelines.samples import DrawSampler, Sample, collate
+from data_pipelines.scenes import render_scene
 from megasr.errors import UsageError
 from megasr.images import resize
 
@@ -112,6 +116,44 @@ def test_training_draws_depend_on_the_seed(data: SRDataModule) -> None:
     assert data.train_sample(3).hq.tobytes() != data.train_sample(4).hq.tobytes()
 
 
+def test_a_checkpoint_of_another_source_or_seed_is_refused() -> None:
+    state = PhotoDataModule(crop_size_px=32).state_dict()
+
+    def resume(data: SRDataModule) -> None:
+        data.load_state_dict(state)
+        data.train_dataloader()
+
+    resume(PhotoDataModule(crop_size_px=64, batch_size=2))
+    for other in (SceneDataModule(crop_size_px=32), PhotoDataModule(crop_size_px=32, seed=1)):
+        with pytest.raises(UsageError, match="cannot resume: .* PhotoDataModule with seed 0"):
+            resume(other)
+
+
+def test_the_seed_decides_photograph_and_crop() -> None:
+    one, other = (PhotoDataModule(crop_size_px=32, seed=seed) for seed in (0, 1))
+    pairs = [(one.train_sample(draw), other.train_sample(draw)) for draw in range(40)]
+    assert any(a.key != b.key for a, b in pairs)
+    assert all(a.hq.tobytes() != b.hq.tobytes() for a, b in pairs), "also where the photograph is the same"
+
+
+def test_a_worker_computes_on_one_thread() -> None:
+    class Threads(PhotoDataModule):
+        def train_item(self, draw: int) -> Sample:
+            return Sample(str(cv2.getNumThreads()), np.zeros((16, 16, 3), np.uint8))
+
+        def eval_item(self, index: int) -> Sample:
+            return self.train_item(index)
+
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(3)
+    try:
+        data = Threads(crop_size_px=32, num_workers=1, batch_size=1, train_samples=1, eval_samples=1)
+        seen = [batch["keys"] for loader in (data.train_dataloader(), data.val_dataloader()) for batch in loader]
+    finally:
+        cv2.setNumThreads(before)
+    assert seen == [["1"], ["1"]]
+
+
 def test_workers_load_the_same_batches(data: SRDataModule) -> None:
     alone = list(data.train_dataloader())
     data.num_workers = 2
@@ -159,7 +201,24 @@ def test_scenes_bring_exact_maps_and_tags() -> None:
         "oracle_edge": (3, 1, 32, 32),
     }
     assert all(value.dtype == torch.float32 for value in batch["maps"].values())
+    scene = render_scene(2, EVAL_SEED, 32)
+    exact = {"depth": scene.depth, "normal": scene.normal, "edge": scene.edges}
+    for name, expected in exact.items():
+        found = batch["maps"][f"oracle_{name}"][2].permute(1, 2, 0).numpy()
+        assert np.array_equal(found.squeeze(), expected.astype(np.float32)), name
     assert all(", " in tags for tags in batch["tags"])
+
+
+def test_a_batch_has_lq_for_all_or_none() -> None:
+    bare = Sample("a", np.zeros((16, 16, 3), np.uint8))
+    paired = replace(bare, lq=torch.zeros(3, 4, 4))
+    assert "lq" not in collate([bare, bare])
+    depth, mapped = {"depth": torch.zeros(1, 16, 16)}, torch.ones(1, 16, 16)
+    some = collate([replace(bare, maps=depth | {"edge": mapped}), replace(bare, maps=depth)])
+    assert list(some["maps"]) == ["depth"], "what every sample has"
+    assert collate([paired, paired])["lq"].shape == (2, 3, 4, 4)
+    with pytest.raises(UsageError, match=r"only some samples of a batch bring lq: .* needs data.backend cpu"):
+        collate([paired, bare])
 
 
 def test_processes_share_the_draws_and_go_on_together() -> None:

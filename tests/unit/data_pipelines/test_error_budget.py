@@ -74,6 +74,7 @@ def test_one_more_than_the_budget_stops() -> None:
     budget.add(damaged)
     budget.add([("x", "too small", False)])
     budget.add(damaged)  # drawn again in another epoch
+    budget.add([("0", "unreadable", True)])  # another trouble of an image that is counted already
     with pytest.raises(MegaSRError) as error:
         budget.add([("last", "damaged content", True)])
     assert str(error.value).startswith(

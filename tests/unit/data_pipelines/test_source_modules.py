@@ -11,10 +11,16 @@ import pytest
 import torch
 
 from data_pipelines.datamodules import FolderDataModule, MixtureDataModule, PairedDataModule, Part
+from data_pipelines.folder import FolderSource
+from data_pipelines.open_source import open_source
+from data_pipelines.samples import UnusableSampleError
+from data_pipelines.shards.reader import ShardSource
+from megasr.batch import SRBatch
 from megasr.errors import MegaSRError, UsageError
 from megasr.images import write_png
 from tests.helpers.shard_sets import (
     SIZES,
+    encoded,
     image_names,
     make_shards,
     photo_files,
@@ -49,8 +55,8 @@ def test_too_much_damage_stops_training_with_the_list(shards: Path, tmp_path: Pa
 
     make_shards(tmp_path / "broken", SIZES, files)
     data = shard_module(tmp_path / "broken", max_damaged=0.2)
-    logged: list[dict] = []
-    logger = SimpleNamespace(log_metrics=lambda metrics, step: logged.append(metrics))
+    logged: list[tuple[dict, int]] = []
+    logger = SimpleNamespace(log_metrics=lambda metrics, step: logged.append((metrics, step)))
     data.trainer = SimpleNamespace(loggers=[logger], global_step=7, global_rank=0, world_size=1, fit_loop=None)  # type: ignore[assignment]
     data.consumed_samples = lambda: 0  # type: ignore[method-assign]
     with pytest.raises(
@@ -58,20 +64,95 @@ def test_too_much_damage_stops_training_with_the_list(shards: Path, tmp_path: Pa
     ):
         for batch in data.train_dataloader():
             data.on_after_batch_transfer(batch, 0)
-    assert logged[-1]["data/damaged"] == 3
+    metrics, step = logged[-1]
+    assert (metrics["data/damaged"], metrics["data/filtered_draws"], step) == (3, 0, 7)
+
+
+def test_what_was_left_out_is_remembered_by_a_checkpoint_and_told_at_the_end(
+    shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def batch(*damaged: str) -> SRBatch:
+        skipped = tuple((name, "unreadable image", True) for name in damaged)
+        return SRBatch(keys=["x"], lq=torch.zeros(1, 3, 8, 8), skipped=[skipped])
+
+    data, resumed = (shard_module(shards, max_damaged=0.2) for _ in range(2))
+    data.on_after_batch_transfer(batch("photo 03", "photo 05"), 0)
+    resumed.load_state_dict(data.state_dict())
+    resumed.on_after_batch_transfer(batch("photo 05"), 0)
+    with pytest.raises(MegaSRError, match=r"3 damaged .* of 12: photo 03: unreadable image; photo 05"):
+        resumed.on_after_batch_transfer(batch("photo 07"), 0)
+    told: list[str] = []
+    monkeypatch.setattr("data_pipelines.data_module.rank_zero_info", told.append)
+    for stage in ("validate", "fit"):
+        data.teardown(stage)
+        shard_module(shards).teardown(stage)
+    assert told == ["left out of the training: 2 damaged images (unreadable image 2)"]
 
 
 def test_resuming_with_other_images_or_another_order_is_refused(shards: Path) -> None:
     state = shard_module(shards).state_dict()
-    shard_module(shards, max_damaged=0.5, crop_size_px=16).load_state_dict(state)
+    same = shard_module(shards, max_damaged=0.5, crop_size_px=16)
+    same.load_state_dict(state)
+    assert next(iter(same.train_dataloader()))
     make_shards(shards.parent / "other", SIZES, lambda n: photo_files(n + 50))
     for other in (
         shard_module(shards.parent / "other"),
         shard_module(shards, shuffle_shards=2),
         shard_module(shards, seed=1),
     ):
+        other.load_state_dict(state)
+        assert next(iter(other.val_dataloader())), "a checkpoint can be measured without its training images"
         with pytest.raises(UsageError, match="cannot resume: .* images would be repeated or left out"):
-            other.load_state_dict(state)
+            other.train_dataloader()
+
+
+def test_training_images_are_not_evaluated_on(shards: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    write_png(pixels(0, 40, 40), folder / "a.png")
+    settings = {"crop_size_px": 32, "train_samples": 8}
+    for build in (
+        lambda: shard_module(shards, eval_url=f"{shards}/."),
+        lambda: MixtureDataModule([Part(str(folder)), Part("scenes")], str(folder), **settings),
+        lambda: MixtureDataModule([Part("scenes"), Part(str(shards))], str(shards), **settings),
+    ):
+        with pytest.raises(UsageError, match="numbers taken on training images say nothing"):
+            build()
+
+
+def test_maps_of_hq_are_no_guidance_from_lq(tmp_path: Path) -> None:
+    def files(number: int) -> tuple[str, dict[str, bytes]]:
+        key, content = photo_files(number)
+        maps = {f"map.{name}.png": encoded(pixels(number, 60, 72)[..., 0]) for name in ("canny", "oracle_canny")}
+        return key, {**content, **maps}
+
+    make_shards(tmp_path / "shards", SIZES, files)
+    make_shards(tmp_path / "eval", [1], files)
+    for batch in (
+        *shard_module(tmp_path / "shards").train_dataloader(),
+        *shard_module(tmp_path / "shards").val_dataloader(),
+    ):
+        assert list(batch["maps"]) == ["oracle_canny"]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_error_in_a_worker_is_the_error(tmp_path: Path, workers: int) -> None:
+    write_png(pixels(0, 40, 40), tmp_path / "train" / "a.png")
+    (tmp_path / "eval").mkdir()
+    (tmp_path / "eval" / "b.png").write_bytes(b"no image")
+    data = FolderDataModule(
+        str(tmp_path / "train"),
+        str(tmp_path / "eval"),
+        crop_size_px=32,
+        batch_size=1,
+        train_samples=1,
+        num_workers=workers,
+    )
+    with pytest.raises(UnusableSampleError, match=r"^b: unreadable \(cannot read image .*b\.png") as caught:
+        next(iter(data.val_dataloader()))
+    assert len(str(caught.value).splitlines()) == 1
+    (tmp_path / "train" / "a.png").write_bytes(b"no image")
+    with pytest.raises(MegaSRError, match="^1 images in a row cannot be used: a: unreadable$"):
+        next(iter(data.train_dataloader()))
 
 
 def test_a_mixture_keeps_its_shares(shards: Path, tmp_path: Path) -> None:
@@ -88,6 +169,10 @@ def test_a_mixture_keeps_its_shares(shards: Path, tmp_path: Path) -> None:
     assert all(len(set(from_shards[i : i + 1])) for i in range(12))
     assert next(iter(data.train_dataloader()))["hq"].shape == (2, 3, 32, 32)
     assert data.error_budget.samples == 15, "scenes have no end: they are not counted"
+    other = MixtureDataModule(parts, str(tmp_path / "eval"), crop_size_px=32, seed=1)
+    assert not {np.sort(other.train_source.read(15 + n).hq, axis=1).tobytes() for n in range(5)} & {
+        np.sort(data.train_source.read(15 + n).hq, axis=1).tobytes() for n in range(5)
+    }, "another seed renders other scenes"
 
 
 def test_real_pairs_stay_aligned(tmp_path: Path) -> None:
@@ -110,6 +195,30 @@ def test_real_pairs_stay_aligned(tmp_path: Path) -> None:
     (tmp_path / "train" / "lq" / "3.png").unlink()
     with pytest.raises(UsageError, match=r"3\.png: no lq called '3'"):
         PairedDataModule(str(tmp_path / "train"), str(tmp_path / "eval"), crop_size_px=32)
+
+
+def test_evaluation_on_the_training_set_is_refused(shards: Path) -> None:
+    with pytest.raises(UsageError, match="numbers .*on training images say nothing"):
+        shard_module(shards, eval_url=f"{shards}/")
+
+
+def test_a_place_is_a_shard_set_or_a_folder(shards: Path, tmp_path: Path) -> None:
+    write_png(pixels(0, 40, 40), tmp_path / "folder" / "a.png")
+    assert [type(open_source(str(path))) for path in (shards, tmp_path / "folder")] == [ShardSource, FolderSource]
+    with pytest.raises(UsageError, match="cannot read s3://"):
+        open_source("s3://bucket/set")
+    source = open_source(f"pipe:cat {shards}/{{name}}", tmp_path / "cache", 2.0)
+    assert isinstance(source, ShardSource)
+    assert (source.cache_dir, source.cache_gb) == (tmp_path / "cache", 2.0)
+
+
+def test_copies_of_both_sets_are_kept_in_the_cache(shards: Path, tmp_path: Path) -> None:
+    train_url, eval_url = (f"pipe:cat {folder}/{{name}}" for folder in (shards, shards.parent / "eval"))
+    data = shard_module(shards, train_url=train_url, eval_url=eval_url, cache_dir=str(tmp_path / "cache"), cache_gb=0.5)
+    assert len([*data.train_dataloader(), *data.val_dataloader()]) == 5
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+    assert isinstance(data.eval_source, ShardSource)
+    assert data.eval_source.cache_gb == 0.5
 
 
 def test_an_evaluation_image_is_never_left_out(tmp_path: Path) -> None:

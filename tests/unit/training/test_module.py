@@ -77,6 +77,17 @@ def test_dropout_rates_are_the_configured_ones():
     assert together == pytest.approx(0.125, abs=0.025)  # independent draws
 
 
+def test_dropout_is_drawn_anew_for_every_step_and_seed():
+    keys = {"keys": [f"{i}" for i in range(64)]}
+    module, other_module = (make_module(objective=ObjectiveConfig(0.5, 0.5), seed=seed) for seed in (0, 1))
+    first, again, later = (module._sample_dropout(keys, step) for step in (3, 3, 4))
+    other = other_module._sample_dropout(keys, 3)
+    for name in ("text_dropped", "guidance_dropped"):
+        assert torch.equal(first[name], again[name])
+        assert not torch.equal(first[name], later[name])
+        assert not torch.equal(first[name], other[name])
+
+
 def test_a_batch_that_says_what_was_dropped_is_replayed():
     module = make_module(objective=ObjectiveConfig(text_dropout=0.5, guidance_dropout=0.5))
     batch = {

@@ -5,18 +5,19 @@ from __future__ import annotations
 import functools
 import io
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from scipy.ndimage import correlate
-from scipy.stats import kstest, poisson
+from scipy.stats import kstest, norm, poisson
 
 from data_pipelines.degradations import cpu
 from data_pipelines.degradations.kernels import make_kernel
-from data_pipelines.degradations.noise import BANK_SIZE, normal_bank, stretch
+from data_pipelines.degradations.noise import BANK_SIZE, NUM_QUANTILES, normal_bank, quantile_bank, stretch
 from data_pipelines.degradations.presets import get_degradation
-from data_pipelines.degradations.usm import sharpen
+from data_pipelines.degradations.usm import sharpen, wide_gaussian
 from data_pipelines.photos import load_photo
 
 
@@ -72,7 +73,7 @@ def test_shrinking_by_area_is_the_mean_over_each_pixels_footprint() -> None:
 def test_sizes_are_relative_to_hq() -> None:
     image = cpu.resize(photo(), {"scale": 0.5, "mode": "area"}, 200, 400)
     assert image.shape[:2] == (100, 200)
-    assert cpu.resize(photo(), {"scale": 0.001, "mode": "bilinear"}, 200, 400).shape[:2] == (1, 1)
+    assert cpu.resize(photo(), {"scale": 0.001, "mode": "bilinear"}, 200, 400).shape[:2] == (2, 2)
 
 
 @pytest.mark.parametrize("quality", [30, 60, 95])
@@ -139,6 +140,30 @@ def test_the_noise_bank() -> None:
     assert large[0, 0] == bank[9]
 
 
+def test_steps_of_the_poisson_table_stand_for_their_middle() -> None:
+    """Neither the table nor the bank that points into it moves the counts to one side."""
+    edges = np.linspace(-5.5, 5.5, NUM_QUANTILES + 1)
+    z = normal_bank()[:BANK_SIZE]
+    steps = quantile_bank()[:BANK_SIZE]
+    assert (z >= edges[steps] - 1e-5).all()
+    assert (z <= edges[steps + 1] + 1e-5).all()
+    mean = cpu.poisson_table().reshape(256, -1)[1:] @ np.diff(norm.cdf(edges))
+    spread = np.sqrt(np.arange(1, 256) / 255 / 256)
+    assert np.abs(mean / spread).mean() < 1e-3
+
+
+def test_values_beyond_black_and_white_are_clipped() -> None:
+    image = np.array([[[-0.3, -0.001, 0.0], [1.0, 1.3, 0.5]]], np.float32)
+    assert cpu.to_uint8(image).tolist() == [[[0, 0, 0], [255, 255, 128]]]
+
+
+def test_the_wide_gaussian_is_as_near_as_it_says() -> None:
+    image = load_photo("astronaut")[:201, 100:351].astype(np.float32) / 255
+    difference = np.abs(wide_gaussian(image) - cv2.GaussianBlur(image, (51, 51), 0, borderType=cv2.BORDER_REFLECT_101))
+    assert difference.max() * 255 < 0.3
+    assert difference.mean() * 255 < 0.04
+
+
 def test_sharpening_is_the_papers_formula_within_a_level() -> None:
     hq = load_photo("astronaut")[:201, 100:351]
     image = hq.astype(float) / 255
@@ -164,6 +189,7 @@ def test_every_preset_gives_lq_of_the_right_size(preset: str, scale_factor: int,
     degradation = get_degradation(preset, scale_factor)
     for params in degradation.sample_params(0, [f"{i}" for i in range(12)]):
         lq = degradation.apply_image(hq, params)
+        assert params["scale_factor"] == scale_factor
         assert lq.shape == (3, size[0] // scale_factor, size[1] // scale_factor)
         assert lq.dtype == torch.float32
         assert torch.equal(lq, (lq * 255).round() / 255)

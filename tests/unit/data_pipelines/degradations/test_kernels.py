@@ -64,6 +64,7 @@ def test_the_separable_form_is_within_tolerance_and_short() -> None:
         if op is None:
             continue
         kernel, trimmed = make_kernel(op), trim(make_kernel(op))
+        assert abs(trimmed.sum() - 1) < 1e-9
         terms = factorise(trimmed)
         rebuilt = np.pad(terms.columns.T.astype(float) @ terms.rows, (len(kernel) - len(trimmed)) // 2)
         assert np.abs(rebuilt - kernel).sum() <= TOLERANCE

@@ -19,6 +19,7 @@ def test_replay_is_bit_equal_after_json(name: str) -> None:
     degradation = get_degradation(name, scale_factor)
     hq = torch.rand(2, 3, 32, 48, generator=torch.Generator().manual_seed(0))
     params = degradation.sample_params(7, ["a", "b"])
+    assert all((one["name"], one["scale_factor"]) == (name, scale_factor) for one in params)
     lq = degradation.apply(hq, params)
     assert lq.shape == (2, 3, 32 // scale_factor, 48 // scale_factor)
     assert lq.dtype == torch.float32

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -69,6 +70,7 @@ def test_blurs(preset: str, order: int) -> None:
     share(len(sinc), len(blurs), 0.1)
     uniform([blur["cutoff"] for blur in sinc if blur["size"] < 13], np.pi / 3, np.pi)
     uniform([blur["cutoff"] for blur in sinc if blur["size"] >= 13], np.pi / 5, np.pi)
+    assert min(blur["cutoff"] for blur in sinc if blur["size"] == 13) < np.pi / 3
     others = [blur for blur in blurs if blur["kernel"] != "sinc"]
     for kernel, expected in KERNELS.items():
         kind = [blur for blur in others if blur["kernel"] == kernel]
@@ -149,6 +151,8 @@ def test_first_order_is_blur_resize_noise_jpeg() -> None:
     for ops in drawn("first_order")[:50]:
         assert [op["op"].split("_")[-1] for op in ops] == ["blur", "resize", "noise", "jpeg"]
         assert ops[1]["scale"] == 0.25
+    strong, first = (get_degradation(name, 4).orders for name in ("realesrgan_strong", "first_order"))  # type: ignore[attr-defined]
+    assert first == (replace(strong[0], resize=None),), "the same numbers"
 
 
 def test_a_draw_is_a_function_of_seed_key_and_variant() -> None:

@@ -6,8 +6,11 @@ import multiprocessing
 import os
 import shutil
 import signal
+import tarfile
 import time
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -16,8 +19,9 @@ import pytest
 import torch
 
 from data_pipelines.degradations.presets import get_degradation
+from data_pipelines.samples import Sample, UnusableSampleError
 from data_pipelines.shards.bake import bake
-from data_pipelines.shards.baked import BakeOptions
+from data_pipelines.shards.baked import BakeOptions, cut_variant
 from data_pipelines.shards.verify import verify
 from megasr.commands.shards import load_vision
 from megasr.errors import MegaSRError, UsageError
@@ -82,6 +86,7 @@ def test_a_baked_variant_is_what_on_line_training_would_have_made(shards: Path) 
             (params,) = strong.sample_params(4, [name], variant)
             hq = (batch["hq"][i].permute(1, 2, 0) * 255).round().numpy().astype(np.uint8)
             assert batch["degradation"][i] == params
+            assert batch["tags"][i] == f"tag {int(name.split()[1])}"
             assert torch.equal(strong.apply_image(hq, params), batch["lq"][i])
         maps = extract_guidance({"keys": batch["keys"], "lq": batch["lq"]}, resolve_guidance(["canny"]), 4)
         assert (maps["canny"] - batch["maps"]["canny"]).abs().max() <= 0.5 / 255 + 1e-6
@@ -98,9 +103,16 @@ def test_baked_and_on_line_draws_mix_in_the_share_that_was_asked(shards: Path) -
     data = shard_module(shards, baked="mild", baked_share=0.25, train_samples=240)
     baked = [key.count("/") == 2 for batch in data.train_dataloader() for key in batch["keys"]]
     assert 0.16 < np.mean(baked) < 0.34
+    assert baked != [
+        key.count("/") == 2
+        for batch in shard_module(shards, baked="mild", baked_share=0.25, train_samples=240, seed=1).train_dataloader()
+        for key in batch["keys"]
+    ]
     for changes, says in (
         ({"crop_size_px": 40}, "made with crop_size_px 32, data.crop_size_px is 40"),
         ({"degradation": "first_order"}, "degradation 'bicubic', data.degradation is 'first_order'"),
+        ({"usm_target": True}, "usm_target False, data.usm_target is True"),
+        ({"scale_factor": 2}, "scale_factor 4, data.scale_factor is 2"),
         ({"backend": "device", "baked_share": 0.5}, "needs data.backend cpu"),
         ({"baked_share": 1.5}, r"baked_share must be in \[0, 1\], got 1.5"),
         ({"baked": "../mild"}, "not the name of a baked set"),
@@ -126,6 +138,8 @@ def test_baked_sets_of_other_originals_are_refused(shards: Path) -> None:
     shutil.copytree(shards / "baked", shards.parent / "other" / "baked")
     with pytest.raises(MegaSRError, match="baked from other originals"):
         shard_module(shards.parent / "other", baked="mild")
+    with pytest.raises(UsageError, match="the original shards are others"):
+        bake(shards.parent / "other", "mild", BakeOptions("bicubic", 4, 32), 1)
 
 
 def test_an_unusable_original_is_baked_as_such_and_counted_when_drawn(tmp_path: Path) -> None:
@@ -144,6 +158,75 @@ def test_an_unusable_original_is_baked_as_such_and_counted_when_drawn(tmp_path: 
         assert list(data.error_budget.damaged) == ["photo 02"]
         assert data.error_budget.filtered == {"smaller than 32 px": 1}
         assert "1 damaged images (unreadable image 1), 1 draws of filtered images" in data.error_budget.summary()
+
+
+def test_a_set_says_how_it_was_made_and_leaves_no_parts(shards: Path) -> None:
+    options = BakeOptions("realesrgan_strong", 4, 32, usm_target=True, maps=("canny", "noise"), seed=7)
+    (shards / "baked" / "set").mkdir(parents=True)
+    (shards / "baked" / "set" / "shard-000000-v000.tar.77.part").write_bytes(b"left by a kill")
+    told: list[tuple] = []
+    manifest = bake(shards, "set", options, 2, progress=lambda *what: told.append(what))
+    assert manifest.command == (
+        f"megasr shards bake {shards} --name set --variants 2 --degradation realesrgan_strong --scale-factor 4 "
+        "--crop-size 32 --seed 7 --usm-target --maps canny noise"
+    )
+    assert manifest.licence == "none"
+    assert manifest.fields == dict.fromkeys(["lq.png", "map.canny.png", "map.noise.png", "params.json"], 24)
+    assert told[-1] == ("baking", 24, 24, sum(shard.bytes for shard in manifest.shards))
+    assert not list((shards / "baked").rglob("*.part"))
+    with tarfile.open(shards / "baked" / "set" / "shard-000000-v000.tar") as tar:
+        assert {(member.uname, member.gname, member.mtime) for member in tar} == {("", "", 0)}
+
+
+def test_every_seed_and_variant_has_its_own_crop_with_tags_and_without_maps_of_hq() -> None:
+    sample = Sample("a", pixels(0, 60, 72), "dog", {"depth": torch.zeros(1, 60, 72)})
+    crops = [
+        cut_variant(sample, BakeOptions("bicubic", 4, 32, seed=seed), variant)
+        for seed, variant in ((0, 0), (1, 0), (0, 1))
+    ]
+    assert len({crop.hq.tobytes() for crop in crops}) == 3
+    assert [crop.key for crop in crops] == ["a/v0", "a/v0", "a/v1"]
+    assert all((crop.tags, crop.maps) == ("dog", {}) for crop in crops)
+
+
+def test_maps_are_made_of_the_lq_that_is_stored(shards: Path) -> None:
+    bake(shards, "mild", BakeOptions("bicubic", 4, 32, maps=("superpixel",)), 1)
+    for batch in shard_module(shards, baked="mild").train_dataloader():
+        stored = {"keys": batch["keys"], "lq": batch["lq"]}
+        expected = extract_guidance(stored, resolve_guidance(["superpixel"]), 4)["superpixel"]
+        assert (expected - batch["maps"]["superpixel"]).abs().max() <= 0.5 / 255 + 1e-6
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda text: text.replace("megasr-baked-1", "megasr-baked-2"), "format is 'megasr-baked-2'"),
+        (lambda text: text[:40], "not the description of a baked set .* bake it again"),
+        (lambda text: text.replace('"seed"', '"sed"'), "not the description of a baked set"),
+    ],
+)
+def test_a_description_that_is_none_is_refused(shards: Path, damage: Callable[[str], str], says: str) -> None:
+    bake(shards, "mild", BakeOptions("bicubic", 4, 32), 1)
+    path = shards / "baked" / "mild" / "baked.json"
+    path.write_text(damage(path.read_text()))
+    with pytest.raises(MegaSRError, match=says):
+        shard_module(shards, baked="mild")
+
+
+def test_a_set_that_lost_a_shard_is_refused_and_a_broken_variant_costs_one_sample(shards: Path) -> None:
+    manifest = bake(shards, "mild", BakeOptions("bicubic", 4, 32), 2)
+    source = shard_module(shards, baked="mild").baked
+    assert source is not None
+    key, files = source.baked.files(0)
+    for broken in (b"{", None):
+        lost = {**files, "params.json": broken} if broken else {"params.json": files["params.json"]}
+        source.baked.files = lambda index, lost=lost: (key, lost)  # type: ignore[method-assign, misc]
+        with pytest.raises(UnusableSampleError, match=f"{key}: damaged variant"):
+            source.read(0, 0)
+    path = shards / "baked" / "mild" / "manifest.json"
+    path.write_text(replace(manifest, shards=manifest.shards[:-1], fields={}).to_json())
+    with pytest.raises(MegaSRError, match="holds 21 samples, no multiple of 12 originals"):
+        shard_module(shards, baked="mild")
 
 
 def test_killed_in_the_middle_it_goes_on(shards: Path, tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def test_webdataset_reads_the_very_bytes(photos: Path, tmp_path: Path) -> None:
     for number, key in enumerate(KEYS):
         (maps / key).parent.mkdir(parents=True, exist_ok=True)
         (maps / f"{key}.png").write_bytes(encoded(pixels(number)[..., 0]))
-    manifest = pack(pack_options(photos, maps={"canny": str(maps)}), tmp_path / "set").manifest
+    manifest = pack(pack_options(photos, maps={"oracle_canny": str(maps)}), tmp_path / "set").manifest
     shards = [str(tmp_path / "set" / shard.name) for shard in manifest.shards]
     samples = {decode_key(s["__key__"]): s for s in webdataset.WebDataset(shards, shardshuffle=False)}
     assert sorted(samples) == sorted(KEYS)
@@ -39,9 +39,9 @@ def test_webdataset_reads_the_very_bytes(photos: Path, tmp_path: Path) -> None:
     for key in KEYS:
         path = photo(photos, key)
         assert samples[key][path.suffix[1:].lower()] == path.read_bytes()
-        assert samples[key]["map.canny.png"] == (maps / f"{key}.png").read_bytes()
+        assert samples[key]["map.oracle_canny.png"] == (maps / f"{key}.png").read_bytes()
     assert samples["a"]["txt"].decode() == "tree, öd"
-    assert manifest.fields == {"jpg": 6, "map.canny.png": 11, "png": 5, "txt": 1}
+    assert manifest.fields == {"jpg": 6, "map.oracle_canny.png": 11, "png": 5, "txt": 1}
     assert [shard.samples for shard in manifest.shards] == [3, 3, 3, 2]
     assert verify(tmp_path / "set") == []
 
@@ -72,16 +72,16 @@ def test_what_is_dropped_is_counted_and_listed(photos: Path, tmp_path: Path) -> 
     (photos / "text.jpg").write_bytes(b"not an image")
     (photos / "cut.png").write_bytes(encoded(pixels(52))[:-700])
     expected = {
-        "c/0": "no canny map",
-        "c/1": "canny map of another size",
-        "c/2": "damaged canny map",
+        "c/0": "no oracle_canny map",
+        "c/1": "unusable oracle_canny map",
+        "c/2": "unusable oracle_canny map",
         "cut": "damaged image",
         "small": "smaller than 16 px",
         "tagged": "unreadable tags",
         "text": "damaged image",
         "zero": "damaged image",
     }
-    manifest = pack(pack_options(photos, min_size_px=16, maps={"canny": str(maps)}), tmp_path / "set").manifest
+    manifest = pack(pack_options(photos, min_size_px=16, maps={"oracle_canny": str(maps)}), tmp_path / "set").manifest
     with (tmp_path / "set" / DROPPED).open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert {row["key"]: row["reason"] for row in rows} == expected
