@@ -84,6 +84,14 @@ def test_one_more_than_the_budget_stops() -> None:
     assert "19: missing shard and 6 more; `megasr shards verify` finds all of them" in str(error.value)
 
 
+def test_each_of_several_processes_has_its_part_of_the_budget() -> None:
+    budget = ErrorBudget(0.08, samples=100)
+    budget.add([(f"{n}", "unreadable", True) for n in range(2)], processes=4)
+    with pytest.raises(MegaSRError, match=r"3 damaged images .* of 100 \(this is one of 4 processes\)"):
+        budget.add([("2", "unreadable", True)], processes=4)
+    assert budget.counts() == {"data/damaged": 3, "data/filtered_draws": 0, "data/left_out/unreadable": 3}
+
+
 @pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
 def test_a_budget_is_a_share(share: float) -> None:
     with pytest.raises(UsageError, match="max_damaged"):

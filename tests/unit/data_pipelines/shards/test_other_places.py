@@ -1,0 +1,120 @@
+"""Shards that others made, copies that went bad, names that are not UTF-8, folders that two would write to."""
+
+from __future__ import annotations
+
+import io
+import multiprocessing
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_pipelines.samples import UnusableSampleError
+from data_pipelines.shards.bake import bake
+from data_pipelines.shards.baked import BakedSource, BakeOptions
+from data_pipelines.shards.foreign import index_shards
+from data_pipelines.shards.reader import ShardSource
+from data_pipelines.shards.verify import verify
+from megasr.errors import MegaSRError, UsageError
+from megasr.files import locked_folder
+from tests.helpers.shard_sets import encoded, make_shards, photo_files, pixels, shard_module, train_and_eval
+
+
+def test_tars_whose_headers_spell_names_in_ascii(tmp_path: Path) -> None:
+    """Python's tarfile writes "caf?.png" into the plain header, and the name into one before it."""
+    with tarfile.open(tmp_path / "0.tar", "w", format=tarfile.PAX_FORMAT) as tar:
+        for number, name in enumerate(("café", "plain", "日本")):
+            member, content = tarfile.TarInfo(f"{name}.png"), encoded(pixels(number))
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    index_shards(tmp_path, "CC0")
+    assert verify(tmp_path) == []
+    samples = [ShardSource(str(tmp_path)).read(number) for number in range(3)]
+    assert [sample.key for sample in samples] == ["café", "plain", "日本"]
+    assert all(np.array_equal(sample.hq, pixels(number)) for number, sample in enumerate(samples))
+
+
+def test_a_copy_that_went_bad_is_fetched_anew_once(tmp_path: Path) -> None:
+    make_shards(tmp_path / "shards", [3])
+    source = ShardSource(f"pipe:cat {tmp_path}/shards/{{name}}", tmp_path / "cache")
+    assert np.array_equal(source.read(1).hq, pixels(1))
+    (copy,) = tmp_path.glob("cache/*/*.tar")
+    whole = copy.read_bytes()
+    image = encoded(pixels(1))
+    bad = whole.replace(image, image[:-9] + b"x" + image[-8:])
+    copy.write_bytes(bad)
+    assert np.array_equal(source.read(1).hq, pixels(1)), "the place that it came from is well"
+    assert copy.read_bytes() == whole
+    for path in (copy, tmp_path / "shards" / "shard-000000.tar"):
+        path.write_bytes(bad)
+    again = ShardSource(source.url, tmp_path / "cache")
+    for _ in range(2):
+        with pytest.raises(UnusableSampleError, match="damaged content"):
+            again.read(1)
+    assert np.array_equal(again.read(2).hq, pixels(2))
+    copy.write_bytes(whole)
+    copy.unlink()
+    with pytest.raises(UnusableSampleError, match="damaged content"):
+        ShardSource(source.url, tmp_path / "cache").read(1)
+
+
+def test_names_that_are_not_utf8_are_drawn_like_others(tmp_path: Path) -> None:
+    def files(number: int) -> tuple[str, dict[str, bytes]]:
+        return f"photo \udcff{number}", photo_files(number)[1]
+
+    make_shards(tmp_path / "shards", [3], files)
+    make_shards(tmp_path / "eval", [1], photo_files)
+    (batch,) = shard_module(tmp_path / "shards", train_samples=3, degradation="realesrgan_strong").train_dataloader()
+    assert sorted(key[:8] for key in batch["keys"]) == [f"photo \udcff{n}" for n in range(3)]
+
+
+def test_a_baked_set_keeps_the_indices_of_all_variants(tmp_path: Path) -> None:
+    shards = train_and_eval(tmp_path)
+    bake(shards, "mild", BakeOptions("bicubic", 4, 32), 3)
+    assert BakedSource(ShardSource(str(shards), shuffle_shards=5), "mild").baked.draws.window == 15
+
+
+def test_a_filter_also_holds_for_baked_draws(tmp_path: Path) -> None:
+    def files(number: int) -> tuple[str, dict[str, bytes]]:
+        key, content = photo_files(number)
+        flat = np.full((60, 72, 3), 90, np.uint8)
+        return key, {**content, "png": encoded(flat)} if number == 4 else content
+
+    make_shards(tmp_path / "shards", [5, 4, 3], files)
+    make_shards(tmp_path / "eval", [1], photo_files)
+    bake(tmp_path / "shards", "mild", BakeOptions("bicubic", 4, 32), 1)
+    data = shard_module(tmp_path / "shards", baked="mild", min_sharpness=5.0)
+    skipped = [one for batch in data.train_dataloader() for sample in batch.get("skipped", ()) for one in sample]
+    assert skipped == [("photo 04", "less sharp than 5.0", False)]
+
+
+def _hold(folder: Path, held: multiprocessing.synchronize.Event, done: multiprocessing.synchronize.Event) -> None:
+    with locked_folder(folder):
+        held.set()
+        done.wait(20)
+
+
+def test_two_do_not_write_to_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fork = multiprocessing.get_context("fork")
+    held, done = fork.Event(), fork.Event()
+    process = fork.Process(target=_hold, args=(tmp_path / "set", held, done))
+    process.start()
+    assert held.wait(20)
+    monkeypatch.setattr("megasr.files._LOCK_WAIT_S", 0.1)
+    with pytest.raises(MegaSRError, match="another process is writing to .*set"), locked_folder(tmp_path / "set"):
+        pass
+    done.set()
+    process.join()
+    with locked_folder(tmp_path / "set"):
+        pass
+
+
+def test_tokens_of_another_tower_are_refused() -> None:
+    from megasr.commands.lightning_cli import _check_tower
+    from megasr.semantics.vision import VisionConfig
+
+    _check_tower(VisionConfig("weights.pt", "ViT-H-14"), "ViT-H-14 0123456789abcdef")
+    for vision, found in ((None, "not set"), (VisionConfig("weights.pt", "ViT-L-14"), "ViT-L-14")):
+        with pytest.raises(UsageError, match=f"are those of ViT-H-14, model.vision is {found}"):
+            _check_tower(vision, "ViT-H-14 0123456789abcdef")
