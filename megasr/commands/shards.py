@@ -153,9 +153,7 @@ def run_pack(arguments: argparse.Namespace) -> None:
     manifest = result.manifest
     size = f"{manifest.samples} samples in {len(manifest.shards)} shards, {manifest.bytes / 2**20:.1f} MiB"
     print(
-        f"{arguments.output}: {size}"
-        if result.written
-        else f"{arguments.output} is finished already, unread: {size}"
+        f"{arguments.output}: {size}" if result.written else f"{arguments.output} is finished already, unread: {size}"
     )
     if manifest.dropped:
         total = manifest.samples + sum(manifest.dropped.values())

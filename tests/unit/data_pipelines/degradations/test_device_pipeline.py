@@ -25,8 +25,8 @@ def _hq(count: int, height: int, width: int) -> np.ndarray:
 @pytest.mark.parametrize("preset", PRESETS)
 def test_both_back_ends_make_the_same_lq(preset: str) -> None:
     """Operation by operation they agree within 0.1 level, JPEG aside. JPEG rounds: a coefficient that lies between two
-    steps falls to one side or the other, and a second JPEG on a small image multiplies that. Measured at 256 px over 36
-    sets: median of the mean difference 0.18, 0.15 and 0.01 levels; PSNR above 40 dB for 94, 100 and 100 %, 30 at worst.
+    steps falls to one side or the other, and a second JPEG on a small image multiplies that. Measured over these 36 sets:
+    median of the mean difference 0.09, 0.09 and 0.005 levels; PSNR between both 41, 49 and 50 dB at worst.
     """
     degradation, hq = get_degradation(preset, 4), _hq(36, 192, 256)
     params = degradation.sample_params(7, [f"image {i}" for i in range(len(hq))])
@@ -34,9 +34,9 @@ def test_both_back_ends_make_the_same_lq(preset: str) -> None:
     in_worker = torch.stack([degradation.apply_image(image, one) for image, one in zip(hq, params, strict=True)])
     levels = (on_device - in_worker).abs().flatten(1) * 255
     psnr = 20 * torch.log10(255 / levels.square().mean(1).sqrt().clamp(min=1e-3))
-    assert levels.mean(1).median() < 0.4
-    assert (psnr > 40).float().mean() >= 0.9
-    assert psnr.min() > 25
+    assert levels.mean(1).median() < 0.2
+    assert (psnr > 40).float().mean() >= 0.95
+    assert psnr.min() > 35
 
 
 @pytest.mark.parametrize("preset", PRESETS)
