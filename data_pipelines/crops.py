@@ -14,7 +14,7 @@ from megasr.rng import numpy_generator
 def crop_sample(sample: Sample, size_px: int, seed: int, *key: int | str) -> Sample:
     """The same random crop of hq, lq and maps, flipped left to right half of the time; a function of the key.
 
-    Without lq it is data_pipelines.samples.random_crop; with it, the corner is drawn in pixels of lq.
+    With lq, the corner is drawn in pixels of lq.
 
     Args:
         sample: hq (H, W, 3), lq (3, h, w) or None, maps (C, H, W).

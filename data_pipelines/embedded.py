@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from data_pipelines.crops import crop_sample
 from data_pipelines.data_module import EVAL_SEED, SyntheticDataModule
 from data_pipelines.photos import EVAL_PHOTOS, TRAIN_PHOTOS, grid_crops, load_photo
-from data_pipelines.samples import Sample, random_crop
+from data_pipelines.samples import Sample
 from data_pipelines.scene_source import scene_sample
 from megasr.errors import UsageError
 from megasr.rng import numpy_generator
@@ -35,8 +36,8 @@ class PhotoDataModule(SyntheticDataModule):
 
     def train_sample(self, draw: int) -> Sample:
         photo = TRAIN_PHOTOS[int(numpy_generator(self.seed, "photo", draw).integers(len(TRAIN_PHOTOS)))]
-        crop = random_crop(load_photo(photo.name), self.crop_size_px, self.seed, "photo", draw)
-        return Sample(f"{photo.name}/{draw}", crop)
+        whole = Sample(f"{photo.name}/{draw}", load_photo(photo.name))
+        return crop_sample(whole, self.crop_size_px, self.seed, "photo", draw)
 
     def eval_sample(self, index: int) -> Sample:
         name, (top, left) = self.crops[index]

@@ -18,7 +18,6 @@ from data_pipelines.degradations.pipeline import Degradation
 from megasr.batch import SRBatch
 from megasr.errors import MegaSRError, UsageError
 from megasr.images import from_uint8
-from megasr.rng import numpy_generator
 
 
 @dataclass(frozen=True)
@@ -212,11 +211,3 @@ def degrade(sample: Sample, degradation: Degradation, seed: int, usm_target: boo
 def names_fingerprint(names: Iterable[str]) -> str:
     """16 hexadecimal digits of a list of names."""
     return hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape")).hexdigest()[:16]
-
-
-def random_crop(image: np.ndarray, size_px: int, seed: int, *key: int | str) -> np.ndarray:
-    """A random (size_px, size_px) crop of (H, W, 3), flipped left to right half of the time; a function of the key."""
-    rng = numpy_generator(seed, "crop", *key)
-    top, left = (int(rng.integers(n - size_px + 1)) for n in image.shape[:2])
-    crop = image[top : top + size_px, left : left + size_px]
-    return crop[:, ::-1] if rng.random() < 0.5 else crop

@@ -34,8 +34,9 @@ import cv2
 import numpy as np
 import torch
 
+from data_pipelines.crops import crop_sample
 from data_pipelines.error_budget import read_or_next
-from data_pipelines.samples import DrawSampler, Sample, SampleSet, collate, random_crop
+from data_pipelines.samples import DrawSampler, Sample, SampleSet, collate
 from data_pipelines.shards.plan import PackOptions
 from data_pipelines.shards.reader import ShardSource
 from data_pipelines.shards.tar_index import image_field, index_name, load_index
@@ -86,7 +87,7 @@ class Readers:
         return self._crop(self.places[index][0], cv2.imdecode(content, cv2.IMREAD_COLOR_RGB), draw)
 
     def _crop(self, key: str, hq: Any, draw: int) -> Sample:
-        return Sample(f"{key}/{draw}", random_crop(hq, self.crop_px, SEED, key, draw))
+        return crop_sample(Sample(f"{key}/{draw}", hq), self.crop_px, SEED, key, draw)
 
 
 def loader(
@@ -129,7 +130,7 @@ def cpu_ms(makes: Mapping[str, Make], rounds: int, draws: int = 100) -> dict[str
 def read_shards(source: ShardSource, crop_px: int, draw: int) -> Sample:
     """Training draw `draw` of a shard set."""
     sample = read_or_next(source, draw, SEED)
-    return Sample(f"{sample.key}/{draw}", random_crop(sample.hq, crop_px, SEED, sample.key, draw))
+    return crop_sample(Sample(f"{sample.key}/{draw}", sample.hq), crop_px, SEED, sample.key, draw)
 
 
 def read_and_drop(source: ShardSource, crop_px: int, draw: int) -> Sample:

@@ -18,8 +18,9 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from rich.progress import track
 
+from data_pipelines.crops import crop_sample
 from data_pipelines.photos import TRAIN_PHOTOS, load_photo
-from data_pipelines.samples import Sample, collate, random_crop
+from data_pipelines.samples import Sample, collate
 from data_pipelines.scenes import render_scene
 from megasr.prior import save_prior
 from megasr.rng import numpy_generator
@@ -53,7 +54,7 @@ class PriorData(torch.utils.data.Dataset):
         rng = numpy_generator(0, "prior_data", index)
         pool = self.photos if index % PHOTO_EVERY == 0 else self.scenes
         image, tags = pool[int(rng.integers(len(pool)))]
-        return Sample(str(index), random_crop(image, self.crop_size_px, 0, index), tags)
+        return crop_sample(Sample(str(index), image, tags), self.crop_size_px, 0, index)
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from data_pipelines.crops import center_crop_sample, crop_sample
-from data_pipelines.samples import Sample, UnusableSampleError, random_crop
+from data_pipelines.samples import Sample, UnusableSampleError
 from megasr.images import from_uint8
 
 SCALE = 4
@@ -55,12 +55,16 @@ def test_the_centre_is_the_same_place_of_hq_lq_and_maps(size: tuple[int, int]) -
     assert crop.hq[0, 0].tolist() == [(size[0] - 6) // 2, (size[1] - 6) // 2, 7]
 
 
-def test_without_lq_it_is_the_random_crop() -> None:
+def test_without_lq_the_corner_is_any_pixel() -> None:
     image = place(50, 70)
-    for draw in range(20):
-        crop = crop_sample(Sample("a", image), 16, 3, "a", draw)
-        assert crop.lq is None
-        assert np.array_equal(crop.hq, random_crop(image, 16, 3, "a", draw))
+    crops = [crop_sample(Sample("a", image), 16, 3, "a", draw) for draw in range(200)]
+    assert all(crop.lq is None for crop in crops)
+    corners = {tuple(np.minimum(crop.hq[0, 0], crop.hq[0, -1])[:2]) for crop in crops}
+    rows, columns = ({int(corner[axis]) for corner in corners} for axis in (0, 1))
+    assert len(corners) > 150
+    assert min(rows) < 3 and max(rows) > 31 and max(rows) <= 34
+    assert min(columns) < 3 and max(columns) > 51 and max(columns) <= 54
+    assert {number % SCALE for number in rows | columns} == set(range(SCALE))
     whole = crop_sample(pair(6, 6), 24, 0, "a")
     assert sorted(whole.hq.reshape(-1, 3).tolist()) == sorted(pair(6, 6).hq.reshape(-1, 3).tolist())
 

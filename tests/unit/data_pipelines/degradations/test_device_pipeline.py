@@ -25,7 +25,7 @@ def _hq(count: int, height: int, width: int) -> np.ndarray:
 @pytest.mark.parametrize("preset", PRESETS)
 def test_both_back_ends_make_the_same_lq(preset: str) -> None:
     """Operation by operation they agree within 0.1 level, JPEG aside. JPEG rounds: a coefficient that lies between two
-    steps falls to one side or the other, and a second JPEG on a small image multiplies that. Measured over these 36 sets:
+    steps falls to one side or the other, and a second JPEG on a small image multiplies that. Measured over these sets:
     median of the mean difference 0.09, 0.09 and 0.005 levels; PSNR between both 41, 49 and 50 dB at worst.
     """
     degradation, hq = get_degradation(preset, 4), _hq(36, 192, 256)
