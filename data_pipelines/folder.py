@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -11,6 +13,8 @@ from data_pipelines.order import shuffled
 from data_pipelines.samples import Sample, UnusableSampleError, names_fingerprint
 from megasr.errors import MegaSRError, UsageError
 from megasr.images import list_images, read_image
+
+Result = TypeVar("Result")
 
 
 def index_folder(root: str | Path) -> dict[str, Path]:
@@ -120,10 +124,7 @@ def read_or_drop(key: str, path: Path) -> np.ndarray:
     Raises:
         UnusableSampleError: it cannot be read.
     """
-    try:
-        return read_image(path)
-    except MegaSRError as error:
-        raise UnusableSampleError(key, "unreadable", str(error)) from error
+    return _or_drop(read_image, key, path, "unreadable")
 
 
 def tags_or_drop(key: str, path: Path) -> str:
@@ -132,7 +133,11 @@ def tags_or_drop(key: str, path: Path) -> str:
     Raises:
         UnusableSampleError: they cannot be read.
     """
+    return _or_drop(read_tags, key, path, "unreadable tags")
+
+
+def _or_drop(read: Callable[[Path], Result], key: str, path: Path, reason: str) -> Result:
     try:
-        return read_tags(path)
+        return read(path)
     except MegaSRError as error:
-        raise UnusableSampleError(key, "unreadable tags", str(error)) from error
+        raise UnusableSampleError(key, reason, str(error)) from error
