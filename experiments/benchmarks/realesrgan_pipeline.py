@@ -37,9 +37,11 @@ class RealESRGAN:
     Args:
         photo: (H, W, 3) uint8 RGB, square.
         device: where their model lives.
+        kernels: how many sets of blur kernels are drawn beforehand.
+        seed: of the kernels, and of what follows.
     """
 
-    def __init__(self, photo: np.ndarray, device: torch.device) -> None:
+    def __init__(self, photo: np.ndarray, device: torch.device, kernels: int = 64, seed: int = 0) -> None:
         self.model_class, self.jpeg, self.usm, dataset = _import_theirs()
         options: dict[str, Any] = yaml.safe_load((Path(os.environ["REALESRGAN_DIR"]) / OPTIONS).read_text())
         self.size, self.device = photo.shape[0], device
@@ -51,8 +53,8 @@ class RealESRGAN:
             (Path(folder) / "list.txt").write_text("photo.png\n")
             places = {"dataroot_gt": folder, "meta_info": f"{folder}/list.txt", "io_backend": {"type": "disk"}}
             drawn = dataset(train | places | {"gt_size": self.size, "phase": "train"})
-            seed_theirs(0)
-            self.kernels = [_kernels(drawn[0]) for _ in range(64)]
+            seed_theirs(seed)
+            self.kernels = [_kernels(drawn[0]) for _ in range(kernels)]
 
     def batch(self, number: int, size: int) -> dict[str, torch.Tensor]:
         """What their loader would hand to feed_data: hq and kernels, drawn beforehand (their workers' share)."""
