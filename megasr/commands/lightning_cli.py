@@ -14,6 +14,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.trainer.states import TrainerFn
 
 import data_pipelines.datamodules as datamodules
+from megasr.commands.shards import tower_name
 from megasr.errors import MegaSRError, UsageError, unknown_name
 from megasr.training.callbacks import ProtocolMetrics
 from megasr.training.module import MegaSRModule
@@ -112,14 +113,12 @@ def _check_tower(vision: Any, tokens: str) -> None:
     """Refuse to train on baked tokens of one vision tower and to validate with another.
 
     Raises:
-        UsageError: model.vision is another model than the one that made the tokens, or none.
+        UsageError: model.vision is another tower than the one that made the tokens, or none.
+        MegaSRError: its weights cannot be read.
     """
-    model = tokens.split()[0]
-    if vision is None or vision.model != model:
-        found = "not set" if vision is None else vision.model
-        raise UsageError(
-            f"the baked image tokens are those of {model}, model.vision is {found}: set model.vision.model"
-        )
+    found = "not set" if vision is None else tower_name(vision.model, Path(vision.weights))
+    if found != tokens:
+        raise UsageError(f"the baked image tokens are those of {tokens}, model.vision is {found}: make them equal")
 
 
 def explain(message: str, keys: Iterable[str]) -> UsageError:

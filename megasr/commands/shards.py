@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -97,7 +96,7 @@ def run_bake(arguments: argparse.Namespace) -> None:
 
     tokens, load_tokens = "", None
     if arguments.tokens_weights is not None:
-        tokens = f"{arguments.tokens_model} {_sha256(arguments.tokens_weights)[:16]}"
+        tokens = tower_name(arguments.tokens_model, arguments.tokens_weights)
         load_tokens = partial(load_vision, arguments.tokens_model, str(arguments.tokens_weights))
     options = BakeOptions(
         degradation=arguments.degradation,
@@ -116,16 +115,22 @@ def run_bake(arguments: argparse.Namespace) -> None:
     print(f"{arguments.folder / 'baked' / name}: {arguments.variants} variants, {size}")
 
 
+def tower_name(model: str, weights: Path) -> str:
+    """What baked tokens are told apart by: the OpenCLIP model, and the beginning of its weights' sha256.
+
+    Raises:
+        MegaSRError: the weights cannot be read.
+    """
+    from megasr.files import file_sha256
+
+    return f"{model} {file_sha256(weights)[:16]}"
+
+
 def load_vision(model: str, weights: str) -> Any:
     """The OpenCLIP encoder that makes image tokens; called in every worker process."""
     from megasr.semantics.vision import VisionConfig, VisionEncoder
 
     return VisionEncoder(VisionConfig(weights, model))
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def run_pack(arguments: argparse.Namespace) -> None:

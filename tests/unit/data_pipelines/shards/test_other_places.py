@@ -16,8 +16,11 @@ from data_pipelines.shards.baked import BakedSource, BakeOptions
 from data_pipelines.shards.foreign import index_shards
 from data_pipelines.shards.reader import ShardSource
 from data_pipelines.shards.verify import verify
+from megasr.commands.lightning_cli import _check_tower
+from megasr.commands.shards import tower_name
 from megasr.errors import MegaSRError, UsageError
 from megasr.files import locked_folder
+from megasr.semantics.vision import VisionConfig
 from tests.helpers.shard_sets import encoded, make_shards, photo_files, pixels, shard_module, train_and_eval
 
 
@@ -110,11 +113,15 @@ def test_two_do_not_write_to_one_folder(tmp_path: Path, monkeypatch: pytest.Monk
         pass
 
 
-def test_tokens_of_another_tower_are_refused() -> None:
-    from megasr.commands.lightning_cli import _check_tower
-    from megasr.semantics.vision import VisionConfig
-
-    _check_tower(VisionConfig("weights.pt", "ViT-H-14"), "ViT-H-14 0123456789abcdef")
-    for vision, found in ((None, "not set"), (VisionConfig("weights.pt", "ViT-L-14"), "ViT-L-14")):
-        with pytest.raises(UsageError, match=f"are those of ViT-H-14, model.vision is {found}"):
-            _check_tower(vision, "ViT-H-14 0123456789abcdef")
+def test_tokens_of_another_tower_are_refused(tmp_path: Path) -> None:
+    weights, others = tmp_path / "weights.pt", tmp_path / "others.pt"
+    weights.write_bytes(b"some")
+    others.write_bytes(b"other")
+    tokens = tower_name("ViT-H-14", weights)
+    _check_tower(VisionConfig(str(weights), "ViT-H-14"), tokens)
+    wrong = ((None, "not set"), (VisionConfig(str(weights), "ViT-L-14"), "ViT-L-14"))
+    for vision, found in (*wrong, (VisionConfig(str(others), "ViT-H-14"), tower_name("ViT-H-14", others))):
+        with pytest.raises(UsageError, match=f"are those of {tokens}, model.vision is {found}"):
+            _check_tower(vision, tokens)
+    with pytest.raises(MegaSRError, match="cannot read .*none.pt: No such file"):
+        _check_tower(VisionConfig(str(tmp_path / "none.pt"), "ViT-H-14"), tokens)
