@@ -159,7 +159,7 @@ def test_a_mixture_keeps_its_shares(shards: Path, tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     for n in range(3):
         write_png(pixels(n, 40, 40), folder / f"{n}.png")
-    parts = [Part(str(shards), 0.5), Part(str(folder), 0.3), Part("scenes", 0.2)]
+    parts = [Part(str(shards), 0.5, shuffle_shards=2), Part(str(folder), 0.3), Part("scenes", 0.2)]
     data = MixtureDataModule(parts, str(tmp_path / "eval"), crop_size_px=32, batch_size=2, train_samples=100)
     drawn = [data.train_sample(draw) for draw in range(100)]
     shares = Counter(sample.key.split(":")[0] for sample in drawn)
@@ -168,6 +168,7 @@ def test_a_mixture_keeps_its_shares(shards: Path, tmp_path: Path) -> None:
     from_shards = [sample.key.split(":")[1].rsplit("/", 1)[0] for sample in drawn if sample.key.startswith("0:")]
     assert all(len(set(from_shards[i : i + 1])) for i in range(12))
     assert next(iter(data.train_dataloader()))["hq"].shape == (2, 3, 32, 32)
+    assert data.train_source.source.sources[0].draws.window == 2
     assert data.error_budget.samples == 15, "scenes have no end: they are not counted"
     other = MixtureDataModule(parts, str(tmp_path / "eval"), crop_size_px=32, seed=1)
     assert not {np.sort(other.train_source.read(15 + n).hq, axis=1).tobytes() for n in range(5)} & {
