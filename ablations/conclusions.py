@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from ablations.plan import BICUBIC
 from ablations.registry import Study
 from ablations.results import StudyResult, values
-from ablations.statistics import Interval, holm, paired_bootstrap, paired_differences
+from ablations.statistics import holm, paired_differences
 from megasr.errors import MegaSRError
+from megasr.evaluation.intervals import Interval, paired_bootstrap
 from megasr.evaluation.protocol import MetricSpec
 from megasr.rng import numpy_generator
 

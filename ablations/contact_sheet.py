@@ -9,8 +9,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ablations.plan import BICUBIC
 from ablations.results import RunResult, StudyResult, values
-from ablations.statistics import photograph
 from megasr.errors import UsageError
+from megasr.evaluation.intervals import photograph
 from megasr.images import read_image, write_png
 
 ROWS = 6

@@ -19,12 +19,13 @@ import numpy as np
 import torch
 
 from ablations.plan import Components, RunPlan, build_parser
-from ablations.results import RunResult, git_commit, versions, write_result, write_text
+from ablations.results import RunResult, write_result, write_text
 from ablations.tracking import Tracker
 from megasr.batch import SRBatch
 from megasr.errors import MegaSRError
 from megasr.evaluation.evaluator import Evaluator, Row
 from megasr.images import read_image, to_uint8, upsample_lq, write_png
+from megasr.provenance import git_commit, versions
 
 # Warnings that say nothing about the run: advice on workers and log intervals, and Lightning's own use of torch.
 _NOISE = (

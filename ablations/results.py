@@ -7,11 +7,8 @@ and whole: a folder without it is not a finished run, whatever else it holds.
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +20,6 @@ from megasr.evaluation.protocol import Protocol
 from megasr.files import write_whole
 
 METRICS_FILE = "metrics.json"
-_PACKAGES = ("torch", "lightning", "diffusers", "pyiqa", "numpy")
 
 
 @dataclass(frozen=True)
@@ -126,33 +122,6 @@ def read_finished(plan: RunPlan, protocol: Protocol, folder: Path) -> RunResult 
 def write_text(path: Path, text: str) -> None:
     """Write a text file, whole or not at all. Raises MegaSRError when it cannot."""
     write_whole(path, text.encode())
-
-
-def versions() -> dict[str, str]:
-    """Versions of the packages that make the numbers; packages that are not installed are left out."""
-    found = {}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-@cache
-def git_commit() -> str | None:
-    """Commit of the code's own checkout, "+changes" appended when it is not clean; None when it is not a checkout."""
-    here = Path(__file__).parent
-    head = _git(["rev-parse", "--short=12", "HEAD"], here)
-    return head and head + ("+changes" if _git(["status", "--porcelain", "--untracked-files=no"], here) else "")
-
-
-def _git(arguments: Sequence[str], folder: Path) -> str | None:
-    try:
-        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
 
 
 def values(result: RunResult, metric: str) -> dict[str, float]:

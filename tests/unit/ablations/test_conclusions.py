@@ -14,8 +14,9 @@ from ablations.plan import BICUBIC
 from ablations.registry import Ablation, Study
 from ablations.report import _COLUMNS, _csv, _markdown
 from ablations.results import RunResult, StudyResult
-from ablations.statistics import holm, paired_bootstrap
+from ablations.statistics import holm
 from megasr.errors import MegaSRError, UsageError
+from megasr.evaluation.intervals import paired_bootstrap
 from megasr.evaluation.protocol import WEIGHT_FREE_V1, Protocol
 from megasr.rng import numpy_generator
 

@@ -1,115 +1,11 @@
-"""Bootstrap intervals against closed forms and hand-made cases; Holm against a worked example."""
+"""Pairing by key and seed; Holm against a worked example."""
 
 from __future__ import annotations
 
-import math
-
-import numpy as np
 import pytest
 
-from ablations.statistics import holm, paired_bootstrap, paired_differences, photograph
+from ablations.statistics import holm, paired_differences
 from megasr.errors import UsageError
-from megasr.rng import numpy_generator
-
-
-def _keys(count: int) -> list[str]:
-    return [f"photo{i}" for i in range(count)]
-
-
-def test_coverage_of_normal_data() -> None:
-    """Of 400 intervals for the known mean 0.3 of normal data, 95 % +- 4 % hold it (measured: 94 %)."""
-    hits = 0
-    for trial in range(400):
-        generator = numpy_generator(trial, "coverage")
-        data = generator.normal(0.3, 1.0, size=(1, 40))
-        interval = paired_bootstrap(data, _keys(40), generator, resamples=500)
-        hits += interval.low <= 0.3 <= interval.high
-    assert 0.91 <= hits / 400 <= 0.985
-
-
-def test_width_is_the_standard_error() -> None:
-    generator = numpy_generator(0, "width")
-    data = generator.normal(size=(1, 200))
-    interval = paired_bootstrap(data, _keys(200), generator)
-    expected = 2 * 1.96 * data.std(ddof=1) / math.sqrt(200)
-    assert interval.high - interval.low == pytest.approx(expected, rel=0.05)
-    assert interval.mean == pytest.approx(data.mean())
-
-
-def test_few_photographs_do_not_make_intervals_too_narrow() -> None:
-    """Drawing n of n would make them 0.92 of the standard error wide with four photographs."""
-    ratios = []
-    for trial in range(100):
-        data = numpy_generator(trial, "few").normal(size=(1, 4))
-        interval = paired_bootstrap(data, _keys(4), numpy_generator(trial), confidence=0.6827, resamples=1000)
-        ratios.append((interval.high - interval.low) / (2 * data.std(ddof=1) / math.sqrt(4)))
-    assert np.mean(ratios) == pytest.approx(1.0, abs=0.04)
-
-
-def test_crops_of_one_photograph_are_one_unit() -> None:
-    crops = [f"photo{i // 50}/0-{i % 50}" for i in range(300)]
-    values = np.repeat(np.arange(6.0), 50)[None]
-    clustered = paired_bootstrap(values, crops, numpy_generator(0, "a"))
-    pretended = paired_bootstrap(values, _keys(300), numpy_generator(0, "a"))
-    assert clustered.mean == pretended.mean == 2.5
-    assert (clustered.photographs, pretended.photographs) == (6, 300)
-    assert clustered.high - clustered.low > 5 * (pretended.high - pretended.low)
-
-
-def test_seeds_that_disagree_widen_the_interval() -> None:
-    photos = numpy_generator(0, "photos").normal(1.0, 0.1, size=(1, 30))
-    agreeing = paired_bootstrap(np.repeat(photos, 2, axis=0), _keys(30), numpy_generator(0, "b"))
-    disagreeing = paired_bootstrap(np.concatenate([photos - 2, photos + 2]), _keys(30), numpy_generator(0, "b"))
-    assert agreeing.low > 0.9
-    assert agreeing.excludes_zero
-    assert disagreeing.low < -0.9
-    assert not disagreeing.excludes_zero
-    assert disagreeing.seeds == 2
-
-
-def test_photographs_with_more_crops_weigh_more() -> None:
-    interval = paired_bootstrap(
-        np.array([[1.0, 1.0, 1.0, 5.0]]), ["a/0-0", "a/0-1", "a/9-0", "b/0-0"], numpy_generator(0, "c")
-    )
-    assert interval.mean == 2.0
-    assert (interval.low, interval.high) == (1.0, 5.0)  # one of two photographs is drawn
-
-
-def test_identical_runs_differ_by_nothing() -> None:
-    interval = paired_bootstrap(np.zeros((2, 20)), _keys(20), numpy_generator(0, "zero"))
-    assert (interval.mean, interval.low, interval.high, interval.p_value) == (0, 0, 0, 1)
-    assert not interval.excludes_zero
-
-
-def test_the_p_value_is_small_only_with_enough_photographs() -> None:
-    for count, expected in ((3, 0.25), (8, 2.0**-7), (40, 2 / 10_001)):
-        interval = paired_bootstrap(np.full((1, count), 1.0), _keys(count), numpy_generator(0, "p"))
-        assert interval.p_value == pytest.approx(expected)
-        assert interval.excludes_zero
-
-
-def test_the_p_value_is_two_sided_and_agrees_with_a_z_test() -> None:
-    data = numpy_generator(3, "z").normal(size=(1, 400))
-    data += 0.1 - data.mean()
-    z = 0.1 / (data.std(ddof=1) / 20)
-    expected = math.erfc(z / math.sqrt(2))
-    for sign in (1, -1):
-        interval = paired_bootstrap(sign * data, _keys(400), numpy_generator(0, "two"))
-        assert interval.p_value == pytest.approx(expected, rel=0.25)
-
-
-def test_the_same_generator_gives_the_same_interval() -> None:
-    data = numpy_generator(0, "same").normal(size=(2, 10))
-    first, second = (paired_bootstrap(data, _keys(10), numpy_generator(7, "g")) for _ in range(2))
-    assert first == second
-    assert first != paired_bootstrap(data, _keys(10), numpy_generator(8, "g"))
-
-
-def test_one_photograph_has_no_interval() -> None:
-    with pytest.raises(UsageError, match="at least two"):
-        paired_bootstrap(np.ones((1, 3)), ["a/0-0", "a/0-1", "a/9-0"], numpy_generator(0))
-    with pytest.raises(UsageError, match="do not fit 2 keys"):
-        paired_bootstrap(np.ones((1, 3)), ["a", "b"], numpy_generator(0))
 
 
 def test_differences_are_paired_by_key_and_seed() -> None:
@@ -135,8 +31,3 @@ def test_holm_worked_example() -> None:
     assert holm([0.5, 0.6]) == [1.0, 1.0]
     assert holm([0.01]) == [0.01]
     assert holm([]) == []
-
-
-def test_photograph_of_a_key() -> None:
-    keys = ["lake/0-128", "lake", "set/lake/64-0", "eval-scene/3", "set/lake_1-2", "/1-2"]
-    assert [photograph(key) for key in keys] == ["lake", "lake", "set/lake", "eval-scene/3", "set/lake_1-2", "/1-2"]

@@ -1,0 +1,81 @@
+"""What an evaluation found: rows per image, means with intervals, and where the numbers come from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from megasr.errors import MegaSRError
+from megasr.evaluation.protocol import Protocol, get_protocol
+from megasr.files import write_whole
+
+Row = dict[str, Any]  # "key": str, then one float per metric
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One set of images, measured under one protocol.
+
+    Attributes:
+        protocol: name of the protocol.
+        fingerprint: of the protocol. Numbers of different fingerprints may not be compared.
+        rows: one {"key", metric: value} per image, in the order of the set.
+        means: metric -> mean over the images, in the order of the protocol.
+        intervals: metric -> 95 % bootstrap interval of the mean over photographs; empty for a single photograph.
+        set_values: metric of the whole set (FID, KID) -> value.
+        skipped: metric -> why it was not taken.
+        data: name of the benchmark set, None when the images are none.
+        provenance: commit, versions, weights, device, date, and config and seed where the images were made here.
+    """
+
+    protocol: str
+    fingerprint: str
+    rows: tuple[Row, ...]
+    means: dict[str, float]
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
+    set_values: dict[str, float] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+    data: str | None = None
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Names of the images in the order of the rows."""
+        return tuple(row["key"] for row in self.rows)
+
+    def get_protocol(self) -> Protocol:
+        """The registered protocol, for directions and names.
+
+        Raises:
+            MegaSRError: it has changed since these numbers were taken.
+        """
+        protocol = get_protocol(self.protocol)
+        if protocol.fingerprint != self.fingerprint:
+            raise MegaSRError(
+                f"these numbers were taken under {self.protocol} {self.fingerprint}, "
+                f"which is {protocol.fingerprint} here: they cannot be compared"
+            )
+        return protocol
+
+
+def write_evaluation(evaluation: Evaluation, path: Path) -> None:
+    """Write JSON, whole or not at all. Raises MegaSRError when the place cannot be written to."""
+    write_whole(path, (json.dumps(asdict(evaluation), indent=1) + "\n").encode())
+
+
+def read_evaluation(path: Path) -> Evaluation:
+    """Read what write_evaluation wrote.
+
+    Raises:
+        MegaSRError: the file is missing, damaged or holds something else.
+    """
+    try:
+        found = json.loads(path.read_text())
+        found["rows"] = tuple(found["rows"])
+        found["intervals"] = {name: (low, high) for name, (low, high) in found["intervals"].items()}
+        return Evaluation(**found)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise MegaSRError(f"{path} is not an evaluation that can be read: {error}") from error

@@ -1,0 +1,53 @@
+"""Where numbers come from: the commit of the code and the versions of what it stands on."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+_PACKAGES = ("torch", "torchvision", "lightning", "diffusers", "pyiqa", "numpy")
+
+
+def provenance(device: str, **more: Any) -> dict[str, Any]:
+    """What is written beside numbers: commit, versions, machine, device, UTC time, and `more`."""
+    return {
+        "commit": git_commit(),
+        "versions": versions(),
+        "machine": f"{platform.system()} {platform.machine()}",
+        "device": device,
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        **more,
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that make the numbers; packages that are not installed are left out."""
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+@cache
+def git_commit() -> str | None:
+    """Commit of the code's own checkout, "+changes" appended when it is not clean; None when it is not a checkout."""
+    here = Path(__file__).parent
+    head = _git(["rev-parse", "--short=12", "HEAD"], here)
+    return head and head + ("+changes" if _git(["status", "--porcelain", "--untracked-files=no"], here) else "")
+
+
+def _git(arguments: Sequence[str], folder: Path) -> str | None:
+    try:
+        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
