@@ -1,52 +1,134 @@
-"""Applies a protocol to images: one row of numbers per image, and their means.
+"""Applies a protocol to images: one row of numbers per image, then means with intervals and distances of the set.
 
-Shapes: sr and hq are (B, 3, H, W) float RGB, hq in [0, 1]; sr may overshoot and is clipped by the quantisation.
+Shapes: sr and hq are (B, 3, H, W) float RGB, hq in [0, 1]; sr may overshoot and is clipped by the quantisation. A
+vector is what one image contributes: its metrics, then the features of sr and of hq when a distance of sets is taken.
 """
 
 from __future__ import annotations
 
-import contextlib
 import math
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 
 from megasr.batch import check_image
 from megasr.errors import MegaSRError, UsageError
-from megasr.evaluation.protocol import MetricSpec, Protocol
-from megasr.images import quantise
+from megasr.evaluation.distribution import DISTANCES, FEATURES
+from megasr.evaluation.intervals import mean_intervals
+from megasr.evaluation.metrics import ImageMetric, Missing, choose_metrics, create_features
+from megasr.evaluation.result import Evaluation, Row
+from megasr.evaluation.spec import Protocol
+from megasr.images import quantise, to_uint8
+from megasr.rng import numpy_generator
 
-Row = dict[str, Any]  # "key": str, then one float per metric of the protocol
+
+class Images(NamedTuple):
+    """One image to measure: its name, and (1, 3, H, W) sr and hq; hq is None in sets without ground truth."""
+
+    key: str
+    sr: torch.Tensor
+    hq: torch.Tensor | None
 
 
 class Evaluator:
     """Measures images under one protocol.
 
-    Images are measured one at a time: some metrics differ in the last bit with the batch size, and a row must not
-    depend on which images were measured beside it.
+    Images are measured one at a time, each by one thread, and several at once: some metrics differ in the last bit
+    with the batch size and the number of threads, and a row must not depend on which images were measured beside it.
 
     Args:
         protocol: what is measured and how.
         device: where the metrics are computed.
+        metrics: which of the protocol's metrics are taken; None takes all that can be.
+        weights_dir: folder where the weights of metrics are looked for first, at any depth, by the name of the file.
+        missing: whether a metric whose weights are missing is skipped or refused.
+        has_hq: the images have ground truth.
+
+    Raises:
+        UsageError: a metric is unknown, or is named although it needs hq.
+        MegaSRError: weights are missing.
     """
 
-    def __init__(self, protocol: Protocol, device: torch.device | str = "cpu") -> None:
-        self.protocol = protocol
-        self.device = torch.device(device)
-        self._metrics = [(spec, _create(spec, protocol, self.device)) for spec in protocol.metrics]
+    def __init__(
+        self,
+        protocol: Protocol,
+        device: torch.device | str = "cpu",
+        *,
+        metrics: Sequence[str] | None = None,
+        weights_dir: Path | None = None,
+        missing: Missing = "error",
+        has_hq: bool = True,
+    ) -> None:
+        self.protocol, self.device, self.weights_dir, self.has_hq = protocol, torch.device(device), weights_dir, has_hq
+        specs, self.skipped = choose_metrics(protocol, metrics, has_hq=has_hq, weights_dir=weights_dir, missing=missing)
+        self._metrics = [ImageMetric(spec, protocol, self.device, weights_dir) for spec in specs if not spec.of_set]
+        self._set_specs = [spec for spec in specs if spec.of_set]
+        self._features = create_features(self._set_specs[0], self.device, weights_dir) if self._set_specs else None
+        self._taken = {spec.name for spec in specs}
+        self.weights = tuple(dict.fromkeys(name for spec in specs for name in spec.weights))
 
-    @torch.no_grad()
-    def rows(self, sr: torch.Tensor, hq: torch.Tensor, keys: Sequence[str]) -> list[Row]:
-        """Measure (B, 3, H, W) sr against hq: one `{"key": ..., metric: value, ...}` per image, in the order given.
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """The arguments that make an evaluator of the same vectors in another process, without the device."""
+        return {
+            "protocol": self.protocol,
+            "metrics": [name for name in self.protocol.metric_names if name in self._taken],
+            "weights_dir": self.weights_dir,
+            "has_hq": self.has_hq,
+        }
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """The metrics per image that are taken, in the order of the protocol."""
+        return tuple(metric.spec.name for metric in self._metrics)
+
+    @property
+    def width(self) -> int:
+        """Length of a vector."""
+        return len(self._metrics) + (0 if self._features is None else 2 * FEATURES)
+
+    def vectors(self, sr: torch.Tensor, hq: torch.Tensor | None, keys: Sequence[str]) -> torch.Tensor:
+        """Measure (B, 3, H, W) sr against hq: (B, width) float64 on the CPU.
 
         Raises:
-            UsageError: shapes or ranges do not fit, or the keys are not B distinct names.
+            UsageError: shapes, ranges or sizes do not fit the protocol, or the keys are not B distinct names.
             MegaSRError: sr or a metric is not finite. Such a value is never averaged away; it stops the evaluation.
         """
-        self._check(sr, hq, keys)
-        return [self._row(sr[i : i + 1], hq[i : i + 1], key) for i, key in enumerate(keys)]
+        check_image(sr, "sr")
+        if hq is not None and hq.shape != sr.shape:
+            raise UsageError(f"sr has shape {tuple(sr.shape)} but hq {tuple(hq.shape)}: metrics compare equal sizes")
+        if len(keys) != len(sr):
+            raise UsageError(f"{len(keys)} keys for {len(sr)} images: {', '.join(keys)}")
+        check_keys(keys, keys)
+        images = [Images(key, sr[i : i + 1], None if hq is None else hq[i : i + 1]) for i, key in enumerate(keys)]
+        return torch.stack(list(self.measure(images, lambda image: image)))
+
+    def measure(self, items: Sequence[Any], load: Callable[[Any], Images]) -> Iterator[torch.Tensor]:
+        """One vector per item, in their order; threads load and measure ahead. Raises as `vectors`."""
+        threads = torch.get_num_threads()
+        workers = min(len(items), _cores())
+        try:
+            with ThreadPoolExecutor(max(1, workers), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+                yield from pool.map(lambda item: self._vector(load(item)), items)
+        finally:
+            torch.set_num_threads(threads)  # what a thread sets is what later threads start with
+
+    def rows(self, sr: torch.Tensor, hq: torch.Tensor | None, keys: Sequence[str]) -> list[Row]:
+        """The per-image metrics of `vectors`: one `{"key": ..., metric: value, ...}` per image, in the order given."""
+        return self.rows_of(self.vectors(sr, hq, keys), keys)
+
+    def rows_of(self, vectors: torch.Tensor, keys: Sequence[str]) -> list[Row]:
+        """Rows of (N, width) vectors."""
+        values = vectors[:, : len(self._metrics)].tolist()
+        return [
+            {"key": key, **dict(zip(self.metric_names, row, strict=True))}
+            for key, row in zip(keys, values, strict=True)
+        ]
 
     def summary(self, rows: Sequence[Mapping[str, Any]], keys: Sequence[str] | None = None) -> dict[str, float]:
         """Mean of every metric over the rows.
@@ -62,33 +144,74 @@ class Evaluator:
             raise UsageError("summary of no images: the evaluation set is empty")
         got = [str(row["key"]) for row in rows]
         check_keys(got, got if keys is None else keys)
-        return {name: math.fsum(row[name] for row in rows) / len(rows) for name in self.protocol.metric_names}
+        return {name: math.fsum(row[name] for row in rows) / len(rows) for name in self.metric_names}
 
-    def _check(self, sr: torch.Tensor, hq: torch.Tensor, keys: Sequence[str]) -> None:
-        check_image(sr, "sr")
-        check_image(hq, "hq")
-        if sr.shape != hq.shape:
-            raise UsageError(f"sr has shape {tuple(sr.shape)} but hq {tuple(hq.shape)}: metrics compare equal sizes")
-        if len(keys) != len(sr):
-            raise UsageError(f"{len(keys)} keys for {len(sr)} images: {', '.join(keys)}")
-        check_keys(keys, keys)
-        if not (hq.min() >= 0 and hq.max() <= 1):
-            raise UsageError(f"hq: values in [{hq.min():.4g}, {hq.max():.4g}], expected [0, 1]")
-        for key, image in zip(keys, sr, strict=True):
-            if bad := int((~torch.isfinite(image)).sum()):
-                raise MegaSRError(f"sr of {key!r} has {bad} non-finite values; the model that made it has diverged")
+    def evaluation(
+        self,
+        vectors: torch.Tensor,
+        keys: Sequence[str],
+        *,
+        data: str | None = None,
+        provenance: Mapping[str, Any] | None = None,
+    ) -> Evaluation:
+        """What (N, width) vectors of a whole set say: rows, means, their intervals, and the distances of the set."""
+        rows = self.rows_of(vectors, keys)
+        means = self.summary(rows)
+        values = vectors[:, : len(self._metrics)].numpy()
+        intervals = mean_intervals(values, keys, numpy_generator(0, "intervals"))
+        return Evaluation(
+            protocol=self.protocol.name,
+            fingerprint=self.protocol.fingerprint,
+            rows=tuple(rows),
+            means=means,
+            intervals=dict(zip(self.metric_names, intervals, strict=False)),
+            set_values=self._set_values(vectors[:, len(self._metrics) :]),
+            skipped=dict(self.skipped),
+            data=data,
+            provenance=dict(provenance or {}),
+        )
 
-    def _row(self, sr: torch.Tensor, hq: torch.Tensor, key: str) -> Row:
+    def _set_values(self, features: torch.Tensor) -> dict[str, float]:
+        sr, hq = features[:, :FEATURES], features[:, FEATURES:]
+        return {spec.name: DISTANCES[str(dict(spec.arguments)["distance"])](sr, hq) for spec in self._set_specs}
+
+    @torch.no_grad()
+    def _vector(self, images: Images) -> torch.Tensor:
+        self._check(images)
+        key, sr, hq = images
         border = self.protocol.border_px
         inner = (..., slice(border, sr.shape[-2] - border), slice(border, sr.shape[-1] - border))
-        images = [quantise(image[inner].to(self.device)) for image in (sr, hq)]
-        row: Row = {"key": key}
-        for spec, metric in self._metrics:
-            value = float(metric(*images) if spec.needs_hq else metric(images[0]))
-            if not math.isfinite(value):
-                raise MegaSRError(f"{spec.name} of {key!r} is {value}: this image cannot be measured with this metric")
-            row[spec.name] = value
-        return row
+        sr = quantise(sr[inner].to(self.device))
+        hq = None if hq is None else quantise(hq[inner].to(self.device))
+        values = torch.tensor([metric(sr, hq, key) for metric in self._metrics], dtype=torch.float64)
+        if self._features is None or hq is None:
+            return values
+        return torch.cat([values, *(self._features(to_uint8(image[0])) for image in (sr, hq))])
+
+    def _check(self, images: Images) -> None:
+        key, sr, hq = images
+        check_image(sr, "sr")
+        if self.has_hq != (hq is not None):
+            raise UsageError(
+                f"{key!r} has {'no ' if hq is None else ''}hq, but the evaluator was made with has_hq={self.has_hq}"
+            )
+        size = self.protocol.size_px
+        if size is not None and sr.shape[-2:] != (size, size):
+            raise UsageError(
+                f"{key!r} is {sr.shape[-1]}x{sr.shape[-2]} px; {self.protocol.name} measures {size}x{size} px: its "
+                "crops are made before restoration"
+            )
+        if bad := int((~torch.isfinite(sr)).sum()):
+            raise MegaSRError(f"sr of {key!r} has {bad} non-finite values; the model that made it has diverged")
+        if hq is None:
+            return
+        check_image(hq, "hq")
+        if sr.shape != hq.shape:
+            raise UsageError(
+                f"sr has shape {tuple(sr.shape)} but hq {tuple(hq.shape)} for {key!r}: metrics compare equal sizes"
+            )
+        if not (hq.min() >= 0 and hq.max() <= 1):
+            raise UsageError(f"hq of {key!r}: values in [{hq.min():.4g}, {hq.max():.4g}], expected [0, 1]")
 
 
 def check_keys(got: Sequence[str], expected: Sequence[str]) -> None:
@@ -107,24 +230,5 @@ def check_keys(got: Sequence[str], expected: Sequence[str]) -> None:
         raise UsageError(f"the images measured are not the evaluation set: {text}")
 
 
-def _create(spec: MetricSpec, protocol: Protocol, device: torch.device) -> Callable[..., torch.Tensor]:
-    """Build a pyiqa metric, without its log lines."""
-    arguments = dict(spec.arguments)
-    if spec.on_y:
-        arguments |= {"test_y_channel": True, "color_space": protocol.color_space}
-    with _quiet_pyiqa():
-        import pyiqa
-
-        return pyiqa.create_metric(spec.pyiqa_name, device=device, **arguments)
-
-
-@contextlib.contextmanager
-def _quiet_pyiqa() -> Iterator[None]:
-    """Importing pyiqa warns about its own dependencies and logs every metric it creates; errors still raise."""
-    import logging
-    import warnings
-
-    logging.getLogger("pyiqa").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from megasr.errors import MegaSRError
-from megasr.evaluation.protocol import Protocol, get_protocol
+from megasr.evaluation.protocol import get_protocol
+from megasr.evaluation.spec import Protocol
 from megasr.files import write_whole
 
 Row = dict[str, Any]  # "key": str, then one float per metric

@@ -10,7 +10,8 @@ import torch
 
 from megasr.errors import MegaSRError, UsageError
 from megasr.evaluation.evaluator import Evaluator, check_keys
-from megasr.evaluation.protocol import WEIGHT_FREE_V1, Protocol
+from megasr.evaluation.protocol import WEIGHT_FREE_V1
+from megasr.evaluation.spec import Protocol
 from megasr.rng import torch_generator
 
 PSNR_ONLY = Protocol("psnr-only", 1, WEIGHT_FREE_V1.metrics[:1])
@@ -81,7 +82,7 @@ def test_a_non_finite_image_stops_the_evaluation(psnr: Evaluator) -> None:
 
 def test_a_non_finite_metric_names_key_and_metric() -> None:
     evaluator = Evaluator(PSNR_ONLY)
-    evaluator._metrics = [(PSNR_ONLY.metrics[0], lambda sr, hq: torch.tensor(math.inf))]
+    evaluator._metrics[0]._metric = lambda sr, hq: torch.tensor(math.inf)
     with pytest.raises(MegaSRError, match="psnr_y of 'lake' is inf"):
         evaluator.rows(_images(1), _images(1), ["lake"])
 
@@ -92,7 +93,7 @@ def test_a_non_finite_metric_names_key_and_metric() -> None:
         (_images(2), _images(2), ["a"], "1 keys for 2 images: a"),
         (_images(2), _images(2), ["a", "a"], "repeated: a"),
         (_images(2), _images(2)[..., :32], ["a", "b"], "equal sizes"),
-        (_images(1), _images(1) * 2 - 1, ["a"], r"hq: values in \[-"),
+        (_images(1), _images(1) * 2 - 1, ["a"], r"hq of 'a': values in \[-"),
         (_images(1)[0], _images(1), ["a"], "sr: expected float RGB"),
     ],
 )

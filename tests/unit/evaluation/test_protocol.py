@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 
 from megasr.errors import UsageError
-from megasr.evaluation.protocol import PROTOCOLS, WEIGHT_FREE_V1, MetricSpec, get_protocol
+from megasr.evaluation.protocol import PROTOCOLS, WEIGHT_FREE_V1, get_protocol
+from megasr.evaluation.spec import MetricSpec
 
 _CHANGES = {
     "name": "other",
@@ -15,6 +16,7 @@ _CHANGES = {
     "metrics": WEIGHT_FREE_V1.metrics[:2],
     "color_space": "yiq",
     "border_px": 4,
+    "size_px": 512,
 }
 
 
@@ -33,6 +35,7 @@ def test_every_field_changes_the_fingerprint(field: str) -> None:
         {"arguments": (("crop_border", 4),)},
         {"needs_hq": False},
         {"weights": ("alex",)},
+        {"of_set": True},
     ],
 )
 def test_every_field_of_a_metric_changes_the_fingerprint(change: dict) -> None:
@@ -41,9 +44,19 @@ def test_every_field_of_a_metric_changes_the_fingerprint(change: dict) -> None:
     assert changed.fingerprint != WEIGHT_FREE_V1.fingerprint
 
 
-def test_the_fingerprint_of_the_published_protocol_is_pinned() -> None:
-    # Numbers were published under it: whoever changes what is measured must raise the version and the name.
-    assert WEIGHT_FREE_V1.fingerprint == "ab192638"
+def test_every_field_is_tried() -> None:
+    assert {f.name for f in fields(WEIGHT_FREE_V1)} == {*_CHANGES, "rounding", "resize"}  # these two take one value
+
+
+def test_fingerprints_are_pinned() -> None:
+    # Numbers are published under them: whoever changes what is measured adds a protocol and leaves these as they are.
+    assert {name: protocol.fingerprint for name, protocol in PROTOCOLS.items()} == {
+        "weight-free-v1": "1e7481d0",
+        "stablesr-crops-v1": "45101352",
+        "dreamclear-1024-v1": "fcd9261c",
+        "whole-image-v1": "f5b7e718",
+        "rgb-v1": "ae271c5a",
+    }
 
 
 def test_an_unknown_protocol_names_the_nearest() -> None:
@@ -55,6 +68,8 @@ def test_an_unknown_protocol_names_the_nearest() -> None:
 def test_bad_fields_are_refused() -> None:
     with pytest.raises(UsageError, match="rounding 'none'"):
         replace(WEIGHT_FREE_V1, rounding="none")
+    with pytest.raises(UsageError, match="resize 'bicubic'"):
+        replace(WEIGHT_FREE_V1, resize="bicubic")
     with pytest.raises(UsageError, match="border_px is -1"):
         replace(WEIGHT_FREE_V1, border_px=-1)
     with pytest.raises(UsageError, match="occurs twice"):

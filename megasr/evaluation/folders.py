@@ -1,0 +1,103 @@
+"""Evaluates folders of images, in this process or in several: the rows are the same."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megasr.errors import UsageError
+from megasr.evaluation.evaluator import Evaluator, Images
+from megasr.evaluation.metric_weights import weight_hashes
+from megasr.evaluation.pairing import Pair, pair_by_name
+from megasr.evaluation.result import Evaluation
+from megasr.images import from_uint8, read_image
+from megasr.provenance import provenance
+
+_CHUNK = 2  # images per task of a worker process
+Progress = Callable[[int, int], None]  # images done, images in all
+
+
+def evaluate_folder(
+    sr: Path,
+    hq: Path | None,
+    evaluator: Evaluator,
+    *,
+    strip: Sequence[str] = (),
+    data: str | None = None,
+    devices: int = 1,
+    progress: Progress | None = None,
+    more: Mapping[str, Any] | None = None,
+) -> Evaluation:
+    """Measure every image of a folder against the one of the same name.
+
+    Args:
+        sr: folder of restored images.
+        hq: folder of ground truth; None for sets that have none.
+        evaluator: what is measured.
+        strip: endings of names that are taken off before names are compared.
+        data: name of the benchmark set.
+        devices: processes; with CUDA each takes a GPU of its own.
+        progress: told how many images are done.
+        more: goes into the provenance.
+
+    Raises:
+        UsageError: names do not pair, or an image does not fit the protocol.
+        MegaSRError: an image cannot be read or measured; it is named.
+    """
+    pairs = pair_by_name(sr, hq, strip)
+    if not evaluator.width:
+        skipped = "; ".join(f"{name}: {why}" for name, why in evaluator.skipped.items())
+        raise UsageError(f"no metric of {evaluator.protocol.name} can be taken: {skipped}")
+    vectors = []
+    for vector in _vectors(pairs, evaluator, devices):
+        vectors.append(vector)
+        if progress is not None:
+            progress(len(vectors), len(pairs))
+    about = provenance(str(evaluator.device), weights=weight_hashes(evaluator.weights, evaluator.weights_dir))
+    keys = [pair.key for pair in pairs]
+    return evaluator.evaluation(torch.stack(vectors), keys, data=data, provenance={**about, **(more or {})})
+
+
+def load_pair(pair: Pair) -> Images:
+    """Read the files of a pair. Raises MegaSRError when one cannot be read."""
+    sr, hq = (None if path is None else from_uint8(read_image(path))[None] for path in (pair.sr, pair.hq))
+    assert sr is not None
+    return Images(pair.key, sr, hq)
+
+
+def _vectors(pairs: Sequence[Pair], evaluator: Evaluator, devices: int) -> Iterator[torch.Tensor]:
+    if devices < 1:
+        raise UsageError(f"devices is {devices}, must be at least 1")
+    if devices == 1:
+        yield from evaluator.measure(pairs, load_pair)
+        return
+    chunks = [pairs[start : start + _CHUNK] for start in range(0, len(pairs), _CHUNK)]
+    spawn = multiprocessing.get_context("spawn")  # a fork would share the threads' locks, and CUDA cannot be forked
+    rank = spawn.Value("i", 0)
+    arguments = (evaluator.recipe, str(evaluator.device), rank)
+    with ProcessPoolExecutor(min(devices, len(chunks)), spawn, _start_worker, arguments) as pool:
+        for measured in pool.map(_measure_chunk, chunks):
+            yield from measured
+
+
+_worker: Evaluator | None = None
+
+
+def _start_worker(recipe: Mapping[str, Any], device: str, rank: Any) -> None:
+    """Make the evaluator of a worker process."""
+    global _worker
+    with rank.get_lock():
+        mine, rank.value = rank.value, rank.value + 1
+    if device.startswith("cuda"):
+        device = f"cuda:{mine % torch.cuda.device_count()}"
+    _worker = Evaluator(device=device, **recipe)
+
+
+def _measure_chunk(pairs: Sequence[Pair]) -> list[torch.Tensor]:
+    assert _worker is not None
+    return list(_worker.measure(pairs, load_pair))

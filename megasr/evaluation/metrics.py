@@ -1,0 +1,132 @@
+"""Metrics as a protocol means them: built from pyiqa with every argument given, without downloads and log lines."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from megasr.errors import MegaSRError, UsageError
+from megasr.evaluation.distribution import InceptionFeatures
+from megasr.evaluation.metric_weights import FILES, describe_missing, find_weight, found_weights
+from megasr.evaluation.spec import MetricSpec, Protocol
+from megasr.evaluation.ssim import SeparableSSIM
+
+Missing = Literal["skip", "error"]
+
+
+class ImageMetric:
+    """One number for one image; may be called by several threads.
+
+    Args:
+        spec: which metric.
+        protocol: gives the colour space.
+        device: where it is computed.
+        weights_dir: where its weights are looked for first.
+    """
+
+    def __init__(self, spec: MetricSpec, protocol: Protocol, device: torch.device, weights_dir: Path | None) -> None:
+        self.spec = spec
+        self._metric = _create(spec, protocol, device, weights_dir)
+        # Networks of pyiqa keep what their hooks saw in themselves; formulas keep nothing.
+        self._lock = threading.Lock() if spec.weights else contextlib.nullcontext()
+
+    def __call__(self, sr: torch.Tensor, hq: torch.Tensor | None, key: str) -> float:
+        """Measure (1, 3, H, W) in [0, 1].
+
+        Raises:
+            MegaSRError: the metric cannot be taken of this image, or is not finite.
+        """
+        images = (sr, hq) if self.spec.needs_hq else (sr,)
+        try:
+            with self._lock:
+                value = float(self._metric(*images))
+        except Exception as error:  # pyiqa raises whatever its formulas do on images that are too small
+            size = f"{sr.shape[-1]}x{sr.shape[-2]}"
+            raise MegaSRError(f"{self.spec.name} cannot be taken of {key!r} ({size} px): {error}") from error
+        if not torch.isfinite(torch.tensor(value)):
+            raise MegaSRError(f"{self.spec.name} of {key!r} is {value}: this image cannot be measured with this metric")
+        return value
+
+
+def choose_metrics(
+    protocol: Protocol,
+    names: Sequence[str] | None,
+    *,
+    has_hq: bool,
+    weights_dir: Path | None,
+    missing: Missing,
+) -> tuple[list[MetricSpec], dict[str, str]]:
+    """Which metrics of a protocol can be taken.
+
+    Args:
+        protocol: the protocol.
+        names: the metrics asked for; None asks for all.
+        has_hq: the set has ground truth; without it, metrics that need it are skipped unless they are named.
+        weights_dir: where weights are looked for first.
+        missing: whether a metric without its weights is skipped or refused.
+
+    Returns:
+        The specs in the order of the protocol, and why each of the others asked for is skipped.
+
+    Raises:
+        UsageError: a metric is unknown, named twice, or named although it needs hq.
+        MegaSRError: weights are missing; every file is named with where it can be had.
+    """
+    if names is not None and len(set(names)) != len(names):
+        raise UsageError(f"metrics {', '.join(names)}: a name occurs twice")
+    wanted = {protocol.metric(name).name for name in (protocol.metric_names if names is None else names)}
+    chosen, skipped = [], {}
+    for spec in (spec for spec in protocol.metrics if spec.name in wanted):
+        if spec.needs_hq and not has_hq:
+            if names is not None:
+                raise UsageError(f"{spec.name} compares with hq, and this set has none")
+            skipped[spec.name] = "needs hq"
+        elif reason := describe_missing(spec.weights, weights_dir):
+            skipped[spec.name] = reason
+        else:
+            chosen.append(spec)
+    lacking = {name: reason for name, reason in skipped.items() if reason != "needs hq"}
+    if lacking and missing == "error":
+        text = " | ".join(f"{name}: {reason}" for name, reason in lacking.items())
+        raise MegaSRError(f"weights of metrics are missing (`skip` goes on without these metrics): {text}")
+    return chosen, skipped
+
+
+def create_features(spec: MetricSpec, device: torch.device, weights_dir: Path | None) -> InceptionFeatures:
+    """The network behind the set metrics."""
+    with quiet_pyiqa(), found_weights(spec.weights, weights_dir):
+        return InceptionFeatures(device)
+
+
+def _create(
+    spec: MetricSpec, protocol: Protocol, device: torch.device, weights_dir: Path | None
+) -> Callable[..., torch.Tensor]:
+    arguments: dict[str, Any] = dict(spec.arguments)
+    if spec.on_y:
+        arguments |= {"test_y_channel": True, "color_space": protocol.color_space}
+    if spec.pyiqa_name == "ssim" and not arguments["downsample"]:
+        return SeparableSSIM(arguments["test_y_channel"], arguments["color_space"]).to(device)
+    for name in spec.weights:  # CLIP is the one network that checks, and fetches again, what lies in its cache
+        if FILES[name].place == "clip":
+            arguments["backbone"] = str(find_weight(name, weights_dir))
+    with quiet_pyiqa(), found_weights(spec.weights, weights_dir):
+        import pyiqa
+
+        return pyiqa.create_metric(spec.pyiqa_name, device=device, **arguments)
+
+
+@contextlib.contextmanager
+def quiet_pyiqa() -> Iterator[None]:
+    """Importing pyiqa warns about its own dependencies, and its metrics log and print when made; errors still raise."""
+    logging.getLogger("pyiqa").setLevel(logging.ERROR)
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield

@@ -1,0 +1,83 @@
+"""Folders: the rows are the same for any number of processes, and every failure names its image."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from megasr.errors import MegaSRError, UsageError
+from megasr.evaluation.evaluator import Evaluator
+from megasr.evaluation.folders import evaluate_folder
+from megasr.evaluation.protocol import PROTOCOLS, WEIGHT_FREE_V1
+from megasr.images import from_uint8, read_image, to_uint8, write_png
+from megasr.rng import torch_generator
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[Path, Path]:
+    """Seven images of two sizes, sr and hq."""
+    for index in range(7):
+        size = (48, 64 + 16 * (index % 2))
+        hq = torch.rand(3, *size, generator=torch_generator(index, "hq"))
+        noise = torch.randn(3, *size, generator=torch_generator(index, "sr"))
+        write_png(to_uint8(hq), tmp_path / "hq" / f"{index}.png")
+        write_png(to_uint8(hq + 0.02 * (index + 1) * noise), tmp_path / "sr" / f"{index}.png")
+    return tmp_path / "sr", tmp_path / "hq"
+
+
+def test_rows_are_the_same_for_one_and_for_three_processes(folders: tuple[Path, Path]) -> None:
+    evaluator = Evaluator(WEIGHT_FREE_V1, metrics=["psnr_y", "fsim", "ssim_y"])
+    seen: list[tuple[int, int]] = []
+    alone = evaluate_folder(*folders, evaluator, progress=lambda *done: seen.append(done))
+    assert alone.keys == tuple("0123456")
+    assert seen == [(done, 7) for done in range(1, 8)]
+    assert list(alone.means) == ["psnr_y", "ssim_y", "fsim"]  # the protocol's order, not the caller's
+    psnrs = [row["psnr_y"] for row in alone.rows]
+    assert psnrs == sorted(psnrs, reverse=True)
+    assert alone.means["psnr_y"] == pytest.approx(np.mean(psnrs))
+    low, high = alone.intervals["psnr_y"]
+    assert min(psnrs) < low < alone.means["psnr_y"] < high < max(psnrs)
+    assert evaluate_folder(*folders, evaluator, devices=3).rows == alone.rows
+    sr, hq = (from_uint8(read_image(folder / "3.png"))[None] for folder in folders)
+    assert evaluator.rows(sr, hq, ["3"])[0] == alone.rows[3]
+
+
+def test_a_set_without_hq_takes_what_needs_none(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    protocol = PROTOCOLS["whole-image-v1"]
+    with pytest.raises(UsageError, match="psnr compares with hq, and this set has none"):
+        Evaluator(protocol, metrics=["psnr"], has_hq=False)
+    nothing = Evaluator(protocol, missing="skip", weights_dir=tmp_path, has_hq=False)
+    assert nothing.skipped["psnr"] == "needs hq"
+    assert "get it from https://huggingface.co" in nothing.skipped["niqe"]
+    with pytest.raises(UsageError, match="no metric of whole-image-v1 can be taken: psnr: needs hq; .*niqe"):
+        evaluate_folder(folders[0], None, nothing)
+    with pytest.raises(UsageError, match="'0' has no hq, but the evaluator was made with has_hq=True"):
+        evaluate_folder(folders[0], None, Evaluator(WEIGHT_FREE_V1))
+
+
+def test_sizes_that_the_protocol_does_not_measure_are_refused(folders: tuple[Path, Path]) -> None:
+    crops = Evaluator(PROTOCOLS["stablesr-crops-v1"], metrics=["psnr"])
+    with pytest.raises(UsageError, match="'0' is 64x48 px; stablesr-crops-v1 measures 512x512 px"):
+        evaluate_folder(*folders, crops)
+
+
+def test_a_failure_names_its_image(folders: tuple[Path, Path]) -> None:
+    evaluator = Evaluator(WEIGHT_FREE_V1, metrics=["psnr_y"])
+    write_png(np.zeros((8, 8, 3), np.uint8), folders[0] / "4.png")
+    with pytest.raises(UsageError, match="for '4': metrics compare equal sizes"):
+        evaluate_folder(*folders, evaluator)
+    (folders[0] / "4.png").write_bytes(b"no image")
+    with pytest.raises(MegaSRError, match="4.png"):
+        evaluate_folder(*folders, evaluator)
+    with pytest.raises(UsageError, match="devices is 0"):
+        evaluate_folder(*folders, evaluator, devices=0)
+
+
+def test_an_image_too_small_for_a_metric_names_metric_image_and_size(folders: tuple[Path, Path]) -> None:
+    for folder in folders:
+        write_png(np.zeros((6, 9, 3), np.uint8), folder / "5.png")
+    with pytest.raises(MegaSRError, match="ssim_y cannot be taken of '5' \\(9x6 px\\)"):
+        evaluate_folder(*folders, Evaluator(WEIGHT_FREE_V1, metrics=["ssim_y"]))
