@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("torch", "numpy", "opencv-python-headless", "pillow")
+PACKAGES = ("torch", "numpy", "opencv-python-headless", "pillow", "pyiqa")
 
 
 def publish(benchmark: str, settings: dict[str, Any], results: dict[str, Any], output: Path | None) -> None:
