@@ -23,7 +23,8 @@ from ablations.results import RunResult, write_result, write_text
 from ablations.tracking import Tracker
 from megasr.batch import SRBatch
 from megasr.errors import MegaSRError
-from megasr.evaluation.evaluator import Evaluator, Row
+from megasr.evaluation.evaluator import Evaluator
+from megasr.evaluation.result import Row
 from megasr.images import read_image, to_uint8, upsample_lq, write_png
 from megasr.provenance import git_commit, versions
 

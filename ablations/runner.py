@@ -13,7 +13,8 @@ from ablations.registry import get_study
 from ablations.results import RunResult, StudyResult, read_finished
 from megasr.errors import MegaSRError, UsageError
 from megasr.evaluation.evaluator import Evaluator
-from megasr.evaluation.protocol import WEIGHT_FREE_V1, Protocol
+from megasr.evaluation.protocol import WEIGHT_FREE_V1
+from megasr.evaluation.spec import Protocol
 
 
 def run_study(

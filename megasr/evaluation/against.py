@@ -12,6 +12,7 @@ from megasr.errors import MegaSRError, UsageError
 from megasr.evaluation.evaluator import check_keys
 from megasr.evaluation.intervals import Interval, paired_bootstrap
 from megasr.evaluation.result import Evaluation
+from megasr.images import IMAGE_SUFFIXES
 from megasr.rng import numpy_generator
 
 
@@ -88,19 +89,25 @@ def deviations(evaluation: Evaluation, scores: Path) -> list[Deviation]:
         raise UsageError(f"{scores} has no column {' or '.join(evaluation.means)}; it has {', '.join(sorted(columns))}")
     found = []
     for name in names:
-        gaps = [abs(row[name] - published[row["key"]][name]) for row in evaluation.rows]
+        try:
+            gaps = [abs(row[name] - float(published[row["key"]][name])) for row in evaluation.rows]
+        except (ValueError, TypeError) as error:
+            raise MegaSRError(f"{scores}, column {name}: {error}") from error
         worst = int(np.argmax(gaps))
         found.append(Deviation(name, gaps[worst], float(np.median(gaps)), evaluation.keys[worst]))
     return found
 
 
-def _read_scores(path: Path) -> dict[str, dict[str, float]]:
-    """Key -> metric -> value; the first column is the name of the file."""
+def _read_scores(path: Path) -> dict[str, dict[str, str]]:
+    """Key -> column -> text; the first column is the name of the file, with or without its ending."""
     try:
         with path.open(newline="") as file:
             rows = [list(row.items()) for row in csv.DictReader(file, strict=True)]
-        return {
-            str(Path(first[1]).with_suffix("")): {name: float(value) for name, value in rest} for first, *rest in rows
-        }
+        return {_without_ending(first[1]): dict(rest) for first, *rest in rows}
     except (OSError, ValueError, TypeError, csv.Error, AttributeError) as error:
         raise MegaSRError(f"{path} is not a table of scores that can be read: {error}") from error
+
+
+def _without_ending(name: str) -> str:
+    ending = Path(name).suffix
+    return name.removesuffix(ending) if ending.lower() in IMAGE_SUFFIXES else name

@@ -7,6 +7,7 @@ machine, so nothing is ever downloaded.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -82,18 +83,23 @@ def find_weight(name: str, weights_dir: Path | None = None) -> Path | None:
     return cached if cached.is_file() else None
 
 
-def describe_missing(names: tuple[str, ...], weights_dir: Path | None = None) -> str:
-    """What is missing of these files and where each can be had; empty when all are here."""
+def missing_files(names: Sequence[str], weights_dir: Path | None = None) -> list[WeightFile]:
+    """Those of these files that are not on this machine."""
+    return [FILES[name] for name in names if find_weight(name, weights_dir) is None]
+
+
+def describe_missing(names: Sequence[str], weights_dir: Path | None = None) -> str:
+    """Which of these files are missing and where each can be had; empty when all are here. Names no local folder."""
+    missing = missing_files(names, weights_dir)
+    return "lacks " + ", ".join(f"{file.name} ({file.source})" for file in missing) if missing else ""
+
+
+def where_weights_go(names: Sequence[str]) -> str:
+    """The folders where pyiqa and torchvision look for these files."""
     from torch.hub import get_dir
 
-    missing = [FILES[name] for name in names if find_weight(name, weights_dir) is None]
-    return "; ".join(
-        f"{file.name} is not in the Hugging Face cache: {file.source}"
-        if file.place == "hub"
-        else f"{file.name} is not in {Path(get_dir()) / file.place}"
-        f"{'' if weights_dir is None else f' or below {weights_dir}'}: get it from {file.source}"
-        for file in missing
-    )
+    places = dict.fromkeys(FILES[name].place for name in names)
+    return ", ".join(str(Path(get_dir()) / place) for place in places if place != "hub")
 
 
 @contextmanager
@@ -127,3 +133,13 @@ def weight_hashes(names: Sequence[str], weights_dir: Path | None = None) -> dict
         if found is not None:
             hashes[name] = found.name[:16] if FILES[name].place == "hub" else file_sha256(found)[:16]
     return hashes
+
+
+def altered_files(hashes: Mapping[str, str]) -> list[str]:
+    """Files of `weight_hashes` that are not the published ones, as far as their names or addresses tell the sha256."""
+    altered = []
+    for name, found in hashes.items():
+        told = re.search(r"-([0-9a-f]{8})\.|/([0-9a-f]{64})/", FILES[name].source)
+        if told and not (told[1] or told[2]).startswith(found[:8]):
+            altered.append(name)
+    return altered

@@ -15,11 +15,12 @@ import torch
 
 from megasr.errors import MegaSRError, UsageError
 from megasr.evaluation.distribution import InceptionFeatures
-from megasr.evaluation.metric_weights import FILES, describe_missing, find_weight, found_weights
+from megasr.evaluation.metric_weights import FILES, describe_missing, find_weight, found_weights, where_weights_go
 from megasr.evaluation.spec import MetricSpec, Protocol
 from megasr.evaluation.ssim import SeparableSSIM
 
 Missing = Literal["skip", "error"]
+NEEDS_HQ = "needs hq"
 
 
 class ImageMetric:
@@ -88,15 +89,19 @@ def choose_metrics(
         if spec.needs_hq and not has_hq:
             if names is not None:
                 raise UsageError(f"{spec.name} compares with hq, and this set has none")
-            skipped[spec.name] = "needs hq"
+            skipped[spec.name] = NEEDS_HQ
         elif reason := describe_missing(spec.weights, weights_dir):
             skipped[spec.name] = reason
         else:
             chosen.append(spec)
-    lacking = {name: reason for name, reason in skipped.items() if reason != "needs hq"}
-    if lacking and missing == "error":
-        text = " | ".join(f"{name}: {reason}" for name, reason in lacking.items())
-        raise MegaSRError(f"weights of metrics are missing (`skip` goes on without these metrics): {text}")
+    if missing == "error" and any(reason != NEEDS_HQ for reason in skipped.values()):
+        lacking = {name: reason for name, reason in skipped.items() if reason != NEEDS_HQ}
+        text = "; ".join(f"{name} {reason}" for name, reason in lacking.items())
+        places = where_weights_go([file for name in lacking for file in protocol.metric(name).weights])
+        raise MegaSRError(
+            f"weights of metrics are missing: {text}. Put the files into {places}, or all into one folder and name it "
+            "(--weights-dir); or go on without these metrics (--missing skip)"
+        )
     return chosen, skipped
 
 

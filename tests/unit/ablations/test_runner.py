@@ -21,7 +21,8 @@ from ablations.runner import run_study
 from ablations.tracking import Tracker
 from megasr.batch import SRBatch
 from megasr.errors import MegaSRError, UsageError
-from megasr.evaluation.protocol import WEIGHT_FREE_V1, Protocol
+from megasr.evaluation.protocol import WEIGHT_FREE_V1
+from megasr.evaluation.spec import Protocol
 from megasr.images import read_image
 from tests.helpers.tiny_study import TinyAdapter, TinyData, TinyModule, tiny_components, write_recipe
 

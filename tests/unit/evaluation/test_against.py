@@ -63,9 +63,9 @@ def test_deviations_from_published_scores(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["image,psnr_y\n0.png,high\n", "image,psnr_y\n0.png\n"])
-def test_scores_that_cannot_be_read_name_the_file(tmp_path: Path, text: str) -> None:
+def test_scores_that_cannot_be_read_name_file_and_column(tmp_path: Path, text: str) -> None:
     (tmp_path / "scores.csv").write_text(text)
-    with pytest.raises(MegaSRError, match=r"scores.csv is not a table of scores"):
-        deviations(_evaluation(psnr_y=BASE), tmp_path / "scores.csv")
+    with pytest.raises(MegaSRError, match=r"scores.csv, column psnr_y: "):
+        deviations(_evaluation(psnr_y=[20.0]), tmp_path / "scores.csv")
     with pytest.raises(MegaSRError, match=r"none.csv is not a table"):
         deviations(_evaluation(psnr_y=BASE), tmp_path / "none.csv")

@@ -51,7 +51,7 @@ def test_a_set_without_hq_takes_what_needs_none(folders: tuple[Path, Path], tmp_
         Evaluator(protocol, metrics=["psnr"], has_hq=False)
     nothing = Evaluator(protocol, missing="skip", weights_dir=tmp_path, has_hq=False)
     assert nothing.skipped["psnr"] == "needs hq"
-    assert "get it from https://huggingface.co" in nothing.skipped["niqe"]
+    assert "lacks niqe_modelparameters.mat (https://huggingface.co" in nothing.skipped["niqe"]
     with pytest.raises(UsageError, match="no metric of whole-image-v1 can be taken: psnr: needs hq; .*niqe"):
         evaluate_folder(folders[0], None, nothing)
     with pytest.raises(UsageError, match="'0' has no hq, but the evaluator was made with has_hq=True"):

@@ -1,0 +1,213 @@
+"""The field's benchmark sets as data: what each consists of, where it comes from, and whether a folder holds it.
+
+What the field calls by one name is not always one set: RealLR200 is restored whole by SeeSR and as 128 px centre crops
+by TADSR, so each use has its own name here, and a name says all that a result depends on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+from data_pipelines.folder import index_folder
+from data_pipelines.paired import PairedSource
+from megasr.errors import UsageError, unknown_name
+from megasr.images import read_size
+
+# Folders of (lq, hq) as they are found: StableSR's zip has the first two, the others are what people rename them to.
+LAYOUTS = (
+    ("test_LR", "test_HR"),
+    ("lq", "gt"),
+    ("lq", "hq"),
+    ("LQ", "GT"),
+    ("LQ", "HQ"),
+    ("LR", "HR"),
+    ("LR", "GT"),
+    ("lr", "hr"),
+    ("lr", "gt"),
+)
+_STABLESR = "StableSR_testsets.zip of huggingface.co/datasets/Iceclear/StableSR-TestSets"
+_SEESR = "the Google Drive or OneDrive folder that the README of github.com/cswry/SeeSR links"
+_DREAMCLEAR = "the Google Drive file that the README of github.com/shallowdream204/DreamClear links"
+_LINES = 20  # of a report; the rest is counted
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A named set of evaluation images.
+
+    Attributes:
+        name: what `--data` and results call it.
+        count: number of images.
+        lq_px: height and width of every lq as it is distributed; None when they differ.
+        has_hq: there is ground truth, scale_factor times as large as lq.
+        protocol: name of the evaluation protocol that the field takes on it.
+        obtain: where it is found.
+        folders: what its folder is called there; it may lie in the root given.
+        crop_px: height and width of the centre of lq that is restored; None restores all of it.
+        scale_factor: size of sr over size of lq.
+        caveat: what else goes by this name.
+        licence: of the images; none of these sets states one.
+    """
+
+    name: str
+    count: int
+    lq_px: int | None
+    has_hq: bool
+    protocol: str
+    obtain: str
+    folders: tuple[str, ...]
+    crop_px: int | None = None
+    scale_factor: int = 4
+    caveat: str = ""
+    licence: str = "unknown"
+
+    @property
+    def hq_px(self) -> int | None:
+        """Height and width of every hq; None when they differ or there is none."""
+        return self.lq_px * self.scale_factor if self.has_hq and self.lq_px else None
+
+    def __str__(self) -> str:
+        size = "any size" if self.lq_px is None else f"{self.lq_px}x{self.lq_px} px"
+        with_hq = f" with hq of {self.hq_px}x{self.hq_px} px" if self.has_hq else ", no hq"
+        caveat = f" ({self.caveat})" if self.caveat else ""
+        return f"{self.name} is {self.count} lq of {size}{with_hq}, from {self.obtain}{caveat}"
+
+
+_CROPS = "stablesr-crops-v1"
+_REALSR_CAVEAT = (
+    "centre crops of the x4 test pairs; the whole photographs go by the same name, as does DreamClear's 1024 px"
+)
+_REALLR200_CAVEAT = "SeeSR restores the whole images, TADSR their 128 px centres"
+_ALL = (
+    Benchmark("realsr", 100, 128, True, _CROPS, _STABLESR, ("RealSRVal_crop128",), caveat=_REALSR_CAVEAT),
+    Benchmark("drealsr", 93, 128, True, _CROPS, _STABLESR, ("DrealSRVal_crop128",), caveat=_REALSR_CAVEAT),
+    Benchmark(
+        "div2k-val",
+        3000,
+        128,
+        True,
+        _CROPS,
+        _STABLESR,
+        ("DIV2K_V2_val",),
+        caveat="crops degraded by StableSR's mild preset; DreamClear's DIV2K-Val is another set",
+    ),
+    Benchmark(
+        "reallr200", 200, None, False, "whole-image-v1", _SEESR, ("RealLR200", "reallr200"), caveat=_REALLR200_CAVEAT
+    ),
+    Benchmark(
+        "reallr200-crop128",
+        200,
+        None,
+        False,
+        _CROPS,
+        _SEESR,
+        ("RealLR200", "reallr200"),
+        crop_px=128,
+        caveat=_REALLR200_CAVEAT,
+    ),
+    Benchmark("reallq250", 250, 256, False, "dreamclear-1024-v1", _DREAMCLEAR, ("RealLQ250", "reallq250")),
+)
+BENCHMARKS: Mapping[str, Benchmark] = MappingProxyType({benchmark.name: benchmark for benchmark in _ALL})
+
+
+@dataclass(frozen=True)
+class BenchmarkFiles:
+    """The images of a set in a folder, checked.
+
+    Attributes:
+        benchmark: which set.
+        lq: key and file of every lq, in the order of the keys.
+        pairs: lq and hq of a set that has hq, in the same order; None for the others.
+        sizes: (height, width) of what is restored of every lq, in the same order.
+    """
+
+    benchmark: Benchmark
+    lq: tuple[tuple[str, Path], ...]
+    pairs: PairedSource | None
+    sizes: tuple[tuple[int, int], ...]
+
+
+def get_benchmark(name: str) -> Benchmark:
+    """The benchmark set of this name. Raises UsageError with the nearest names when there is none."""
+    if name not in BENCHMARKS:
+        raise unknown_name("benchmark", name, BENCHMARKS)
+    return BENCHMARKS[name]
+
+
+def check_layout(name: str, root: str | Path, allow_subset: bool = False) -> BenchmarkFiles:
+    """Find the images of a benchmark set and check their number, names and sizes; sizes are read from the headers.
+
+    Args:
+        name: one of BENCHMARKS.
+        root: the folder of the set, the folder it lies in, or what StableSR's zip was unpacked to.
+        allow_subset: fewer images than the set has are accepted.
+
+    Raises:
+        UsageError: an unknown name, no folder of a known layout, or images that are not the set; says what was found,
+            what is expected and where it comes from.
+        MegaSRError: a file is not an image.
+    """
+    benchmark = get_benchmark(name)
+    lq_folder, hq_folder = _find_folders(benchmark, Path(root))
+    pairs = None
+    try:
+        if hq_folder is not None:
+            pairs = PairedSource(hq_folder, benchmark.scale_factor, lq_folder)
+            lq = {key: path for key, path, _ in pairs.pairs}
+        else:
+            lq = dict(sorted(index_folder(lq_folder).items()))
+    except UsageError as error:
+        raise UsageError(f"{error}\n{benchmark}") from error
+    _check_count(benchmark, len(lq), lq_folder, allow_subset)
+    return BenchmarkFiles(benchmark, tuple(lq.items()), pairs, _checked_sizes(benchmark, lq))
+
+
+def _find_folders(benchmark: Benchmark, root: Path) -> tuple[Path, Path | None]:
+    """(folder of lq, folder of hq or None) of the one known layout that is there."""
+    if not root.is_dir():
+        raise UsageError(f"{root}: no such folder; {benchmark}")
+    places = [root, *(parent / name for parent in (root, root / "StableSR_testsets") for name in benchmark.folders)]
+    for place in places:
+        # Not is_dir(): where case does not count, one folder would be found by two names.
+        inside = {path.name for path in place.iterdir() if path.is_dir()} if place.is_dir() else set()
+        layouts = [layout if benchmark.has_hq else layout[:1] for layout in LAYOUTS]
+        found = [layout for layout in dict.fromkeys(layouts) if set(layout) <= inside]
+        if len(found) > 1:
+            names = " or in ".join("+".join(layout) for layout in found)
+            raise UsageError(f"{place}: is {benchmark.name} in {names}? Move the other folders away")
+        if found:
+            lq, *hq = (place / folder for folder in found[0])
+            return lq, hq[0] if hq else None
+    if not benchmark.has_hq:
+        return next((place for place in places[1:] if place.is_dir()), root), None
+    there = ", ".join(sorted(path.name for path in root.iterdir())[:_LINES]) or "nothing"
+    expected = ", ".join("+".join(layout) for layout in LAYOUTS)
+    raise UsageError(f"{root}: holds {there}; expected the folders {expected}; {benchmark}")
+
+
+def _check_count(benchmark: Benchmark, found: int, folder: Path, allow_subset: bool) -> None:
+    if found == benchmark.count or (allow_subset and found < benchmark.count):
+        return
+    hint = "; data.allow_subset takes them, and every result says so" if found < benchmark.count else ""
+    raise UsageError(f"{folder}: {found} images, the set has {benchmark.count}{hint}\n{benchmark}")
+
+
+def _checked_sizes(benchmark: Benchmark, lq: Mapping[str, Path]) -> tuple[tuple[int, int], ...]:
+    """Sizes of what is restored of every lq; hq has been compared with lq already."""
+    sizes = [read_size(path) for path in lq.values()]
+    least, exact = benchmark.crop_px or 1, benchmark.lq_px
+    problems = [
+        f"{path}: {width}x{height} px"
+        for path, (height, width) in zip(lq.values(), sizes, strict=True)
+        if min(height, width) < least or (exact is not None and (height, width) != (exact, exact))
+    ]
+    if problems:
+        expected = f"{exact}x{exact} px" if exact is not None else f"at least {least}x{least} px"
+        more = [f"and {len(problems) - _LINES} more"] if len(problems) > _LINES else []
+        lines = "\n  ".join([*problems[:_LINES], *more])
+        raise UsageError(f"{len(problems)} lq are not of {expected}:\n  {lines}\n{benchmark}")
+    crop = benchmark.crop_px
+    return tuple(sizes) if crop is None else ((crop, crop),) * len(sizes)

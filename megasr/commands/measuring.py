@@ -1,0 +1,75 @@
+"""What the commands that measure images have in common: options, the evaluator, the bar."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from megasr.errors import UsageError
+
+if TYPE_CHECKING:
+    from megasr.evaluation.evaluator import Evaluator
+
+Progress = Callable[[str, int, int], None]  # what is done, how much of it, of how much
+
+
+def add_measuring_options(parser: argparse.ArgumentParser, *, missing: str) -> None:
+    """Declare how is measured; `missing` is the default of --missing."""
+    parser.add_argument("--metrics", metavar="A,B", help="which metrics of the protocol (default: all)")
+    parser.add_argument("--weights-dir", metavar="DIR", type=Path, help="where weights of metrics are looked for first")
+    parser.add_argument(
+        "--missing",
+        choices=("skip", "error"),
+        default=missing,
+        help=f"what becomes of a metric without its weights (default: {missing})",
+    )
+    parser.add_argument("--strip", metavar="SUFFIX", nargs="+", default=[], help="endings that are no part of a name")
+    parser.add_argument("--device", help="as torch names it; default: cuda where there is one, else cpu")
+
+
+def make_evaluator(arguments: argparse.Namespace, protocol: str) -> Evaluator:
+    """The evaluator that the options ask for. Raises UsageError and MegaSRError as Evaluator does."""
+    from megasr.evaluation.evaluator import Evaluator
+    from megasr.evaluation.protocol import get_protocol
+
+    return Evaluator(
+        get_protocol(protocol),
+        _device(arguments.device),
+        metrics=None if arguments.metrics is None else [name.strip() for name in arguments.metrics.split(",")],
+        weights_dir=arguments.weights_dir,
+        missing=arguments.missing,
+        has_hq=arguments.hq is not None,
+    )
+
+
+def _device(name: str | None) -> str:
+    import torch
+
+    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        raise UsageError(f"--device {name} cannot be used: {str(error).splitlines()[0]}") from error
+    return name
+
+
+@contextmanager
+def measuring_progress() -> Iterator[Progress]:
+    """A bar per stage on stderr: done of all, time left."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    stages: dict[str, Any] = {}
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+
+        def report(what: str, done: int, total: int) -> None:
+            if what not in stages:
+                stages[what] = bar.add_task(escape(what), total=total)
+            bar.update(stages[what], completed=done)
+
+        yield report

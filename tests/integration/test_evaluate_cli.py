@@ -1,0 +1,121 @@
+"""`megasr evaluate` from the command line: files, comparisons, and what it refuses."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from megasr.cli import main
+from megasr.evaluation.result import read_evaluation
+from megasr.images import read_image, write_png
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+SR, HQ = (str(GOLDEN / "images" / side) for side in ("sr", "hq"))
+
+
+def test_numbers_are_printed_and_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = [str(tmp_path / name) for name in ("r.json", "r.csv", "r.md", "r.tex")]
+    assert main(["evaluate", SR, "--hq", HQ, "--metrics", "ssim_y,psnr_y", "--label", "mine", "--out", *files]) == 0
+    stored = json.loads((GOLDEN / "metrics.json").read_text())["numbers"]["weight-free-v1"]
+    found = read_evaluation(tmp_path / "r.json")
+    assert {row["key"]: row["psnr_y"] for row in found.rows} == pytest.approx(
+        {key: row["psnr_y"] for key, row in stored.items()}, rel=1e-4
+    )
+    assert {"commit", "versions", "device", "time", "weights"} <= set(found.provenance)
+    assert found.provenance["versions"].keys() >= {"torch", "pyiqa"}
+    printed = capsys.readouterr().out
+    assert f"weight-free-v1 ({found.fingerprint}), 3 images" in printed
+    assert f"psnr_y ↑ {found.means['psnr_y']:9.4f}  [{found.intervals['psnr_y'][0]:.4f}," in printed
+    assert "fsim" not in printed
+    rows = list(csv.DictReader((tmp_path / "r.csv").open()))
+    assert [float(row["psnr_y"]) for row in rows] == [row["psnr_y"] for row in found.rows]
+    assert "| mine | 3 | " in (tmp_path / "r.md").read_text()
+    assert r"\begin{tabular}" in (tmp_path / "r.tex").read_text()
+
+
+def test_two_methods_are_compared_image_by_image(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for path in Path(HQ).iterdir():
+        write_png(read_image(path), tmp_path / "perfect" / path.name)
+    before, scores = tmp_path / "before.json", tmp_path / "scores.csv"
+    measure = ["--hq", HQ, "--metrics", "psnr_y,gmsd"]
+    assert main(["evaluate", SR, *measure, "--out", str(before), str(scores)]) == 0
+    capsys.readouterr()
+    against = ["--against", str(before), str(scores)]
+    assert main(["evaluate", str(tmp_path / "perfect"), *measure, *against]) == 0
+    printed = capsys.readouterr().out
+    assert f"perfect minus {before}, image by image" in printed
+    lines = [line.split() for line in printed.splitlines() if line.endswith("better")]
+    assert [line[0] for line in lines] == ["psnr_y", "gmsd"]
+    worst = min(read_evaluation(before).rows, key=lambda row: row["psnr_y"])
+    gap = next(line for line in printed.splitlines() if "largest" in line and "psnr_y" in line)
+    assert f"({worst['key']})" in gap
+
+
+def test_published_rows_stand_beside_a_benchmark(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["evaluate", SR, "--hq", HQ, "--metrics", "psnr,ssim", "--protocol", "whole-image-v1"]
+    assert main([*arguments, "--data", "realsr", "--against", "published", "--out", str(tmp_path / "r.json")]) == 0
+    printed = capsys.readouterr().out
+    assert "3 images of realsr" in printed
+    assert "SeeSR" in printed
+    assert "26.20" in printed  # D3SR's whole images, not the crops' 25.18
+    assert "25.18" not in printed
+    assert read_evaluation(tmp_path / "r.json").provenance["benchmark_images"] == [3, 100]
+
+
+def test_the_restored_images_know_their_training(tmp_path: Path) -> None:
+    run, again = tmp_path / "run", tmp_path / "again.json"
+    for path in Path(SR).iterdir():
+        write_png(read_image(path), run / "sr" / path.name)
+    measure = ["--hq", HQ, "--metrics", "psnr_y"]
+    assert main(["evaluate", str(run / "sr"), *measure, "--out", str(run / "test.json")]) == 0
+    assert main(["evaluate", str(run / "sr"), *measure, "--out", str(again)]) == 0
+    assert read_evaluation(again).provenance["made_by"]["time"] == read_evaluation(run / "test.json").provenance["time"]
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        (["--metrics", "psnr"], 2, "did you mean psnr_y"),
+        (["--protocol", "stablesr-crops"], 2, "did you mean stablesr-crops-v1"),
+        (["--data", "realsrr"], 2, "realsr"),
+        (["--out", "r.xlsx"], 2, "the ending must be one of .json, .csv, .md, .tex"),
+        (["--against", "published"], 2, "needs --data"),
+        (["--against", "r.txt"], 2, "FILE.json"),
+        (["--against", "none.json"], 1, "none.json is not an evaluation"),
+        (["--data", "drealsr", "--metrics", "psnr"], 2, "96x96 px; stablesr-crops-v1 measures 512x512 px"),
+        (["--device", "cuda:99"], 2, "cuda:99"),
+    ],
+)
+def test_what_cannot_be_used_is_one_line(
+    options: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", SR, "--hq", HQ, *options]) == code
+    (line,) = [text for text in capsys.readouterr().err.splitlines() if text.startswith("megasr: error:")]
+    assert message in line
+
+
+def test_missing_weights_are_listed_or_skipped(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch.hub
+
+    before = torch.hub.get_dir()
+    torch.hub.set_dir(str(tmp_path / "hub"))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    arguments = ["evaluate", SR, "--hq", HQ, "--protocol", "whole-image-v1", "--metrics", "psnr,lpips,niqe,fid"]
+    try:
+        assert main(arguments) == 1
+        error = capsys.readouterr().err
+        for name in ("alexnet-owt-7be5be79.pth", "LPIPS_v0.1_alex-df73285e.pth", "niqe_modelparameters.mat"):
+            assert f"{name} (https://" in error
+        assert main([*arguments, "--missing", "skip"]) == 0
+        printed = capsys.readouterr().out
+        assert "psnr  ↑" in printed
+        assert "lpips   skipped: lacks alexnet-owt-7be5be79.pth" in printed
+        assert main(["evaluate", SR, "--protocol", "whole-image-v1", "--missing", "skip"]) == 2
+        assert "no metric of whole-image-v1 can be taken: psnr: needs hq" in capsys.readouterr().err
+    finally:
+        torch.hub.set_dir(before)

@@ -1,0 +1,83 @@
+"""Weights of metrics: where they are looked for, what is said of those that are missing, and that nothing leaks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch.hub
+
+from megasr.errors import UsageError
+from megasr.evaluation.metric_weights import (
+    FILES,
+    altered_files,
+    describe_missing,
+    find_weight,
+    found_weights,
+    weight_hashes,
+    where_weights_go,
+)
+
+NIQE, LPIPS, ALEXNET = "niqe_modelparameters.mat", "LPIPS_v0.1_alex-df73285e.pth", "alexnet-owt-7be5be79.pth"
+VIT = "timm/vit_base_patch8_224.augreg2_in21k_ft_in1k"
+
+
+@pytest.fixture
+def hub(tmp_path: Path):
+    """An empty cache of torch."""
+    before = torch.hub.get_dir()
+    torch.hub.set_dir(str(tmp_path / "hub"))
+    yield tmp_path / "hub"
+    torch.hub.set_dir(before)
+
+
+def test_the_folder_goes_before_the_cache(hub: Path, tmp_path: Path) -> None:
+    assert find_weight(NIQE) is None
+    (hub / "pyiqa").mkdir(parents=True)
+    (hub / "pyiqa" / NIQE).write_bytes(b"cache")
+    assert find_weight(NIQE) == find_weight(NIQE, tmp_path / "hub" / "pyiqa") == hub / "pyiqa" / NIQE
+    deep = tmp_path / "mine" / "deep"
+    deep.mkdir(parents=True)
+    assert find_weight(NIQE, tmp_path / "mine") == hub / "pyiqa" / NIQE
+    (deep / NIQE).write_bytes(b"mine")
+    assert find_weight(NIQE, tmp_path / "mine") == deep / NIQE
+    with pytest.raises(UsageError, match="nowhere: no such folder"):
+        find_weight(NIQE, tmp_path / "nowhere")
+
+
+def test_what_is_missing_is_named_with_its_source(hub: Path, tmp_path: Path) -> None:
+    text = describe_missing((ALEXNET, LPIPS), tmp_path)
+    assert text.startswith(f"lacks {ALEXNET} (https://download.pytorch.org/models/{ALEXNET}), {LPIPS} (https://")
+    assert str(tmp_path) not in text  # it becomes part of results
+    assert where_weights_go((ALEXNET, LPIPS, VIT)) == f"{hub / 'checkpoints'}, {hub / 'pyiqa'}"
+    assert describe_missing((VIT,)) == f"lacks {VIT} (`hf download {VIT}`)"
+    assert describe_missing(()) == ""
+    assert all(file.source.startswith(("https://", "`hf download ")) for file in FILES.values())
+
+
+def test_inside_the_libraries_find_the_files_and_outside_all_is_as_before(hub: Path, tmp_path: Path) -> None:
+    from pyiqa.utils import download_util
+
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / NIQE).write_bytes(b"niqe")
+    (mine / ALEXNET).write_bytes(b"alexnet")
+    before = download_util.DEFAULT_CACHE_DIR
+    with pytest.raises(ZeroDivisionError), found_weights((NIQE, ALEXNET), mine):
+        inside = Path(torch.hub.get_dir())
+        assert Path(download_util.load_file_from_url(FILES[NIQE].source)).read_bytes() == b"niqe"
+        assert (inside / "checkpoints" / ALEXNET).read_bytes() == b"alexnet"
+        assert sorted(path.name for path in inside.rglob("*.*")) == sorted([NIQE, ALEXNET])
+        raise ZeroDivisionError
+    assert (torch.hub.get_dir(), download_util.DEFAULT_CACHE_DIR) == (str(hub), before)
+    assert not inside.exists()
+    assert (mine / NIQE).read_bytes() == b"niqe"
+
+
+def test_files_that_are_not_the_published_ones_are_told(hub: Path, tmp_path: Path) -> None:
+    for name in (NIQE, LPIPS, "RN50.pt"):
+        (tmp_path / name).write_bytes(b"x")
+    hashes = weight_hashes((NIQE, LPIPS, "RN50.pt", ALEXNET), tmp_path)
+    assert hashes == dict.fromkeys((NIQE, LPIPS, "RN50.pt"), "2d711642b726b044")
+    assert altered_files(hashes) == [LPIPS, "RN50.pt"]  # the name of the NIQE file tells no hash
+    assert altered_files({LPIPS: "df73285e0123", "RN50.pt": "afeb0e10f9e5a86d"}) == []
