@@ -38,6 +38,7 @@ class SRDataModule(lightning.LightningDataModule):
     """
 
     error_budget: ErrorBudget | None = None  # of sources whose images may be damaged
+    has_hq = True  # the evaluation set has ground truth
 
     def __init__(
         self,
@@ -84,6 +85,14 @@ class SRDataModule(lightning.LightningDataModule):
     def num_eval(self) -> int:
         """Size of the evaluation set."""
         return self.eval_samples
+
+    def eval_key(self, index: int) -> str:
+        """What evaluation sample `index` is called."""
+        return self.eval_sample(index).key
+
+    def eval_keys(self) -> list[str]:
+        """Names of the evaluation set, in its order."""
+        return [self.eval_key(index) for index in range(self.num_eval())]
 
     def train_item(self, draw: int) -> Sample:
         """What the training loader gives for a draw: train_sample, and what is made of it in the loader."""

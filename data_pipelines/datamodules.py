@@ -1,4 +1,4 @@
-"""The LightningDataModules: photographs, rendered scenes, folders, shards, mixtures of them, and real pairs.
+"""The LightningDataModules: photographs, scenes, folders, shards, mixtures of them, real pairs and benchmark sets.
 
 All give the same batch (megasr.batch.SRBatch).
 """
@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from data_pipelines.benchmark_module import BenchmarkDataModule
 from data_pipelines.crops import center_crop_sample, crop_sample
 from data_pipelines.data_module import SRDataModule, SyntheticDataModule
 from data_pipelines.embedded import PhotoDataModule, SceneDataModule
@@ -18,7 +19,7 @@ from data_pipelines.folder import FolderSource, check_disjoint
 from data_pipelines.mixture import MixtureSource
 from data_pipelines.open_source import check_apart, open_source
 from data_pipelines.paired import PairedSource
-from data_pipelines.samples import Sample, Source
+from data_pipelines.samples import NamedSource, Sample, Source
 from data_pipelines.scene_source import SceneSource
 from data_pipelines.shards.baked import BakedDraw, BakedSource, BakeOptions
 from data_pipelines.shards.reader import ShardSource
@@ -27,6 +28,7 @@ from megasr.rng import numpy_generator
 
 # What a configuration may name.
 __all__ = [
+    "BenchmarkDataModule",
     "FolderDataModule",
     "MixtureDataModule",
     "PairedDataModule",
@@ -41,7 +43,7 @@ class FromSources(SRDataModule):
     """Whole images by number: random crops for training, centre crops for evaluation; damaged images are left out."""
 
     train_source: Source
-    eval_source: Source
+    eval_source: NamedSource
     error_budget: ErrorBudget
 
     def num_eval(self) -> int:
@@ -57,6 +59,9 @@ class FromSources(SRDataModule):
 
     def eval_sample(self, index: int) -> Sample:
         return center_crop_sample(self.eval_source.read(index), self.eval_crop_size_px)
+
+    def eval_key(self, index: int) -> str:
+        return self.eval_source.key(index)
 
 
 class SourceDataModule(FromSources, SyntheticDataModule):
@@ -76,7 +81,7 @@ class SourceDataModule(FromSources, SyntheticDataModule):
     def __init__(
         self,
         train: Source,
-        evaluation: Source,
+        evaluation: NamedSource,
         crop_size_px: int = 512,
         eval_samples: int = 100,
         min_sharpness: float = 0.0,

@@ -66,4 +66,7 @@ class SceneDataModule(SyntheticDataModule):
         return scene_sample(f"scene/{draw}", draw, self.seed, self.crop_size_px)
 
     def eval_sample(self, index: int) -> Sample:
-        return scene_sample(f"eval-scene/{index}", index, EVAL_SEED, self.eval_crop_size_px)
+        return scene_sample(self.eval_key(index), index, EVAL_SEED, self.eval_crop_size_px)
+
+    def eval_key(self, index: int) -> str:
+        return f"eval-scene/{index}"

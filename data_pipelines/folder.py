@@ -104,6 +104,10 @@ class FolderSource:
     def __len__(self) -> int:
         return len(self.files)
 
+    def key(self, index: int) -> str:
+        """What image `index` is called."""
+        return self.files[index][0]
+
     def read(self, index: int) -> Sample:
         """Image `index`, whole, with its tags.
 

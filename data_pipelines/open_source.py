@@ -6,7 +6,7 @@ from pathlib import Path
 
 from data_pipelines.folder import FolderSource, check_disjoint
 from data_pipelines.mixture import MixtureSource
-from data_pipelines.samples import Source
+from data_pipelines.samples import NamedSource, Source
 from data_pipelines.shards.manifest import MANIFEST
 from data_pipelines.shards.reader import ShardSource
 from megasr.errors import UsageError
@@ -14,7 +14,7 @@ from megasr.errors import UsageError
 
 def open_source(
     location: str, cache_dir: Path | None = None, cache_gb: float = 50.0, shuffle_shards: int = 16
-) -> Source:
+) -> NamedSource:
     """A shard set where there is a manifest or the location is no folder of this machine; else a folder of images.
 
     Args:

@@ -69,6 +69,10 @@ class PairedSource:
     def __len__(self) -> int:
         return len(self.pairs)
 
+    def key(self, index: int) -> str:
+        """What pair `index` is called."""
+        return self.pairs[index][0]
+
     def read(self, index: int) -> Sample:
         """Pair `index`, whole, with the tags that lie beside hq.
 

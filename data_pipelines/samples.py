@@ -94,17 +94,25 @@ class Source(Protocol):
         ...
 
 
+class NamedSource(Source, Protocol):
+    """A source that names its images without reading them: an evaluation checks the names before it starts."""
+
+    def key(self, index: int) -> str:
+        """What the sample that read(index) gives is called."""
+        ...
+
+
 class SampleSet(torch.utils.data.Dataset):
     """A map-style set: `make(index)` gives sample `index`. The number of draws of a training set has no end."""
 
-    def __init__(self, make: Callable[[int], Sample], length: int) -> None:
+    def __init__(self, make: Callable[[int], object], length: int) -> None:
         self.make = make
         self.length = length
 
     def __len__(self) -> int:
         return self.length
 
-    def __getitem__(self, index: int) -> Sample | Exception:
+    def __getitem__(self, index: int) -> object:
         """Sample `index`, or why there is none: an error raised in a worker would come out as a page of traceback."""
         try:
             return self.make(index)

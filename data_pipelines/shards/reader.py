@@ -86,6 +86,19 @@ class ShardSource:
         """The image of training draw `draw`; see Source.order and ShardOrder."""
         return self.draws(draw, seed)
 
+    def key(self, index: int) -> str:
+        """What image `index` is called, from the index of its shard alone.
+
+        Raises:
+            UnusableSampleError: the index is damaged or missing.
+            MegaSRError: the place cannot be reached.
+        """
+        number, position = self.draws.locate(index)
+        try:
+            return self._index(number)[position].key
+        except DamageError as error:
+            raise UnusableSampleError(f"{self.manifest.shards[number].name}#{position}", error.reason) from error
+
     def read(self, index: int) -> Sample:
         """Image `index` with its tags and maps.
 

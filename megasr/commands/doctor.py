@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import netrc
 import os
 import platform
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 from megasr.weights import MANIFEST, fetch_command, find_local
@@ -27,11 +25,14 @@ def add_parser(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Print every finding, one per line."""
+    from megasr.tracking import describe_wandb
+
     sections = {
         "versions": package_versions(),
         "devices": devices(),
-        "tracking": [("W&B", wandb_mode(os.environ))],
+        "tracking": [("W&B", describe_wandb())],
         "priors and weights": weights(),
+        "metrics": metrics(),
     }
     for title, rows in sections.items():
         print(title)
@@ -66,23 +67,6 @@ def devices() -> Iterator[tuple[str, str]]:
         yield "accelerator", "none: training and upscaling run on the processor"
 
 
-def wandb_mode(environment: Any, netrc_path: Path | None = None) -> str:
-    """How W&B will track a run that asks for it: the mode that is set, or whether an account is known."""
-    mode = environment.get("WANDB_MODE", "online")
-    if mode != "online":
-        return f"{mode} (WANDB_MODE)"
-    if environment.get("WANDB_API_KEY"):
-        return "online, key in WANDB_API_KEY"
-    try:
-        known = netrc.netrc(netrc_path or environment.get("NETRC")).hosts
-    except (OSError, netrc.NetrcParseError):
-        known = {}
-    host = environment.get("WANDB_BASE_URL", "https://api.wandb.ai").split("//")[-1].strip("/")
-    if host in known:
-        return f"online, logged in at {host}"
-    return "not logged in: `wandb login`, or WANDB_MODE=offline to keep the records on this machine"
-
-
 def weights() -> Iterator[tuple[str, str]]:
     """(weight, where it is or how to get it) of the shipped prior and of the manifest."""
     from megasr.prior import TINY_FOLDER
@@ -93,3 +77,18 @@ def weights() -> Iterator[tuple[str, str]]:
         folder = find_local(name)
         found = f"{folder}" if folder else f"not on this machine: `{fetch_command(name)}`"
         yield name, f"{found} ({weight.purpose}; {weight.licence})"
+
+
+def metrics() -> Iterator[tuple[str, str]]:
+    """(metric, the files of weights it lacks) of every metric of the protocols, then where to get these."""
+    from megasr.evaluation.metric_weights import missing_files
+    from megasr.evaluation.protocol import PROTOCOLS
+
+    needed = {metric.name: metric.weights for protocol in PROTOCOLS.values() for metric in protocol.metrics}
+    lacking = {name: missing_files(files) for name, files in needed.items()}
+    yield "ready", " ".join(name for name, files in lacking.items() if not files)
+    for name, files in lacking.items():
+        if files:
+            yield name, f"lacks {', '.join(file.name for file in files)}"
+    for file in {file.name: file for files in lacking.values() for file in files}.values():
+        yield "", f"{file.name}: {file.source}"

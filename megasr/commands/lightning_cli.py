@@ -14,10 +14,14 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.trainer.states import TrainerFn
 
 import data_pipelines.datamodules as datamodules
+from data_pipelines.benchmarks import BENCHMARKS
+from megasr.commands.benchmark_options import expand_benchmark, scale_factor_of_data, take_protocol_of_benchmark
+from megasr.commands.run_defaults import refuse_another_run, trainer_defaults
 from megasr.commands.shards import tower_name
 from megasr.errors import MegaSRError, UsageError, unknown_name
-from megasr.training.callbacks import ProtocolMetrics
 from megasr.training.module import MegaSRModule
+from megasr.training.monitor import TrainingMonitor
+from megasr.training.protocol_metrics import ProtocolMetrics
 
 _UNKNOWN_KEY = re.compile(
     r"unrecognized arguments: --([^\s=]+)|not accept option '([^']+)'|Option '([^']+)' is not accepted"
@@ -42,12 +46,8 @@ class SaveResolvedConfig(SaveConfigCallback):
         command = TrainerFn(stage).value
         self.config_filename = "config.yaml" if command == "fit" else f"config.{command}.yaml"
         existing = Path(trainer.log_dir or ".") / self.config_filename
-        resumes = command != "fit" or self.config.get("ckpt_path") is not None
-        if not resumes and trainer.is_global_zero and existing.is_file():
-            raise UsageError(
-                f"{existing.parent} already holds a run: resume it with --ckpt_path last, "
-                "or give another --trainer.default_root_dir"
-            )
+        if trainer.is_global_zero:
+            refuse_another_run(existing, resumes=command != "fit" or self.config.get("ckpt_path") is not None)
         self.overwrite = True
         super().setup(trainer, pl_module, stage)
 
@@ -59,6 +59,7 @@ class MegaSRCLI(LightningCLI):
         """What Lightning seeds follows the module's seed; the data have their own."""
         parser.link_arguments("model.seed", "seed_everything")
         parser.add_lightning_class_args(ProtocolMetrics, "evaluation")
+        parser.add_lightning_class_args(TrainingMonitor, "monitor")
 
     def before_instantiate_classes(self) -> None:
         """Check what no single class can.
@@ -67,7 +68,7 @@ class MegaSRCLI(LightningCLI):
             UsageError: the module and the data disagree on the scale factor.
         """
         config = self.config[self.config.subcommand]
-        in_data = config.data.init_args.scale_factor
+        in_data = scale_factor_of_data(config.data)
         if in_data != config.model.scale_factor:
             raise UsageError(
                 f"model.scale_factor is {config.model.scale_factor}, data.scale_factor is {in_data}: make them equal"
@@ -89,6 +90,17 @@ class MegaSRCLI(LightningCLI):
         if baked is not None and baked.options.tokens:
             _check_tower(self.config[self.config.subcommand].model.vision, baked.options.tokens)
 
+    def instantiate_trainer(self, **settings: Any) -> Trainer:
+        """The trainer, with what a fit records in its folder unless it is told otherwise."""
+        command = self.config.subcommand
+        defaults = trainer_defaults(command, self.config_init[command].trainer, self.config[command].as_dict())
+        return super().instantiate_trainer(**defaults, **settings)
+
+    def before_test(self) -> None:
+        """Tell the evaluation which configuration its numbers come from."""
+        config = self.config.test
+        self.config_init.test.evaluation.config = {"model": config.model.as_dict(), "data": config.data.as_dict()}
+
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse `args`.
 
@@ -101,6 +113,7 @@ class MegaSRCLI(LightningCLI):
             self.config = parser.parse_args(args)
         except argparse.ArgumentError as error:
             raise explain(str(error), options.get_defaults().keys()) from error
+        take_protocol_of_benchmark(self.config[args[0]], args, options.get_defaults().evaluation.protocol)
 
     def _parse_ckpt_path(self) -> None:
         """What was typed or configured holds: Lightning would silently replace it by the checkpoint's hyper-parameters.
@@ -131,7 +144,7 @@ def explain(message: str, keys: Iterable[str]) -> UsageError:
             return unknown_name(f"key of {class_name}", got, _parameters(class_name))
         return unknown_name("key", got, keys)
     if match := _UNKNOWN_CLASS.search(message):
-        return unknown_name("data module", match.group(1), _data_modules())
+        return unknown_name("data module", match.group(1), [*_data_modules(), *BENCHMARKS])
     if "--> seed_everything" in message:
         return UsageError("seed_everything follows model.seed: set that one")
     return UsageError(_LITERAL.sub(r"one of \1", message.split("Given value type:")[0]).replace("Parser key", "key"))
@@ -166,7 +179,7 @@ def run_lightning(args: Sequence[str]) -> None:
         MegaSRModule,
         LightningDataModule,
         subclass_mode_data=True,
-        args=list(args),
+        args=expand_benchmark(args),
         parser_kwargs={"exit_on_error": False},
         save_config_callback=SaveResolvedConfig,
         trainer_defaults={"default_root_dir": "runs"},

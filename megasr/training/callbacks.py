@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
 
-from megasr.batch import SRBatch
 from megasr.errors import UsageError
-from megasr.evaluation.evaluator import Evaluator, Row
-from megasr.evaluation.protocol import get_protocol
-from megasr.files import write_whole
 
 
 class EMA(lightning.Callback):
@@ -94,37 +88,3 @@ class EMA(lightning.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.shadow = dict(state_dict["shadow"])
         self._updates = state_dict["updates"]
-
-
-class ProtocolMetrics(lightning.Callback):
-    """Measures the sr of `megasr test` under a protocol: means to the logger, one row per image to test.json.
-
-    Args:
-        protocol: name of the evaluation protocol.
-    """
-
-    def __init__(self, protocol: str = "weight-free-v1") -> None:
-        self.protocol = get_protocol(protocol)
-        self.rows: list[Row] = []
-
-    def on_test_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Refuse several processes: Lightning pads the last batch there, and images would be counted twice."""
-        if trainer.world_size > 1:
-            raise UsageError(f"test runs on one device, got {trainer.world_size}: every image must count once")
-        self.rows = []
-        self._evaluator = Evaluator(self.protocol)
-
-    def on_test_batch_end(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: SRBatch, *_: Any
-    ) -> None:
-        """Measure one batch; `outputs` is the sr that test_step returned."""
-        self.rows += self._evaluator.rows(outputs.float().cpu(), batch["hq"].float().cpu(), batch["keys"])
-
-    def on_test_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Log the means and write every row beside the run."""
-        means = self._evaluator.summary(self.rows)
-        pl_module.log_dict({f"test/{name}": mean for name, mean in means.items()})
-        protocol = {"name": self.protocol.name, "fingerprint": self.protocol.fingerprint}
-        path = Path(trainer.log_dir or trainer.default_root_dir) / "test.json"
-        record = {"protocol": protocol, "means": means, "rows": self.rows}
-        write_whole(path, (json.dumps(record, indent=2) + "\n").encode())

@@ -98,7 +98,8 @@ class MegaSRModule(lightning.LightningModule):
 
     # Training and validation loss ------------------------------------------------------------------------------------
 
-    def training_step(self, batch: SRBatch, batch_index: int) -> torch.Tensor:
+    def training_step(self, batch: SRBatch, batch_index: int) -> dict[str, torch.Tensor]:
+        """The mean loss, and what a callback may want to know of every sample: its loss, timestep and dropout."""
         keys, step = batch["keys"], self.global_step
         batch = self._sample_dropout(batch, step)
         prompts, maps = self._drop_conditions(batch)
@@ -110,8 +111,9 @@ class MegaSRModule(lightning.LightningModule):
         timesteps = (fractions * self._num_train_timesteps).long().to(z0.device)
         loss = self._loss(conditions, z0, noise, timesteps)
         self._stop_if_not_finite(loss, batch, timesteps)
-        self.log("train/loss", loss.mean(), prog_bar=True, batch_size=len(keys))
-        return loss.mean()
+        self.log("train/loss", loss.mean(), prog_bar=True, batch_size=len(keys), sync_dist=True)
+        dropped = batch["guidance_dropped"]
+        return {"loss": loss.mean(), "sample_loss": loss.detach(), "timesteps": timesteps, "guidance_dropped": dropped}
 
     def validation_step(self, batch: SRBatch, batch_index: int) -> None:
         """Loss at fixed stratified timesteps with noise keyed by the image: the same for every model and epoch."""

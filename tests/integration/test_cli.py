@@ -111,22 +111,6 @@ def test_doctor_reports_every_section(capsys: pytest.CaptureFixture[str]) -> Non
     assert "missing" not in report
 
 
-@pytest.mark.parametrize(
-    ("environment", "says"),
-    [
-        ({"WANDB_MODE": "disabled"}, "disabled (WANDB_MODE)"),
-        ({"WANDB_API_KEY": "x"}, "online, key in WANDB_API_KEY"),
-        ({"WANDB_BASE_URL": "https://wandb.example.org/"}, "online, logged in at wandb.example.org"),
-        ({}, "not logged in"),
-    ],
-)
-def test_doctor_knows_how_wandb_would_run(environment: dict[str, str], says: str, tmp_path: Path) -> None:
-    accounts = tmp_path / "netrc"
-    accounts.write_text("machine wandb.example.org login user password x\n")
-    accounts.chmod(0o600)
-    assert says in doctor.wandb_mode(environment, accounts)
-
-
 def test_upscale_plan_keeps_the_tree_and_refuses_collisions(tmp_path: Path) -> None:
     pixels = np.zeros((2, 2, 3), np.uint8)
     for name in ("in/a.png", "in/sub/b.png"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -110,5 +111,9 @@ def test_a_run_keeps_its_config_and_is_not_overwritten(
     assert cli.main(["test", *config, f"--ckpt_path={checkpoint}", "--data.crop_size_px=64"]) == 0
     measured = json.loads((tmp_path / "run" / "test.json").read_text())
     assert [row["key"] for row in measured["rows"]] == ["eval-scene/0"]
-    assert measured["protocol"]["name"] == "weight-free-v1"
+    assert measured["protocol"] == "weight-free-v1"
+    resolved = yaml.safe_load((tmp_path / "run" / "config.test.yaml").read_text())
+    tested = json.dumps({"model": resolved["model"], "data": resolved["data"]}, sort_keys=True)
+    assert measured["provenance"]["config"] == hashlib.sha256(tested.encode()).hexdigest()[:16]
+    assert measured["provenance"]["checkpoint"]["path"] == str(checkpoint)
     assert measured["means"]["psnr_y"] == measured["rows"][0]["psnr_y"] > 5

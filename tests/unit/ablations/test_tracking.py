@@ -1,4 +1,4 @@
-"""W&B: the mode, what is logged, and that it never stops or asks."""
+"""W&B: what a study logs, and that it never stops or asks."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ import numpy as np
 import pytest
 import torch
 
-from ablations import tracking
 from ablations.plan import RunPlan
 from ablations.results import RunResult
-from ablations.tracking import Tracker, wandb_mode
-from megasr.errors import UsageError
+from ablations.tracking import Tracker
+from megasr import tracking
 from megasr.images import write_png
 
 PLAN = RunPlan(
@@ -35,26 +34,6 @@ def _nobody_is_logged_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.delenv("WANDB_BASE_URL", raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-
-
-def test_offline_unless_logged_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert wandb_mode() == "offline"
-    (tmp_path / "netrc").write_text("machine api.wandb.ai login user password secret\n")
-    assert wandb_mode() == "online"
-    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org")
-    assert wandb_mode() == "offline"
-    monkeypatch.setenv("WANDB_API_KEY", "x")
-    assert wandb_mode() == "online"
-
-
-def test_wandb_mode_has_the_last_word(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WANDB_API_KEY", "x")
-    for mode in ("offline", "disabled", "online"):
-        monkeypatch.setenv("WANDB_MODE", mode)
-        assert wandb_mode() == mode
-    monkeypatch.setenv("WANDB_MODE", "off")
-    with pytest.raises(UsageError, match="WANDB_MODE is 'off'; known: online, offline, disabled"):
-        wandb_mode()
 
 
 def test_disabled_opens_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -105,20 +84,20 @@ def test_an_offline_run_holds_config_group_tags_pictures_and_table(
 
 def test_failures_are_one_line_and_fall_back(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "x")
-    tried: list[bool] = []
+    tried: list[str] = []
 
-    def start(self: Tracker, folder: Path, offline: bool, **arguments: Any) -> Any:
-        tried.append(offline)
+    def start(folder: Path, mode: str, logger_class: Any, arguments: Any) -> Any:
+        tried.append(mode)
         raise ConnectionError("api.wandb.ai is unreachable\nlong trace")
 
-    monkeypatch.setattr(tracking.Tracker, "_start", start)
+    monkeypatch.setattr(tracking, "_start", start)
     said: list[str] = []
     tracker = Tracker("group", said.append)
     assert tracker.open(PLAN, tmp_path / "run" / "wandb") is None
-    assert tried == [False, True]
+    assert tried == ["online", "offline"]
     assert len(said) == 2
     assert said[0].startswith("W&B cannot be used online (api.wandb.ai is unreachable); logging offline")
-    assert said[1] == "W&B cannot log (api.wandb.ai is unreachable); the study goes on without it"
+    assert said[1] == "W&B cannot log (api.wandb.ai is unreachable); going on without it"
     assert not any("\n" in line for line in said)
     assert tracker.open(PLAN, tmp_path / "next") is None  # not tried again for every run
     assert len(tried) == 2

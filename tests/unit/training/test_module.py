@@ -11,7 +11,7 @@ from tests.helpers.training import fit, make_batch, make_module, take
 
 def step_loss(module, batch):
     module.log = lambda *a, **k: None
-    return module.training_step(batch, 0)
+    return module.training_step(batch, 0)["loss"]
 
 
 def test_the_optimizer_holds_exactly_the_trained_parameters():

@@ -1,0 +1,109 @@
+"""Weights & Biases: who is logged in, and how a run is opened there. Never asks, never stops a run.
+
+The mode is WANDB_MODE when it is set; else online for who is logged in, else offline (the files lie in the run's
+folder and `wandb sync` sends them later).
+"""
+
+from __future__ import annotations
+
+import netrc
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+from megasr.errors import UsageError
+
+_MODES = ("online", "offline", "disabled")
+_CONNECT_S = 20
+PROJECT = "megasr"
+
+
+def wandb_mode() -> str:
+    """online, offline or disabled. Raises UsageError when WANDB_MODE is something else."""
+    mode = os.environ.get("WANDB_MODE", "").lower()
+    if mode and mode not in _MODES:
+        raise UsageError(f"WANDB_MODE is {mode!r}; known: {', '.join(_MODES)}")
+    return mode or ("online" if _account() else "offline")
+
+
+def describe_wandb() -> str:
+    """The mode and where it comes from, for people."""
+    try:
+        mode = wandb_mode()
+    except UsageError as error:
+        return str(error)
+    if os.environ.get("WANDB_MODE"):
+        return f"{mode} (WANDB_MODE)"
+    account = _account()
+    if account is None:
+        return "offline, not logged in (`wandb login`); `wandb sync` sends later what a run has recorded"
+    return f"{mode}, {account}"
+
+
+def _account() -> str | None:
+    """Where the API key is: in the environment, or in the netrc file, where `wandb login` puts it."""
+    if os.environ.get("WANDB_API_KEY"):
+        return "key in WANDB_API_KEY"
+    host = urlparse(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname or ""
+    try:
+        known = netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return None
+    return f"logged in at {host}" if known else None
+
+
+class WandbRuns:
+    """Opens W&B runs, one after another or side by side. What did not work once is not tried again.
+
+    Args:
+        tell: prints one line for the user.
+    """
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        self.mode = wandb_mode()
+        self._tell = tell
+
+    def open(self, folder: Path, logger_class: type | None = None, **arguments: Any) -> Any | None:
+        """A WandbLogger whose run has started, or None when W&B is disabled or cannot be used (said in one line).
+
+        Args:
+            folder: for W&B's files.
+            logger_class: a subclass of Lightning's WandbLogger; None takes that one.
+            arguments: of the class, and through it of wandb.init.
+        """
+        if self.mode == "online":
+            try:
+                return _start(folder, "online", logger_class, arguments)
+            except Exception as error:  # W&B raises its own, requests' and the operating system's errors
+                self.mode = "offline"
+                self._tell(f"W&B cannot be used online ({first_line(error)}); logging offline into {folder.parent}")
+        if self.mode == "offline":
+            try:
+                return _start(folder, "offline", logger_class, arguments)
+            except Exception as error:
+                self.mode = "disabled"
+                self._tell(f"W&B cannot log ({first_line(error)}); going on without it")
+        return None
+
+
+def _start(folder: Path, mode: str, logger_class: type | None, arguments: dict[str, Any]) -> Any:
+    os.environ.setdefault("WANDB_SILENT", "true")
+    import wandb
+    from lightning.pytorch.loggers import WandbLogger
+
+    folder.mkdir(parents=True, exist_ok=True)
+    # Not as the logger's `offline`, which would change WANDB_MODE; and no run becomes the process's one and only.
+    settings = wandb.Settings(mode=mode, silent=True, console="off", init_timeout=_CONNECT_S, reinit="create_new")
+    wandb.setup(settings)  # silent from here on; the logger's own settings come too late for W&B's first warnings
+    logger = (logger_class or WandbLogger)(
+        project=os.environ.get("WANDB_PROJECT", PROJECT), save_dir=folder, settings=settings, **arguments
+    )
+    logger.experiment  # noqa: B018  starts the run, so that a failure shows here
+    return logger
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, in one line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,198 @@
+"""What a run writes down: metrics.csv in its folder, and a W&B run that a resumed training continues.
+
+A training that is resumed from step 50 after it was killed at step 57 does seven steps again. Nothing of them is logged
+a second time: metrics.csv knows the last step of every number.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+from megasr.files import write_whole
+from megasr.tracking import WandbRuns
+
+METRICS_FILE = "metrics.csv"
+WANDB_ID_FILE = "wandb_id.txt"
+
+
+class Recorded:
+    """The last step at which every number was logged.
+
+    Args:
+        rows: of an earlier part of the run: column -> text, with a column `step`.
+    """
+
+    def __init__(self, rows: list[dict[str, str]]) -> None:
+        self._last = {key: int(row["step"]) for row in rows for key, value in row.items() if value}
+
+    def fresh(self, metrics: Mapping[str, Any], step: int) -> dict[str, Any]:
+        """What has not been logged at this step or a later one; pictures and tables go with the numbers beside them."""
+        numbers = {key for key, value in metrics.items() if isinstance(value, int | float)}
+        new = {key for key in numbers if step > self._last.get(key, -1)}
+        self._last.update(dict.fromkeys(new, step))
+        return {key: value for key, value in metrics.items() if key in new or key not in numbers} if new else {}
+
+
+class CSVLog(Logger):
+    """One row per call in metrics.csv, on disk when the call returns. Only the first process writes.
+
+    Args:
+        folder: the run's folder.
+        rows: what an earlier part of the run has written.
+    """
+
+    def __init__(self, folder: Path, rows: list[dict[str, str]]) -> None:
+        super().__init__()
+        self._path = folder / METRICS_FILE
+        self._earlier: list[dict[str, str]] | None = rows  # until the file has been written anew
+        self._columns = list(dict.fromkeys(key for row in rows for key in row)) or ["step"]
+        self._recorded = Recorded(rows)
+
+    @property
+    def name(self) -> str:
+        """None of its own: the run's folder is its name."""
+        return ""
+
+    @property
+    def version(self) -> str:
+        """As the name."""
+        return ""
+
+    @property
+    def save_dir(self) -> str:
+        """The run's folder."""
+        return str(self._path.parent)
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Append a row with those numbers that are not in the file yet."""
+        if step is None:
+            raise ValueError(f"{', '.join(metrics)}: a number is logged with its step")
+        new = self._recorded.fresh({key: _number(value) for key, value in metrics.items()}, step)
+        if not new:
+            return
+        row = {"step": str(step), **{key: str(value) for key, value in new.items()}}
+        added = [key for key in row if key not in self._columns]
+        self._columns += added
+        if added or self._earlier is not None:
+            rows = read_rows(self._path) if self._earlier is None else self._earlier
+            write_whole(self._path, self._as_text([*rows, row], header=True).encode())
+            self._earlier = None
+        else:
+            with self._path.open("a", newline="") as file:
+                file.write(self._as_text([row]))
+
+    def _as_text(self, rows: list[dict[str, str]], header: bool = False) -> str:
+        text = io.StringIO()
+        writer = csv.DictWriter(text, self._columns, lineterminator="\n")
+        if header:
+            writer.writeheader()
+        writer.writerows(rows)
+        return text.getvalue()
+
+    def log_hyperparams(self, *arguments: Any, **named: Any) -> None:
+        """Nothing: config.yaml holds them."""
+
+
+class RunWandbLogger(WandbLogger):
+    """Lightning's logger with W&B's step equal to the training's, so that the parts of a resumed run fit together.
+
+    Args:
+        recorded: what earlier parts of the run have logged under the same id.
+        arguments: of WandbLogger.
+    """
+
+    def __init__(self, recorded: Recorded, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self._recorded = recorded
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Log those numbers that have not been logged; what is logged at one step becomes one row."""
+        if step is None:
+            raise ValueError(f"{', '.join(metrics)}: a number is logged with its step")
+        if new := self._recorded.fresh({key: _number(value) for key, value in metrics.items()}, step):
+            with _data_folder(f"{self.save_dir}/wandb"):
+                self.experiment.log({**new, "trainer/global_step": step}, step=step)
+
+    def log_hyperparams(self, *arguments: Any, **named: Any) -> None:
+        """Nothing: the whole configuration was given when the run was opened."""
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """End the W&B run with the training."""
+        super().finalize(status)
+        with contextlib.suppress(Exception):  # the training is done, or its own error is the one to be seen
+            self.experiment.finish(exit_code=0 if status == "success" else 1)
+
+
+def open_loggers(
+    folder: Path, config: Mapping[str, Any], resumes: bool, tell: Callable[[str], None]
+) -> list[CSVLog | RunWandbLogger]:
+    """metrics.csv and, unless W&B is disabled, a W&B run, both in the run's folder.
+
+    Args:
+        folder: the run's folder.
+        config: the resolved configuration, for W&B.
+        resumes: go on with what the folder holds; otherwise it is replaced.
+        tell: prints one line for the user.
+    """
+    rows = read_rows(folder / METRICS_FILE) if resumes else []
+    if rows:
+        last = max(int(row["step"]) for row in rows)
+        tell(f"{folder / METRICS_FILE} holds steps up to {last}: what is trained again up to there is not logged again")
+    log = CSVLog(folder, rows)
+    return [log, *([wandb] if (wandb := _open_wandb(folder, config, resumes, rows, tell)) else [])]
+
+
+@rank_zero_only
+def _open_wandb(
+    folder: Path, config: Mapping[str, Any], resumes: bool, rows: list[dict[str, str]], tell: Callable[[str], None]
+) -> RunWandbLogger | None:
+    record = folder / WANDB_ID_FILE
+    run_id = record.read_text().strip() if resumes and record.is_file() else None
+    logger = WandbRuns(tell).open(
+        folder,
+        RunWandbLogger,
+        recorded=Recorded(rows if run_id else []),
+        name=folder.resolve().name,
+        id=run_id,
+        config=dict(config),
+    )
+    if logger is not None:
+        write_whole(record, f"{logger.experiment.id}\n".encode())
+    return logger
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a metrics.csv; none when there is no file. A last line that was cut off is left out."""
+    if not path.is_file():
+        return []
+    whole, _, _ = path.read_text().rpartition("\n")
+    return [{key: value for key, value in row.items() if value} for row in csv.DictReader(whole.splitlines())]
+
+
+@contextlib.contextmanager
+def _data_folder(folder: str) -> Iterator[None]:
+    """W&B keeps the pictures of tables that are not sent yet in the user's home; they belong to the run's files."""
+    if "WANDB_DATA_DIR" in os.environ:
+        yield
+        return
+    os.environ["WANDB_DATA_DIR"] = folder
+    try:
+        yield
+    finally:
+        del os.environ["WANDB_DATA_DIR"]
+
+
+def _number(value: Any) -> Any:
+    return value.item() if hasattr(value, "item") else value

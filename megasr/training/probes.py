@@ -1,0 +1,180 @@
+"""Which block uses which guidance: how much of a site's features each branch of the adapter is responsible for.
+
+The strength of a branch, for one sample at one site: |what it adds to the features| / |the features with it|, L2 over
+all elements. It is 0 for a branch that does nothing and 1 for one that is all there is. The weights of a gate
+alone would not say that, because the size of what they multiply differs from site to site.
+
+- gate/<site>: CSM adds gate(A_i) to the tokens of the site, F + A_t + gate(A_i).
+- modulation/<site>/<branch>: MSFM adds F_n (gamma(G) - gamma(0)) + beta(G) - beta(0) for the map G of a branch. The
+  answer to an empty map is taken off: a SAFT that does the same whatever the map shows uses no guidance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Self
+
+import torch
+from torch import nn
+
+from megasr.networks.msfm import MSFM, Modulation
+from megasr.networks.network import MegaSRNetwork
+from megasr.networks.sites import Site, iterate_transformers
+
+PARTS = ("lq_encoder", "controlnet", "csm", "rca", "msfm")
+REGION = "region"
+
+
+def trained_parts(network: MegaSRNetwork) -> dict[str, list[nn.Parameter]]:
+    """The trained parameters of every part of the adapter that there is (see `megasr params`)."""
+    parts: dict[str, list[nn.Parameter]] = {part: [] for part in PARTS}
+    for name, parameter in network.named_parameters():
+        if parameter.requires_grad:
+            module = next((part for part in ("csm", "rca", "msfm") if f".{part}." in name), "controlnet")
+            parts["lq_encoder" if "controlnet_cond_embedding" in name else module].append(parameter)
+    return {part: parameters for part, parameters in parts.items() if parameters}
+
+
+@torch.no_grad()
+def gradient_norms(parts: dict[str, list[nn.Parameter]]) -> dict[str, float]:
+    """L2 norm of the gradient of every part, and of all of them (total)."""
+    norms = {
+        part: torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        for part, parameters in parts.items()
+    }
+    total = torch.stack([norm.float() for norm in norms.values()]).norm()
+    return {f"grad_norm/{part}": float(norm) for part, norm in {**norms, "total": total}.items()}
+
+
+def iterate_sites(network: MegaSRNetwork) -> Iterator[tuple[str, nn.Module, Site]]:
+    """(name, transformer, site) in the order of the forward pass; names such as unet.down0.1, controlnet.mid.0."""
+    models = [("controlnet", network.controlnet.controlnet, network.controlnet.sites)] if network.controlnet else []
+    models.append(("unet", network.unet.unet, network.unet.sites))
+    for model_name, model, sites in models:
+        names = {id(module): name for name, module in model.named_modules()}
+        for (transformer, _), site in zip(iterate_transformers(model), sites, strict=True):
+            place = names[id(transformer)].replace("_block.", ".").replace("_blocks.", "").replace("attentions.", "")
+            yield f"{model_name}.{place}", transformer, site
+
+
+class SiteProbes:
+    """Measures the strength of every branch at every site in the forward passes inside `with`; costs nothing outside.
+
+    Args:
+        network: the adapted prior.
+
+    Attributes:
+        keys: names of what is measured, gate/<site> and modulation/<site>/<branch>, in the order of the forward pass.
+    """
+
+    def __init__(self, network: MegaSRNetwork) -> None:
+        self._network = network
+        edges = [g.name for g in network.guidance if g.role == "edge"]
+        self._branches = edges + ([REGION] if len(edges) < len(network.guidance) else [])
+        self.keys = [key for name, _, site in iterate_sites(network) for key in self._keys(name, site)]
+        self._totals: dict[str, tuple[torch.Tensor, int]] = {}
+        self._batch: dict[str, list[torch.Tensor]] = {}
+        self._handles: list[Any] = []
+
+    def _keys(self, name: str, site: Site) -> list[str]:
+        gate = [f"gate/{name}"] if site.csm is not None else []
+        return gate + ([f"modulation/{name}/{branch}" for branch in self._branches] if site.msfm is not None else [])
+
+    @property
+    def watching(self) -> bool:
+        """Whether it measures now."""
+        return bool(self._handles)
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Measure from now on; earlier totals are forgotten."""
+        self._totals, self._batch = {}, {}
+        for name, transformer, site in iterate_sites(self._network):
+            if site.csm is not None:
+                self._watch_gate(f"gate/{name}", transformer.transformer_blocks[0], site.csm)
+            if site.msfm is not None:
+                self._watch_modulation([f"modulation/{name}/{branch}" for branch in self._branches], site.msfm)
+
+    def stop(self) -> None:
+        """Leave no hook in the network. The totals stay."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles, self._batch = [], {}
+
+    def take(self, guided: torch.Tensor | None = None) -> None:
+        """Add what has been measured since the last call to the totals.
+
+        Args:
+            guided: (B,) bool, samples that were given their maps (not those without, by dropout); None for all.
+        """
+        for key, values in self._batch.items():
+            strengths = torch.stack(values)
+            if guided is not None and key.startswith("modulation/"):
+                strengths = strengths[:, guided.to(strengths.device)]
+            total, count = self._totals.get(key, (torch.zeros((), device=strengths.device), 0))
+            self._totals[key] = total + strengths.sum(), count + strengths.numel()
+        self._batch = {}
+
+    def totals(self, device: torch.device) -> torch.Tensor:
+        """(2, keys) float32: sum of the strengths, and of how many samples and passes."""
+        zero = (torch.zeros(()), 0)
+        pairs = [self._totals.get(key, zero) for key in self.keys]
+        sums = torch.stack([total.to(device) for total, _ in pairs]) if pairs else torch.zeros(0, device=device)
+        return torch.stack([sums, torch.tensor([float(count) for _, count in pairs], device=device)])
+
+    def means(self, totals: torch.Tensor) -> dict[str, float]:
+        """Mean strength of every branch that was measured, from `totals` (summed over processes)."""
+        sums, counts = totals.tolist()
+        found = zip(self.keys, sums, counts, strict=True)
+        return {key: total / count for key, total, count in found if count > 0}
+
+    def _record(self, key: str, added: torch.Tensor, features: torch.Tensor) -> None:
+        part, whole = (x.detach().float().flatten(1).norm(dim=1) for x in (added, features))
+        self._batch.setdefault(key, []).append(part / whole.clamp_min(torch.finfo(torch.float32).tiny))
+
+    def _watch_gate(self, key: str, block: nn.Module, csm: nn.Module) -> None:
+        added: list[torch.Tensor] = []
+
+        def after_gate(module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
+            added[:] = [output.detach()]
+
+        def before_norm3(module: nn.Module, inputs: Sequence[torch.Tensor]) -> None:
+            self._record(key, added.pop(), inputs[0])
+
+        self._handles += [csm.register_forward_hook(after_gate), block.norm3.register_forward_pre_hook(before_norm3)]
+
+    def _watch_modulation(self, keys: list[str], msfm: MSFM) -> None:
+        # The maps are seen when the conditions are made, the features in every pass. Scale and shift of single branches
+        # are made again there, one site at a time: kept for all sites they would take more memory than the features.
+        maps: dict[int, torch.Tensor] = {}
+
+        def after_saft(module: nn.Module, inputs: Sequence[torch.Tensor], output: Any) -> None:
+            maps[id(module)] = inputs[0].detach()
+
+        @torch.no_grad()
+        def after_fusion(module: nn.Module, inputs: Sequence[Any], output: torch.Tensor) -> None:
+            normalised = msfm.norm(inputs[0])
+            for key, saft in zip(keys, msfm.safts, strict=True):
+                (gamma, beta), (gamma_0, beta_0) = saft.forward(maps[id(saft)]), _answer_to_nothing(msfm, saft)
+                self._record(key, normalised * (gamma - gamma_0) + (beta - beta_0), output)
+
+        self._handles += [saft.register_forward_hook(after_saft) for saft in msfm.safts]
+        self._handles.append(msfm.register_forward_hook(after_fusion))
+
+
+def _answer_to_nothing(msfm: MSFM, saft: nn.Module) -> Modulation:
+    """Scale and shift for an empty map, (1, C, 1, 1): the same everywhere."""
+    weight = next(saft.parameters())
+    if msfm.aggregation is not None and saft is msfm.safts[-1]:
+        regions = next(msfm.aggregation.parameters()).shape[1]
+        nothing = msfm.aggregation.forward(weight.new_zeros(1, regions, 2, 2))  # GroupNorm refuses a single value
+    else:
+        nothing = weight.new_zeros(1, weight.shape[1], 1, 1)
+    gamma, beta = saft.forward(nothing)
+    return gamma[..., :1, :1], beta[..., :1, :1]

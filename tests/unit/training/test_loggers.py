@@ -1,0 +1,39 @@
+"""metrics.csv, and what is not logged twice."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import torch
+
+from megasr.training.loggers import CSVLog, Recorded, read_rows
+
+
+def test_a_log_goes_on_where_it_was_cut_off(tmp_path: Path) -> None:
+    log = CSVLog(tmp_path, [])
+    log.log_metrics({"a": 1.5, "epoch": 0}, step=0)
+    log.log_metrics({"b": torch.tensor(2.0), "epoch": 0, "a": 7}, step=0)  # a and epoch have been logged
+    log.log_metrics({"a": float("nan")}, step=4)
+    path = tmp_path / "metrics.csv"
+    with path.open("a") as file:
+        file.write("5,9")  # killed while it wrote
+    rows = read_rows(path)
+    assert rows == [{"step": "0", "a": "1.5", "epoch": "0"}, {"step": "0", "b": "2.0"}, {"step": "4", "a": "nan"}]
+    resumed = CSVLog(tmp_path, rows)
+    for step in (3, 4, 5):
+        resumed.log_metrics({"a": float(step), "b": 3.0}, step=step)
+    with path.open(newline="") as file:
+        read = [{key: value for key, value in row.items() if value} for row in csv.DictReader(file)]
+    assert read == [
+        *rows, {"step": "3", "b": "3.0"}, {"step": "4", "b": "3.0"}, {"step": "5", "a": "5.0", "b": "3.0"}
+    ]  # fmt: skip
+    CSVLog(tmp_path, []).log_metrics({"c": 1}, step=0)
+    assert path.read_text() == "step,c\n0,1\n", "a new run replaces it"
+
+
+def test_pictures_go_with_the_numbers_beside_them() -> None:
+    recorded, picture = Recorded([{"step": "9", "psnr": "20.0"}]), object()
+    assert recorded.fresh({"psnr": 21.0, "image": picture}, 9) == {}
+    assert recorded.fresh({"psnr": 21.0, "image": picture}, 10) == {"psnr": 21.0, "image": picture}
+    assert recorded.fresh({"psnr": 21.0, "image": picture}, 10) == {}

@@ -1,0 +1,207 @@
+"""ProtocolMetrics in one process: what it measures, writes and refuses."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lightning.pytorch.loggers import WandbLogger
+
+from megasr.errors import MegaSRError, UsageError
+from megasr.evaluation.evaluator import Evaluator
+from megasr.evaluation.protocol import get_protocol
+from megasr.evaluation.result import Evaluation, read_evaluation
+from megasr.images import from_uint8, read_image
+from megasr.training.protocol_metrics import ProtocolMetrics
+from tests.helpers.evaluation_sets import Enlarger, NamedPictures, NamelessTruth, picture, quiet_trainer
+from tests.helpers.metric_weights import write_metric_weights
+
+KEYS = ["b/1", "a", "c"]
+pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers")
+
+
+def measure(folder: Path, callback: ProtocolMetrics | None = None, **given: Any) -> Evaluation:
+    """Test a module on a set and read test.json."""
+    module, data = given.pop("module", None) or Enlarger(), given.pop("data", None) or NamedPictures(KEYS)
+    ckpt_path = given.pop("ckpt_path", None)
+    trainer = quiet_trainer(folder, callback or ProtocolMetrics(), **given)
+    trainer.test(module, datamodule=data, ckpt_path=ckpt_path, weights_only=False, verbose=False)
+    return read_evaluation(folder / "test.json")
+
+
+@pytest.fixture
+def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with made-up weights of NIQE and FID, and none anywhere else on this machine."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "empty"))
+    write_metric_weights(tmp_path / "weights", {"niqe_modelparameters.mat", "pt_inception-2015-12-05-6726825d.pth"})
+    return tmp_path / "weights"
+
+
+def test_what_is_measured_is_written_and_can_be_measured_again(tmp_path: Path) -> None:
+    trainer, module, data = quiet_trainer(tmp_path, ProtocolMetrics()), Enlarger(), NamedPictures(KEYS)
+    data.benchmark = "made up"
+    (logged,) = trainer.test(module, datamodule=data, verbose=False)
+    found = read_evaluation(tmp_path / "test.json")
+    assert found.keys == tuple(KEYS)
+    assert found.data == "made up"
+    assert found.get_protocol() is get_protocol("weight-free-v1")
+    assert logged == {f"test/{name}": pytest.approx(mean, rel=1e-6) for name, mean in found.means.items()}
+    assert found.intervals.keys() == found.means.keys()
+
+    assert sorted(str(path.relative_to(tmp_path / "sr")) for path in (tmp_path / "sr").rglob("*.*")) == [
+        "a.png",
+        "b/1.png",
+        "c.png",
+    ]
+    evaluator = Evaluator(get_protocol("weight-free-v1"))
+    for row in found.rows:
+        sr, hq = read_image(tmp_path / "sr" / f"{row['key']}.png"), picture(row["key"])
+        assert evaluator.rows(from_uint8(sr)[None], from_uint8(hq)[None], [row["key"]]) == [row]
+    with (tmp_path / "test.csv").open() as file:
+        assert [float(line["psnr_y"]) for line in csv.DictReader(file)] == [row["psnr_y"] for row in found.rows]
+
+
+def test_the_record_says_what_was_tested(tmp_path: Path) -> None:
+    trainer = quiet_trainer(tmp_path, ProtocolMetrics())
+    trainer.test(Enlarger(), datamodule=NamedPictures(KEYS), verbose=False)
+    trainer.save_checkpoint(tmp_path / "x.ckpt")
+    content = hashlib.sha256((tmp_path / "x.ckpt").read_bytes()).hexdigest()
+    first = measure(tmp_path).provenance
+    second = measure(tmp_path, ckpt_path=tmp_path / "x.ckpt", module=Enlarger(seed=4)).provenance
+    assert (first["seed"], second["seed"]) == (3, 4)
+    assert first["config"] != second["config"]
+    assert first["checkpoint"] is None
+    assert second["checkpoint"] == {"path": str(tmp_path / "x.ckpt"), "sha256": content}
+    configured = ProtocolMetrics()
+    configured.config = {"data": {"batch_size": 1}}
+    assert measure(tmp_path, configured).provenance["config"] not in (first["config"], second["config"])
+
+
+def test_settings_choose_what_is_measured(tmp_path: Path, weights: Path) -> None:
+    def columns(**settings: Any) -> tuple[list[str], set[str]]:
+        found = measure(tmp_path, ProtocolMetrics(**settings))
+        return list(found.means), set(found.skipped)
+
+    assert columns(protocol="rgb-v1", metrics=["psnr_rgb"]) == (["psnr_rgb"], set())
+    assert columns(metrics=["gmsd", "psnr_y"]) == (["psnr_y", "gmsd"], set())
+    asked = {"protocol": "whole-image-v1", "metrics": ["niqe", "psnr"]}
+    assert columns(**asked, missing="skip") == (["psnr"], {"niqe"})
+    with pytest.raises(MegaSRError, match="niqe_modelparameters"):
+        columns(**asked)
+    assert columns(**asked, weights_dir=str(weights)) == (["psnr", "niqe"], set())
+    assert (tmp_path / "sr").is_dir()
+    assert measure(tmp_path / "other", ProtocolMetrics(save_images=False)).keys == tuple(KEYS)
+    assert not (tmp_path / "other" / "sr").exists()
+
+
+def test_a_set_without_hq_is_measured_without_reference(tmp_path: Path, weights: Path) -> None:
+    callback = ProtocolMetrics("whole-image-v1", weights_dir=str(weights), missing="skip")
+    found = measure(tmp_path, callback, data=NamelessTruth(KEYS))
+    assert [list(row) for row in found.rows] == [["key", "niqe"]] * 3
+    assert found.skipped["psnr"] == "needs hq"
+
+
+def test_a_distance_of_sets_is_taken_and_comes_with_its_caveat(tmp_path: Path, weights: Path) -> None:
+    trainer = quiet_trainer(tmp_path, ProtocolMetrics("whole-image-v1", ["fid", "psnr"], str(weights)))
+    with pytest.warns(UserWarning, match="fid of 3 images is biased"):
+        (logged,) = trainer.test(Enlarger(), datamodule=NamedPictures(KEYS), verbose=False)
+    found = read_evaluation(tmp_path / "test.json")
+    assert found.set_values == {"fid": pytest.approx(logged["test/fid"])}
+    assert list(found.provenance["weights"]) == ["pt_inception-2015-12-05-6726825d.pth"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"data": NamedPictures(["a", "b", "a"])}, "repeated: a"),
+        ({"data": NamedPictures(["a", "b/../../c"])}, "'b/../../c' cannot be written"),
+        ({"data": NamedPictures(["a", "/b"])}, "'/b' cannot be written"),
+        ({"limit_test_batches": 1}, "limit_test_batches leaves images out"),
+        ({"callback": ProtocolMetrics(metrics=["psnr_y"]), "data": NamelessTruth(KEYS)}, "psnr_y compares with hq"),
+        ({"data": NamelessTruth(KEYS)}, "no metric of weight-free-v1 can be taken"),
+    ],
+)
+def test_what_can_be_refused_is_refused_before_an_image_is_restored(
+    settings: dict[str, Any], says: str, tmp_path: Path
+) -> None:
+    measure(tmp_path, data=NamedPictures(["before"]))
+    module = Enlarger()
+    with pytest.raises(UsageError, match=says):
+        measure(tmp_path, module=module, **settings)
+    assert not module.restored
+    assert read_evaluation(tmp_path / "test.json").keys == ("before",)
+    assert (tmp_path / "sr" / "before.png").is_file()
+
+
+def test_loaders_without_names_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="eval_keys"):
+        quiet_trainer(tmp_path, ProtocolMetrics()).test(Enlarger(), NamedPictures(KEYS).test_dataloader())
+
+
+def test_an_image_that_was_not_announced_stops_the_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = NamedPictures(KEYS)
+    monkeypatch.setattr(data, "eval_keys", lambda: ["a", "b/1", "d"])
+    with pytest.raises(MegaSRError, match="not in the evaluation set of the data module: c"):
+        measure(tmp_path, data=data)
+
+
+@pytest.mark.parametrize(("protocol", "metrics"), [("weight-fre-v1", None), ("weight-free-v1", ["psnry"])])
+def test_unknown_names_are_refused_when_it_is_made(protocol: str, metrics: list[str] | None) -> None:
+    with pytest.raises(UsageError, match="did you mean"):
+        ProtocolMetrics(protocol, metrics)
+
+
+def test_sr_that_is_not_finite_stops_the_test_and_leaves_no_numbers(tmp_path: Path) -> None:
+    measure(tmp_path)
+    with pytest.raises(MegaSRError, match="sr of 'c' has 1 non-finite"):
+        measure(tmp_path, module=Enlarger(diverges_at="c"))
+    assert not list(tmp_path.glob("test.*")), "not those of the earlier test either: its pictures are gone"
+
+
+@pytest.mark.parametrize("damage", [None, "{"])
+def test_an_earlier_test_is_replaced_as_a_whole(damage: str | None, tmp_path: Path) -> None:
+    measure(tmp_path, data=NamedPictures(["old/1", "a"]))
+    (tmp_path / "sr" / "mine.png").touch()
+    if damage:
+        (tmp_path / "test.json").write_text(damage)
+    assert measure(tmp_path).keys == tuple(KEYS)
+    assert (tmp_path / "sr" / "mine.png").is_file(), "only what the earlier test wrote"
+    assert (tmp_path / "sr" / "old" / "1.png").is_file() == bool(damage)
+
+
+class RecordingWandb(WandbLogger):
+    """W&B without W&B."""
+
+    def __init__(self) -> None:
+        super().__init__(offline=True)
+        self.logged: list[dict[str, Any]] = []
+
+    @property
+    def experiment(self) -> Any:
+        return None
+
+    def log_hyperparams(self, *_: Any, **__: Any) -> None:
+        """Nothing."""
+
+    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
+        self.logged.append({**metrics, "step": step})
+
+    def finalize(self, status: str) -> None:
+        """Nothing."""
+
+
+def test_wandb_gets_one_row_per_image_and_the_means_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    logger = RecordingWandb()
+    trainer = quiet_trainer(tmp_path, ProtocolMetrics(metrics=["psnr_y"]), logger=logger)
+    trainer.test(Enlarger(), datamodule=NamedPictures(KEYS), verbose=False)
+    rows = json.loads(next(tmp_path.rglob("test.json")).read_text())["rows"]
+    images, means = logger.logged
+    assert images["test/images"].columns == ["key", "psnr_y"]
+    assert images["test/images"].data == [[row["key"], row["psnr_y"]] for row in rows]
+    assert (images["test/image_count"], images["step"]) == (3, 0)
+    assert set(means) == {"test/psnr_y", "epoch", "step"}
