@@ -1,7 +1,8 @@
 """`megasr evaluate SR_DIR --hq HQ_DIR --protocol NAME`: take the numbers of restored images, and compare them.
 
-Results are written as JSON (rows, means, intervals, where they come from), CSV (rows), Markdown or LaTeX (a table),
-by the ending of the file.
+What was measured before (the .json of this command, or of `megasr test`) may stand in the place of a folder. The
+ending of a file says what is written: .json rows, means, intervals and where they come from; .csv the rows of one
+method, the means of several; .md and .tex a table.
 """
 
 from __future__ import annotations
@@ -15,26 +16,30 @@ from megasr.commands.measuring import add_measuring_options, make_evaluator, mea
 from megasr.errors import UsageError, unknown_name
 
 if TYPE_CHECKING:
+    from megasr.commands.measuring import Progress
     from megasr.evaluation.result import Evaluation
+    from megasr.evaluation.table_content import Labelled
 
 _ENDINGS = (".json", ".csv", ".md", ".tex")
 
 
 def add_parser(commands: Any) -> None:
     """Declare `evaluate`."""
-    parser = commands.add_parser("evaluate", help="measure a folder of restored images", description=__doc__)
-    parser.add_argument("sr", metavar="SR_DIR", type=Path, help="folder of restored images")
+    parser = commands.add_parser("evaluate", help="measure folders of restored images", description=__doc__)
+    parser.add_argument(
+        "sr", metavar="SR", type=Path, nargs="+", help="folder of restored images, or a .json of before"
+    )
     parser.add_argument("--hq", metavar="DIR", type=Path, help="ground truth; without it, only metrics without hq")
     parser.add_argument("--protocol", help="how is measured; default: the one of --data, else weight-free-v1")
     parser.add_argument("--data", metavar="SET", help="the benchmark set these images are of (`realsr`, ...)")
-    parser.add_argument("--label", help="what tables call the method (default: name of the folder)")
+    parser.add_argument("--labels", metavar="NAME", nargs="+", help="what tables call the methods (default: folders)")
     parser.add_argument("--out", metavar="FILE", type=Path, nargs="+", default=[], help=".json, .csv, .md or .tex")
     parser.add_argument(
         "--against",
         metavar="WHAT",
         nargs="+",
         default=[],
-        help="`published` (rows under the same protocol; needs --data), a .json of evaluate or test, or a .csv of "
+        help="`published` (rows of the same benchmark set under the same protocol), a .json of before, or a .csv of "
         "published scores of these images",
     )
     parser.add_argument("--devices", type=int, default=1, help="processes, each with a GPU of its own (default: 1)")
@@ -49,51 +54,86 @@ def run(arguments: argparse.Namespace) -> None:
         UsageError: an option cannot be used, or images do not pair or fit the protocol.
         MegaSRError: an image or a weight is missing or broken, or a file cannot be written.
     """
-    for path in arguments.out:
-        if path.suffix not in _ENDINGS:
-            raise UsageError(f"--out {path}: the ending must be one of {', '.join(_ENDINGS)}")
-    if "published" in arguments.against and arguments.data is None:
-        raise UsageError("--against published needs --data, the name of the benchmark set")
-    evaluation = _evaluate(arguments)
-    label = arguments.label or arguments.sr.resolve().name
-    for line in describe(evaluation):
-        print(line)
+    labels = _checked_labels(arguments)
+    with measuring_progress() as progress:
+        found = [(label, _evaluation(sr, arguments, progress)) for label, sr in zip(labels, arguments.sr, strict=True)]
+    for label, evaluation in found:
+        _print_lines([f"{label}: {describe(evaluation)[0]}", *describe(evaluation)[1:], ""])
+    rows = _published(found) if "published" in arguments.against else ()
+    if len(found) > 1 or rows:
+        from megasr.evaluation.tables import markdown
+
+        _print_lines([*markdown(found, rows).splitlines(), ""])
     for other in arguments.against:
-        print()
-        for line in _against(evaluation, other, label):
-            print(line)
+        for label, evaluation in found:
+            _print_lines(_against(evaluation, other, label))
     for path in arguments.out:
-        _write(evaluation, path, label, with_published="published" in arguments.against)
+        _write(found, path, rows)
         print(path)
 
 
-def _evaluate(arguments: argparse.Namespace) -> Evaluation:
+def _checked_labels(arguments: argparse.Namespace) -> list[str]:
+    """Check what can be before anything is measured, and name the methods."""
+    for path in arguments.out:
+        if path.suffix not in _ENDINGS:
+            raise UsageError(f"--out {path}: the ending must be one of {', '.join(_ENDINGS)}")
+        if path.suffix == ".json" and len(arguments.sr) > 1:
+            raise UsageError(
+                f"--out {path}: a .json holds one evaluation; write those of {len(arguments.sr)} one by one"
+            )
+    for other in arguments.against:
+        if other != "published" and Path(other).suffix not in (".json", ".csv"):
+            raise unknown_name("comparison", other, ["published", "FILE.json", "FILE.csv"])
+    measured_before = [sr for sr in arguments.sr if sr.suffix == ".json"]
+    if "published" in arguments.against and arguments.data is None and not measured_before:
+        raise UsageError("--against published needs --data, the name of the benchmark set")
+    if len(measured_before) == len(arguments.sr):
+        given = {"--hq": arguments.hq, "--protocol": arguments.protocol, "--data": arguments.data}
+        given |= {"--metrics": arguments.metrics, "--weights-dir": arguments.weights_dir, "--strip": arguments.strip}
+        if idle := [name for name, value in given.items() if value]:
+            raise UsageError(f"{', '.join(idle)}: nothing is measured, every SR is a .json of before")
+    labels = arguments.labels or [_name(sr) for sr in arguments.sr]
+    if len(labels) != len(arguments.sr):
+        raise UsageError(f"--labels names {len(labels)} methods for {len(arguments.sr)} SR")
+    if len(set(labels)) < len(labels):
+        raise UsageError(f"methods of one name: {', '.join(labels)}; tell them apart with --labels")
+    return list(labels)
+
+
+def _name(sr: Path) -> str:
+    """mine/ -> mine, runs/mine/sr -> mine, runs/mine/test.json -> mine, mine.json -> mine."""
+    path = sr.resolve()
+    return path.parent.name if path.name in ("sr", "test.json") else path.stem if path.suffix == ".json" else path.name
+
+
+def _evaluation(sr: Path, arguments: argparse.Namespace, progress: Progress) -> Evaluation:
     from megasr.evaluation.folders import evaluate_folder
     from megasr.evaluation.pairing import pair_by_name
+    from megasr.evaluation.result import read_evaluation
     from megasr.evaluation.table_content import BENCHMARK_IMAGES
 
+    if sr.suffix == ".json":
+        return read_evaluation(sr)
     protocol, more = arguments.protocol or "weight-free-v1", {}
     if arguments.data is not None:
         from data_pipelines.benchmarks import get_benchmark
 
         benchmark = get_benchmark(arguments.data)
         protocol = arguments.protocol or benchmark.protocol
-        found = len(pair_by_name(arguments.sr, arguments.hq, arguments.strip))
+        found = len(pair_by_name(sr, arguments.hq, arguments.strip))
         if found > benchmark.count:
-            raise UsageError(f"{arguments.sr} holds {found} images, but {benchmark}")
+            raise UsageError(f"{sr} holds {found} images, but {benchmark}")
         more[BENCHMARK_IMAGES] = [found, benchmark.count]
-    evaluator = make_evaluator(arguments, protocol)
-    with measuring_progress() as progress:
-        return evaluate_folder(
-            arguments.sr,
-            arguments.hq,
-            evaluator,
-            strip=arguments.strip,
-            data=arguments.data,
-            devices=arguments.devices,
-            progress=lambda done, total: progress(f"measuring under {protocol}", done, total),
-            more={**more, **_made_by(arguments.sr)},
-        )
+    return evaluate_folder(
+        sr,
+        arguments.hq,
+        make_evaluator(arguments, protocol),
+        strip=arguments.strip,
+        data=arguments.data,
+        devices=arguments.devices,
+        progress=lambda done, total: progress(f"measuring {sr}", done, total),
+        more={**more, **_made_by(sr)},
+    )
 
 
 def _made_by(sr: Path) -> dict[str, Any]:
@@ -130,13 +170,15 @@ def describe(evaluation: Evaluation) -> list[str]:
     return lines
 
 
+def _print_lines(lines: Sequence[str]) -> None:
+    for line in lines:
+        print(line)
+
+
 def _against(evaluation: Evaluation, other: str, label: str) -> list[str]:
     from megasr.evaluation.against import deviations, paired_differences
     from megasr.evaluation.result import read_evaluation
-    from megasr.evaluation.tables import markdown
 
-    if other == "published":
-        return markdown([(label, evaluation)], _published(evaluation)).splitlines()
     path = Path(other)
     if path.suffix == ".json":
         lines = [f"{label} minus {path}, image by image, with 95 % intervals:"]
@@ -145,29 +187,33 @@ def _against(evaluation: Evaluation, other: str, label: str) -> list[str]:
             lines.append(f"  {found.metric:<12} {i.mean:+9.4f}  [{i.low:+.4f}, {i.high:+.4f}]  {found.verdict}")
         return lines
     if path.suffix == ".csv":
-        lines = [f"absolute deviation from {path}, over {len(evaluation.rows)} images:"]
+        lines = [f"{label}, absolute deviation from {path}, over {len(evaluation.rows)} images:"]
         for gap in deviations(evaluation, path):
             lines.append(f"  {gap.metric:<12} largest {gap.largest:.2e} ({gap.key}), median {gap.median:.2e}")
         return lines
-    raise unknown_name("comparison", other, ["published", "FILE.json", "FILE.csv"])
+    return []  # published rows stand in the table
 
 
-def _published(evaluation: Evaluation) -> Sequence[Any]:
+def _published(found: Sequence[Labelled]) -> Sequence[Any]:
     from megasr.evaluation.reference import published
+    from megasr.evaluation.table_content import data_name
 
-    return published(evaluation.protocol, str(evaluation.data))
+    data = data_name(found)
+    if data is None:
+        raise UsageError("--against published needs --data, the name of the benchmark set")
+    return published(found[0][1].protocol, data)
 
 
-def _write(evaluation: Evaluation, path: Path, label: str, with_published: bool) -> None:
+def _write(found: Sequence[Labelled], path: Path, rows: Sequence[Any]) -> None:
     from megasr.evaluation import tables
     from megasr.evaluation.result import write_evaluation
     from megasr.files import write_whole
 
-    rows = _published(evaluation) if with_published else ()
+    evaluation = found[0][1]
     texts: dict[str, Callable[[], str]] = {
-        ".csv": lambda: tables.rows_csv(evaluation),
-        ".md": lambda: tables.markdown([(label, evaluation)], rows, intervals=True),
-        ".tex": lambda: tables.latex([(label, evaluation)], rows),
+        ".csv": lambda: tables.rows_csv(evaluation) if len(found) == 1 else tables.means_csv(found, rows),
+        ".md": lambda: tables.markdown(found, rows, intervals=True),
+        ".tex": lambda: tables.latex(found, rows),
     }
     if path.suffix == ".json":
         write_evaluation(evaluation, path)

@@ -18,7 +18,7 @@ SR, HQ = (str(GOLDEN / "images" / side) for side in ("sr", "hq"))
 
 def test_numbers_are_printed_and_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files = [str(tmp_path / name) for name in ("r.json", "r.csv", "r.md", "r.tex")]
-    assert main(["evaluate", SR, "--hq", HQ, "--metrics", "ssim_y,psnr_y", "--label", "mine", "--out", *files]) == 0
+    assert main(["evaluate", SR, "--hq", HQ, "--metrics", "ssim_y,psnr_y", "--labels", "mine", "--out", *files]) == 0
     stored = json.loads((GOLDEN / "metrics.json").read_text())["numbers"]["weight-free-v1"]
     found = read_evaluation(tmp_path / "r.json")
     assert {row["key"]: row["psnr_y"] for row in found.rows} == pytest.approx(
@@ -52,6 +52,31 @@ def test_two_methods_are_compared_image_by_image(tmp_path: Path, capsys: pytest.
     worst = min(read_evaluation(before).rows, key=lambda row: row["psnr_y"])
     gap = next(line for line in printed.splitlines() if "largest" in line and "psnr_y" in line)
     assert f"({worst['key']})" in gap
+
+
+def test_several_methods_stand_in_one_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for path in Path(HQ).iterdir():
+        write_png(read_image(path), tmp_path / "perfect" / path.name)
+    before, table, means = (tmp_path / "runs" / "base" / "test.json", tmp_path / "t.md", tmp_path / "t.csv")
+    measure = ["--hq", HQ, "--metrics", "psnr_y"]
+    assert main(["evaluate", SR, *measure, "--out", str(before)]) == 0
+    assert main(["evaluate", str(before), str(tmp_path / "perfect"), *measure, "--out", str(table), str(means)]) == 0
+    assert "| base | 3 | <u>28.91</u>" in table.read_text()
+    assert "| perfect | 3 | **80.00**" in table.read_text()
+    assert table.read_text().splitlines()[0] in capsys.readouterr().out
+    assert [row["method"] for row in csv.DictReader(means.open())] == ["base", "perfect"]
+    assert main(["evaluate", str(before), "--out", str(tmp_path / "again.csv")]) == 0
+    assert [row["key"] for row in csv.DictReader((tmp_path / "again.csv").open())] == ["bicubic", "jpeg", "noise"]
+    for options, message in (
+        ([str(before), *measure], "--hq, --metrics: nothing is measured"),
+        ([str(before), str(before)], "methods of one name: base, base"),
+        ([str(before), SR, "--hq", HQ, "--labels", "a"], "--labels names 1 methods for 2 SR"),
+        ([str(before), SR, "--hq", HQ, "--out", "r.json"], "a .json holds one evaluation"),
+        ([str(before), "--against", "published"], "needs --data"),
+        ([str(before), SR, "--hq", HQ, "--protocol", "rgb-v1", "--metrics", "psnr_rgb"], "cannot be compared"),
+    ):
+        assert main(["evaluate", *options]) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_published_rows_stand_beside_a_benchmark(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
