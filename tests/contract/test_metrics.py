@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import re
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from megasr.evaluation.metric_weights import FILES
 from megasr.evaluation.pairing import pair_by_name
 from megasr.evaluation.protocol import PROTOCOLS, WEIGHT_FREE_V1
 from megasr.evaluation.spec import MetricSpec, Protocol
+from megasr.files import file_sha256
 from megasr.images import resize, to_uint8, write_png
 from megasr.rng import torch_generator
 from tests.helpers.metric_weights import WRITERS, write_metric_weights
@@ -86,12 +88,18 @@ def test_perfect_beats_blurred_beats_shuffled(protocol: Protocol, metric: Metric
 
 
 @pytest.mark.parametrize("metric", LEARNED)
-def test_a_learned_metric_reads_its_files(metric: MetricSpec, hq: torch.Tensor, weights_dir: Path) -> None:
+def test_a_learned_metric_reads_its_files(
+    metric: MetricSpec, hq: torch.Tensor, weights_dir: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     """Real formats and real loading code; the weights are random, so only what holds for any weights is asked."""
-    evaluator = Evaluator(_only(metric), weights_dir=weights_dir)
+    with warnings.catch_warnings(record=True) as warned:
+        evaluator = Evaluator(_only(metric), weights_dir=weights_dir)
+    assert (capfd.readouterr(), warned) == (("", ""), [])
     blurred = resize(resize(hq, 32, 32), SIZE_PX, SIZE_PX)
     same, other = (evaluator.vectors(image, hq, ["image"]) for image in (hq, blurred))
+    assert same.shape == other.shape == (1, evaluator.width)
     assert not torch.equal(same, other)
+    assert evaluator.weights == metric.weights
     if metric.needs_hq and not metric.of_set:
         assert same.item() == pytest.approx(0, abs=1e-6)  # identical images score best
         assert other.item() > 1e-3
@@ -129,8 +137,11 @@ def test_features_and_distances_of_sets_are_pyiqas(weights_dir: Path, tmp_path: 
         get_folder_features(str(tmp_path / side), evaluator._features._network, 0, 1, device="cpu", verbose=False)
         for side in ("sr", "hq")
     ]
-    assert np.allclose(vectors.numpy(), np.concatenate(theirs, 1), rtol=1e-4, atol=1e-7)
-    found = evaluator.evaluation(vectors, [pair.key for pair in pairs])
+    features = np.concatenate(theirs, 1)  # of random weights, about 1e-8: without clamping they would be 1e-3 off
+    assert np.allclose(vectors.numpy(), features, rtol=1e-4, atol=1e-5 * np.abs(features).max())
+    found = evaluate_folder(tmp_path / "sr", tmp_path / "hq", evaluator)
+    (name,) = metric.weights
+    assert found.provenance["weights"] == {name: file_sha256(weights_dir / name)[:16]}
     assert found.rows[0] == {"key": "0"}
     # Over the 16 directions that vary most: the root of a 2048 x 2048 matrix takes half a minute.
     used = vectors.view(4, 2, 2048).var((0, 1)).argsort()[-16:]

@@ -61,8 +61,8 @@ def test_several_methods_stand_in_one_table(tmp_path: Path, capsys: pytest.Captu
     measure = ["--hq", HQ, "--metrics", "psnr_y"]
     assert main(["evaluate", SR, *measure, "--out", str(before)]) == 0
     assert main(["evaluate", str(before), str(tmp_path / "perfect"), *measure, "--out", str(table), str(means)]) == 0
-    assert "| base | 3 | <u>28.91</u>" in table.read_text()
-    assert "| perfect | 3 | **80.00**" in table.read_text()
+    assert "| base | 3 | <u>28.91" in table.read_text()
+    assert "| perfect | 3 | **80.00" in table.read_text()
     assert table.read_text().splitlines()[0] in capsys.readouterr().out
     assert [row["method"] for row in csv.DictReader(means.open())] == ["base", "perfect"]
     assert main(["evaluate", str(before), "--out", str(tmp_path / "again.csv")]) == 0

@@ -10,11 +10,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from megasr.errors import UsageError
 from megasr.images import read_image, read_size
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 _ASPECT_TOLERANCE = 0.05  # lq of odd sizes is rounded; more than that is another crop
 _LOSSLESS_EFFORT = {"method": 3, "quality": 50}  # 1 % larger than the best, in a quarter of its time
@@ -87,9 +91,9 @@ def encode(pixels: np.ndarray, webp_quality: int | None = None) -> tuple[str, by
     return ("image/webp", webp) if len(webp) <= len(png) else ("image/png", png)
 
 
-def _save(image: object, form: str, **options: object) -> bytes:
+def _save(image: Image.Image, form: str, **options: Any) -> bytes:
     encoded = io.BytesIO()
-    image.save(encoded, format=form, **options)  # type: ignore[attr-defined]
+    image.save(encoded, format=form, **options)
     return encoded.getvalue()
 
 

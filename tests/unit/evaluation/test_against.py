@@ -29,6 +29,7 @@ def test_differences_are_of_each_image_and_know_the_direction() -> None:
         gmsd=[x + 0.5 + 0.01 * i for i, x in enumerate(BASE)],
         psnr_y=[x + 0.5 + 0.01 * i for i, x in enumerate(BASE)],
         ssim_y=[x + (-1) ** i for i, x in enumerate(BASE)],
+        fsim=BASE,
     )
     shuffled = replace(reference, rows=reference.rows[::-1])
     found = {difference.metric: difference for difference in paired_differences(mine, shuffled)}
@@ -53,13 +54,22 @@ def test_other_protocols_and_other_images_are_refused() -> None:
 
 def test_deviations_from_published_scores(tmp_path: Path) -> None:
     scores = tmp_path / "scores.csv"
-    scores.write_text("image,psnr_y,other\n2.png,21.5,1\n0.png,20.0,1\n1.png,21.25,1\n9.png,0,1\n")
+    scores.write_text("image,psnr_y,other\n2.png,21.5,1\n0.png,20.0,1\n1.png,21.125,1\n9.png,0,1\n")
     (found,) = deviations(_evaluation(psnr_y=[20.0, 21.0, 22.0], gmsd=[0.0, 0, 0]), scores)
-    assert (found.metric, found.largest, found.median, found.key) == ("psnr_y", 0.5, 0.25, "2")
+    assert (found.metric, found.largest, found.median, found.key) == ("psnr_y", 0.5, 0.125, "2")
     with pytest.raises(UsageError, match="no column gmsd; it has other, psnr_y"):
         deviations(_evaluation(gmsd=[1.0]), scores)
-    with pytest.raises(UsageError, match="no scores of 3, 4"):
+    with pytest.raises(UsageError, match="no scores of 3, 4$"):
         deviations(_evaluation(psnr_y=BASE[:5]), scores)
+    with pytest.raises(UsageError, match=r"no scores of 3, .*, 22 \.\.\.$"):
+        deviations(_evaluation(psnr_y=[20.0] * 24), scores)
+
+
+def test_scores_name_files_with_or_without_ending(tmp_path: Path) -> None:
+    mine = _evaluation(psnr_y=[20.0, 21.0])
+    mine = replace(mine, rows=({"key": "a.1", "psnr_y": 20.0}, {"key": "b", "psnr_y": 21.0}))
+    (tmp_path / "scores.csv").write_text("image,psnr_y\na.1,20\nb.PNG,21\n")
+    assert deviations(mine, tmp_path / "scores.csv")[0].largest == 0
 
 
 @pytest.mark.parametrize("text", ["image,psnr_y\n0.png,high\n", "image,psnr_y\n0.png\n"])
@@ -67,5 +77,11 @@ def test_scores_that_cannot_be_read_name_file_and_column(tmp_path: Path, text: s
     (tmp_path / "scores.csv").write_text(text)
     with pytest.raises(MegaSRError, match=r"scores.csv, column psnr_y: "):
         deviations(_evaluation(psnr_y=[20.0]), tmp_path / "scores.csv")
-    with pytest.raises(MegaSRError, match=r"none.csv is not a table"):
-        deviations(_evaluation(psnr_y=BASE), tmp_path / "none.csv")
+
+
+@pytest.mark.parametrize("content", [None, b"\xff", b'image,psnr_y\n"0.png,20', b"\n\n,1,2\n"])
+def test_what_is_no_table_is_named(tmp_path: Path, content: bytes | None) -> None:
+    if content is not None:
+        (tmp_path / "scores.csv").write_bytes(content)
+    with pytest.raises(MegaSRError, match=r"scores.csv is not a table"):
+        deviations(_evaluation(psnr_y=[20.0]), tmp_path / "scores.csv")

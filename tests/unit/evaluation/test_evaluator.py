@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
+import os
+import threading
 from dataclasses import replace
 
 import pytest
 import torch
 
 from megasr.errors import MegaSRError, UsageError
-from megasr.evaluation.evaluator import Evaluator, check_keys
+from megasr.evaluation.evaluator import Evaluator, Images, check_keys
+from megasr.evaluation.intervals import mean_intervals
 from megasr.evaluation.protocol import WEIGHT_FREE_V1
 from megasr.evaluation.spec import Protocol
-from megasr.rng import torch_generator
+from megasr.rng import numpy_generator, torch_generator
 
 PSNR_ONLY = Protocol("psnr-only", 1, WEIGHT_FREE_V1.metrics[:1])
 
@@ -54,12 +57,37 @@ def test_rows_do_not_depend_on_the_batch(evaluator: Evaluator) -> None:
     assert together == alone
     assert [set(row) for row in together] == [{"key", *WEIGHT_FREE_V1.metric_names}] * 3
     assert len({row["psnr_y"] for row in together}) == 3
+    assert all(float(torch.tensor(row["ssim_y"])) != row["ssim_y"] for row in together)  # of float64, not of float32
+
+
+def test_images_are_measured_at_once_by_one_thread_each(psnr: Evaluator, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2}, raising=False)
+    hq, together, threads = _images(1), threading.Barrier(3), []
+
+    def load(key: str) -> Images:
+        threads.append(torch.get_num_threads())
+        together.wait(timeout=20)  # broken unless three images are loaded at once
+        return Images(key, hq, hq)
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        assert len(list(psnr.measure("abc", load))) == 3
+        later: list[int] = []
+        thread = threading.Thread(target=lambda: later.append(torch.get_num_threads()))
+        thread.start()
+        thread.join()
+    finally:
+        torch.set_num_threads(before)
+    assert (threads, later) == ([1, 1, 1], [3])
+    assert list(psnr.measure([], load)) == []
 
 
 def test_sr_is_measured_as_8_bit(psnr: Evaluator) -> None:
     hq = _images(1)
     assert psnr.rows(hq + 0.4 / 255, hq, ["a"])[0]["psnr_y"] == psnr.rows(hq, hq, ["a"])[0]["psnr_y"]
     assert psnr.rows(hq + 0.6 / 255, hq, ["a"])[0]["psnr_y"] < 60
+    assert psnr.rows(hq, (hq + 0.4 / 255).clamp(max=1), ["a"]) == psnr.rows(hq, hq, ["a"])
 
 
 def test_the_border_is_cut_off(psnr: Evaluator) -> None:
@@ -72,10 +100,11 @@ def test_the_border_is_cut_off(psnr: Evaluator) -> None:
     assert Evaluator(replace(PSNR_ONLY, border_px=4)).rows(sr, hq, ["a"])[0]["psnr_y"] == perfect
 
 
-def test_a_non_finite_image_stops_the_evaluation(psnr: Evaluator) -> None:
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_non_finite_image_stops_the_evaluation(psnr: Evaluator, value: float) -> None:
     hq = _images(2)
     sr = hq.clone()
-    sr[1, 0, 0, :2] = math.nan
+    sr[1, 0, 0, :2] = value
     with pytest.raises(MegaSRError, match="'second' has 2 non-finite"):
         psnr.rows(sr, hq, ["first", "second"])
 
@@ -93,7 +122,11 @@ def test_a_non_finite_metric_names_key_and_metric() -> None:
         (_images(2), _images(2), ["a"], "1 keys for 2 images: a"),
         (_images(2), _images(2), ["a", "a"], "repeated: a"),
         (_images(2), _images(2)[..., :32], ["a", "b"], "equal sizes"),
+        (_images(1), _images(2), ["a"], "equal sizes"),
         (_images(1), _images(1) * 2 - 1, ["a"], r"hq of 'a': values in \[-"),
+        (_images(1), _images(1) * 2, ["a"], r"hq of 'a': values in \[0"),
+        (_images(1), _images(1) * math.nan, ["a"], r"hq of 'a': values in \[nan"),
+        (_images(1), (_images(1) * 255).to(torch.uint8), ["a"], "hq: expected float RGB"),
         (_images(1)[0], _images(1), ["a"], "sr: expected float RGB"),
     ],
 )
@@ -102,6 +135,24 @@ def test_what_does_not_fit_is_refused(
 ) -> None:
     with pytest.raises(UsageError, match=message):
         psnr.rows(sr, hq, keys)
+
+
+def test_what_does_not_fit_the_evaluator_is_refused() -> None:
+    image = _images(1)
+    with pytest.raises(UsageError, match="'a' has hq, but the evaluator was made with has_hq=False"):
+        Evaluator(PSNR_ONLY, has_hq=False).vectors(image, image, ["a"])
+    with pytest.raises(UsageError, match="'a' is 64x32 px; psnr-only measures 32x32 px"):
+        Evaluator(replace(PSNR_ONLY, size_px=32)).vectors(image[:, :, :32], image[:, :, :32], ["a"])
+    turned = Images("a", image[:, :, :32], image[..., :32])
+    with pytest.raises(UsageError, match="for 'a': metrics compare equal sizes"):
+        list(Evaluator(PSNR_ONLY).measure([turned], lambda images: images))
+
+
+def test_an_evaluation_can_be_repeated(psnr: Evaluator) -> None:
+    values = torch.tensor([[20.0], [21.0], [24.0], [30.0]], dtype=torch.float64)
+    found = psnr.evaluation(values, "abcd")
+    assert [found.intervals["psnr_y"]] == mean_intervals(values.numpy(), "abcd", numpy_generator(0, "intervals"))
+    assert (found.fingerprint, found.means) == (PSNR_ONLY.fingerprint, {"psnr_y": 23.75})
 
 
 def test_summary_is_the_mean_over_exactly_the_set(psnr: Evaluator) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from megasr.errors import MegaSRError, UsageError
+from megasr.evaluation import folders as module
 from megasr.evaluation.evaluator import Evaluator
 from megasr.evaluation.folders import evaluate_folder
 from megasr.evaluation.protocol import PROTOCOLS, WEIGHT_FREE_V1
@@ -28,7 +30,9 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
     return tmp_path / "sr", tmp_path / "hq"
 
 
-def test_rows_are_the_same_for_one_and_for_three_processes(folders: tuple[Path, Path]) -> None:
+def test_rows_are_the_same_for_one_and_for_three_processes(
+    folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     evaluator = Evaluator(WEIGHT_FREE_V1, metrics=["psnr_y", "fsim", "ssim_y"])
     seen: list[tuple[int, int]] = []
     alone = evaluate_folder(*folders, evaluator, progress=lambda *done: seen.append(done))
@@ -40,9 +44,36 @@ def test_rows_are_the_same_for_one_and_for_three_processes(folders: tuple[Path, 
     assert alone.means["psnr_y"] == pytest.approx(np.mean(psnrs))
     low, high = alone.intervals["psnr_y"]
     assert min(psnrs) < low < alone.means["psnr_y"] < high < max(psnrs)
-    assert evaluate_folder(*folders, evaluator, devices=3).rows == alone.rows
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluator, "measure", None)  # this process measures nothing
+        assert evaluate_folder(*folders, evaluator, devices=3).rows == alone.rows
     sr, hq = (from_uint8(read_image(folder / "3.png"))[None] for folder in folders)
     assert evaluator.rows(sr, hq, ["3"])[0] == alone.rows[3]
+
+
+def test_every_worker_takes_the_next_gpu_and_what_the_evaluator_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[dict] = []
+    monkeypatch.setattr(module, "Evaluator", lambda **arguments: made.append(arguments))
+    monkeypatch.setattr(module, "_worker", None)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    evaluator = Evaluator(PROTOCOLS["whole-image-v1"], metrics=["ssim", "psnr"], weights_dir=Path("weights"))
+    rank = multiprocessing.Value("i", 0)
+    for device in ("cuda", "cuda", "cuda", "cpu"):
+        module._start_worker(evaluator.recipe, device, rank)
+    assert [arguments.pop("device") for arguments in made] == ["cuda:0", "cuda:1", "cuda:0", "cpu"]
+    recipe = {"protocol": evaluator.protocol, "metrics": ["psnr", "ssim"], "weights_dir": Path("weights")}
+    assert made == [recipe | {"has_hq": True}] * 4
+
+
+def test_endings_go_and_what_is_told_is_kept(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    for path in folders[0].iterdir():
+        path.rename(path.with_stem(f"{path.stem}_LR4"))
+    evaluator = Evaluator(WEIGHT_FREE_V1, "cpu:0", metrics=["psnr_y"])
+    found = evaluate_folder(*folders, evaluator, strip=["_LR4"], data="realsr", more={"made_by": "x"})
+    assert (found.keys, found.data) == (tuple("0123456"), "realsr")
+    assert found.provenance["device"] == "cpu:0"
+    assert found.provenance["made_by"] == "x"
+    assert found.provenance["weights"] == {}
 
 
 def test_a_set_without_hq_takes_what_needs_none(folders: tuple[Path, Path], tmp_path: Path) -> None:
@@ -72,7 +103,7 @@ def test_a_failure_names_its_image(folders: tuple[Path, Path]) -> None:
     (folders[0] / "4.png").write_bytes(b"no image")
     with pytest.raises(MegaSRError, match="4.png"):
         evaluate_folder(*folders, evaluator)
-    with pytest.raises(UsageError, match="devices is 0"):
+    with pytest.raises(UsageError, match="devices is 0, must be at least 1"):
         evaluate_folder(*folders, evaluator, devices=0)
 
 

@@ -86,6 +86,7 @@ def test_the_p_value_is_small_only_with_enough_photographs() -> None:
         interval = paired_bootstrap(np.full((1, count), 1.0), _keys(count), numpy_generator(0, "p"))
         assert interval.p_value == pytest.approx(expected)
         assert interval.excludes_zero
+        assert paired_bootstrap(np.full((1, count), -1.0), _keys(count), numpy_generator(0, "p")).excludes_zero
 
 
 def test_the_p_value_is_two_sided_and_agrees_with_a_z_test() -> None:
@@ -110,6 +111,8 @@ def test_one_photograph_has_no_interval() -> None:
         paired_bootstrap(np.ones((1, 3)), ["a/0-0", "a/0-1", "a/9-0"], numpy_generator(0))
     with pytest.raises(UsageError, match="do not fit 2 keys"):
         paired_bootstrap(np.ones((1, 3)), ["a", "b"], numpy_generator(0))
+    with pytest.raises(UsageError, match="do not fit 3 keys"):
+        paired_bootstrap(np.ones(3), ["a", "b", "c"], numpy_generator(0))
 
 
 def test_photograph_of_a_key() -> None:
@@ -125,3 +128,5 @@ def test_intervals_of_means_are_those_of_the_paired_bootstrap() -> None:
         paired = paired_bootstrap(data[None, :, column], crops, numpy_generator(1, "r"))
         assert interval == pytest.approx((paired.low, paired.high), rel=0.1)
     assert mean_intervals(data[:3], crops[:3], numpy_generator(0)) == []
+    assert mean_intervals(np.array([[1.0], [5.0]]), ["a", "b"], numpy_generator(0)) == [(1.0, 5.0)]
+    assert all(low == high for low, high in mean_intervals(data, crops, numpy_generator(0), resamples=1))

@@ -26,6 +26,7 @@ def test_pairs_are_by_name_whatever_the_order_or_ending(tmp_path: Path) -> None:
         Pair("b", sr / "b_LR4.png", hq / "b_HR.png"),
         Pair("in/c", sr / "in/c.png", hq / "in/c.bmp"),
     ]
+    assert list(keyed_images(_folder(tmp_path / "sorted", "a-1.png", "a.png"))) == ["a", "a-1"]  # by key, not by path
     assert [pair.hq for pair in pair_by_name(sr, None)] == [None] * 3
 
 
@@ -36,9 +37,11 @@ def test_what_is_missing_on_either_side_is_listed(tmp_path: Path) -> None:
 
 
 def test_a_long_list_is_cut_and_counted(tmp_path: Path) -> None:
-    hq = _folder(tmp_path / "hq", "a.png", *(f"{i:02}.png" for i in range(25)))
+    sr, hq = _folder(tmp_path / "sr", "a.png"), _folder(tmp_path / "hq", "a.png", *(f"{i:02}.png" for i in range(20)))
+    with pytest.raises(UsageError, match="lacks 00, .*, 19$"):
+        pair_by_name(sr, hq)
     with pytest.raises(UsageError, match="lacks 00, .*, 19 and 5 more$"):
-        pair_by_name(_folder(tmp_path / "sr", "a.png"), hq)
+        pair_by_name(sr, _folder(hq, *(f"{i:02}.png" for i in range(20, 25))))
 
 
 def test_names_that_have_nothing_in_common_get_a_hint(tmp_path: Path) -> None:

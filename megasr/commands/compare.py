@@ -1,0 +1,136 @@
+"""`megasr compare A/ B/ --hq HQ/ --out report.html`: scores and pictures of several methods on one page.
+
+The page is one file that needs no network: tables that sort, a divider between any two pictures, and crops that move
+together. The first folder is the one that the others are compared with.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from megasr.commands.measuring import Progress, add_measuring_options, make_evaluator, measuring_progress
+from megasr.errors import UsageError
+
+if TYPE_CHECKING:
+    from megasr.evaluation.evaluator import Evaluator
+    from megasr.evaluation.result import Evaluation
+
+
+def add_parser(commands: Any) -> None:
+    """Declare `compare`."""
+    parser = commands.add_parser("compare", help="scores and pictures of several methods as one HTML page",
+                                 description=__doc__)  # fmt: skip
+    parser.add_argument("folders", metavar="DIR", nargs="+", type=Path, help="folder of sr, one per method")
+    parser.add_argument(
+        "--hq", metavar="DIR", type=Path, help="ground truth; without it, only metrics without reference"
+    )
+    parser.add_argument("--lq", metavar="DIR", type=Path, help="what was restored; shown, never measured")
+    parser.add_argument("--out", metavar="FILE.html", type=Path, required=True, help="the page")
+    parser.add_argument("--labels", metavar="NAME", nargs="+", help="of the methods (default: names of the folders)")
+    parser.add_argument("--protocol", default="weight-free-v1", help="how is measured (default: weight-free-v1)")
+    parser.add_argument("--webp-quality", metavar="Q", type=int, help="0 to 100: lossy pictures (default: lossless)")
+    add_measuring_options(parser, missing="skip")
+    parser.set_defaults(run=run, passes_options_on=False)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Measure every folder and write the page.
+
+    Raises:
+        UsageError: an option cannot be used, or names or sizes of the images do not fit.
+        MegaSRError: an image or a weight cannot be read, or the page cannot be written.
+    """
+    labels = _checked_labels(arguments)
+    from megasr.evaluation.comparison.page import Method, check_labels, make_sources, write_page
+    from megasr.evaluation.comparison.pictures import sizes
+    from megasr.evaluation.pairing import pair_by_name
+
+    check_labels(labels)
+    pictures = [_pictures(arguments, folder) for folder in arguments.folders]
+    hq, lq = (
+        folder and {pair.key: pair.hq for pair in pair_by_name(arguments.folders[0], folder, arguments.strip)}
+        for folder in (arguments.hq, arguments.lq)
+    )
+    # Before hours of measuring, not after.
+    sizes(make_sources(dict(zip(labels, pictures, strict=True)), hq, lq), list(pictures[0]))
+    evaluator = make_evaluator(arguments, arguments.protocol)
+    with measuring_progress() as progress:
+        methods = []
+        for label, folder, files in zip(labels, arguments.folders, pictures, strict=True):
+            evaluation = _evaluate(folder, list(files), evaluator, arguments, label, progress)
+            methods.append(Method(label, evaluation, files))
+        quality = arguments.webp_quality
+        written = write_page(arguments.out, methods, hq=hq, lq=lq, webp_quality=quality, progress=progress)
+    if evaluator.skipped:
+        print(f"not taken: {', '.join(evaluator.skipped)}; the page says why")
+    print(f"{arguments.out}: {len(pictures[0])} images, {len(methods)} methods, {written / 2**20:.1f} MiB")
+
+
+def _checked_labels(arguments: argparse.Namespace) -> list[str]:
+    quality = arguments.webp_quality
+    if quality is not None and not 0 <= quality <= 100:
+        raise UsageError(f"--webp-quality is {quality}, must be from 0 to 100")
+    if arguments.out.is_dir():
+        raise UsageError(f"--out {arguments.out} is a folder: name the HTML file")
+    if arguments.labels is None:
+        return default_labels(arguments.folders)
+    if len(arguments.labels) != len(arguments.folders):
+        raise UsageError(f"--labels names {len(arguments.labels)} methods for {len(arguments.folders)} folders")
+    return list(arguments.labels)
+
+
+def default_labels(folders: Sequence[Path]) -> list[str]:
+    """Names of the folders, with as many parents as make them distinct, and distinct from lq and hq.
+
+    Raises:
+        UsageError: a folder is given twice.
+    """
+    parts = [folder.resolve().parts for folder in folders]
+    if twice := [str(folder) for folder, own in zip(folders, parts, strict=True) if parts.count(own) > 1]:
+        raise UsageError(f"a folder is given twice: {', '.join(twice)}")
+    depths = [1] * len(parts)
+    while True:
+        labels = ["/".join(own[-depth:]) for own, depth in zip(parts, depths, strict=True)]
+        taken = [*labels, "lq", "hq"]
+        if len(set(taken)) == len(taken):
+            return labels
+        depths = [depth + (taken.count(label) > 1) for depth, label in zip(depths, labels, strict=True)]
+
+
+def _pictures(arguments: argparse.Namespace, folder: Path) -> dict[str, Path]:
+    """Key -> file of sr. The names must be those of the first folder."""
+    from megasr.evaluation.pairing import pair_by_name
+
+    if folder == arguments.folders[0]:
+        return {pair.key: pair.sr for pair in pair_by_name(folder, None, arguments.strip)}
+    pairs = pair_by_name(arguments.folders[0], folder, arguments.strip)
+    return {pair.key: pair.hq for pair in pairs if pair.hq is not None}
+
+
+def _evaluate(
+    folder: Path,
+    keys: Sequence[str],
+    evaluator: Evaluator,
+    arguments: argparse.Namespace,
+    label: str,
+    progress: Progress,
+) -> Evaluation:
+    """The scores of a folder; of pictures that nothing can be said of, an evaluation without metrics."""
+    from megasr.evaluation.folders import evaluate_folder
+    from megasr.evaluation.result import Evaluation
+    from megasr.provenance import provenance
+
+    if not evaluator.width:
+        protocol, rows = evaluator.protocol, tuple({"key": key} for key in keys)
+        about: Mapping[str, Any] = provenance(str(evaluator.device))
+        return Evaluation(protocol.name, protocol.fingerprint, rows, {}, skipped=evaluator.skipped, provenance=about)
+    return evaluate_folder(
+        folder,
+        arguments.hq,
+        evaluator,
+        strip=arguments.strip,
+        progress=lambda done, total: progress(f"measuring {label}", done, total),
+    )
