@@ -17,6 +17,7 @@ from megasr.errors import UsageError
 
 _MODES = ("online", "offline", "disabled")
 _CONNECT_S = 20
+_FLUSH = "x_transaction_log_flush_interval"  # seconds for which W&B keeps records in memory; 15 unless it is set
 PROJECT = "megasr"
 
 
@@ -96,6 +97,8 @@ def _start(folder: Path, mode: str, logger_class: type | None, arguments: dict[s
     folder.mkdir(parents=True, exist_ok=True)
     # Not as the logger's `offline`, which would change WANDB_MODE; and no run becomes the process's one and only.
     settings = wandb.Settings(mode=mode, silent=True, console="off", init_timeout=_CONNECT_S, reinit="create_new")
+    if _FLUSH in wandb.Settings.model_fields:  # a killed process loses what is in memory
+        setattr(settings, _FLUSH, 1.0)
     wandb.setup(settings)  # silent from here on; the logger's own settings come too late for W&B's first warnings
     logger = (logger_class or WandbLogger)(
         project=os.environ.get("WANDB_PROJECT", PROJECT), save_dir=folder, settings=settings, **arguments

@@ -16,12 +16,12 @@ from lightning.pytorch.trainer.states import TrainerFn
 import data_pipelines.datamodules as datamodules
 from data_pipelines.benchmarks import BENCHMARKS
 from megasr.commands.benchmark_options import expand_benchmark, scale_factor_of_data, take_protocol_of_benchmark
-from megasr.commands.run_defaults import refuse_another_run, trainer_defaults
 from megasr.commands.shards import tower_name
 from megasr.errors import MegaSRError, UsageError, unknown_name
 from megasr.training.module import MegaSRModule
 from megasr.training.monitor import TrainingMonitor
 from megasr.training.protocol_metrics import ProtocolMetrics
+from megasr.training.run_defaults import refuse_another_run, trainer_defaults
 
 _UNKNOWN_KEY = re.compile(
     r"unrecognized arguments: --([^\s=]+)|not accept option '([^']+)'|Option '([^']+)' is not accepted"

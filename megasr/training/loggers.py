@@ -114,6 +114,7 @@ class RunWandbLogger(WandbLogger):
     def __init__(self, recorded: Recorded, **arguments: Any) -> None:
         super().__init__(**arguments)
         self._recorded = recorded
+        self._open_row: int | None = None
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
@@ -123,6 +124,14 @@ class RunWandbLogger(WandbLogger):
         if new := self._recorded.fresh({key: _number(value) for key, value in metrics.items()}, step):
             with _data_folder(f"{self.save_dir}/wandb"):
                 self.experiment.log({**new, "trainer/global_step": step}, step=step)
+            self._open_row = step
+
+    @rank_zero_only
+    def close_row(self) -> None:
+        """Let W&B write the row of the last step, which it keeps open for more numbers: a killed process loses it."""
+        if self._open_row is not None:
+            self.experiment.log({}, step=self._open_row, commit=True)
+            self._open_row = None
 
     def log_hyperparams(self, *arguments: Any, **named: Any) -> None:
         """Nothing: the whole configuration was given when the run was opened."""

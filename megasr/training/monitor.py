@@ -14,8 +14,10 @@ from megasr.errors import UsageError
 from megasr.evaluation.evaluator import Evaluator
 from megasr.evaluation.protocol import get_protocol
 from megasr.evaluation.result import Row
+from megasr.images import to_uint8
 from megasr.training import panels
 from megasr.training.fixed_images import as_in_test, first_images, to_device
+from megasr.training.loggers import RunWandbLogger
 from megasr.training.loss_bins import LossBins
 from megasr.training.probes import SiteProbes, gradient_norms, trained_parts
 from megasr.training.stopwatch import Stopwatch
@@ -70,7 +72,12 @@ class TrainingMonitor(lightning.Callback):
                 raise UsageError(f"monitor.protocol {self.protocol.name} measures {size} px, the data have other sizes")
 
     def on_train_batch_start(self, trainer: lightning.Trainer, pl_module: Any, batch: SRBatch, batch_idx: int) -> None:
-        """Watch the sites where this step will be logged."""
+        """Watch the sites where this step will be logged; the rows of earlier steps are complete."""
+        for logger in trainer.loggers:
+            if isinstance(logger, RunWandbLogger):
+                logger.close_row()
+        # Lightning numbers its rows with a count that is one too high after a resume from the end of an epoch.
+        trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
         self.stopwatch.start()
         if self._is_logged(trainer, self._steps + 1) and not self._probes.watching:
             self._probes.start()
@@ -180,8 +187,6 @@ def _media(
     """W&B's pictures and table, by key."""
     import wandb
 
-    from megasr.images import to_uint8
-
     captions = [f"{row['key']} after {step} steps: {panels.scores(row, metrics)}" for row in rows]
     strips = [wandb.Image(panels.strip(tiles), caption=c) for tiles, c in zip(pictures, captions, strict=True)]
     table = wandb.Table(["step", "key", *metrics, "sr"])
@@ -189,7 +194,7 @@ def _media(
         table.add_data(step, row["key"], *(row[name] for name in metrics), wandb.Image(to_uint8(tiles["sr"])))
     media = {"monitor/images": strips, "monitor/per_image": table}
     if strengths:
-        title = f"share of a site's features that each branch makes, after {step} steps"
+        title = f"share of a site's features that each branch makes, after {step} steps (one scale per column)"
         media["monitor/guidance_use"] = wandb.Image(panels.heat_map(strengths, title), caption=title)
     return media
 

@@ -93,6 +93,7 @@ def test_a_learned_metric_reads_its_files(
 ) -> None:
     """Real formats and real loading code; the weights are random, so only what holds for any weights is asked."""
     with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
         evaluator = Evaluator(_only(metric), weights_dir=weights_dir)
     assert (capfd.readouterr(), warned) == (("", ""), [])
     blurred = resize(resize(hq, 32, 32), SIZE_PX, SIZE_PX)

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from megasr.cli import main
-from megasr.evaluation.result import read_evaluation
+from megasr.commands import measuring
+from megasr.commands.evaluate import _name, describe
+from megasr.errors import UsageError
+from megasr.evaluation.protocol import PROTOCOLS
+from megasr.evaluation.result import Evaluation, read_evaluation
 from megasr.images import read_image, write_png
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -18,7 +23,7 @@ SR, HQ = (str(GOLDEN / "images" / side) for side in ("sr", "hq"))
 
 def test_numbers_are_printed_and_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files = [str(tmp_path / name) for name in ("r.json", "r.csv", "r.md", "r.tex")]
-    assert main(["evaluate", SR, "--hq", HQ, "--metrics", "ssim_y,psnr_y", "--labels", "mine", "--out", *files]) == 0
+    assert main(["evaluate", SR, "--hq", HQ, "--metrics", "ssim_y, psnr_y", "--labels", "mine", "--out", *files]) == 0
     stored = json.loads((GOLDEN / "metrics.json").read_text())["numbers"]["weight-free-v1"]
     found = read_evaluation(tmp_path / "r.json")
     assert {row["key"]: row["psnr_y"] for row in found.rows} == pytest.approx(
@@ -52,6 +57,11 @@ def test_two_methods_are_compared_image_by_image(tmp_path: Path, capsys: pytest.
     worst = min(read_evaluation(before).rows, key=lambda row: row["psnr_y"])
     gap = next(line for line in printed.splitlines() if "largest" in line and "psnr_y" in line)
     assert f"({worst['key']})" in gap
+    mean, low, high = (float(text.strip("[,]")) for text in lines[0][1:4])
+    assert low < mean < high
+    largest, median = (float(gap.split(name)[1].split()[0]) for name in ("largest", "median"))
+    assert largest == pytest.approx(80 - worst["psnr_y"], rel=0.01)
+    assert low < median < largest
 
 
 def test_several_methods_stand_in_one_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -65,10 +75,14 @@ def test_several_methods_stand_in_one_table(tmp_path: Path, capsys: pytest.Captu
     assert "| perfect | 3 | **80.00" in table.read_text()
     assert table.read_text().splitlines()[0] in capsys.readouterr().out
     assert [row["method"] for row in csv.DictReader(means.open())] == ["base", "perfect"]
+    assert main(["evaluate", str(before), str(tmp_path / "perfect"), *measure, "--against", str(before)]) == 0
+    assert {"base minus", "perfect minus"} <= {
+        " ".join(line.split()[:2]) for line in capsys.readouterr().out.splitlines()
+    }
     assert main(["evaluate", str(before), "--out", str(tmp_path / "again.csv")]) == 0
     assert [row["key"] for row in csv.DictReader((tmp_path / "again.csv").open())] == ["bicubic", "jpeg", "noise"]
     for options, message in (
-        ([str(before), *measure], "--hq, --metrics: nothing is measured"),
+        ([str(before), *measure, "--strip", "_x"], "--hq, --metrics, --strip: nothing is measured"),
         ([str(before), str(before)], "methods of one name: base, base"),
         ([str(before), SR, "--hq", HQ, "--labels", "a"], "--labels names 1 methods for 2 SR"),
         ([str(before), SR, "--hq", HQ, "--out", "r.json"], "a .json holds one evaluation"),
@@ -80,23 +94,62 @@ def test_several_methods_stand_in_one_table(tmp_path: Path, capsys: pytest.Captu
 
 
 def test_published_rows_stand_beside_a_benchmark(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = [tmp_path / name for name in ("r.json", "r.md", "r.tex")]
     arguments = ["evaluate", SR, "--hq", HQ, "--metrics", "psnr,ssim", "--protocol", "whole-image-v1"]
-    assert main([*arguments, "--data", "realsr", "--against", "published", "--out", str(tmp_path / "r.json")]) == 0
+    assert main([*arguments, "--data", "realsr", "--against", "published", "--out", *map(str, files)]) == 0
     printed = capsys.readouterr().out
     assert "3 images of realsr" in printed
     assert "SeeSR" in printed
     assert "26.20" in printed  # D3SR's whole images, not the crops' 25.18
     assert "25.18" not in printed
-    assert read_evaluation(tmp_path / "r.json").provenance["benchmark_images"] == [3, 100]
+    assert read_evaluation(files[0]).provenance["benchmark_images"] == [3, 100]
+    assert all("SeeSR" in path.read_text() for path in files[1:])
+    again = ["evaluate", str(files[0]), str(files[0]), "--labels", "a", "b", "--out", str(tmp_path / "means.csv")]
+    assert main([*again, "--against", "published"]) == 0  # the set was told when it was measured
+    assert "SeeSR" in capsys.readouterr().out
+    assert "SeeSR" in (tmp_path / "means.csv").read_text()
 
 
-def test_the_restored_images_know_their_training(tmp_path: Path) -> None:
-    run, again = tmp_path / "run", tmp_path / "again.json"
+@pytest.mark.parametrize(
+    ("sr", "name"),
+    [("runs/v1.5", "v1.5"), ("v1.5.json", "v1.5"), ("runs/mine/sr", "mine"), ("runs/mine/test.json", "mine")],
+)
+def test_methods_are_called_after_their_folders(sr: str, name: str) -> None:
+    assert _name(Path(sr)) == name
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_a_benchmark_is_counted_by_name(
+    count: int, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from data_pipelines import benchmarks
+
+    benchmark = replace(benchmarks.get_benchmark("realsr"), count=count, protocol="weight-free-v1")
+    monkeypatch.setattr(benchmarks, "get_benchmark", {"realsr": benchmark}.__getitem__)
+    for path in Path(SR).iterdir():
+        write_png(read_image(path), tmp_path / "sr" / f"{path.stem}_LR4.png")
+    arguments = ["evaluate", str(tmp_path / "sr"), "--hq", HQ, "--strip", "_LR4", "--metrics", "psnr_y"]
+    assert main([*arguments, "--data", "realsr"]) == (2 if count < 3 else 0)
+    printed = capsys.readouterr()
+    assert ("3 images of realsr" in printed.out) == (count == 3)
+    assert ("sr holds 3 images, but realsr is 2" in printed.err) == (count == 2)
+
+
+def test_the_restored_images_know_their_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, again, table = tmp_path / "run", tmp_path / "again.json", tmp_path / "again.md"
     for path in Path(SR).iterdir():
         write_png(read_image(path), run / "sr" / path.name)
     measure = ["--hq", HQ, "--metrics", "psnr_y"]
     assert main(["evaluate", str(run / "sr"), *measure, "--out", str(run / "test.json")]) == 0
-    assert main(["evaluate", str(run / "sr"), *measure, "--out", str(again)]) == 0
+    monkeypatch.chdir(run / "sr")
+    capsys.readouterr()
+    assert main(["evaluate", ".", *measure, "--out", str(again), str(table)]) == 0
+    assert "3/3" in capsys.readouterr().err
+    low, high = read_evaluation(again).intervals["psnr_y"]
+    assert "| run | 3 |" in table.read_text()
+    assert f"[{low:.2f}, {high:.2f}]" in table.read_text()
     assert read_evaluation(again).provenance["made_by"]["time"] == read_evaluation(run / "test.json").provenance["time"]
 
 
@@ -112,6 +165,8 @@ def test_the_restored_images_know_their_training(tmp_path: Path) -> None:
         (["--against", "none.json"], 1, "none.json is not an evaluation"),
         (["--data", "drealsr", "--metrics", "psnr"], 2, "96x96 px; stablesr-crops-v1 measures 512x512 px"),
         (["--device", "cuda:99"], 2, "cuda:99"),
+        (["--devices", "0"], 2, "devices is 0"),
+        (["--protocol", "rgb-v1", "--metrics", "lpips", "--weights-dir", "nowhere"], 2, "nowhere: no such folder"),
     ],
 )
 def test_what_cannot_be_used_is_one_line(
@@ -120,6 +175,54 @@ def test_what_cannot_be_used_is_one_line(
     assert main(["evaluate", SR, "--hq", HQ, *options]) == code
     (line,) = [text for text in capsys.readouterr().err.splitlines() if text.startswith("megasr: error:")]
     assert message in line
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, AssertionError])
+def test_a_device_that_torch_refuses_is_one_line(kind: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise kind("not compiled with CUDA\nand the stack")
+
+    monkeypatch.setattr("torch.empty", refuse)
+    with pytest.raises(UsageError, match="--device cuda cannot be used: not compiled with CUDA$"):
+        measuring._device("cuda")
+
+
+def test_every_stage_has_one_bar_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    with measuring.measuring_progress() as progress:
+        for done in range(1, 4):
+            progress("[red]mine[/red]", done, 3)
+        progress("theirs", 1, 2)
+    out, err = capsys.readouterr()
+    assert out.strip() == ""
+    assert [line.split()[0] for line in err.splitlines()] == ["[red]mine[/red]", "theirs"]
+    assert [line for line in err.splitlines() if "3/3" in line] == err.splitlines()[:1]
+
+
+def test_what_was_found_is_described_line_by_line() -> None:
+    lpips, protocol = "LPIPS_v0.1_alex-df73285e.pth", PROTOCOLS["whole-image-v1"]
+    found = Evaluation(
+        protocol.name,
+        protocol.fingerprint,
+        rows=({"key": "a", "psnr": 24.0}, {"key": "b", "psnr": 26.0}),
+        means={"psnr": 25.0},
+        intervals={"psnr": (24.5, 25.5)},
+        set_values={"kid": -0.01, "fid": 100.25},
+        skipped={"lpips": "lacks its file"},
+        provenance={"weights": {lpips: "0" * 16}},
+    )
+    *lines, caveat, altered = describe(found)
+    assert lines == [
+        f"whole-image-v1 ({protocol.fingerprint}), 2 images",
+        "  psnr  ↑   25.0000  [24.5000, 25.5000]",
+        "  fid   ↓  100.2500",
+        "  kid   ↓   -0.0100",
+        "  lpips   skipped: lacks its file",
+        "intervals: 95 %, bootstrap over photographs",
+    ]
+    assert caveat.startswith("note: fid of 2 images is biased")
+    assert altered == f"note: {lpips} is not the published file of this name, by its sha256"
+    without = replace(found, intervals={}, set_values={"kid": -0.01}, provenance={})
+    assert [line.split()[0] for line in describe(without)[1:]] == ["psnr", "kid", "lpips"]
 
 
 def test_missing_weights_are_listed_or_skipped(

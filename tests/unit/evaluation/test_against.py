@@ -61,8 +61,8 @@ def test_deviations_from_published_scores(tmp_path: Path) -> None:
         deviations(_evaluation(gmsd=[1.0]), scores)
     with pytest.raises(UsageError, match="no scores of 3, 4$"):
         deviations(_evaluation(psnr_y=BASE[:5]), scores)
-    with pytest.raises(UsageError, match=r"no scores of 3, .*, 22 \.\.\.$"):
-        deviations(_evaluation(psnr_y=[20.0] * 24), scores)
+    with pytest.raises(UsageError, match=r"no scores of 3, .*, 23 \.\.\.$"):
+        deviations(_evaluation(psnr_y=[20.0] * 25), scores)
 
 
 def test_scores_name_files_with_or_without_ending(tmp_path: Path) -> None:

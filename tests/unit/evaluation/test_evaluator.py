@@ -5,15 +5,18 @@ from __future__ import annotations
 import math
 import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
 import torch
 
 from megasr.errors import MegaSRError, UsageError
+from megasr.evaluation.distribution import FEATURES, frechet_distance
 from megasr.evaluation.evaluator import Evaluator, Images, check_keys
 from megasr.evaluation.intervals import mean_intervals
-from megasr.evaluation.protocol import WEIGHT_FREE_V1
+from megasr.evaluation.metrics import ImageMetric
+from megasr.evaluation.protocol import FID, WEIGHT_FREE_V1
 from megasr.evaluation.spec import Protocol
 from megasr.rng import numpy_generator, torch_generator
 
@@ -32,6 +35,37 @@ def psnr() -> Evaluator:
 
 def _images(count: int = 3, size_px: int = 64) -> torch.Tensor:
     return (torch.rand(count, 3, size_px, size_px, generator=torch_generator(0, "images")) * 255).round() / 255
+
+
+def test_a_metric_is_given_sr_first_and_hq_only_where_it_compares() -> None:
+    sr, hq = _images(1), torch.zeros(1, 3, 64, 64)
+    for needs_hq, expected in ((True, [sr, hq]), (False, [sr])):
+        spec = replace(PSNR_ONLY.metrics[0], needs_hq=needs_hq)
+        metric, given = ImageMetric(spec, PSNR_ONLY, torch.device("cpu"), None), []
+        metric._metric = lambda *images, given=given: given.extend(images) or 1.0
+        assert metric(sr, hq, "a") == 1
+        assert len(given) == len(expected)
+        assert all(torch.equal(*pair) for pair in zip(given, expected, strict=True))
+
+
+def test_a_network_measures_one_image_at_a_time_and_a_formula_several() -> None:
+    """Networks of pyiqa keep in themselves what their hooks saw."""
+    image = _images(1)
+    for weights in ((), ("niqe_modelparameters.mat",)):
+        spec = replace(PSNR_ONLY.metrics[0], weights=weights)
+        metric, met = ImageMetric(spec, PSNR_ONLY, torch.device("cpu"), None), threading.Barrier(2)
+
+        def meet(*_: torch.Tensor, met: threading.Barrier = met, alone: bool = bool(weights)) -> float:
+            try:
+                met.wait(timeout=0.2 if alone else 20)
+            except threading.BrokenBarrierError:
+                return 0.0
+            return 1.0
+
+        metric._metric = meet
+        with ThreadPoolExecutor(2) as pool:
+            values = [pool.submit(metric, image, image, key) for key in "ab"]
+        assert [value.result() for value in values] == ([0, 0] if weights else [1, 1])
 
 
 def test_psnr_of_a_grey_step_is_the_closed_form(psnr: Evaluator) -> None:
@@ -149,10 +183,19 @@ def test_what_does_not_fit_the_evaluator_is_refused() -> None:
 
 
 def test_an_evaluation_can_be_repeated(psnr: Evaluator) -> None:
-    values = torch.tensor([[20.0], [21.0], [24.0], [30.0]], dtype=torch.float64)
-    found = psnr.evaluation(values, "abcd")
-    assert [found.intervals["psnr_y"]] == mean_intervals(values.numpy(), "abcd", numpy_generator(0, "intervals"))
-    assert (found.fingerprint, found.means) == (PSNR_ONLY.fingerprint, {"psnr_y": 23.75})
+    values, keys = torch.rand(12, 1, generator=torch_generator(0, "values"), dtype=torch.float64), "abcdefghijkl"
+    found = psnr.evaluation(values, keys)
+    assert [found.intervals["psnr_y"]] == mean_intervals(values.numpy(), keys, numpy_generator(0, "intervals"))
+    assert (found.fingerprint, found.means) == (PSNR_ONLY.fingerprint, {"psnr_y": pytest.approx(values.mean())})
+
+
+def test_distances_are_of_the_features_behind_the_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluator = Evaluator(PSNR_ONLY)
+    monkeypatch.setattr(evaluator, "_set_specs", [FID])
+    vectors = torch.rand(3, 1 + 2 * FEATURES, generator=torch_generator(0, "features"), dtype=torch.float64)
+    found = evaluator.evaluation(vectors, "abc")
+    assert found.set_values == {"fid": frechet_distance(vectors[:, 1 : 1 + FEATURES], vectors[:, 1 + FEATURES :])}
+    assert [row["psnr_y"] for row in found.rows] == vectors[:, 0].tolist()
 
 
 def test_summary_is_the_mean_over_exactly_the_set(psnr: Evaluator) -> None:

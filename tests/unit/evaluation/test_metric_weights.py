@@ -69,14 +69,15 @@ def test_only_weights_are_an_error_and_only_those_are_named(hub: Path, tmp_path:
     with pytest.raises(MegaSRError, match="weights of metrics are missing: niqe lacks niqe_"):
         choose_metrics(protocol, None, has_hq=False, **options)
     formulas = PROTOCOLS["weight-free-v1"]
-    assert choose_metrics(formulas, None, has_hq=False, **options) == ([], dict.fromkeys(formulas.metric_names, "needs hq"))
+    assert choose_metrics(formulas, None, has_hq=False, **options) == (
+        [],
+        dict.fromkeys(formulas.metric_names, "needs hq"),
+    )
     with pytest.raises(UsageError, match="metrics psnr, psnr: a name occurs twice"):
         choose_metrics(protocol, ["psnr", "psnr"], has_hq=True, **options)
 
 
-def test_a_repository_is_found_in_its_own_cache(
-    hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_repository_is_found_in_its_own_cache(hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     snapshot = tmp_path / "0123456789abcdef0123"
     snapshot.mkdir()
     monkeypatch.setattr(metric_weights, "find_local", {VIT: snapshot}.get)

@@ -30,7 +30,10 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert EVALUATION.keys == ("a", "b")
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"protocol": "x"}', '{"rows": [], "intervals": {}, "more": 1}', '{"rows": [], "intervals": []}'])
+@pytest.mark.parametrize(
+    "content",
+    ["{", "[]", '{"protocol": "x"}', '{"rows": [], "intervals": {}, "more": 1}', '{"rows": [], "intervals": []}'],
+)
 def test_anything_else_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "r.json").write_text(content)
     with pytest.raises(MegaSRError, match="r.json is not an evaluation"):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from megasr.training.loggers import CSVLog, Recorded, read_rows
+from megasr.training.loggers import CSVLog, Recorded, RunWandbLogger, read_rows
 
 
 def test_a_log_goes_on_where_it_was_cut_off(tmp_path: Path) -> None:
@@ -37,3 +37,25 @@ def test_pictures_go_with_the_numbers_beside_them() -> None:
     assert recorded.fresh({"psnr": 21.0, "image": picture}, 9) == {}
     assert recorded.fresh({"psnr": 21.0, "image": picture}, 10) == {"psnr": 21.0, "image": picture}
     assert recorded.fresh({"psnr": 21.0, "image": picture}, 10) == {}
+
+
+def test_a_row_is_closed_once_when_its_step_is_over() -> None:
+    class Run:
+        calls: list[tuple[dict[str, object], dict[str, object]]] = []
+
+        def log(self, metrics: dict[str, object], **settings: object) -> None:
+            self.calls.append((metrics, settings))
+
+    logger = RunWandbLogger(Recorded([]), experiment=Run())
+    logger.close_row()
+    logger.log_metrics({"a": 1.0}, step=4)
+    logger.log_metrics({"a": 2.0}, step=4)
+    logger.log_metrics({"b": torch.tensor(3.0)}, step=4)
+    logger.close_row()
+    logger.close_row()
+    row = {"trainer/global_step": 4}
+    assert Run.calls == [
+        ({"a": 1.0, **row}, {"step": 4}),
+        ({"b": 3.0, **row}, {"step": 4}),
+        ({}, {"step": 4, "commit": True}),
+    ]

@@ -16,7 +16,7 @@ from megasr.networks.config import AdapterConfig
 from megasr.training.callbacks import EMA
 from megasr.training.config import ObjectiveConfig, OptimizerConfig
 from megasr.training.fixed_images import as_in_test, first_images
-from megasr.training.loggers import CSVLog, read_rows
+from megasr.training.loggers import CSVLog, Recorded, RunWandbLogger, read_rows
 from megasr.training.monitor import TrainingMonitor
 from megasr.training.stopwatch import Stopwatch
 from tests.helpers.training import Clock, LossCurve, fit, make_module
@@ -184,6 +184,25 @@ def test_what_cannot_be_is_refused(settings: dict[str, Any], says: str) -> None:
 def test_images_of_another_size_than_the_protocols_are_refused_before_the_training() -> None:
     with pytest.raises(UsageError, match=r"stablesr-crops-v1 measures 512 px"):
         train(TrainingMonitor(every_n_steps=1, protocol="stablesr-crops-v1"), 1)
+
+
+class Run:
+    """What W&B was told, in order."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[int, bool]] = []
+
+    def log(self, metrics: dict[str, Any], step: int, commit: bool = False) -> None:
+        self.calls.append((step, commit))
+
+    def finish(self, exit_code: int) -> None: ...
+
+
+def test_a_row_is_closed_before_the_next_step_is_trained() -> None:
+    run = Run()
+    logger = RunWandbLogger(Recorded([]), experiment=run)
+    fit(make_module(), photos(), 2, callbacks=[TrainingMonitor(0)], logger=logger, log_every_n_steps=1)
+    assert run.calls == [(0, False), (0, False), (0, True), (1, False), (1, False)]
 
 
 def test_two_processes_log_what_one_does(tmp_path: Path) -> None:

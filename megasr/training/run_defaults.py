@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 
 from megasr.errors import UsageError
 from megasr.training.loggers import open_loggers
@@ -35,9 +35,10 @@ def trainer_defaults(command: str, trainer: Mapping[str, Any], config: Mapping[s
             resumes = config.get("ckpt_path") is not None
             if rank_zero_only.rank == 0:  # before W&B is opened
                 refuse_another_run(folder / "config.yaml", resumes)
-            defaults["logger"] = open_loggers(folder, config, resumes, _tell)
+            defaults["logger"] = open_loggers(folder, config, resumes, rank_zero_info)
     saves = trainer.get("enable_checkpointing") is not False
-    if command == "fit" and saves and not any(isinstance(callback, Checkpoint) for callback in callbacks):
+    if saves and not any(isinstance(callback, Checkpoint) for callback in callbacks):
+        warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # it holds the run
         last = ModelCheckpoint(folder, filename=ModelCheckpoint.CHECKPOINT_NAME_LAST, enable_version_counter=False)
         defaults["callbacks"] = [*callbacks, last]
     return defaults
@@ -54,8 +55,3 @@ def refuse_another_run(config_file: Path, resumes: bool) -> None:
             f"{config_file.parent} already holds a run: resume it with --ckpt_path last, "
             "or give another --trainer.default_root_dir"
         )
-
-
-@rank_zero_only
-def _tell(line: str) -> None:
-    print(f"megasr: {line}", file=sys.stderr)
