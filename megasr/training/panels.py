@@ -79,7 +79,7 @@ def _draw_cell(
     color = tuple(round(p + (f - p) * share) for p, f in zip(_PAPER, _FULL, strict=True))
     (left, top), (width, height) = corner, size
     draw.rectangle((left, top, left + width - 2, top + height - 2), fill=color, outline=(220, 220, 220))
-    draw.text((left + 4, top + 2), f"{100 * value:.2f} %", fill=_PAPER if share > 0.6 else _INK, font=_font())
+    draw.text((left + 4, top + 2), f"{100 * value:.3g} %", fill=_PAPER if share > 0.6 else _INK, font=_font())
 
 
 def _cell(key: str) -> tuple[str, str]:

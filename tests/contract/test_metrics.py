@@ -138,6 +138,7 @@ def test_features_and_distances_of_sets_are_pyiqas(weights_dir: Path, tmp_path: 
         get_folder_features(str(tmp_path / side), evaluator._features._network, 0, 1, device="cpu", verbose=False)
         for side in ("sr", "hq")
     ]
+    assert not any(module.training for module in evaluator._features._network.modules())
     features = np.concatenate(theirs, 1)  # of random weights, about 1e-8: without clamping they would be 1e-3 off
     assert np.allclose(vectors.numpy(), features, rtol=1e-4, atol=1e-5 * np.abs(features).max())
     found = evaluate_folder(tmp_path / "sr", tmp_path / "hq", evaluator)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import threading
@@ -216,6 +217,8 @@ def test_all_key_problems_are_listed_at_once() -> None:
         check_keys(["a", "a", "d", "e"], ["a", "c"])
 
 
-def test_it_is_quiet(capfd: pytest.CaptureFixture[str]) -> None:
-    Evaluator(WEIGHT_FREE_V1).rows(_images(1), _images(1), ["a"])
+def test_it_is_quiet(capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        Evaluator(WEIGHT_FREE_V1).rows(_images(1), _images(1), ["a"])
     assert capfd.readouterr() == ("", "")
+    assert caplog.messages == []
