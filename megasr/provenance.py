@@ -41,7 +41,9 @@ def versions() -> dict[str, str]:
 def git_commit() -> str | None:
     """Commit of the code's own checkout, "+changes" appended when it is not clean; None when it is not a checkout."""
     here = Path(__file__).parent
-    head = _git(["rev-parse", "--short=12", "HEAD"], here)
+    # An environment may lie in the repository of another project, which knows nothing of this file.
+    own = _git(["ls-files", "--error-unmatch", Path(__file__).name], here)
+    head = own and _git(["rev-parse", "--short=12", "HEAD"], here)
     return head and head + ("+changes" if _git(["status", "--porcelain", "--untracked-files=no"], here) else "")
 
 

@@ -55,8 +55,11 @@ def run(arguments: argparse.Namespace) -> None:
         MegaSRError: an image or a weight is missing or broken, or a file cannot be written.
     """
     labels = _checked_labels(arguments)
+    _check_folders(arguments)
     with measuring_progress() as progress:
-        found = [(label, _evaluation(sr, arguments, progress)) for label, sr in zip(labels, arguments.sr, strict=True)]
+        found = [
+            (label, _evaluation(sr, arguments, label, progress)) for label, sr in zip(labels, arguments.sr, strict=True)
+        ]
     for label, evaluation in found:
         _print_lines([f"{label}: {describe(evaluation)[0]}", *describe(evaluation)[1:], ""])
     rows = _published(found) if "published" in arguments.against else ()
@@ -64,12 +67,12 @@ def run(arguments: argparse.Namespace) -> None:
         from megasr.evaluation.tables import markdown
 
         _print_lines([*markdown(found, rows).splitlines(), ""])
+    for path in arguments.out:  # before a comparison can fail: measuring may have taken hours
+        _write(found, path, rows)
+        print(path)
     for other in arguments.against:
         for label, evaluation in found:
             _print_lines(_against(evaluation, other, label))
-    for path in arguments.out:
-        _write(found, path, rows)
-        print(path)
 
 
 def _checked_labels(arguments: argparse.Namespace) -> list[str]:
@@ -89,6 +92,7 @@ def _checked_labels(arguments: argparse.Namespace) -> list[str]:
         raise UsageError("--against published needs --data, the name of the benchmark set")
     if len(measured_before) == len(arguments.sr):
         given = {"--hq": arguments.hq, "--protocol": arguments.protocol, "--data": arguments.data}
+        given |= {"--device": arguments.device, "--devices": arguments.devices != 1}
         given |= {"--metrics": arguments.metrics, "--weights-dir": arguments.weights_dir, "--strip": arguments.strip}
         if idle := [name for name, value in given.items() if value]:
             raise UsageError(f"{', '.join(idle)}: nothing is measured, every SR is a .json of before")
@@ -100,15 +104,29 @@ def _checked_labels(arguments: argparse.Namespace) -> list[str]:
     return list(labels)
 
 
+def _check_folders(arguments: argparse.Namespace) -> None:
+    """Pair and count the images of every folder before the first is measured."""
+    from megasr.evaluation.pairing import pair_by_name
+
+    for sr in (sr for sr in arguments.sr if sr.suffix != ".json"):
+        found = len(pair_by_name(sr, arguments.hq, arguments.strip))
+        if arguments.data is not None:
+            from data_pipelines.benchmarks import get_benchmark
+
+            benchmark = get_benchmark(arguments.data)
+            if found > benchmark.count:
+                raise UsageError(f"{sr} holds {found} images, but {benchmark}")
+
+
 def _name(sr: Path) -> str:
     """mine/ -> mine, runs/mine/sr -> mine, runs/mine/test.json -> mine, mine.json -> mine."""
     path = sr.resolve()
     return path.parent.name if path.name in ("sr", "test.json") else path.stem if path.suffix == ".json" else path.name
 
 
-def _evaluation(sr: Path, arguments: argparse.Namespace, progress: Progress) -> Evaluation:
+def _evaluation(sr: Path, arguments: argparse.Namespace, label: str, progress: Progress) -> Evaluation:
     from megasr.evaluation.folders import evaluate_folder
-    from megasr.evaluation.pairing import pair_by_name
+    from megasr.evaluation.pairing import keyed_images
     from megasr.evaluation.result import read_evaluation
     from megasr.evaluation.table_content import BENCHMARK_IMAGES
 
@@ -120,10 +138,7 @@ def _evaluation(sr: Path, arguments: argparse.Namespace, progress: Progress) -> 
 
         benchmark = get_benchmark(arguments.data)
         protocol = arguments.protocol or benchmark.protocol
-        found = len(pair_by_name(sr, arguments.hq, arguments.strip))
-        if found > benchmark.count:
-            raise UsageError(f"{sr} holds {found} images, but {benchmark}")
-        more[BENCHMARK_IMAGES] = [found, benchmark.count]
+        more[BENCHMARK_IMAGES] = [len(keyed_images(sr, arguments.strip)), benchmark.count]
     return evaluate_folder(
         sr,
         arguments.hq,
@@ -131,7 +146,7 @@ def _evaluation(sr: Path, arguments: argparse.Namespace, progress: Progress) -> 
         strip=arguments.strip,
         data=arguments.data,
         devices=arguments.devices,
-        progress=lambda done, total: progress(f"measuring {sr}", done, total),
+        progress=lambda done, total: progress(f"measuring {label}", done, total),
         more={**more, **_made_by(sr)},
     )
 
@@ -140,8 +155,11 @@ def _made_by(sr: Path) -> dict[str, Any]:
     """The provenance that `megasr test` left beside the images it restored: seed, configuration, checkpoint."""
     from megasr.evaluation.result import read_evaluation
 
-    path = sr.resolve().parent / "test.json"
-    return {"made_by": dict(read_evaluation(path).provenance)} if path.is_file() else {}
+    folder = sr.resolve()
+    path = folder.parent / "test.json"
+    if folder.name != "sr" or not path.is_file():
+        return {}
+    return {"made_by": dict(read_evaluation(path).provenance)}
 
 
 def describe(evaluation: Evaluation) -> list[str]:
@@ -149,7 +167,8 @@ def describe(evaluation: Evaluation) -> list[str]:
     from megasr.evaluation.distribution import caveat
     from megasr.evaluation.metric_weights import altered_files
 
-    found = f"{len(evaluation.rows)} images" + (f" of {evaluation.data}" if evaluation.data else "")
+    count = len(evaluation.rows)
+    found = f"{count} image{'s' * (count != 1)}" + (f" of {evaluation.data}" if evaluation.data else "")
     lines = [f"{evaluation.protocol} ({evaluation.fingerprint}), {found}"]
     protocol = evaluation.get_protocol()
     names = [n for n in protocol.metric_names if n in {**evaluation.means, **evaluation.set_values}]
@@ -218,4 +237,4 @@ def _write(found: Sequence[Labelled], path: Path, rows: Sequence[Any]) -> None:
     if path.suffix == ".json":
         write_evaluation(evaluation, path)
     else:
-        write_whole(path, texts[path.suffix]().encode())
+        write_whole(path, texts[path.suffix]().encode("utf-8", "surrogateescape"))  # names of files need not be UTF-8

@@ -52,7 +52,8 @@ def paired_differences(evaluation: Evaluation, other: Evaluation) -> list[Differ
     """Compare two methods on the same images, by the metrics both have.
 
     Raises:
-        UsageError: the protocols or the images differ (they are listed), or there is a single photograph.
+        UsageError: the protocols or the images differ (they are listed), no metric is in both, or there is a single
+            photograph.
         MegaSRError: the protocol has changed since the numbers were taken.
     """
     if evaluation.fingerprint != other.fingerprint:
@@ -63,8 +64,11 @@ def paired_differences(evaluation: Evaluation, other: Evaluation) -> list[Differ
     check_keys(other.keys, evaluation.keys)
     protocol = evaluation.get_protocol()
     theirs = {row["key"]: row for row in other.rows}
+    names = [name for name in evaluation.means if name in other.means]
+    if not names:
+        raise UsageError(f"no metric in common: {', '.join(evaluation.means)}; {', '.join(other.means)}")
     found = []
-    for name in (name for name in evaluation.means if name in other.means):
+    for name in names:
         gaps = np.array([[row[name] - theirs[row["key"]][name] for row in evaluation.rows]])
         interval = paired_bootstrap(gaps, evaluation.keys, numpy_generator(0, "against"))
         better = (interval.mean > 0) == protocol.metric(name).higher_is_better
@@ -103,8 +107,8 @@ def _read_scores(path: Path) -> dict[str, dict[str, str]]:
     try:
         with path.open(newline="") as file:
             rows = [list(row.items()) for row in csv.DictReader(file, strict=True)]
-        return {_without_ending(first[1]): dict(rest) for first, *rest in rows}
-    except (OSError, ValueError, TypeError, csv.Error, AttributeError) as error:
+        return {_without_ending(first[1]): {name: text for name, text in rest if name} for first, *rest in rows}
+    except (OSError, ValueError, TypeError, csv.Error) as error:
         raise MegaSRError(f"{path} is not a table of scores that can be read: {error}") from error
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 FEATURES = 2048
-CAVEAT_IMAGES = 2048  # below it the covariance of the features has no full rank
+CAVEAT_IMAGES = 2048  # up to it the covariance of the features has no full rank
 _SIZE_PX = 299
 
 
@@ -81,7 +81,7 @@ DISTANCES: dict[str, Callable[[torch.Tensor, torch.Tensor], float]] = {
 
 def caveat(images: int) -> str:
     """What has to be said beside an FID of this many images; empty when nothing has."""
-    if images >= CAVEAT_IMAGES:
+    if images > CAVEAT_IMAGES:
         return ""
     return (
         f"fid of {images} images is biased upwards and noisy ({FEATURES} features need more than {CAVEAT_IMAGES} "

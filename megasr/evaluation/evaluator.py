@@ -22,7 +22,7 @@ from megasr.evaluation.distribution import DISTANCES, FEATURES
 from megasr.evaluation.intervals import mean_intervals
 from megasr.evaluation.metrics import ImageMetric, Missing, choose_metrics, create_features
 from megasr.evaluation.result import Evaluation, Row
-from megasr.evaluation.spec import Protocol
+from megasr.evaluation.spec import MetricSpec, Protocol
 from megasr.images import quantise, to_uint8
 from megasr.rng import numpy_generator
 
@@ -112,8 +112,10 @@ class Evaluator:
         """One vector per item, in their order; threads load and measure ahead. Raises as `vectors`."""
         threads = torch.get_num_threads()
         workers = min(len(items), _cores())
+        # pyiqa sets these in every call and puts back what it found: of calls that overlap, one may put back another's.
+        cudnn = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True)
         try:
-            with ThreadPoolExecutor(max(1, workers), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            with cudnn, ThreadPoolExecutor(max(1, workers), initializer=torch.set_num_threads, initargs=(1,)) as pool:
                 yield from pool.map(lambda item: self._vector(load(item)), items)
         finally:
             torch.set_num_threads(threads)  # what a thread sets is what later threads start with
@@ -157,6 +159,8 @@ class Evaluator:
         """What (N, width) vectors of a whole set say: rows, means, their intervals, and the distances of the set."""
         rows = self.rows_of(vectors, keys)
         means = self.summary(rows)
+        set_specs = self._set_specs if len(rows) > 1 else []
+        lacking = {spec.name: "needs two images" for spec in self._set_specs if spec not in set_specs}
         values = vectors[:, : len(self._metrics)].numpy()
         intervals = mean_intervals(values, keys, numpy_generator(0, "intervals"))
         return Evaluation(
@@ -165,15 +169,16 @@ class Evaluator:
             rows=tuple(rows),
             means=means,
             intervals=dict(zip(self.metric_names, intervals, strict=False)),
-            set_values=self._set_values(vectors[:, len(self._metrics) :]),
-            skipped=dict(self.skipped),
+            set_values=self._set_values(set_specs, vectors[:, len(self._metrics) :]),
+            skipped={**self.skipped, **lacking},
             data=data,
             provenance=dict(provenance or {}),
         )
 
-    def _set_values(self, features: torch.Tensor) -> dict[str, float]:
+    @staticmethod
+    def _set_values(specs: Sequence[MetricSpec], features: torch.Tensor) -> dict[str, float]:
         sr, hq = features[:, :FEATURES], features[:, FEATURES:]
-        return {spec.name: DISTANCES[str(dict(spec.arguments)["distance"])](sr, hq) for spec in self._set_specs}
+        return {spec.name: DISTANCES[str(dict(spec.arguments)["distance"])](sr, hq) for spec in specs}
 
     @torch.no_grad()
     def _vector(self, images: Images) -> torch.Tensor:

@@ -76,6 +76,8 @@ def _vectors(pairs: Sequence[Pair], evaluator: Evaluator, devices: int) -> Itera
     if devices == 1:
         yield from evaluator.measure(pairs, load_pair)
         return
+    if evaluator.device.index is not None and evaluator.device.type == "cuda":
+        raise UsageError(f"{devices} processes take a GPU each: name the device cuda, not {evaluator.device}")
     chunks = [pairs[start : start + _CHUNK] for start in range(0, len(pairs), _CHUNK)]
     spawn = multiprocessing.get_context("spawn")  # a fork would share the threads' locks, and CUDA cannot be forked
     rank = spawn.Value("i", 0)

@@ -16,7 +16,6 @@ from tempfile import TemporaryDirectory
 from types import MappingProxyType
 from typing import Literal
 
-from megasr.errors import UsageError
 from megasr.files import file_sha256
 from megasr.weights import find_local
 
@@ -66,19 +65,15 @@ FILES: Mapping[str, WeightFile] = MappingProxyType({file.name: file for file in 
 def find_weight(name: str, weights_dir: Path | None = None) -> Path | None:
     """The local copy of a file of FILES: below `weights_dir`, else in the cache where it belongs; None when absent.
 
-    Raises:
-        UsageError: weights_dir is no folder.
+    A repository is looked for in the Hugging Face cache only: that is where timm reads it.
     """
     from torch.hub import get_dir
 
-    if weights_dir is not None:
-        if not weights_dir.is_dir():
-            raise UsageError(f"weights folder {weights_dir}: no such folder")
-        if found := sorted(weights_dir.rglob(name)):
-            return found[0]
     file = FILES[name]
     if file.place == "hub":
         return find_local(name)
+    if weights_dir is not None and (found := sorted(weights_dir.rglob(name))):
+        return found[0]
     cached = Path(get_dir()) / file.place / name
     return cached if cached.is_file() else None
 
@@ -139,7 +134,7 @@ def altered_files(hashes: Mapping[str, str]) -> list[str]:
     """Files of `weight_hashes` that are not the published ones, as far as their names or addresses tell the sha256."""
     altered = []
     for name, found in hashes.items():
-        told = re.search(r"-([0-9a-f]{8})\.|/([0-9a-f]{64})/", FILES[name].source)
+        told = name in FILES and re.search(r"-([0-9a-f]{8})\.|/([0-9a-f]{64})/", FILES[name].source)
         if told and not (told[1] or told[2]).startswith(found[:8]):
             altered.append(name)
     return altered

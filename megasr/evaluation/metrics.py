@@ -78,9 +78,11 @@ def choose_metrics(
         The specs in the order of the protocol, and why each of the others asked for is skipped.
 
     Raises:
-        UsageError: a metric is unknown, named twice, or named although it needs hq.
+        UsageError: a metric is unknown, named twice, or named although it needs hq; weights_dir is no folder.
         MegaSRError: weights are missing; every file is named with where it can be had.
     """
+    if weights_dir is not None and not weights_dir.is_dir():
+        raise UsageError(f"weights folder {weights_dir}: no such folder")
     if names is not None and len(set(names)) != len(names):
         raise UsageError(f"metrics {', '.join(names)}: a name occurs twice")
     wanted = {protocol.metric(name).name for name in (protocol.metric_names if names is None else names)}
@@ -117,8 +119,8 @@ def _create(
     arguments: dict[str, Any] = dict(spec.arguments)
     if spec.on_y:
         arguments |= {"test_y_channel": True, "color_space": protocol.color_space}
-    if spec.pyiqa_name == "ssim" and not arguments["downsample"]:
-        return SeparableSSIM(arguments["test_y_channel"], arguments["color_space"]).to(device)
+    if spec.pyiqa_name == "ssim" and spec.on_y and spec.arguments == (("downsample", False),):
+        return SeparableSSIM(True, protocol.color_space).to(device)
     for name in spec.weights:  # CLIP is the one network that checks, and fetches again, what lies in its cache
         if FILES[name].place == "clip":
             arguments["backbone"] = str(find_weight(name, weights_dir))

@@ -182,6 +182,13 @@ def test_the_published_scores_of_drealsr(root: Path) -> None:
 def test_measuring_does_not_touch_global_state(hq: torch.Tensor) -> None:
     torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
     threads = torch.get_num_threads()
+    with torch.backends.cudnn.flags(enabled=True, benchmark=True, deterministic=False, allow_tf32=False):
+        for _ in range(10):
+            Evaluator(_only(WEIGHT_FREE_V1.metrics[0])).rows(
+                hq.expand(8, -1, -1, -1), hq.expand(8, -1, -1, -1), "abcdefgh"
+            )
+        cudnn = torch.backends.cudnn
+        assert (cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32) == (True, False, False)
     Evaluator(WEIGHT_FREE_V1).rows(hq, hq, ["image"])
     assert torch.equal(torch.get_rng_state(), torch_state)
     assert np.array_equal(np.random.get_state()[1], numpy_state)  # noqa: NPY002

@@ -135,6 +135,12 @@ def test_a_benchmark_is_counted_by_name(
     assert ("sr holds 3 images, but realsr is 2" in printed.err) == (count == 2)
 
 
+def test_a_comparison_that_fails_does_not_lose_the_numbers(tmp_path: Path) -> None:
+    measure = ["evaluate", SR, "--hq", HQ, "--metrics", "psnr_y", "--out", str(tmp_path / "r.json")]
+    assert main([*measure, "--against", str(tmp_path / "none.json")]) == 1
+    assert read_evaluation(tmp_path / "r.json").means.keys() == {"psnr_y"}
+
+
 def test_the_restored_images_know_their_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -142,6 +148,11 @@ def test_the_restored_images_know_their_training(
     for path in Path(SR).iterdir():
         write_png(read_image(path), run / "sr" / path.name)
     measure = ["--hq", HQ, "--metrics", "psnr_y"]
+    (run / "test.json").write_text("of another program")
+    (run / "sr").rename(run / "other")
+    assert main(["evaluate", str(run / "other"), *measure]) == 0  # `megasr test` has not written these
+    (run / "other").rename(run / "sr")
+    (run / "test.json").unlink()
     assert main(["evaluate", str(run / "sr"), *measure, "--out", str(run / "test.json")]) == 0
     monkeypatch.chdir(run / "sr")
     capsys.readouterr()

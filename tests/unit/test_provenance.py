@@ -44,6 +44,14 @@ def test_the_commit_of_the_packages_own_checkout_and_whether_it_was_changed(pack
     assert _commit() == f"{head}+changes"
 
 
+def test_the_commit_of_another_project_is_not_taken(package: Path) -> None:
+    (package.parent / "mine.py").write_text("")
+    _git(package.parent, "init", "-q")
+    _git(package.parent, "add", "mine.py")
+    _git(package.parent, "commit", "-qm", "an environment lies in this repository")
+    assert _commit() is None
+
+
 @pytest.mark.parametrize("error", [FileNotFoundError("git"), subprocess.TimeoutExpired("git", 10)])
 def test_without_git_there_is_no_commit(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> None:

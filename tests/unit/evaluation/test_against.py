@@ -52,6 +52,14 @@ def test_other_protocols_and_other_images_are_refused() -> None:
         paired_differences(replace(mine, fingerprint="0"), replace(mine, fingerprint="0"))
 
 
+def test_metrics_in_common_are_needed(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no metric in common: psnr_y; gmsd"):
+        paired_differences(_evaluation(psnr_y=BASE), _evaluation(gmsd=BASE))
+    (tmp_path / "scores.csv").write_text("image,other\n0.png,1,\n")  # a comma too many
+    with pytest.raises(UsageError, match="no column psnr_y; it has other"):
+        deviations(_evaluation(psnr_y=[20.0]), tmp_path / "scores.csv")
+
+
 def test_deviations_from_published_scores(tmp_path: Path) -> None:
     scores = tmp_path / "scores.csv"
     scores.write_text("image,psnr_y,other\n2.png,21.5,1\n0.png,20.0,1\n1.png,21.125,1\n9.png,0,1\n")

@@ -53,4 +53,4 @@ def test_kernel_distance_is_the_sum_over_pairs_and_unbiased() -> None:
 
 def test_the_caveat_names_the_number_of_images() -> None:
     assert "fid of 93 images is biased upwards" in caveat(93)
-    assert caveat(3000) == ""
+    assert caveat(2048) != "" == caveat(2049)

@@ -217,6 +217,25 @@ def test_all_key_problems_are_listed_at_once() -> None:
         check_keys(["a", "a", "d", "e"], ["a", "c"])
 
 
+def test_one_image_has_no_distance_of_sets(psnr: Evaluator, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(psnr, "_set_specs", [FID])
+    found = psnr.evaluation(torch.ones(1, 1 + 2 * FEATURES, dtype=torch.float64), ["a"])
+    assert (found.set_values, found.skipped) == ({}, {"fid": "needs two images"})
+
+
+def test_arguments_of_ssim_are_not_lost() -> None:
+    plain, cropped, rgb = (
+        Protocol("ssim", 1, (replace(WEIGHT_FREE_V1.metrics[1], arguments=arguments, on_y=on_y),))
+        for arguments, on_y in (
+            ((("downsample", False),), True),
+            ((("downsample", False), ("crop_border", 16)), True),
+            ((), False),
+        )
+    )
+    sr, hq = _images(2).split(1)
+    assert len({Evaluator(protocol).rows(sr, hq, ["a"])[0]["ssim_y"] for protocol in (plain, cropped, rgb)}) == 3
+
+
 def test_it_is_quiet(capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         Evaluator(WEIGHT_FREE_V1).rows(_images(1), _images(1), ["a"])

@@ -51,18 +51,23 @@ def test_rows_are_the_same_for_one_and_for_three_processes(
     assert evaluator.rows(sr, hq, ["3"])[0] == alone.rows[3]
 
 
-def test_every_worker_takes_the_next_gpu_and_what_the_evaluator_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_worker_takes_the_next_gpu_and_what_the_evaluator_takes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     made: list[dict] = []
     monkeypatch.setattr(module, "Evaluator", lambda **arguments: made.append(arguments))
     monkeypatch.setattr(module, "_worker", None)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    evaluator = Evaluator(PROTOCOLS["whole-image-v1"], metrics=["ssim", "psnr"], weights_dir=Path("weights"))
+    evaluator = Evaluator(PROTOCOLS["whole-image-v1"], metrics=["ssim", "psnr"], weights_dir=tmp_path)
     rank = multiprocessing.Value("i", 0)
     for device in ("cuda", "cuda", "cuda", "cpu"):
         module._start_worker(evaluator.recipe, device, rank)
     assert [arguments.pop("device") for arguments in made] == ["cuda:0", "cuda:1", "cuda:0", "cpu"]
-    recipe = {"protocol": evaluator.protocol, "metrics": ["psnr", "ssim"], "weights_dir": Path("weights")}
+    recipe = {"protocol": evaluator.protocol, "metrics": ["psnr", "ssim"], "weights_dir": tmp_path}
     assert made == [recipe | {"has_hq": True}] * 4
+    evaluator.device = torch.device("cuda:1")
+    with pytest.raises(UsageError, match="name the device cuda, not cuda:1"):
+        list(module._vectors([], evaluator, 2))
 
 
 def test_endings_go_and_what_is_told_is_kept(folders: tuple[Path, Path], tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import torch.hub
 
 from megasr.errors import MegaSRError, UsageError
 from megasr.evaluation import metric_weights
+from megasr.evaluation.evaluator import Evaluator
 from megasr.evaluation.metric_weights import (
     FILES,
     altered_files,
@@ -19,7 +20,7 @@ from megasr.evaluation.metric_weights import (
     where_weights_go,
 )
 from megasr.evaluation.metrics import choose_metrics
-from megasr.evaluation.protocol import PROTOCOLS
+from megasr.evaluation.protocol import PROTOCOLS, WEIGHT_FREE_V1
 
 NIQE, LPIPS, ALEXNET = "niqe_modelparameters.mat", "LPIPS_v0.1_alex-df73285e.pth", "alexnet-owt-7be5be79.pth"
 VIT = "timm/vit_base_patch8_224.augreg2_in21k_ft_in1k"
@@ -49,8 +50,8 @@ def test_the_folder_goes_before_the_cache(hub: Path, tmp_path: Path) -> None:
     assert find_weight(NIQE, tmp_path / "mine") == tmp_path / "mine" / "a" / NIQE  # the first by name
     (hub / "pyiqa" / LPIPS).mkdir()
     assert find_weight(LPIPS) is None
-    with pytest.raises(UsageError, match="nowhere: no such folder"):
-        find_weight(NIQE, tmp_path / "nowhere")
+    with pytest.raises(UsageError, match="nowhere: no such folder"):  # also where no weights are needed
+        Evaluator(WEIGHT_FREE_V1, metrics=["psnr_y"], weights_dir=tmp_path / "nowhere")
 
 
 def test_what_is_missing_is_named_with_its_source(hub: Path, tmp_path: Path) -> None:
@@ -81,7 +82,8 @@ def test_a_repository_is_found_in_its_own_cache(hub: Path, tmp_path: Path, monke
     snapshot = tmp_path / "0123456789abcdef0123"
     snapshot.mkdir()
     monkeypatch.setattr(metric_weights, "find_local", {VIT: snapshot}.get)
-    assert find_weight(VIT) == snapshot
+    (tmp_path / "mine" / VIT).mkdir(parents=True)  # timm would not read it there
+    assert find_weight(VIT) == find_weight(VIT, tmp_path / "mine") == snapshot
     assert weight_hashes((VIT,)) == {VIT: "0123456789abcdef"}  # its revision
     with found_weights((VIT,)):
         assert list(Path(torch.hub.get_dir()).iterdir()) == []  # timm looks in the same cache
@@ -113,6 +115,10 @@ def test_inside_the_libraries_find_the_files_and_outside_all_is_as_before(hub: P
     assert (torch.hub.get_dir(), download_util.DEFAULT_CACHE_DIR) == (str(hub), before)
     assert not inside.exists()
     assert (mine / NIQE).read_bytes() == b"niqe"
+
+
+def test_a_file_that_is_unknown_here_is_not_told() -> None:
+    assert altered_files({"of-another-version.pth": "0" * 16}) == []
 
 
 def test_files_that_are_not_the_published_ones_are_told(hub: Path, tmp_path: Path) -> None:
