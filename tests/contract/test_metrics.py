@@ -122,6 +122,21 @@ def test_every_file_of_a_learned_metric_is_needed(metric: MetricSpec, weights_di
             link.unlink()
 
 
+@pytest.mark.parametrize("metric", LEARNED)
+def test_a_damaged_file_is_one_line_that_names_metric_and_files(
+    metric: MetricSpec, weights_dir: Path, tmp_path: Path
+) -> None:
+    for name in metric.weights:
+        (tmp_path / name).symlink_to(weights_dir / name)
+    (tmp_path / metric.weights[-1]).unlink()
+    (tmp_path / metric.weights[-1]).write_bytes((weights_dir / metric.weights[-1]).read_bytes()[:1000])
+    with pytest.raises(
+        MegaSRError, match=rf"^{metric.name}: its weights \(.*{metric.weights[-1]}\) cannot be loaded"
+    ) as found:
+        Evaluator(_only(metric), weights_dir=tmp_path)
+    assert len(str(found.value).splitlines()) == 1
+
+
 def test_features_and_distances_of_sets_are_pyiqas(weights_dir: Path, tmp_path: Path) -> None:
     """Features of files against pyiqa's, with the same network; the distance of these features against clean-fid's."""
     from pyiqa.archs.fid_arch import frechet_distance, get_folder_features
