@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> None:
     )
     # Before hours of measuring, not after.
     sizes(make_sources(dict(zip(labels, pictures, strict=True)), hq, lq), list(pictures[0]))
-    evaluator = make_evaluator(arguments, arguments.protocol)
+    evaluator = make_evaluator(arguments, arguments.protocol, missing="skip")
     with measuring_progress() as progress:
         methods = []
         for label, folder, files in zip(labels, arguments.folders, pictures, strict=True):

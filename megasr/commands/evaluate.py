@@ -8,19 +8,19 @@ method, the means of several; .md and .tex a table.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from megasr.commands.evaluate_output import ENDINGS, beside, describe, write
 from megasr.commands.measuring import add_measuring_options, make_evaluator, measuring_progress
-from megasr.errors import UsageError, unknown_name
+from megasr.errors import MegaSRError, UsageError, unknown_name
 
 if TYPE_CHECKING:
     from megasr.commands.measuring import Progress
     from megasr.evaluation.result import Evaluation
     from megasr.evaluation.table_content import Labelled
-
-_ENDINGS = (".json", ".csv", ".md", ".tex")
 
 
 def add_parser(commands: Any) -> None:
@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace) -> None:
         MegaSRError: an image or a weight is missing or broken, or a file cannot be written.
     """
     labels = _checked_labels(arguments)
-    _check_folders(arguments)
+    _check_inputs(arguments)
     with measuring_progress() as progress:
         found = [
             (label, _evaluation(sr, arguments, label, progress)) for label, sr in zip(labels, arguments.sr, strict=True)
@@ -68,18 +68,18 @@ def run(arguments: argparse.Namespace) -> None:
 
         _print_lines([*markdown(found, rows).splitlines(), ""])
     for path in arguments.out:  # before a comparison can fail: measuring may have taken hours
-        _write(found, path, rows)
+        write(found, path, rows)
         print(path)
     for other in arguments.against:
         for label, evaluation in found:
-            _print_lines(_against(evaluation, other, label))
+            _print_lines(beside(evaluation, other, label))
 
 
 def _checked_labels(arguments: argparse.Namespace) -> list[str]:
     """Check what can be before anything is measured, and name the methods."""
     for path in arguments.out:
-        if path.suffix not in _ENDINGS:
-            raise UsageError(f"--out {path}: the ending must be one of {', '.join(_ENDINGS)}")
+        if path.suffix not in ENDINGS:
+            raise UsageError(f"--out {path}: the ending must be one of {', '.join(ENDINGS)}")
         if path.suffix == ".json" and len(arguments.sr) > 1:
             raise UsageError(
                 f"--out {path}: a .json holds one evaluation; write those of {len(arguments.sr)} one by one"
@@ -87,11 +87,13 @@ def _checked_labels(arguments: argparse.Namespace) -> list[str]:
     for other in arguments.against:
         if other != "published" and Path(other).suffix not in (".json", ".csv"):
             raise unknown_name("comparison", other, ["published", "FILE.json", "FILE.csv"])
+        if other != "published" and not Path(other).is_file():
+            raise UsageError(f"--against {other}: no such file")
     measured_before = [sr for sr in arguments.sr if sr.suffix == ".json"]
     if "published" in arguments.against and arguments.data is None and not measured_before:
         raise UsageError("--against published needs --data, the name of the benchmark set")
     if len(measured_before) == len(arguments.sr):
-        given = {"--hq": arguments.hq, "--protocol": arguments.protocol, "--data": arguments.data}
+        given = {"--hq": arguments.hq, "--protocol": arguments.protocol, "--missing": arguments.missing}
         given |= {"--device": arguments.device, "--devices": arguments.devices != 1}
         given |= {"--metrics": arguments.metrics, "--weights-dir": arguments.weights_dir, "--strip": arguments.strip}
         if idle := [name for name, value in given.items() if value]:
@@ -104,18 +106,52 @@ def _checked_labels(arguments: argparse.Namespace) -> list[str]:
     return list(labels)
 
 
-def _check_folders(arguments: argparse.Namespace) -> None:
-    """Pair and count the images of every folder before the first is measured."""
+def _check_inputs(arguments: argparse.Namespace) -> None:
+    """Check protocol, names, numbers and sizes of everything before the first image is measured."""
+    from megasr.evaluation.folders import check_sizes
     from megasr.evaluation.pairing import pair_by_name
+    from megasr.evaluation.protocol import get_protocol
+    from megasr.evaluation.reference import published
 
-    for sr in (sr for sr in arguments.sr if sr.suffix != ".json"):
-        found = len(pair_by_name(sr, arguments.hq, arguments.strip))
-        if arguments.data is not None:
-            from data_pipelines.benchmarks import get_benchmark
+    protocol = _protocol(arguments)
+    folders = [sr for sr in arguments.sr if sr.suffix != ".json"]
+    if folders and "published" in arguments.against and arguments.data is not None:
+        published(protocol, arguments.data)
+    for sr in folders:
+        pairs = pair_by_name(sr, arguments.hq, arguments.strip)
+        _whole_set(arguments.data, len(pairs), sr)
+        check_sizes(pairs, get_protocol(protocol))
 
-            benchmark = get_benchmark(arguments.data)
-            if found > benchmark.count:
-                raise UsageError(f"{sr} holds {found} images, but {benchmark}")
+
+def _protocol(arguments: argparse.Namespace) -> str:
+    """The protocol that was named, or that goes with the set of images."""
+    if arguments.protocol is not None or arguments.data is None:
+        return arguments.protocol or "weight-free-v1"
+    from data_pipelines.benchmarks import BENCHMARKS
+    from megasr.evaluation.reference import published_rows
+
+    of_rows = {row.data: row.protocol for row in published_rows()}
+    of_sets = {name: benchmark.protocol for name, benchmark in BENCHMARKS.items()}
+    known = of_rows | of_sets
+    if arguments.data not in known:
+        raise unknown_name("set of images", arguments.data, known)
+    return known[arguments.data]
+
+
+def _whole_set(data: str | None, found: int, where: Path) -> dict[str, list[int]]:
+    """How many images of a benchmark set there are, for the provenance.
+
+    Raises:
+        UsageError: there are more than the set has.
+    """
+    from data_pipelines.benchmarks import BENCHMARKS
+    from megasr.evaluation.table_content import BENCHMARK_IMAGES
+
+    if data is None or data not in BENCHMARKS:
+        return {}
+    if found > BENCHMARKS[data].count:
+        raise UsageError(f"{where} holds {found} images, but {BENCHMARKS[data]}")
+    return {BENCHMARK_IMAGES: [found, BENCHMARKS[data].count]}
 
 
 def _name(sr: Path) -> str:
@@ -127,90 +163,50 @@ def _name(sr: Path) -> str:
 def _evaluation(sr: Path, arguments: argparse.Namespace, label: str, progress: Progress) -> Evaluation:
     from megasr.evaluation.folders import evaluate_folder
     from megasr.evaluation.pairing import keyed_images
-    from megasr.evaluation.result import read_evaluation
-    from megasr.evaluation.table_content import BENCHMARK_IMAGES
 
     if sr.suffix == ".json":
-        return read_evaluation(sr)
-    protocol, more = arguments.protocol or "weight-free-v1", {}
-    if arguments.data is not None:
-        from data_pipelines.benchmarks import get_benchmark
-
-        benchmark = get_benchmark(arguments.data)
-        protocol = arguments.protocol or benchmark.protocol
-        more[BENCHMARK_IMAGES] = [len(keyed_images(sr, arguments.strip)), benchmark.count]
+        return _read(sr, arguments.data)
+    keys = tuple(keyed_images(sr, arguments.strip))
     return evaluate_folder(
         sr,
         arguments.hq,
-        make_evaluator(arguments, protocol),
+        make_evaluator(arguments, _protocol(arguments), missing="error"),
         strip=arguments.strip,
         data=arguments.data,
         devices=arguments.devices,
         progress=lambda done, total: progress(f"measuring {label}", done, total),
-        more={**more, **_made_by(sr)},
+        more={**_whole_set(arguments.data, len(keys), sr), **_made_by(sr, keys)},
     )
 
 
-def _made_by(sr: Path) -> dict[str, Any]:
-    """The provenance that `megasr test` left beside the images it restored: seed, configuration, checkpoint."""
+def _read(path: Path, data: str | None) -> Evaluation:
+    """What was measured before; `data` names its set where that was left open."""
     from megasr.evaluation.result import read_evaluation
 
-    folder = sr.resolve()
-    path = folder.parent / "test.json"
-    if folder.name != "sr" or not path.is_file():
+    found = read_evaluation(path)
+    if data is None:
+        return found
+    if found.data not in (None, data):
+        raise UsageError(f"{path} is of the set {found.data}, not of {data}")
+    images = _whole_set(data, len(found.rows), path)
+    return replace(found, data=data, provenance={**images, **found.provenance})
+
+
+def _made_by(sr: Path, keys: tuple[str, ...]) -> dict[str, Any]:
+    """The provenance that `megasr test` left beside these images: seed, configuration, checkpoint."""
+    from megasr.evaluation.result import read_evaluation
+
+    try:
+        before = read_evaluation(sr.resolve().parent / "test.json")
+    except MegaSRError:  # there is none, or it is something else
         return {}
-    return {"made_by": dict(read_evaluation(path).provenance)}
-
-
-def describe(evaluation: Evaluation) -> list[str]:
-    """What was found, in lines for a terminal."""
-    from megasr.evaluation.distribution import caveat
-    from megasr.evaluation.metric_weights import altered_files
-
-    count = len(evaluation.rows)
-    found = f"{count} image{'s' * (count != 1)}" + (f" of {evaluation.data}" if evaluation.data else "")
-    lines = [f"{evaluation.protocol} ({evaluation.fingerprint}), {found}"]
-    protocol = evaluation.get_protocol()
-    names = [n for n in protocol.metric_names if n in {**evaluation.means, **evaluation.set_values}]
-    width = max(map(len, [*names, *evaluation.skipped]))
-    for name in names:
-        arrow = "↑" if protocol.metric(name).higher_is_better else "↓"
-        value = evaluation.means.get(name, evaluation.set_values.get(name))
-        low_high = evaluation.intervals.get(name)
-        interval = "" if low_high is None else f"  [{low_high[0]:.4f}, {low_high[1]:.4f}]"
-        lines.append(f"  {name:<{width}} {arrow} {value:9.4f}{interval}")
-    lines += [f"  {name:<{width}}   skipped: {why}" for name, why in evaluation.skipped.items()]
-    if evaluation.intervals:
-        lines.append("intervals: 95 %, bootstrap over photographs")
-    if "fid" in evaluation.set_values and (text := caveat(len(evaluation.rows))):
-        lines.append(f"note: {text}")
-    for name in altered_files(evaluation.provenance.get("weights", {})):
-        lines.append(f"note: {name} is not the published file of this name, by its sha256")
-    return lines
+    own = sr.resolve().name == "sr" and sorted(before.keys) == sorted(keys)
+    return {"made_by": dict(before.provenance)} if own else {}
 
 
 def _print_lines(lines: Sequence[str]) -> None:
     for line in lines:
         print(line)
-
-
-def _against(evaluation: Evaluation, other: str, label: str) -> list[str]:
-    from megasr.evaluation.against import deviations, paired_differences
-    from megasr.evaluation.result import read_evaluation
-
-    path = Path(other)
-    if path.suffix == ".json":
-        lines = [f"{label} minus {path}, image by image, with 95 % intervals:"]
-        for found in paired_differences(evaluation, read_evaluation(path)):
-            i = found.interval
-            lines.append(f"  {found.metric:<12} {i.mean:+9.4f}  [{i.low:+.4f}, {i.high:+.4f}]  {found.verdict}")
-        return lines
-    if path.suffix == ".csv":
-        lines = [f"{label}, absolute deviation from {path}, over {len(evaluation.rows)} images:"]
-        for gap in deviations(evaluation, path):
-            lines.append(f"  {gap.metric:<12} largest {gap.largest:.2e} ({gap.key}), median {gap.median:.2e}")
-        return lines
-    return []  # published rows stand in the table
 
 
 def _published(found: Sequence[Labelled]) -> Sequence[Any]:
@@ -221,20 +217,3 @@ def _published(found: Sequence[Labelled]) -> Sequence[Any]:
     if data is None:
         raise UsageError("--against published needs --data, the name of the benchmark set")
     return published(found[0][1].protocol, data)
-
-
-def _write(found: Sequence[Labelled], path: Path, rows: Sequence[Any]) -> None:
-    from megasr.evaluation import tables
-    from megasr.evaluation.result import write_evaluation
-    from megasr.files import write_whole
-
-    evaluation = found[0][1]
-    texts: dict[str, Callable[[], str]] = {
-        ".csv": lambda: tables.rows_csv(evaluation) if len(found) == 1 else tables.means_csv(found, rows),
-        ".md": lambda: tables.markdown(found, rows, intervals=True),
-        ".tex": lambda: tables.latex(found, rows),
-    }
-    if path.suffix == ".json":
-        write_evaluation(evaluation, path)
-    else:
-        write_whole(path, texts[path.suffix]().encode("utf-8", "surrogateescape"))  # names of files need not be UTF-8

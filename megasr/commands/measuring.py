@@ -12,26 +12,30 @@ from megasr.errors import UsageError
 
 if TYPE_CHECKING:
     from megasr.evaluation.evaluator import Evaluator
+    from megasr.evaluation.metrics import Missing
 
 Progress = Callable[[str, int, int], None]  # what is done, how much of it, of how much
 
 
-def add_measuring_options(parser: argparse.ArgumentParser, *, missing: str) -> None:
-    """Declare how is measured; `missing` is the default of --missing."""
+def add_measuring_options(parser: argparse.ArgumentParser, *, missing: Missing) -> None:
+    """Declare how is measured; `missing` is what holds where --missing is not given."""
     parser.add_argument("--metrics", metavar="A,B", help="which metrics of the protocol (default: all)")
     parser.add_argument("--weights-dir", metavar="DIR", type=Path, help="where weights of metrics are looked for first")
     parser.add_argument(
         "--missing",
         choices=("skip", "error"),
-        default=missing,
         help=f"what becomes of a metric without its weights (default: {missing})",
     )
     parser.add_argument("--strip", metavar="SUFFIX", nargs="+", default=[], help="endings that are no part of a name")
     parser.add_argument("--device", help="as torch names it; default: cuda where there is one, else cpu")
 
 
-def make_evaluator(arguments: argparse.Namespace, protocol: str) -> Evaluator:
-    """The evaluator that the options ask for. Raises UsageError and MegaSRError as Evaluator does."""
+def make_evaluator(arguments: argparse.Namespace, protocol: str, *, missing: Missing) -> Evaluator:
+    """The evaluator that the options ask for; `missing` holds where --missing is not given.
+
+    Raises:
+        UsageError, MegaSRError: as Evaluator does, or the device cannot be used.
+    """
     from megasr.evaluation.evaluator import Evaluator
     from megasr.evaluation.protocol import get_protocol
 
@@ -40,7 +44,7 @@ def make_evaluator(arguments: argparse.Namespace, protocol: str) -> Evaluator:
         _device(arguments.device),
         metrics=None if arguments.metrics is None else [name.strip() for name in arguments.metrics.split(",")],
         weights_dir=arguments.weights_dir,
-        missing=arguments.missing,
+        missing=arguments.missing or missing,
         has_hq=arguments.hq is not None,
     )
 

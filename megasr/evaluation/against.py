@@ -11,9 +11,11 @@ import numpy as np
 from megasr.errors import MegaSRError, UsageError
 from megasr.evaluation.evaluator import check_keys
 from megasr.evaluation.intervals import Interval, paired_bootstrap
-from megasr.evaluation.result import Evaluation
+from megasr.evaluation.result import Evaluation, check_weights
 from megasr.images import IMAGE_SUFFIXES
 from megasr.rng import numpy_generator
+
+ALPHA = 0.05
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class Difference:
     Attributes:
         metric: its name.
         interval: of the mean difference.
-        verdict: "better", "worse", or "no difference shown" when the interval holds zero or there is none.
+        verdict: "better", "worse", or "no difference shown" when the interval holds zero or p is not below ALPHA.
     """
 
     metric: str
@@ -52,8 +54,8 @@ def paired_differences(evaluation: Evaluation, other: Evaluation) -> list[Differ
     """Compare two methods on the same images, by the metrics both have.
 
     Raises:
-        UsageError: the protocols or the images differ (they are listed), no metric is in both, or there is a single
-            photograph.
+        UsageError: the protocols, the images or the weights of metrics differ, no metric is in both, or there is a
+            single photograph.
         MegaSRError: the protocol has changed since the numbers were taken.
     """
     if evaluation.fingerprint != other.fingerprint:
@@ -62,6 +64,7 @@ def paired_differences(evaluation: Evaluation, other: Evaluation) -> list[Differ
             "protocols: their numbers cannot be compared"
         )
     check_keys(other.keys, evaluation.keys)
+    check_weights(evaluation, other)
     protocol = evaluation.get_protocol()
     theirs = {row["key"]: row for row in other.rows}
     names = [name for name in evaluation.means if name in other.means]
@@ -72,7 +75,8 @@ def paired_differences(evaluation: Evaluation, other: Evaluation) -> list[Differ
         gaps = np.array([[row[name] - theirs[row["key"]][name] for row in evaluation.rows]])
         interval = paired_bootstrap(gaps, evaluation.keys, numpy_generator(0, "against"))
         better = (interval.mean > 0) == protocol.metric(name).higher_is_better
-        verdict = ("better" if better else "worse") if interval.excludes_zero else "no difference shown"
+        shown = interval.excludes_zero and interval.p_value < ALPHA  # few photographs never show anything
+        verdict = ("better" if better else "worse") if shown else "no difference shown"
         found.append(Difference(name, interval, verdict))
     return found
 

@@ -5,17 +5,19 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from megasr.errors import UsageError
+from megasr.errors import MegaSRError, UsageError
 from megasr.evaluation.evaluator import Evaluator, Images
 from megasr.evaluation.metric_weights import weight_hashes
 from megasr.evaluation.pairing import Pair, pair_by_name
 from megasr.evaluation.result import Evaluation
-from megasr.images import from_uint8, read_image
+from megasr.evaluation.spec import Protocol
+from megasr.images import from_uint8, read_image, read_size
 from megasr.provenance import provenance
 
 _CHUNK = 2  # images per task of a worker process
@@ -49,7 +51,10 @@ def evaluate_folder(
         UsageError: names do not pair, or an image does not fit the protocol.
         MegaSRError: an image cannot be read or measured; it is named.
     """
+    if devices < 1:
+        raise UsageError(f"devices is {devices}, must be at least 1")
     pairs = pair_by_name(sr, hq, strip)
+    check_sizes(pairs, evaluator.protocol)
     if not evaluator.width:
         skipped = "; ".join(f"{name}: {why}" for name, why in evaluator.skipped.items())
         raise UsageError(f"no metric of {evaluator.protocol.name} can be taken: {skipped}")
@@ -63,6 +68,28 @@ def evaluate_folder(
     return evaluator.evaluation(torch.stack(vectors), keys, data=data, provenance={**about, **(more or {})})
 
 
+def check_sizes(pairs: Sequence[Pair], protocol: Protocol) -> None:
+    """Check the sizes that the headers tell, before hours of measuring.
+
+    Raises:
+        UsageError: a protocol measures another size, or sr and hq differ; the file is named.
+        MegaSRError: a file is not an image.
+    """
+    for pair in pairs:
+        height, width = read_size(pair.sr)
+        size = protocol.size_px
+        if size is not None and (height, width) != (size, size):
+            raise UsageError(
+                f"{pair.sr} is {width}x{height} px; {protocol.name} measures {size}x{size} px: its crops are made "
+                "before restoration"
+            )
+        if pair.hq is not None and read_size(pair.hq) != (height, width):
+            hq_height, hq_width = read_size(pair.hq)
+            raise UsageError(
+                f"{pair.sr} is {width}x{height} px, {pair.hq} {hq_width}x{hq_height} px: metrics compare equal sizes"
+            )
+
+
 def load_pair(pair: Pair) -> Images:
     """Read the files of a pair. Raises MegaSRError when one cannot be read."""
     sr, hq = (None if path is None else from_uint8(read_image(path))[None] for path in (pair.sr, pair.hq))
@@ -71,8 +98,6 @@ def load_pair(pair: Pair) -> Images:
 
 
 def _vectors(pairs: Sequence[Pair], evaluator: Evaluator, devices: int) -> Iterator[torch.Tensor]:
-    if devices < 1:
-        raise UsageError(f"devices is {devices}, must be at least 1")
     if devices == 1:
         yield from evaluator.measure(pairs, load_pair)
         return
@@ -83,8 +108,13 @@ def _vectors(pairs: Sequence[Pair], evaluator: Evaluator, devices: int) -> Itera
     rank = spawn.Value("i", 0)
     arguments = (evaluator.recipe, str(evaluator.device), rank)
     with ProcessPoolExecutor(min(devices, len(chunks)), spawn, _start_worker, arguments) as pool:
-        for measured in pool.map(_measure_chunk, chunks):
-            yield from measured
+        try:
+            for measured in pool.map(_measure_chunk, chunks):
+                yield from measured
+        except BrokenProcessPool as error:
+            raise MegaSRError(
+                "a process that measured was killed, perhaps for want of memory: take fewer devices"
+            ) from error
 
 
 _worker: Evaluator | None = None

@@ -1,8 +1,9 @@
 """Bootstrap intervals over images and seeds. Pure NumPy; the generator is an argument.
 
 What is resampled: photographs and seeds, not crops. Crops of one photograph share its content and its noise, so they
-are not independent. A key "<photograph>/<top>-<left>" names a crop of a photograph; any other key is an image of its
-own. Runs of one seed share their noise across all photographs, so seeds are resampled whole as well.
+are not independent. A key "<photograph>/<top>-<left>" names a crop of a photograph, as does "<photograph>_pch_<number>"
+in StableSR's DIV2K-Val; any other key is an image of its own. Runs of one seed share their noise across all
+photographs, so seeds are resampled whole as well.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 
 from megasr.errors import UsageError
 
-_CROP = re.compile(r"(?<=.)/\d+-\d+$")
+_CROP = re.compile(r"(?<=.)(/\d+-\d+|_pch_\d+)$")
 _CHUNK = 1000
 
 
@@ -47,7 +48,7 @@ class Interval:
 
 
 def photograph(key: str) -> str:
-    """The photograph a key belongs to: "lake/0-128" (a crop) -> "lake", "eval-scene/3" -> "eval-scene/3"."""
+    """The photograph a key belongs to: "lake/0-128" and "lake_pch_7" (crops) -> "lake", "eval-scene/3" is one."""
     return _CROP.sub("", key)
 
 

@@ -1,7 +1,8 @@
 """Published numbers, each under the protocol it was taken with: megasr/assets/published.csv, one row per table row.
 
 A number is returned under its own protocol only: the same SeeSR has a PSNR of 25.18, 24.66 and 26.20 dB on "RealSR" in
-three papers, all three correct. Left out are metrics that no protocol takes (TOPIQ, Q-Align, CLIP-IQA+), and the MANIQA
+three papers, all three correct. Such sets have names of their own here: realsr (centre crops restored to 512 px),
+realsr-1024 and realsr-whole. Left out are metrics that no protocol takes (TOPIQ, Q-Align, CLIP-IQA+), and the MANIQA
 of D3SR's table, which does not say which of the two metrics of that name it is.
 
 There is no row of MegaSR (2503.08096): of the paper no table could be found, only its abstract.
@@ -29,7 +30,7 @@ class PublishedRow:
         method: what was measured.
         steps: sampling steps per image; None when the table does not say or there are none.
         protocol: name of the protocol it was measured under.
-        data: name of the image set; under another protocol, the same name may mean other images.
+        data: name of the image set.
         images: number of images; None when it is not published.
         values: metric of the protocol -> value, as printed.
         source: paper (arXiv id) and table.
@@ -69,9 +70,11 @@ def published(protocol: str, data: str) -> tuple[PublishedRow, ...]:
     found = tuple(row for row in of_set if row.protocol == protocol)
     if not found:
         others = ", ".join(dict.fromkeys(row.protocol for row in of_set))
+        under = ", ".join(dict.fromkeys(row.data for row in published_rows() if row.protocol == protocol))
         raise UsageError(
-            f"no published numbers for {data} under {protocol}, there are some under {others}; "
-            "numbers of different protocols cannot be compared"
+            f"no published numbers for {data} under {protocol}, there are some under {others}"
+            + (f", and under {protocol} of {under}" if under else "")
+            + "; numbers of different protocols cannot be compared"
         )
     return found
 

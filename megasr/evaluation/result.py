@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from megasr.errors import MegaSRError
+from megasr.errors import MegaSRError, UsageError
 from megasr.evaluation.protocol import get_protocol
 from megasr.evaluation.spec import Protocol
 from megasr.files import write_whole
@@ -80,3 +80,21 @@ def read_evaluation(path: Path) -> Evaluation:
         return Evaluation(**found)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise MegaSRError(f"{path} is not an evaluation that can be read: {error}") from error
+
+
+def check_weights(first: Evaluation, other: Evaluation) -> None:
+    """Refuse to compare numbers of one metric that were taken with two files of weights.
+
+    Raises:
+        UsageError: a file that both were measured with has another sha256.
+    """
+    mine, theirs = first.provenance.get("weights", {}), other.provenance.get("weights", {})
+    for name in mine.keys() & theirs.keys():
+        if mine[name] != theirs[name]:
+            raise UsageError(f"measured with two files {name}, {mine[name]} and {theirs[name]}: not to be compared")
+
+
+def version_note(evaluations: Sequence[Evaluation]) -> str:
+    """What has to be said of numbers that different versions of pyiqa have taken; empty when nothing has."""
+    found = {evaluation.provenance.get("versions", {}).get("pyiqa", "unknown") for evaluation in evaluations}
+    return f"measured with different versions of pyiqa: {', '.join(sorted(found))}" if len(found) > 1 else ""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from megasr.errors import UsageError
 from megasr.evaluation.reference import PublishedRow
-from megasr.evaluation.result import Evaluation
+from megasr.evaluation.result import Evaluation, check_weights, version_note
 
 Labelled = tuple[str, Evaluation]
 # provenance key: [images evaluated, images of the whole set], where the images are of a benchmark set.
@@ -101,7 +101,7 @@ def check_comparable(evaluations: Sequence[Labelled], published: Sequence[Publis
 
     Raises:
         UsageError: there is nothing, labels repeat, or two evaluations, or an evaluation and a published row, differ in
-            the protocol or in the images; names both.
+            the protocol, in the images or in the weights of a metric; names both.
     """
     if not evaluations:
         raise UsageError("a table of no evaluations")
@@ -122,6 +122,7 @@ def check_comparable(evaluations: Sequence[Labelled], published: Sequence[Publis
                 f"{first_label} is of {len(first.keys)} images, {label} of {len(other.keys)}, and {len(differing)} are "
                 f"in one of them alone: {', '.join(differing[:_NAMES_SHOWN])}{' ...' * (len(differing) > _NAMES_SHOWN)}"
             )
+        check_weights(first, other)
     data = data_name(evaluations)
     for row in published:
         if (row.protocol, row.data) != (first.protocol, data):
@@ -187,6 +188,8 @@ def _notes(
         notes.append("Best bold, second underlined, among the methods measured here.")
     if intervals and any(evaluation.intervals for _, evaluation in evaluations):
         notes.append("In brackets: 95 % bootstrap interval of the mean over photographs.")
+    if note := version_note([evaluation for _, evaluation in evaluations]):
+        notes.append(f"WARNING: {note}.")
     skipped: dict[tuple[str, str], list[str]] = {}  # (whose, why) -> metrics
     for name in dict.fromkeys(name for _, evaluation in evaluations for name in evaluation.skipped):
         reasons: dict[str, list[str]] = {}

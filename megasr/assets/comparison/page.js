@@ -21,7 +21,7 @@ function showHeader() {
   const notes = [`Over ${count(images.length, "image")}.`];
   if (methods.length > 1) notes.push("Bold: best.");
   if (methods.some((method) => Object.keys(method.intervals).length)) notes.push("Brackets: 95 % bootstrap interval over photographs.");
-  if (methods.length > 1) notes.push("Colour: the interval of a difference excludes zero.");
+  if (methods.length > 1) notes.push("Colour: the interval of a difference excludes zero, and p < 0.05.");
   byId("summary-note").textContent = notes.join(" ");
   for (const element of document.querySelectorAll(".with-metrics")) element.hidden = data.metrics.length === 0;
 }

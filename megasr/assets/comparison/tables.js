@@ -68,9 +68,8 @@ function differenceBody() {
   for (const method of data.methods.slice(1)) {
     const row = make("tr", {}, make("th", { scope: "row" }, method.label));
     for (const metric of data.metrics) {
-      const [mean, ...ends] = method.differences[metric.name];
-      const clear = ends.length === 2 && Math.sign(ends[0]) === Math.sign(ends[1]);
-      const cell = make("td", { className: `number ${clear ? verdict(mean, metric) : ""}` }, signed(mean, metric));
+      const { mean, ends, verdict } = method.differences[metric.name];
+      const cell = make("td", { className: `number ${verdict}` }, signed(mean, metric));
       if (ends.length) cell.append(interval(ends, (value) => signed(value, metric)));
       row.append(cell);
     }
@@ -80,7 +79,7 @@ function differenceBody() {
   return body;
 }
 
-const verdict = (difference, metric) => (difference === 0 ? "" : difference > 0 === metric.higher ? "better" : "worse");
+const judged = (difference, metric) => (difference === 0 ? "" : difference > 0 === metric.higher ? "better" : "worse");
 
 // Columns of the table of images: how each is headed, sorted and filled.
 function columns(metric) {
@@ -94,7 +93,7 @@ function columns(metric) {
     value: (image) => scores[m][image] - scores[0][image],
     cell(image) {
       const value = this.value(image);
-      return make("td", { className: `number ${verdict(value, metric)}` }, signed(value, metric));
+      return make("td", { className: `number ${judged(value, metric)}` }, signed(value, metric));
     },
   });
   const others = [...data.methods.keys()].slice(1);

@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 
 from megasr.errors import UsageError
+from megasr.evaluation.against import paired_differences
 from megasr.evaluation.comparison.pictures import Source, blocks, sizes
 from megasr.evaluation.evaluator import check_keys
-from megasr.evaluation.intervals import mean_intervals
+from megasr.evaluation.intervals import photograph
 from megasr.evaluation.result import Evaluation
 from megasr.files import open_whole
-from megasr.rng import numpy_generator
 
 LQ, HQ = "lq", "hq"
 _SCRIPTS = ("pictures.js", "tables.js", "viewer.js", "page.js")
@@ -191,19 +191,29 @@ def _methods(
             if method.evaluation.intervals
             else {},
             "setValues": {name: method.evaluation.set_values[name] for name in of_set},
-            "differences": _differences(values - scores[0], keys, measured),
+            "differences": _differences(method.evaluation, methods[0].evaluation, values - scores[0], measured),
         }
         for method, values in zip(methods, scores, strict=True)
     ]
 
 
-def _differences(differences: np.ndarray, keys: Sequence[str], measured: Sequence[str]) -> dict[str, list[float]]:
-    """metric -> [mean, low, high] of the paired difference, without an interval for a single photograph."""
+def _differences(
+    evaluation: Evaluation, first: Evaluation, gaps: np.ndarray, measured: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    """metric -> mean, ends of the interval and verdict of the paired difference; one photograph has a mean only."""
     if not measured:
         return {}
-    ends = mean_intervals(differences, keys, numpy_generator(0, "comparison"))
-    means = differences.mean(0).tolist()
-    return {name: [means[i], *(ends[i] if ends else ())] for i, name in enumerate(measured)}
+    means = dict(zip(measured, gaps.mean(0).tolist(), strict=True))
+    if len({photograph(key) for key in first.keys}) < 2:
+        return {name: {"mean": mean, "ends": [], "verdict": ""} for name, mean in means.items()}
+    return {
+        found.metric: {
+            "mean": means[found.metric],
+            "ends": [found.interval.low, found.interval.high],
+            "verdict": found.verdict if found.verdict in ("better", "worse") else "",
+        }
+        for found in paired_differences(evaluation, first)
+    }
 
 
 def _frame(facts: Mapping[str, Any]) -> tuple[bytes, bytes]:

@@ -60,6 +60,22 @@ def test_metrics_in_common_are_needed(tmp_path: Path) -> None:
         deviations(_evaluation(psnr_y=[20.0]), tmp_path / "scores.csv")
 
 
+def test_few_photographs_show_nothing_however_clear_they_look() -> None:
+    better = [x + 1 + 0.01 * i for i, x in enumerate(BASE)]
+    for count, verdict in ((5, "no difference shown"), (6, "better")):
+        (found,) = paired_differences(_evaluation(psnr_y=better[:count]), _evaluation(psnr_y=BASE[:count]))
+        assert found.interval.excludes_zero
+        assert found.verdict == verdict
+
+
+def test_weights_of_two_kinds_are_refused() -> None:
+    mine = replace(_evaluation(psnr_y=BASE), provenance={"weights": {"a.pth": "1" * 16, "b.pth": "2" * 16}})
+    other = replace(mine, provenance={"weights": {"a.pth": "3" * 16}})
+    with pytest.raises(UsageError, match="two files a.pth, 1{16} and 3{16}"):
+        paired_differences(mine, other)
+    assert paired_differences(mine, replace(mine, provenance={"weights": {"c.pth": "4" * 16}}))
+
+
 def test_deviations_from_published_scores(tmp_path: Path) -> None:
     scores = tmp_path / "scores.csv"
     scores.write_text("image,psnr_y,other\n2.png,21.5,1\n0.png,20.0,1\n1.png,21.125,1\n9.png,0,1\n")

@@ -118,7 +118,10 @@ def test_differences_are_paired_and_directions_are_the_protocols(tmp_path: Path)
     evaluations[1] = replace(evaluations[1], rows=evaluations[1].rows[::-1])
     write_page(page, [Method(str(i), e, files) for i, e in enumerate(evaluations)])
     data = data_of(page)
-    mean, low, high = data["methods"][1]["differences"]["psnr_y"]
+    found = data["methods"][1]["differences"]["psnr_y"]
+    mean, (low, high) = found["mean"], found["ends"]
+    assert found["verdict"] == "better"
+    assert data["methods"][1]["differences"]["gmsd"]["verdict"] == "better"
     assert mean == pytest.approx(1.0)
     assert 0.8 <= low < 1.0 < high <= 1.2  # as narrow as the differences, not as the scores
     assert data["metrics"] == [{"name": "psnr_y", "higher": True}, {"name": "gmsd", "higher": False}]

@@ -116,8 +116,9 @@ def test_one_photograph_has_no_interval() -> None:
 
 
 def test_photograph_of_a_key() -> None:
-    keys = ["lake/0-128", "lake", "set/lake/64-0", "eval-scene/3", "set/lake_1-2", "/1-2"]
-    assert [photograph(key) for key in keys] == ["lake", "lake", "set/lake", "eval-scene/3", "set/lake_1-2", "/1-2"]
+    keys = ["lake/0-128", "lake", "set/lake/64-0", "eval-scene/3", "set/lake_1-2", "/1-2", "0801_pch_00002"]
+    photographs = ["lake", "lake", "set/lake", "eval-scene/3", "set/lake_1-2", "/1-2", "0801"]
+    assert [photograph(key) for key in keys] == photographs
 
 
 def test_intervals_of_means_are_those_of_the_paired_bootstrap() -> None:

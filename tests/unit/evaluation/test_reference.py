@@ -38,8 +38,8 @@ _CROPS = "stablesr-crops-v1"
         (_CROPS, "reallr200-crop128", "OSEDiff", "TADSR", {"musiq": 69.041, "clipiqa": 0.6792}),
         ("dreamclear-1024-v1", "reallq250", "SUPIR", "DreamClear", {"niqe": 3.6336, "maniqa": 0.3926, "musiq": 66.03}),
         ("dreamclear-1024-v1", "reallq250", "SeeSR", "LucidFlux", {"niqe": 4.4383, "musiq": 70.38}),
-        ("dreamclear-1024-v1", "realsr", "SeeSR", "DreamClear", {"psnr": 24.66, "fid": 71.92, "clipiqa": 0.6839}),
-        ("whole-image-v1", "realsr", "StableSR", "D3SR", {"psnr": 26.28, "lpips": 0.2622, "musiq": 60.53}),
+        ("dreamclear-1024-v1", "realsr-1024", "SeeSR", "DreamClear", {"psnr": 24.66, "fid": 71.92, "clipiqa": 0.6839}),
+        ("whole-image-v1", "realsr-whole", "StableSR", "D3SR", {"psnr": 26.28, "lpips": 0.2622, "musiq": 60.53}),
     ],
 )
 def test_as_printed(protocol: str, data: str, method: str, source: str, values: dict[str, float]) -> None:
@@ -71,9 +71,14 @@ def test_tables_are_complete() -> None:
         (
             "weight-free-v1",
             "realsr",
-            "under weight-free-v1, there are some under stablesr-crops-v1, dreamclear-1024-v1",
+            "under weight-free-v1, there are some under stablesr-crops-v1; numbers of different",
         ),
-        (_CROPS, "reallq250", "there are some under dreamclear-1024-v1; numbers of different protocols"),
+        (
+            "whole-image-v1",
+            "realsr",
+            "under stablesr-crops-v1, and under whole-image-v1 of realsr-whole, div2k-val-whole;",
+        ),
+        (_CROPS, "reallq250", "there are some under dreamclear-1024-v1, and under"),
         (_CROPS, "reallr200", "unknown set with published numbers 'reallr200'; did you mean .*reallr200-crop128"),
         ("stablesr-crop-v1", "realsr", "did you mean stablesr-crops-v1"),
     ],

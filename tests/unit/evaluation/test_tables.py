@@ -81,8 +81,8 @@ def test_published_rows_stand_apart_and_warn() -> None:
     assert "Table 7" not in markdown([("mine", only_psnr)], [replace(r, values={"lpips": 0.1}) for r in rows])
 
     other = get_protocol("dreamclear-1024-v1")
-    unknown = published(other.name, "realsr")
-    mine = evaluation(30, protocol=other.name, fingerprint=other.fingerprint, data="realsr")
+    unknown = published(other.name, "realsr-1024")
+    mine = evaluation(30, protocol=other.name, fingerprint=other.fingerprint, data="realsr-1024")
     assert "- WARNING: ? marks published numbers of an unknown number" in markdown([("mine", mine)], unknown)
 
 
@@ -110,7 +110,7 @@ def test_a_nameless_set_and_a_changed_protocol() -> None:
     nameless = evaluation(25, data=None)
     assert "drealsr" in markdown([("A", nameless), ("B", evaluation(24))])
     assert "images of no named set" in markdown([("A", nameless)])
-    for rows in (published(PROTOCOL.name, "drealsr"), published("whole-image-v1", "realsr")):
+    for rows in (published(PROTOCOL.name, "drealsr"), published("whole-image-v1", "realsr-whole")):
         with pytest.raises(UsageError, match="these numbers cannot be compared"):
             markdown([("A", nameless)], rows)
     with pytest.raises(MegaSRError, match="taken under"):
@@ -174,3 +174,14 @@ def test_csv_is_unrounded_and_says_what_it_is() -> None:
         "fingerprint": PROTOCOL.fingerprint,
         "data": "drealsr",
     }
+
+
+def test_other_versions_of_pyiqa_are_told_and_other_weights_refused() -> None:
+    first = evaluation(25, provenance={"versions": {"pyiqa": "0.1.16"}, "weights": {"a.pth": "1"}})
+    other = replace(first, provenance={"versions": {"pyiqa": "0.1.10"}, "weights": {"a.pth": "1"}})
+    assert "WARNING: measured with different versions of pyiqa: 0.1.10, 0.1.16." in markdown(
+        [("A", first), ("B", other)]
+    )
+    assert "versions" not in markdown([("A", first), ("B", first)])
+    with pytest.raises(UsageError, match="two files a.pth, 1 and 2"):
+        markdown([("A", first), ("B", replace(other, provenance={"weights": {"a.pth": "2"}}))])
