@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -34,6 +34,8 @@ class LqSample:
 
 class BenchmarkDataModule(SRDataModule):
     """One of the field's benchmark sets (see data_pipelines.benchmarks), for `megasr test` and `validate`.
+
+    Tags are those that lie beside lq: what was said of hq would tell an adapter that uses text what to restore.
 
     Args:
         benchmark: name of the set.
@@ -77,10 +79,11 @@ class BenchmarkDataModule(SRDataModule):
             raise UsageError(f"{self.benchmark} has no hq, which the validation loss needs: use `megasr test`")
 
     def eval_sample(self, index: int) -> Sample:
-        """Pair `index` of a set that has hq, whole."""
+        """Pair `index` of a set that has hq, whole, with the tags that lie beside lq."""
         if self.files.pairs is None:
             raise UsageError(f"{self.benchmark} has no hq")
-        return self.files.pairs.read(index)
+        key, lq, _ = self.files.pairs.pairs[index]
+        return replace(self.files.pairs.read_images(index), tags=tags_or_drop(key, lq))
 
     def eval_key(self, index: int) -> str:
         return self.files.lq[index][0]

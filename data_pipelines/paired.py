@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from data_pipelines.folder import index_folder, read_or_drop, tags_or_drop
@@ -79,8 +80,17 @@ class PairedSource:
         Raises:
             UnusableSampleError: one of its files is unreadable.
         """
+        key, _, hq = self.pairs[index]
+        return replace(self.read_images(index), tags=tags_or_drop(key, hq))
+
+    def read_images(self, index: int) -> Sample:
+        """Pair `index`, whole, without tags.
+
+        Raises:
+            UnusableSampleError: one of its images is unreadable.
+        """
         key, lq, hq = self.pairs[index]
-        return Sample(key, read_or_drop(key, hq), tags_or_drop(key, hq), lq=from_uint8(read_or_drop(key, lq)))
+        return Sample(key, read_or_drop(key, hq), lq=from_uint8(read_or_drop(key, lq)))
 
     def order(self, draw: int, seed: int) -> int:
         """The pair of training draw `draw`: each once before any comes again."""

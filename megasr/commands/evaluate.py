@@ -155,9 +155,14 @@ def _whole_set(data: str | None, found: int, where: Path) -> dict[str, list[int]
 
 
 def _name(sr: Path) -> str:
-    """mine/ -> mine, runs/mine/sr -> mine, runs/mine/test.json -> mine, mine.json -> mine."""
+    """mine/ -> mine; runs/mine/sr, runs/mine/test.json, runs/mine/realsr/sr -> mine; mine.json -> mine."""
+    from data_pipelines.benchmarks import BENCHMARKS
+
     path = sr.resolve()
-    return path.parent.name if path.name in ("sr", "test.json") else path.stem if path.suffix == ".json" else path.name
+    if path.name not in ("sr", "test.json"):
+        return path.stem if path.suffix == ".json" else path.name
+    run = path.parent
+    return run.parent.name if run.name in BENCHMARKS else run.name
 
 
 def _evaluation(sr: Path, arguments: argparse.Namespace, label: str, progress: Progress) -> Evaluation:

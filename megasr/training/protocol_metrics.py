@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
+import shutil
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,21 +24,27 @@ from megasr.evaluation.evaluator import Evaluator
 from megasr.evaluation.image_rows import ImageRows
 from megasr.evaluation.metric_weights import weight_hashes
 from megasr.evaluation.protocol import get_protocol
-from megasr.evaluation.result import Evaluation, read_evaluation, write_evaluation
+from megasr.evaluation.result import Evaluation, write_evaluation
 from megasr.evaluation.table_content import BENCHMARK_IMAGES
 from megasr.evaluation.tables import rows_csv
-from megasr.files import file_sha256, write_whole
+from megasr.files import PART, file_sha256, write_whole
 from megasr.images import to_uint8, write_png
 from megasr.provenance import provenance
 
 RESULT, TABLE, PICTURES = "test.json", "test.csv", "sr"
+_MARK = ".sr_of_test"  # sr/ of another origin is never cleared
+_UNTRAINED = "no --ckpt_path: this measures an adapter that was not trained; name what a fit saved: --ckpt_path FILE"
+# What a killed process was writing is a part of one.
+_PICTURE = re.compile(rf"\.png(\.\d+{re.escape(PART)})?$")
 
 
 class ProtocolMetrics(lightning.Callback):
     """Measures the sr of `megasr test` under a protocol: means to the logger, the evaluation to the run's folder.
 
     test.json holds the evaluation (megasr.evaluation.result), test.csv its rows, and sr/<key>.png what was measured.
-    The data module must name its images before any is restored (SRDataModule.eval_keys).
+    Those of a benchmark set lie in a folder of its own, <name of the set>/, there. A test replaces the earlier one as a
+    whole: it clears sr/, and refuses to where sr/ holds anything but pictures. The data module must name its images
+    before any is restored (SRDataModule.eval_keys).
 
     Image i is measured by process i % processes, which is where Lightning's sampler puts it. That sampler repeats
     images until every process has equally many, so that strategies that communicate in every forward pass (FSDP) do
@@ -45,16 +54,16 @@ class ProtocolMetrics(lightning.Callback):
 
     Args:
         protocol: name of the evaluation protocol.
-        metrics: which of its metrics are taken; None takes all that can be.
+        metrics: which of its metrics are taken, at least one; None takes all that can be.
         weights_dir: folder where the weights of metrics are looked for first.
         missing: whether a metric whose weights are missing is skipped or refused.
         save_images: write sr/<key>.png.
 
     Raises:
-        UsageError: the protocol or a metric is unknown.
+        UsageError: the protocol or a metric is unknown, or no metric is named.
     """
 
-    config: Mapping[str, Any] | None = None  # the resolved configuration, where there is one
+    config: Mapping[str, Any] | None = None  # the resolved configuration, where there is one: in `megasr test`
 
     def __init__(
         self,
@@ -65,7 +74,10 @@ class ProtocolMetrics(lightning.Callback):
         save_images: bool = True,
     ) -> None:
         self.protocol = get_protocol(protocol)
-        self.specs = [self.protocol.metric(name) for name in metrics or self.protocol.metric_names]
+        names = self.protocol.metric_names if metrics is None else metrics
+        if not names:
+            raise UsageError("evaluation.metrics is empty: name some, or leave it out to take all that can be taken")
+        self.specs = [self.protocol.metric(name) for name in names]
         self.metrics, self.missing, self.save_images = metrics, missing, save_images
         self.weights_dir = None if weights_dir is None else Path(weights_dir)
 
@@ -77,8 +89,8 @@ class ProtocolMetrics(lightning.Callback):
         """Check everything that can be before an image is restored, and take away what an earlier test left.
 
         Raises:
-            UsageError: names of images are repeated or cannot be names of files, images would be left out, or no metric
-                can be taken.
+            UsageError: names of images are repeated or cannot be names of files, images would be left out, no metric
+                can be taken, or sr/ holds what no test wrote.
             MegaSRError: weights of a metric are missing, or the run's folder cannot be used.
         """
         data = trainer.datamodule  # type: ignore[attr-defined]
@@ -87,9 +99,13 @@ class ProtocolMetrics(lightning.Callback):
         if sum(trainer.num_test_batches) < len(trainer.test_dataloaders):
             raise UsageError("trainer.limit_test_batches leaves images out: take fewer with data.eval_samples")
         keys = data.eval_keys()
-        self._folder = Path(trainer.log_dir or trainer.default_root_dir)  # asks all processes: not on rank 0 alone
+        # log_dir asks all processes: not on rank 0 alone.
+        self._folder = Path(trainer.log_dir or trainer.default_root_dir) / (getattr(data, "benchmark", None) or "")
         for key in keys if self.save_images else []:
             picture_path(self._folder, key)
+        _check_clearable(self._folder)
+        if self.config is not None and trainer.ckpt_path is None:
+            rank_zero_warn(_UNTRAINED)
         self._evaluator = evaluator = self._make_evaluator(pl_module.device, data.has_hq)
         self._rows = ImageRows(keys, evaluator.width, evaluator.metric_names)
         if trainer.world_size > 1:
@@ -181,17 +197,36 @@ def picture_path(folder: Path, key: str) -> Path:
     return folder / PICTURES / f"{key}.png"
 
 
+def _check_clearable(run: Path) -> None:
+    """Check, while another process may clear it, that sr/ was written by a test and holds pictures alone.
+
+    Raises:
+        UsageError: clearing it would take what no test wrote.
+    """
+    pictures = run / PICTURES
+    stray = [pictures] if pictures.is_symlink() or pictures.is_file() else []
+    for folder, folders, files in os.walk(pictures):
+        stray += [path for name in folders if (path := Path(folder, name)).is_symlink()]
+        stray += [path for name in files if (path := Path(folder, name)).is_symlink() or not _PICTURE.search(name)]
+    if not (run / _MARK).exists():
+        stray += list(pictures.glob("*"))[:1]
+    if stray:
+        raise UsageError(f"a test clears {pictures} first, and {stray[0]} is not what one wrote: move it away")
+
+
 def _remove_earlier(folder: Path) -> None:
-    """Take away an earlier test's numbers and its pictures: half replaced, they would not belong together."""
+    """Take away an earlier test's numbers and its pictures, also where it was interrupted.
+
+    What is left of other images would be measured with those of this test, or keep them from being paired.
+    """
     try:
-        keys = read_evaluation(folder / RESULT).keys
-    except MegaSRError:  # there is none, or none that could be read
-        keys = ()
-    for path in (folder / RESULT, folder / TABLE, *(picture_path(folder, key) for key in keys)):
-        try:
+        for path in (folder / RESULT, folder / TABLE):
             path.unlink(missing_ok=True)
-        except OSError as error:
-            raise MegaSRError(f"cannot replace {path}: {error.strerror or error}") from error
+        if (folder / PICTURES).exists():
+            shutil.rmtree(folder / PICTURES)  # follows no links
+        write_whole(folder / _MARK, b"the pictures beside this file were written by `megasr test`\n")
+    except OSError as error:
+        raise MegaSRError(f"cannot replace {error.filename or folder}: {error.strerror or error}") from error
 
 
 def _provenance(

@@ -75,7 +75,10 @@ def test_a_benchmark_is_measured_under_its_protocol(tmp_path: Path, capsys: pyte
     assert "model.scale_factor is 2, data.scale_factor is 4" in capsys.readouterr().err
     assert cli.main([*options, "--evaluation.protocol=weight-free-v1"]) == 2
     assert "metric of protocol weight-free-v1 'psnr'" in capsys.readouterr().err, "what was typed holds"
-    assert cli.main(options) == 0
-    found = read_evaluation(tmp_path / "run" / "test.json")
+    assert cli.main([*options, "--evaluation.metrics=[]"]) == 2
+    assert "evaluation.metrics is empty" in capsys.readouterr().err
+    with pytest.warns(UserWarning, match="no --ckpt_path: this measures an adapter that was not trained"):
+        assert cli.main(options) == 0
+    found = read_evaluation(tmp_path / "run" / "drealsr" / "test.json")
     assert (found.data, found.protocol, found.keys) == ("drealsr", "stablesr-crops-v1", ("a",))
     assert found.provenance["benchmark_images"] == [1, 93]

@@ -15,7 +15,7 @@ from megasr.evaluation.result import Evaluation, read_evaluation
 from megasr.training import protocol_metrics
 from megasr.training.module import MegaSRModule
 from megasr.training.protocol_metrics import ProtocolMetrics
-from tests.helpers.evaluation_sets import Enlarger, NamedPictures, quiet_trainer
+from tests.helpers.evaluation_sets import Enlarger, NamedPictures, picture, quiet_trainer
 from tests.helpers.training import make_module
 
 KEYS = [f"{name}/{number}" for name in ("street", "harbour") for number in range(3)] + ["lake"]
@@ -82,6 +82,10 @@ def test_the_numbers_do_not_depend_on_who_measures(
         write(image, path)
 
     monkeypatch.setattr(protocol_metrics, "write_png", write_once)
+    (tmp_path / "n").mkdir()
+    (tmp_path / "n" / protocol_metrics._MARK).touch()
+    for key in ("old", KEYS[-1]):  # left by an interrupted test
+        write(picture(key), tmp_path / "n" / "sr" / f"{key}.png")
     together, logged = measured(tmp_path / "n", devices, *settings)
     assert alone.keys == tuple(KEYS)
     assert together.rows == alone.rows, "to the last bit, in the order of the set"
@@ -91,7 +95,16 @@ def test_the_numbers_do_not_depend_on_who_measures(
     assert logged == logged_alone
     assert together.provenance["checkpoint"] == alone.provenance["checkpoint"]
     written, expected = files(tmp_path / "n"), files(tmp_path / "1")
-    assert written.keys() == expected.keys() == {"test.json", "test.csv", *(f"sr/{key}.png" for key in alone.keys)}
+    assert (
+        written.keys()
+        == expected.keys()
+        == {
+            "test.json",
+            "test.csv",
+            protocol_metrics._MARK,
+            *(f"sr/{key}.png" for key in alone.keys),
+        }
+    )
     assert all(written[name] == expected[name] for name in expected if name != "test.json")
 
 
@@ -100,4 +113,4 @@ def test_a_process_that_fails_ends_the_test_without_numbers(tmp_path: Path) -> N
         several(tmp_path, 2, ProtocolMetrics()).test(
             Enlarger(diverges_at=KEYS[3]), datamodule=NamedPictures(KEYS, 1), verbose=False
         )
-    assert not [name for name in files(tmp_path) if not name.startswith("sr/")]
+    assert [name for name in files(tmp_path) if not name.startswith("sr/")] == [protocol_metrics._MARK]

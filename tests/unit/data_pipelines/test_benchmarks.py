@@ -133,9 +133,14 @@ def test_a_part_of_a_set_is_taken_when_asked(tmp_path: Path) -> None:
 
 def test_batches_with_hq(tmp_path: Path) -> None:
     data = BenchmarkDataModule("drealsr", str(drealsr(tmp_path)), batch_size=31)
+    (tmp_path / "test_LR" / "Canon_0_x1.txt").write_text("dog")
+    (tmp_path / "test_HR" / "Canon_0_x1.txt").write_text("dog, its name on a plate that lq does not show")
+    (tmp_path / "test_HR" / "Canon_1_x1.txt").write_text("cat")
     data.setup("validate")
     batches = list(data.test_dataloader())
     assert [key for batch in batches for key in batch["keys"]] == data.eval_keys() == sorted(data.eval_keys())
+    tags = {key: tag for batch in batches for key, tag in zip(batch["keys"], batch["tags"], strict=True) if tag}
+    assert tags == {"Canon_0_x1": "dog"}, "none that lie beside hq"
     assert batches[2]["lq"].shape == (31, 3, 128, 128)
     assert batches[2]["hq"].shape == (31, 3, 512, 512)
     assert data.has_hq

@@ -15,7 +15,7 @@ from megasr.errors import MegaSRError, UsageError
 from megasr.evaluation.evaluator import Evaluator
 from megasr.evaluation.protocol import get_protocol
 from megasr.evaluation.result import Evaluation, read_evaluation
-from megasr.images import from_uint8, read_image
+from megasr.images import from_uint8, read_image, write_png
 from megasr.training.protocol_metrics import ProtocolMetrics
 from tests.helpers.evaluation_sets import Enlarger, NamedPictures, NamelessTruth, picture, quiet_trainer
 from tests.helpers.metric_weights import write_metric_weights
@@ -43,11 +43,10 @@ def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_what_is_measured_is_written_and_can_be_measured_again(tmp_path: Path) -> None:
     trainer, module, data = quiet_trainer(tmp_path, ProtocolMetrics()), Enlarger(), NamedPictures(KEYS)
-    data.benchmark = "made up"
     (logged,) = trainer.test(module, datamodule=data, verbose=False)
     found = read_evaluation(tmp_path / "test.json")
     assert found.keys == tuple(KEYS)
-    assert found.data == "made up"
+    assert found.data is None
     assert found.get_protocol() is get_protocol("weight-free-v1")
     assert logged == {f"test/{name}": pytest.approx(mean, rel=1e-6) for name, mean in found.means.items()}
     assert found.intervals.keys() == found.means.keys()
@@ -65,7 +64,7 @@ def test_what_is_measured_is_written_and_can_be_measured_again(tmp_path: Path) -
         assert [float(line["psnr_y"]) for line in csv.DictReader(file)] == [row["psnr_y"] for row in found.rows]
 
 
-def test_the_record_says_what_was_tested(tmp_path: Path) -> None:
+def test_the_record_says_what_was_tested(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
     trainer = quiet_trainer(tmp_path, ProtocolMetrics())
     trainer.test(Enlarger(), datamodule=NamedPictures(KEYS), verbose=False)
     trainer.save_checkpoint(tmp_path / "x.ckpt")
@@ -78,7 +77,11 @@ def test_the_record_says_what_was_tested(tmp_path: Path) -> None:
     assert second["checkpoint"] == {"path": str(tmp_path / "x.ckpt"), "sha256": content}
     configured = ProtocolMetrics()
     configured.config = {"data": {"batch_size": 1}}
-    assert measure(tmp_path, configured).provenance["config"] not in (first["config"], second["config"])
+    third = measure(tmp_path, configured, ckpt_path=tmp_path / "x.ckpt").provenance
+    assert third["config"] not in (first["config"], second["config"])
+    assert not [warning for warning in recwarn if "ckpt_path" in str(warning.message)]
+    with pytest.warns(UserWarning, match="no --ckpt_path: this measures an adapter that was not trained"):
+        measure(tmp_path, configured)
 
 
 def test_settings_choose_what_is_measured(tmp_path: Path, weights: Path) -> None:
@@ -149,9 +152,18 @@ def test_an_image_that_was_not_announced_stops_the_test(tmp_path: Path, monkeypa
         measure(tmp_path, data=data)
 
 
-@pytest.mark.parametrize(("protocol", "metrics"), [("weight-fre-v1", None), ("weight-free-v1", ["psnry"])])
-def test_unknown_names_are_refused_when_it_is_made(protocol: str, metrics: list[str] | None) -> None:
-    with pytest.raises(UsageError, match="did you mean"):
+@pytest.mark.parametrize(
+    ("protocol", "metrics", "says"),
+    [
+        ("weight-fre-v1", None, "did you mean"),
+        ("weight-free-v1", ["psnry"], "did you mean"),
+        ("weight-free-v1", [], "evaluation.metrics is empty"),
+    ],
+)
+def test_names_that_cannot_be_used_are_refused_when_it_is_made(
+    protocol: str, metrics: list[str] | None, says: str
+) -> None:
+    with pytest.raises(UsageError, match=says):
         ProtocolMetrics(protocol, metrics)
 
 
@@ -162,15 +174,62 @@ def test_sr_that_is_not_finite_stops_the_test_and_leaves_no_numbers(tmp_path: Pa
     assert not list(tmp_path.glob("test.*")), "not those of the earlier test either: its pictures are gone"
 
 
-@pytest.mark.parametrize("damage", [None, "{"])
-def test_an_earlier_test_is_replaced_as_a_whole(damage: str | None, tmp_path: Path) -> None:
-    measure(tmp_path, data=NamedPictures(["old/1", "a"]))
-    (tmp_path / "sr" / "mine.png").touch()
-    if damage:
-        (tmp_path / "test.json").write_text(damage)
-    assert measure(tmp_path).keys == tuple(KEYS)
-    assert (tmp_path / "sr" / "mine.png").is_file(), "only what the earlier test wrote"
-    assert (tmp_path / "sr" / "old" / "1.png").is_file() == bool(damage)
+def pictures(folder: Path) -> set[str]:
+    """Every file below sr/."""
+    return {path.relative_to(folder / "sr").as_posix() for path in (folder / "sr").rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("save_images", [True, False])
+def test_an_earlier_test_is_replaced_as_a_whole(save_images: bool, tmp_path: Path) -> None:
+    with pytest.raises(MegaSRError, match="non-finite"):
+        measure(tmp_path, module=Enlarger(diverges_at="z"), data=NamedPictures(["old/1", "a.png/b", "z"]))
+    assert pictures(tmp_path) == {"old/1.png", "a.png/b.png"}, "what an interrupted test leaves"
+    (tmp_path / "sr" / "old" / "2.png.71.part").touch()  # ... and a killed one
+    assert measure(tmp_path, ProtocolMetrics(save_images=save_images)).keys == tuple(KEYS)
+    assert pictures(tmp_path) == ({f"{key}.png" for key in KEYS} if save_images else set())
+
+
+def test_pictures_of_another_origin_are_not_cleared(tmp_path: Path) -> None:
+    write_png(picture("1"), tmp_path / "sr" / "1.png")
+    with pytest.raises(UsageError, match=r"1.png is not what one wrote: move it away"):
+        measure(tmp_path)
+    assert (tmp_path / "sr" / "1.png").is_file()
+
+
+@pytest.mark.parametrize("stray", ["sr", "sr/b", "sr/b/c.png", "sr/b/notes.txt", "sr/b/old.png.txt"])
+def test_what_no_test_wrote_is_not_cleared(stray: str, tmp_path: Path) -> None:
+    """A link, where it can be one: to what must not be reached through it."""
+    run, theirs = tmp_path / "run", tmp_path / "theirs"
+    measure(theirs, data=NamedPictures(["1"]))
+    place = run / stray
+    if stray != "sr":
+        measure(run, data=NamedPictures(["a"]))
+    place.parent.mkdir(parents=True, exist_ok=True)
+    if place.suffix == ".txt":
+        place.touch()
+    else:
+        place.symlink_to(theirs / "sr" / "1.png" if place.suffix else theirs / "sr")
+    before = sorted(run.rglob("*"))
+    module = Enlarger()
+    with pytest.raises(UsageError, match=f"clears {run / 'sr'} first, and {place} is not what one wrote"):
+        measure(run, module=module)
+    assert not module.restored
+    assert sorted(run.rglob("*")) == before
+    assert pictures(theirs) == {"1.png"}
+
+
+def test_every_benchmark_set_has_a_folder_of_its_own(tmp_path: Path) -> None:
+    for name, key in (("realsr", "a"), (None, "b"), ("drealsr", "c")):
+        data = NamedPictures([key])
+        if name is not None:
+            data.benchmark = name
+        quiet_trainer(tmp_path, ProtocolMetrics()).test(Enlarger(), datamodule=data, verbose=False)
+    for name, key in (("realsr", "a"), (None, "b"), ("drealsr", "c")):
+        folder = tmp_path / (name or "")
+        found = read_evaluation(folder / "test.json")
+        assert (found.data, found.keys) == (name, (key,))
+        assert pictures(folder) == {f"{key}.png"}
+        assert (folder / "test.csv").is_file()
 
 
 class RecordingWandb(WandbLogger):
