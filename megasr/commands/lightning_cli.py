@@ -34,14 +34,15 @@ _CLASS_PATH = re.compile(r"Problem with given class_path '([^']+)'")
 class SaveResolvedConfig(SaveConfigCallback):
     """Writes config.yaml (fit), config.validate.yaml or config.test.yaml into the run's folder.
 
-    A fit that starts anew refuses a folder that holds another run; one that resumes (ckpt_path) replaces the file.
+    A fit that starts anew refuses a folder that holds another run's checkpoints or numbers; one that resumes
+    (ckpt_path) replaces the file.
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write the file when the run starts.
 
         Raises:
-            UsageError: the folder already holds the configuration of another run.
+            UsageError: the folder already holds another run.
         """
         command = TrainerFn(stage).value
         self.config_filename = "config.yaml" if command == "fit" else f"config.{command}.yaml"

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import glob
 import io
+import math
 import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -106,14 +109,24 @@ class CSVLog(Logger):
 class RunWandbLogger(WandbLogger):
     """Lightning's logger with W&B's step equal to the training's, so that the parts of a resumed run fit together.
 
+    W&B keeps the row of the last step open for more numbers, so a killed process loses it, although metrics.csv has it.
+    The resumed run logs it again, from there.
+
     Args:
-        recorded: what earlier parts of the run have logged under the same id.
+        rows: what earlier parts of the run have written into metrics.csv.
+        record: file with the run's id and the last step whose row W&B has been told to write.
         arguments: of WandbLogger.
     """
 
-    def __init__(self, recorded: Recorded, **arguments: Any) -> None:
+    def __init__(self, rows: list[dict[str, str]], record: Path, **arguments: Any) -> None:
         super().__init__(**arguments)
-        self._recorded = recorded
+        self._recorded, self._record = Recorded(rows), record
+        self._last = read_record(record)[1]
+        self._lost: dict[int, dict[str, float]] = {}
+        for row in rows:
+            if (step := int(row["step"])) > self._last:
+                numbers = {key: float(value) for key, value in row.items() if key != "step"}
+                self._lost.setdefault(step, {}).update(numbers)
         self._open_row: int | None = None
 
     @rank_zero_only
@@ -121,17 +134,29 @@ class RunWandbLogger(WandbLogger):
         """Log those numbers that have not been logged; what is logged at one step becomes one row."""
         if step is None:
             raise ValueError(f"{', '.join(metrics)}: a number is logged with its step")
+        self._log_lost(step)
         if new := self._recorded.fresh({key: _number(value) for key, value in metrics.items()}, step):
-            with _data_folder(f"{self.save_dir}/wandb"):
-                self.experiment.log({**new, "trainer/global_step": step}, step=step)
-            self._open_row = step
+            self._log(new, step)
+
+    def _log_lost(self, until: int) -> None:
+        # Not before the training is there: W&B takes steps in their order, and numbers of these may still be missing.
+        for step in sorted(step for step in self._lost if step <= until):
+            self._log(self._lost.pop(step), step)
+
+    def _log(self, metrics: Mapping[str, Any], step: int) -> None:
+        if self._open_row != step:
+            self.close_row()
+        with _data_folder(f"{self.save_dir}/wandb"):
+            self.experiment.log({**metrics, "trainer/global_step": step}, step=step)
+        self._open_row = step
 
     @rank_zero_only
-    def close_row(self) -> None:
-        """Let W&B write the row of the last step, which it keeps open for more numbers: a killed process loses it."""
-        if self._open_row is not None:
+    def close_row(self, before: float = math.inf) -> None:
+        """Let W&B write the row of the last step, which it keeps open for more numbers; not from step `before` on."""
+        if self._open_row is not None and self._open_row < before:
             self.experiment.log({}, step=self._open_row, commit=True)
-            self._open_row = None
+            self._last, self._open_row = max(self._last, self._open_row), None
+            write_record(self._record, self.experiment.id, self._last)
 
     def log_hyperparams(self, *arguments: Any, **named: Any) -> None:
         """Nothing: the whole configuration was given when the run was opened."""
@@ -141,6 +166,8 @@ class RunWandbLogger(WandbLogger):
         """End the W&B run with the training."""
         super().finalize(status)
         with contextlib.suppress(Exception):  # the training is done, or its own error is the one to be seen
+            self._log_lost(max(self._lost, default=-1))
+            self.close_row()
             self.experiment.finish(exit_code=0 if status == "success" else 1)
 
 
@@ -168,18 +195,36 @@ def _open_wandb(
     folder: Path, config: Mapping[str, Any], resumes: bool, rows: list[dict[str, str]], tell: Callable[[str], None]
 ) -> RunWandbLogger | None:
     record = folder / WANDB_ID_FILE
-    run_id = record.read_text().strip() if resumes and record.is_file() else None
+    run_id, last = read_record(record)
+    if not resumes and run_id:
+        if last < 0 and not read_rows(folder / METRICS_FILE):  # it has failed before its first step
+            for failed in folder.glob(f"wandb/*run-*-{glob.escape(run_id)}"):
+                shutil.rmtree(failed, ignore_errors=True)
+        record.unlink()
+        run_id = None
     logger = WandbRuns(tell).open(
         folder,
         RunWandbLogger,
-        recorded=Recorded(rows if run_id else []),
+        rows=rows if run_id else [],
+        record=record,
         name=folder.resolve().name,
         id=run_id,
         config=dict(config),
     )
     if logger is not None:
-        write_whole(record, f"{logger.experiment.id}\n".encode())
+        write_record(record, logger.experiment.id, last if run_id else -1)
     return logger
+
+
+def read_record(path: Path) -> tuple[str | None, int]:
+    """The id of a W&B run and the last step that it was told to write; None and -1 when there is no file."""
+    lines = path.read_text().split() if path.is_file() else []
+    return (lines[0], int(lines[1])) if len(lines) == 2 else (None, -1)
+
+
+def write_record(path: Path, run_id: str, last: int) -> None:
+    """Write what read_record reads."""
+    write_whole(path, f"{run_id}\n{last}\n".encode())
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:

@@ -11,12 +11,12 @@ from lightning.pytorch.loggers import WandbLogger
 
 from megasr.batch import SRBatch
 from megasr.errors import UsageError
-from megasr.evaluation.evaluator import Evaluator
 from megasr.evaluation.protocol import get_protocol
 from megasr.evaluation.result import Row
 from megasr.images import to_uint8
 from megasr.training import panels
 from megasr.training.fixed_images import as_in_test, first_images, to_device
+from megasr.training.fixed_scores import FixedScores
 from megasr.training.loggers import RunWandbLogger
 from megasr.training.loss_bins import LossBins
 from megasr.training.probes import SiteProbes, gradient_norms, trained_parts
@@ -33,7 +33,8 @@ class TrainingMonitor(lightning.Callback):
     Args:
         every_n_steps: optimizer steps between two restorations of the fixed images; 0 restores none.
         images: how many; the first ones of the evaluation set, the same in every run.
-        protocol: how they are measured. Metrics whose weights are not on this machine are left out.
+        protocol: how they are measured. Metrics whose weights are not on this machine, or that cannot be taken of
+            images of this size, are left out; so is a number that cannot be taken of one sr.
         loss_bins: number of equal ranges of timesteps for which the loss is logged.
     """
 
@@ -48,7 +49,7 @@ class TrainingMonitor(lightning.Callback):
         self.protocol = get_protocol(protocol)
         self.stopwatch = Stopwatch(time.perf_counter)
         self._fixed: list[SRBatch] = []
-        self._evaluator: Evaluator | None = None
+        self._scores: FixedScores | None = None
         self._probes: Any = None
 
     # Statistics ------------------------------------------------------------------------------------------------------
@@ -70,12 +71,14 @@ class TrainingMonitor(lightning.Callback):
         for batch in self._fixed:
             if size is not None and batch["hq"].shape[-2:] != (size, size):
                 raise UsageError(f"monitor.protocol {self.protocol.name} measures {size} px, the data have other sizes")
+        if self._fixed and trainer.is_global_zero:
+            self._scores = FixedScores(self.protocol, self._fixed)
 
     def on_train_batch_start(self, trainer: lightning.Trainer, pl_module: Any, batch: SRBatch, batch_idx: int) -> None:
         """Watch the sites where this step will be logged; the rows of earlier steps are complete."""
         for logger in trainer.loggers:
             if isinstance(logger, RunWandbLogger):
-                logger.close_row()
+                logger.close_row(before=trainer.global_step)
         # Lightning numbers its rows with a count that is one too high after a resume from the end of an epoch.
         trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
         self.stopwatch.start()
@@ -150,25 +153,14 @@ class TrainingMonitor(lightning.Callback):
             strengths = self._probes.means(self._probes.totals(module.device))
         if not trainer.is_global_zero:
             return
-        evaluator = self._get_evaluator()
-        rows = [row for batch, sr in restored for row in evaluator.rows(sr, _hq(batch), batch["keys"])]
-        means = {f"monitor/{name}": mean for name, mean in evaluator.summary(rows).items()}
+        assert self._scores is not None
+        rows = [row for batch, sr in restored for row in self._scores.rows(sr, batch)]
+        means = {f"monitor/{name}": mean for name, mean in self._scores.means(rows).items()}
         if any(isinstance(logger, WandbLogger) for logger in trainer.loggers):
             pictures = [picture for result in restored for picture in _pictures(*result)]
-            _log(trainer, means, _media(trainer.global_step, rows, evaluator.metric_names, pictures, strengths))
-        else:
+            _log(trainer, means, _media(trainer.global_step, rows, self._scores.metric_names, pictures, strengths))
+        elif means:
             _log(trainer, means)
-
-    def _get_evaluator(self) -> Evaluator:
-        if self._evaluator is None:
-            has_hq = "hq" in self._fixed[0]
-            metrics = [m.name for m in self.protocol.metrics if not m.of_set and (has_hq or not m.needs_hq)]
-            self._evaluator = Evaluator(self.protocol, metrics=metrics, missing="skip", has_hq=has_hq)
-        return self._evaluator
-
-
-def _hq(batch: SRBatch) -> torch.Tensor | None:
-    return batch["hq"].float().cpu() if "hq" in batch else None
 
 
 def _pictures(batch: SRBatch, sr: torch.Tensor) -> list[dict[str, torch.Tensor]]:
@@ -187,11 +179,14 @@ def _media(
     """W&B's pictures and table, by key."""
     import wandb
 
-    captions = [f"{row['key']} after {step} steps: {panels.scores(row, metrics)}" for row in rows]
+    captions = [
+        f"{row['key']} after {step} steps: {panels.scores(row, [name for name in metrics if name in row])}"
+        for row in rows
+    ]
     strips = [wandb.Image(panels.strip(tiles), caption=c) for tiles, c in zip(pictures, captions, strict=True)]
     table = wandb.Table(["step", "key", *metrics, "sr"])
     for row, tiles in zip(rows, pictures, strict=True):
-        table.add_data(step, row["key"], *(row[name] for name in metrics), wandb.Image(to_uint8(tiles["sr"])))
+        table.add_data(step, row["key"], *(row.get(name) for name in metrics), wandb.Image(to_uint8(tiles["sr"])))
     media = {"monitor/images": strips, "monitor/per_image": table}
     if strengths:
         title = f"share of a site's features that each branch makes, after {step} steps (one scale per column)"

@@ -7,15 +7,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 
 from megasr.errors import UsageError
-from megasr.training.loggers import open_loggers
+from megasr.training.last_checkpoint import LastCheckpoint
+from megasr.training.loggers import METRICS_FILE, open_loggers, read_rows
 
 
 def trainer_defaults(command: str, trainer: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of the trainer that were not given: loggers and last.ckpt in the run's folder.
+    """Arguments of the trainer that were not given: loggers and last.ckpt (LastCheckpoint) in the run's folder.
 
     Args:
         command: fit, validate or test. Only a fit logs by default: the others write their results into files.
@@ -23,11 +24,14 @@ def trainer_defaults(command: str, trainer: Mapping[str, Any], config: Mapping[s
         config: the resolved configuration, as plain data.
 
     Raises:
-        UsageError: the folder already holds another run.
+        UsageError: the folder already holds another run, or no checkpoint to go on from.
     """
     folder = Path(trainer["default_root_dir"])
     given = trainer.get("callbacks") or []
     callbacks = list(given) if isinstance(given, list | tuple) else [given]
+    has_own = any(isinstance(callback, Checkpoint) for callback in callbacks)
+    if config.get("ckpt_path") == "last" and not has_own and not any(folder.glob("last*.ckpt")):
+        raise UsageError(f"--ckpt_path last: there is no last.ckpt in {folder}; leave the option out to start anew")
     defaults: dict[str, Any] = {}
     if trainer.get("logger") is None:
         defaults["logger"] = False
@@ -36,22 +40,23 @@ def trainer_defaults(command: str, trainer: Mapping[str, Any], config: Mapping[s
             if rank_zero_only.rank == 0:  # before W&B is opened
                 refuse_another_run(folder / "config.yaml", resumes)
             defaults["logger"] = open_loggers(folder, config, resumes, rank_zero_info)
-    saves = trainer.get("enable_checkpointing") is not False
-    if saves and not any(isinstance(callback, Checkpoint) for callback in callbacks):
+    if trainer.get("enable_checkpointing") is not False and not has_own:
         warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # it holds the run
-        last = ModelCheckpoint(folder, filename=ModelCheckpoint.CHECKPOINT_NAME_LAST, enable_version_counter=False)
-        defaults["callbacks"] = [*callbacks, last]
+        defaults["callbacks"] = [*callbacks, LastCheckpoint(folder)]
     return defaults
 
 
 def refuse_another_run(config_file: Path, resumes: bool) -> None:
-    """Refuse to start a run in a folder that holds one.
+    """Refuse to start a run in a folder that holds one. One that has failed before its first step is replaced.
 
     Raises:
-        UsageError: it does, and the new one does not resume it.
+        UsageError: there are checkpoints or rows of numbers, and the new run does not resume.
     """
-    if not resumes and config_file.is_file():
+    folder = config_file.parent
+    if resumes or not config_file.is_file():
+        return
+    checkpoints = (path for pattern in ("*.ckpt", "checkpoints/**/*.ckpt") for path in folder.glob(pattern))
+    if any(checkpoints) or read_rows(folder / METRICS_FILE):
         raise UsageError(
-            f"{config_file.parent} already holds a run: resume it with --ckpt_path last, "
-            "or give another --trainer.default_root_dir"
+            f"{folder} already holds a run: resume it with --ckpt_path last, or give another --trainer.default_root_dir"
         )

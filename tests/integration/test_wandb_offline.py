@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
 import shutil
+import signal
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -11,7 +14,9 @@ from typing import Any
 import pytest
 
 from megasr import cli
-from megasr.training.loggers import read_rows
+from megasr.training.last_checkpoint import LastCheckpoint
+from megasr.training.loggers import read_record, read_rows
+from megasr.training.module import MegaSRModule
 from tests.helpers.towers import random_tower
 from tests.helpers.training import prior_folder
 from tests.helpers.wandb_record import history, offline_runs, read_records
@@ -90,7 +95,7 @@ def test_an_offline_run_holds_numbers_pictures_and_a_table(tmp_path: Path) -> No
 
     (started,) = (item["run"] for item in read_records(record) if item["type"] == "run")
     assert started["config"]["update"]["model"]["adapter"]["guidance"] == ["canny", "superpixel"]
-    assert started["run_id"] == (folder / "wandb_id.txt").read_text().strip()
+    assert (started["run_id"], 2) == read_record(folder / "wandb_id.txt")
     media = ("monitor/images", "monitor/guidance_use", "monitor/per_image")
     scalars = {(step, key) for step, key in logged(rows, "_step") if not key.startswith(media)}
     assert set(logged(read_rows(folder / "metrics.csv"), "step")) == scalars, "the CSV has the same numbers"
@@ -117,6 +122,57 @@ def test_a_run_that_was_killed_goes_on_under_its_id_and_logs_nothing_twice(tmp_p
             assert {step for step, logged_key in count if logged_key == key} == set(range(9))
         for key in ("monitor/psnr_y", "val/loss"):
             assert {step for step, logged_key in count if logged_key == key} >= {1, 3, 5, 7}
+
+
+def fit_and_be_killed(options: list[str]) -> None:
+    """Train with a checkpoint of every step, and die in the validation after the second."""
+    os.environ.pop("WANDB_SERVICE", None)  # of the parent: W&B runs one for each process tree
+    validation_step = MegaSRModule.validation_step
+
+    def kill(module: MegaSRModule, *arguments: Any) -> None:
+        if module.global_step == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        validation_step(module, *arguments)
+
+    MegaSRModule.validation_step = kill  # type: ignore[method-assign,assignment]
+    LastCheckpoint.__init__.__defaults__ = (1,)  # type: ignore[misc]
+    cli.main(options)
+
+
+def test_after_kill_9_wandb_has_every_row_of_the_csv_once(tmp_path: Path) -> None:
+    """Killed in the validation after the second step, whose row W&B keeps open; the checkpoint holds that step."""
+    process = multiprocessing.get_context("fork").Process(target=fit_and_be_killed, args=(recipe(tmp_path, 3),))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    killed = read_rows(tmp_path / "metrics.csv")
+    assert killed[-1]["step"] == "1"
+    assert cli.main(recipe(tmp_path, 3, "--ckpt_path=last")) == 0
+    rows = read_rows(tmp_path / "metrics.csv")
+    assert rows[: len(killed)] == killed
+    parts = [history(path) for path in offline_runs(tmp_path)]
+    assert [[row["_step"] for row in part] for part in parts] == [[0], [1, 2]]
+    numbers = logged([row for part in parts for row in part], "_step")
+    assert set(numbers.values()) == {1}
+    media = ("monitor/images", "monitor/guidance_use", "monitor/per_image")
+    scalars = {(step, key) for step, key in numbers if not key.startswith(media)}
+    assert set(logged(rows, "step")) == scalars
+    assert {step for step, key in scalars if key == "train/loss"} == {0, 1, 2}
+
+
+def test_a_fit_that_fails_before_its_first_step_leaves_the_folder_free(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(recipe(tmp_path, 2, "--ckpt_path=last")) == 2
+    assert "there is no last.ckpt in" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+    for _ in range(2):
+        assert cli.main(recipe(tmp_path, 2, "--monitor.protocol=stablesr-crops-v1")) == 2
+        assert "measures 512 px" in capsys.readouterr().err
+    assert (tmp_path / "config.yaml").is_file()
+    assert cli.main(recipe(tmp_path, 2)) == 0
+    (record,) = offline_runs(tmp_path)
+    assert [row["_step"] for row in history(record)] == [0, 1]
 
 
 def test_what_is_logged_where_can_be_chosen(

@@ -11,12 +11,13 @@ import torch
 from lightning.pytorch.loggers import Logger
 
 from data_pipelines.datamodules import PhotoDataModule
-from megasr.errors import UsageError
+from megasr.errors import MegaSRError, UsageError
+from megasr.evaluation.metrics import ImageMetric
 from megasr.networks.config import AdapterConfig
 from megasr.training.callbacks import EMA
 from megasr.training.config import ObjectiveConfig, OptimizerConfig
 from megasr.training.fixed_images import as_in_test, first_images
-from megasr.training.loggers import CSVLog, Recorded, RunWandbLogger, read_rows
+from megasr.training.loggers import CSVLog, RunWandbLogger, read_rows
 from megasr.training.monitor import TrainingMonitor
 from megasr.training.stopwatch import Stopwatch
 from tests.helpers.training import Clock, LossCurve, fit, make_module
@@ -186,8 +187,41 @@ def test_images_of_another_size_than_the_protocols_are_refused_before_the_traini
         train(TrainingMonitor(every_n_steps=1, protocol="stablesr-crops-v1"), 1)
 
 
+def test_what_cannot_be_measured_is_left_out_and_said_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """gmsd cannot be taken of images of this size, fsim not of one sr; all other numbers are as ever."""
+    (_, alone), (_, whole) = (train(TrainingMonitor(every_n_steps=2, images=count), 2) for count in (1, 3))
+    measure = ImageMetric.__call__
+
+    def failing(self: ImageMetric, sr: torch.Tensor, hq: torch.Tensor, key: str) -> float:
+        if self.spec.name == "gmsd" or (self.spec.name == "fsim" and key == first and not torch.equal(sr, hq)):
+            raise MegaSRError(f"{self.spec.name} cannot be taken of {key!r}")
+        return measure(self, sr, hq, key)
+
+    def said() -> list[str]:
+        return [text for record in caplog.records if "monitor goes on" in (text := record.getMessage())]
+
+    first = next(iter(photos().val_dataloader()))["keys"][0]
+    monkeypatch.setattr(ImageMetric, "__call__", failing)
+    with caplog.at_level("INFO"):
+        train(TrainingMonitor(every_n_steps=9, images=3), 1)
+        assert ["without gmsd" in text for text in said()] == [True], "before anything is restored"
+        caplog.clear()
+        losses, memory = train(TrainingMonitor(every_n_steps=1, images=3), 2)
+    assert len(losses) == 2
+    expected, got = whole.of("monitor/")[1], memory.of("monitor/")[1]
+    assert {name for name in expected if got.get(name) != expected[name]} == {"monitor/gmsd", "monitor/fsim"}
+    others = (3 * expected["monitor/fsim"] - alone.of("monitor/")[1]["monitor/fsim"]) / 2
+    assert got["monitor/fsim"] == pytest.approx(others, rel=1e-4)
+    assert "monitor/gmsd" not in got
+    assert ["without gmsd" in said()[0], "without fsim" in said()[1], len(said())] == [True, True, 2]
+
+
 class Run:
     """What W&B was told, in order."""
+
+    id = "abc"
 
     def __init__(self) -> None:
         self.calls: list[tuple[int, bool]] = []
@@ -198,11 +232,11 @@ class Run:
     def finish(self, exit_code: int) -> None: ...
 
 
-def test_a_row_is_closed_before_the_next_step_is_trained() -> None:
+def test_a_row_is_closed_before_the_next_step_is_trained(tmp_path: Path) -> None:
     run = Run()
-    logger = RunWandbLogger(Recorded([]), experiment=run)
+    logger = RunWandbLogger([], tmp_path / "id", experiment=run)
     fit(make_module(), photos(), 2, callbacks=[TrainingMonitor(0)], logger=logger, log_every_n_steps=1)
-    assert run.calls == [(0, False), (0, False), (0, True), (1, False), (1, False)]
+    assert run.calls == [(0, False), (0, False), (0, True), (1, False), (1, False), (1, True)]
 
 
 def test_two_processes_log_what_one_does(tmp_path: Path) -> None:
