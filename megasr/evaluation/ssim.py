@@ -13,7 +13,7 @@ class SeparableSSIM(nn.Module):
     """pyiqa's SSIM (Wang et al. 2004: 11 x 11 Gaussian window, sigma 1.5, valid positions only) in float64.
 
     The Gaussian window is an outer product, so rows and columns are filtered one after the other: 22 instead of 121
-    products per pixel. It differs from pyiqa's by less than 1e-7, because pyiqa rounds its window to float32.
+    products per pixel. It differs from pyiqa's by less than 1e-6, because pyiqa rounds its window to float32.
 
     Args:
         test_y_channel: measure the rounded Y of `color_space` instead of every channel.
