@@ -1,4 +1,4 @@
-"""Pixels: the only place for uint8 <-> [0, 1] <-> [-1, 1], RGB <-> Y, reading, writing, cropping, padding and resizing.
+"""Pixels: the only place for uint8 <-> [0, 1] <-> [-1, 1], reading, writing, cropping, padding and resizing.
 
 Tensors are (B, 3, H, W) or (3, H, W) float32 in [0, 1]; arrays are (H, W, 3) uint8 RGB.
 """
@@ -17,9 +17,6 @@ from megasr.files import write_whole
 from megasr.image_decoding import MAX_PIXELS, DecodingError, decode, size_from_header
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
-# ITU-R BT.601 luma of the limited range (16-235), as the field's PSNR-Y has it (field.md 0.3).
-_Y_WEIGHTS = (65.481 / 255, 128.553 / 255, 24.966 / 255)
-_Y_OFFSET = 16 / 255
 
 
 def from_uint8(array: np.ndarray) -> torch.Tensor:
@@ -46,12 +43,6 @@ def to_signed(image: torch.Tensor) -> torch.Tensor:
 def from_signed(image: torch.Tensor) -> torch.Tensor:
     """[-1, 1] -> [0, 1], clipped."""
     return ((image + 1) / 2).clamp(0, 1)
-
-
-def to_y(image: torch.Tensor) -> torch.Tensor:
-    """RGB (..., 3, H, W) in [0, 1] -> limited-range Y (..., 1, H, W) in [16/255, 235/255] (BT.601)."""
-    weights = image.new_tensor(_Y_WEIGHTS).view(3, 1, 1)
-    return (image * weights).sum(-3, keepdim=True) + _Y_OFFSET
 
 
 def resize(image: torch.Tensor, height: int, width: int) -> torch.Tensor:

@@ -15,7 +15,6 @@ from megasr.images import (
     read_size,
     resize,
     to_uint8,
-    to_y,
     upsample_lq,
     write_png,
 )
@@ -29,12 +28,6 @@ def test_uint8_round_trip_and_rounding():
     assert np.array_equal(to_uint8(tensor), RGB)
     assert to_uint8(torch.tensor([0.5, -1.0, 2.0]).view(3, 1, 1)).ravel().tolist() == [128, 0, 255]
     assert torch.equal(quantise(tensor + 0.001), tensor)
-
-
-def test_y_is_limited_range_bt601():
-    white, black, red = torch.ones(3, 1, 1), torch.zeros(3, 1, 1), torch.tensor([1.0, 0, 0]).view(3, 1, 1)
-    # skimage.color.rgb2ycbcr of the same pixels: 235, 16 and 81.481
-    assert [round(float(to_y(c)) * 255, 3) for c in (white, black, red)] == [235, 16, 81.481]
 
 
 def test_resize_keeps_constants_and_range():
