@@ -61,7 +61,8 @@ def run(arguments: argparse.Namespace) -> None:
             (label, _evaluation(sr, arguments, label, progress)) for label, sr in zip(labels, arguments.sr, strict=True)
         ]
     for label, evaluation in found:
-        _print_lines([f"{label}: {describe(evaluation)[0]}", *describe(evaluation)[1:], ""])
+        title, *lines = describe(evaluation)
+        _print_lines([f"{label}: {title}", *lines, ""])
     rows = _published(found) if "published" in arguments.against else ()
     if len(found) > 1 or rows:
         from megasr.evaluation.tables import markdown
