@@ -12,7 +12,7 @@ from typing import Any
 from data_pipelines.benchmark_module import BenchmarkDataModule
 from data_pipelines.crops import center_crop_sample, crop_sample
 from data_pipelines.data_module import SRDataModule, SyntheticDataModule
-from data_pipelines.embedded import PhotoDataModule, SceneDataModule
+from data_pipelines.embedded import PhotoDataModule, SceneDataModule, WorldDataModule
 from data_pipelines.error_budget import ErrorBudget, read_or_next
 from data_pipelines.filters import FilteredSource, ImageFilter
 from data_pipelines.folder import FolderSource, check_disjoint
@@ -36,6 +36,7 @@ __all__ = [
     "PhotoDataModule",
     "SceneDataModule",
     "ShardDataModule",
+    "WorldDataModule",
 ]
 
 

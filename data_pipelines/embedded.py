@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from data_pipelines.crops import crop_sample
 from data_pipelines.data_module import EVAL_SEED, SyntheticDataModule
 from data_pipelines.photos import EVAL_PHOTOS, TRAIN_PHOTOS, grid_crops, load_photo
 from data_pipelines.samples import Sample
-from data_pipelines.scene_source import scene_sample
+from data_pipelines.scene_source import pool_sample, render_pool, scene_sample
 from megasr.errors import UsageError
 from megasr.rng import numpy_generator
 
@@ -60,9 +61,34 @@ class SceneDataModule(SyntheticDataModule):
     """Procedural scenes with their tags and exact maps. See SyntheticDataModule.
 
     The evaluation scenes are the same whatever the seed, and no training seed draws them.
+
+    Args:
+        pool: number of scenes that are rendered once, at eval_crop_size_px, for training on crops of them, with the
+            tags of what the crop shows; 0 renders a new scene for every draw, which takes longer than a small model's
+            training step.
+        settings: see SyntheticDataModule.
+
+    Raises:
+        UsageError: crops larger than the scenes of the pool, or a negative number of them.
     """
 
+    def __init__(self, pool: int = 0, **settings: Any) -> None:
+        super().__init__(**settings)
+        if pool < 0:
+            raise UsageError(f"data.pool must not be negative, got {pool}")
+        if pool and self.crop_size_px > self.eval_crop_size_px:
+            raise UsageError(
+                f"data.crop_size_px {self.crop_size_px} is larger than the scenes of the pool, which are rendered at "
+                f"data.eval_crop_size_px {self.eval_crop_size_px}"
+            )
+        self.pool = pool
+
+    patches = 0  # see WorldDataModule
+
     def train_sample(self, draw: int) -> Sample:
+        if self.pool:
+            pool = render_pool(self.pool, self.seed, self.eval_crop_size_px)
+            return pool_sample(pool, draw, self.seed, self.crop_size_px, self.patches)
         return scene_sample(f"scene/{draw}", draw, self.seed, self.crop_size_px)
 
     def eval_sample(self, index: int) -> Sample:
@@ -70,3 +96,41 @@ class SceneDataModule(SyntheticDataModule):
 
     def eval_key(self, index: int) -> str:
         return f"eval-scene/{index}"
+
+    def order_fingerprint(self) -> str:
+        """What the order of the draws depends on."""
+        return super().order_fingerprint() + (f" and a pool of {self.pool} scenes" if self.pool else "")
+
+
+class WorldDataModule(SceneDataModule):
+    """The world that the tiny prior is trained on: scenes, and photographs with the names of what they show.
+
+    Args:
+        photo_share: share of the training draws that are crops of the shipped photographs, in [0, 1].
+        patches: also say what each of patches x patches parts of a scene shows, which a CLIP's patch tokens learn from
+            (a photograph's are unknown); 0 does not. It needs a pool.
+        settings: see SceneDataModule.
+
+    Raises:
+        UsageError: a share out of range, or patches without a pool or that do not divide the crop.
+    """
+
+    def __init__(self, photo_share: float = 0.25, patches: int = 0, **settings: Any) -> None:
+        super().__init__(**settings)
+        if not 0 <= photo_share <= 1:
+            raise UsageError(f"data.photo_share must be in [0, 1], got {photo_share}")
+        if patches < 0 or (patches and (not self.pool or self.crop_size_px % patches)):
+            raise UsageError(
+                f"data.patches {patches} must divide data.crop_size_px {self.crop_size_px}, and needs data.pool"
+            )
+        self.photo_share, self.patches = photo_share, patches
+
+    def train_sample(self, draw: int) -> Sample:
+        rng = numpy_generator(self.seed, "world", draw)
+        if rng.random() >= self.photo_share:
+            # Photographs have no maps, and a batch needs the same of all.
+            return replace(super().train_sample(draw), maps={})
+        photo = TRAIN_PHOTOS[int(rng.integers(len(TRAIN_PHOTOS)))]
+        whole = Sample(f"{photo.name}/{draw}", load_photo(photo.name), ", ".join(photo.tags))
+        crop = crop_sample(whole, self.crop_size_px, self.seed, "world", draw)
+        return replace(crop, patch_tags=("",) * self.patches**2)

@@ -31,6 +31,7 @@ class Sample:
         maps: guidance name -> (C, H, W) float32 in [0, 1].
         lq: (3, h, w) float32 in [0, 1] when it exists already: a real pair, a baked variant, or made in the worker.
         degradation: the parameters that made lq.
+        patch_tags: the tag of what each part of hq shows, row by row; empty when nobody asked.
         image_tokens: (N, D) CLIP vision tokens of lq, when baked.
         skipped: (key, reason, damaged) of every unusable image that this sample stands in for.
     """
@@ -42,6 +43,7 @@ class Sample:
     lq: torch.Tensor | None = None
     degradation: dict[str, Any] | None = None
     image_tokens: torch.Tensor | None = None
+    patch_tags: tuple[str, ...] = ()
     skipped: tuple[tuple[str, str, bool], ...] = ()
 
 
@@ -200,6 +202,8 @@ def collate(samples: Sequence[Sample]) -> SRBatch:
     tokens = [sample.image_tokens for sample in samples if sample.image_tokens is not None]
     if len(tokens) == len(samples):
         batch["image_tokens"] = torch.stack(tokens).float()
+    if all(sample.patch_tags for sample in samples):
+        batch["patch_tags"] = [sample.patch_tags for sample in samples]
     if any(sample.skipped for sample in samples):
         batch["skipped"] = [sample.skipped for sample in samples]
     return batch

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -54,6 +54,31 @@ _FENCES = (  # outline, material and noun
 )
 
 
+# What stands, lies and rises where.
+INDOOR = ("box", "crate", "block", "ball", "apple", "pot", "basket", "cone", "cushion", "barrel", "ball", "apple")
+OUTDOOR = (
+    "box",
+    "crate",
+    "block",
+    "ball",
+    "barrel",
+    "pot",
+    "stump",
+    "bale",
+    "pile",
+    "boulder",
+    "bush",
+    "bush",
+    "column",
+)
+GROUNDS = ("grass", "gravel", "stone", "sand", "asphalt", "cracked soil", "tiled", "snow", "flowery", "grass", "brick")
+FLOORS = ("wooden", "tiled", "marble", "cloth", "fur", "stone", "wooden")
+WALLS = ("brick", "plaster", "stone", "wooden", "corrugated", "brick", "tiled")
+UPRIGHT = (*WALLS, "cloth", "fur", "marble", "metal", "leafy", "bark", "straw", "wicker", "rusty", "knitted", "shingle",
+            "stone", "plaster", "book", "flowery", "snow")  # fmt: skip
+GREENERY = ("grass", "flowery", "grass", "snow", "cracked soil", "sand")
+
+
 @dataclass
 class Builder:
     """Collects solids; every random choice comes from `rng`."""
@@ -93,6 +118,10 @@ class Builder:
         solid = Solid(shape, centre, half, index, tag, **look)
         self.solids.append(solid)
         return solid
+
+    def repeat(self, solid: Solid, centre: Vector, half: Vector | None = None) -> None:
+        """Adds a solid once more, of the same make and colour, elsewhere."""
+        self.solids.append(replace(solid, centre=centre, half=half or solid.half))
 
     def ground(self, material: str, noun: str = "ground") -> None:
         """The endless horizontal plane at height 0."""

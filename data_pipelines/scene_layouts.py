@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data_pipelines.scene_builder import Builder
+from data_pipelines.scene_architecture import arcade, stack, stairs, surface
+from data_pipelines.scene_builder import FLOORS, GREENERY, GROUNDS, INDOOR, OUTDOOR, WALLS, Builder
 from data_pipelines.scene_geometry import Rgb, Solid, Vector
 
 
@@ -47,35 +48,13 @@ class Layout:
     weather: Weather
 
 
-_INDOOR = ("box", "crate", "block", "ball", "apple", "pot", "basket", "cone", "cushion", "barrel", "ball", "apple")
-_OUTDOOR = (
-    "box",
-    "crate",
-    "block",
-    "ball",
-    "barrel",
-    "pot",
-    "stump",
-    "bale",
-    "pile",
-    "boulder",
-    "bush",
-    "bush",
-    "column",
-)
-_GROUNDS = ("grass", "gravel", "stone", "sand", "asphalt", "cracked soil", "tiled", "snow", "flowery", "grass", "brick")
-_FLOORS = ("wooden", "tiled", "marble", "cloth", "fur", "stone", "wooden")
-_WALLS = ("brick", "plaster", "stone", "wooden", "corrugated", "brick", "tiled")
-_GREENERY = ("grass", "flowery", "grass", "snow", "cracked soil", "sand")
-
-
 def _street(b: Builder) -> tuple[float, float]:
     """A facade behind a pavement with things, poles and wires in front."""
-    b.ground(b.pick(_GROUNDS))
+    b.ground(b.pick(GROUNDS))
     z, height = b.between(8, 13), b.between(2.5, 8)
-    b.wall(z, height, b.pick(_WALLS))
+    b.wall(z, height, b.pick(WALLS))
     b.openings(z - 0.2, -z * 0.55, z * 0.55, height)
-    b.scatter(_OUTDOOR, int(b.rng.integers(2, 6)), 3.5, z - 1.5)
+    b.scatter(OUTDOOR, int(b.rng.integers(2, 6)), 3.5, z - 1.5)
     if b.chance(0.6):
         b.pole(b.between(-2.5, 2.5), b.between(4.5, z - 1))
     if b.chance(0.3):
@@ -87,7 +66,7 @@ def _street(b: Builder) -> tuple[float, float]:
 
 def _garden(b: Builder) -> tuple[float, float]:
     """Trees, bushes, a fence and perhaps a house on open ground."""
-    b.ground(b.pick(_GREENERY))
+    b.ground(b.pick(GREENERY))
     for _ in range(int(b.rng.integers(0, 3))):
         x, z, size = b.between(-30, 30), b.between(45, 80), b.between(9, 25)
         b.add(
@@ -106,13 +85,13 @@ def _garden(b: Builder) -> tuple[float, float]:
         b.fence(b.between(5, 9))
     if b.chance(0.3):
         b.wires(b.between(9, 16), b.between(4, 6))
-    b.scatter(_OUTDOOR, int(b.rng.integers(1, 4)), 3.5, 8)
+    b.scatter(OUTDOOR, int(b.rng.integers(1, 4)), 3.5, 8)
     return b.between(1.4, 2.4), b.between(-0.06, 0.12)
 
 
 def _room(b: Builder) -> tuple[float, float]:
     """A corner of a room with furniture-sized things, books or posters."""
-    b.ground(b.pick(_FLOORS), "floor")
+    b.ground(b.pick(FLOORS), "floor")
     z = b.between(5.5, 8)
     wall = b.pick(("plaster", "plaster", "brick", "wooden", "tiled", "cloth"))
     b.wall(z, 8, wall)
@@ -139,13 +118,13 @@ def _room(b: Builder) -> tuple[float, float]:
             (1.8, 0.02, 1.2),
             yaw=b.between(-0.5, 0.5),
         )
-    b.scatter(_INDOOR, int(b.rng.integers(2, 6)), 3.0, z - 1)
+    b.scatter(INDOOR, int(b.rng.integers(2, 6)), 3.0, z - 1)
     return b.between(1.3, 2.2), b.between(0.02, 0.2)
 
 
 def _table(b: Builder) -> tuple[float, float]:
     """A still life close to the camera."""
-    b.ground(b.pick(_FLOORS), "floor")
+    b.ground(b.pick(FLOORS), "floor")
     b.wall(b.between(5, 9), 8, b.pick(("plaster", "brick", "wooden", "cloth", "stone", "tiled")))
     top = b.between(0.75, 0.95)
     b.add(
@@ -158,7 +137,7 @@ def _table(b: Builder) -> tuple[float, float]:
     )
     stretch = b.between(0.8, 1.1)
     for x in (-1.05, -0.35, 0.35, 1.0)[: int(b.rng.integers(2, 5))]:
-        b.prop(_INDOOR, x * stretch + b.between(-0.1, 0.1), b.between(2.9, 3.8), top, b.between(0.55, 0.85))
+        b.prop(INDOOR, x * stretch + b.between(-0.1, 0.1), b.between(2.9, 3.8), top, b.between(0.55, 0.85))
     if b.chance(0.5):
         b.add(
             "box",
@@ -173,15 +152,15 @@ def _table(b: Builder) -> tuple[float, float]:
 
 def _close_up(b: Builder) -> tuple[float, float]:
     """One surface seen from near, with a few things before it."""
-    b.ground(b.pick(_GROUNDS + _FLOORS))
+    b.ground(b.pick(GROUNDS + FLOORS))
     z = b.between(3.2, 5)
     b.wall(
         z,
         b.between(1.2, 6),
-        b.pick((*_WALLS, "straw", "rusty", "bark", "leafy", "marble", "metal", "book")),
+        b.pick((*WALLS, "straw", "rusty", "bark", "leafy", "marble", "metal", "book")),
         yaw=b.between(-0.5, 0.5),
     )
-    b.scatter(_INDOOR + _OUTDOOR[:-1], int(b.rng.integers(1, 4)), 2.2, z - 0.7, 0.75)
+    b.scatter(INDOOR + OUTDOOR[:-1], int(b.rng.integers(1, 4)), 2.2, z - 0.7, 0.75)
     if b.chance(0.35):
         b.add(
             "quad",
@@ -218,12 +197,13 @@ def _shore(b: Builder) -> tuple[float, float]:
         b.house(b.between(-5, 5), z, b.between(4, 6))
     if b.chance(0.4):
         b.fence(b.between(4.5, 6))
-    b.scatter(_OUTDOOR, int(b.rng.integers(1, 4)), 2.4, 5.5)
+    b.scatter(OUTDOOR, int(b.rng.integers(1, 4)), 2.4, 5.5)
     return b.between(1.5, 2.4), b.between(-0.02, 0.12)
 
 
 _COMPOSERS: tuple[Callable[[Builder], tuple[float, float]], ...] = (
     _street, _street, _garden, _garden, _room, _table, _table, _close_up, _close_up, _shore,
+    surface, surface, surface, surface, stairs, arcade, stack,
 )  # fmt: skip
 
 

@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
 import torch
 
+from data_pipelines.crops import crop_sample
 from data_pipelines.samples import Sample
+from megasr.rng import numpy_generator
+
+if TYPE_CHECKING:
+    from data_pipelines.scenes import Scene
 
 
 def scene_sample(key: str, index: int, seed: int, size_px: int) -> Sample:
     """Render scene `index` of `seed` at (size_px, size_px), with its tags and exact maps."""
-    from data_pipelines.scenes import render_scene, segmentation_rgb
+    from data_pipelines.scenes import render_scene
 
-    scene = render_scene(index, seed, size_px)
+    return as_sample(key, render_scene(index, seed, size_px))
+
+
+def as_sample(key: str, scene: Scene) -> Sample:
+    """A scene with its tags and exact maps."""
+    from data_pipelines.scenes import segmentation_rgb
+
     maps = {
         "oracle_depth": scene.depth[..., None],
         "oracle_normal": scene.normal,
@@ -48,3 +63,37 @@ class SceneSource:
     def order(self, draw: int, seed: int) -> int:
         """Scenes have no order to shuffle: draw d shows scene d."""
         return draw % len(self)
+
+
+@lru_cache(maxsize=2)
+def render_pool(count: int, seed: int, size_px: int) -> tuple[Scene, ...]:
+    """Scenes 0 to count - 1 of a seed, kept for all data modules of this process: 0.06 s and 0.5 MB each at 128 px."""
+    from rich.progress import track
+
+    from data_pipelines.scenes import render_scene
+
+    return tuple(render_scene(index, seed, size_px) for index in track(range(count), f"rendering {count} scenes"))
+
+
+def pool_sample(pool: tuple[Scene, ...], draw: int, seed: int, size_px: int, patches: int = 0) -> Sample:
+    """A random crop of a random scene of the pool, with the tags of what the crop shows; half of them mirrored.
+
+    Args:
+        pool: of render_pool.
+        draw: which draw.
+        seed: of the draws.
+        size_px: of the crop.
+        patches: give the tag of each of patches x patches parts of the crop; a divisor of size_px, or 0.
+    """
+    from data_pipelines.scene_tags import patch_tags
+    from data_pipelines.scenes import crop_scene
+
+    rng = numpy_generator(seed, "pool", draw)
+    index = int(rng.integers(len(pool)))
+    top, left = (int(n) for n in rng.integers(pool[index].hq.shape[0] - size_px + 1, size=2))
+    scene = crop_scene(pool[index], top, left, size_px)
+    sample = as_sample(f"scene/{index}/{draw}", scene)
+    sample.maps["instance"] = torch.from_numpy(scene.instance[None].astype("float32"))  # mirrored like the others
+    sample = crop_sample(sample, size_px, seed, "pool", draw)
+    instance = sample.maps.pop("instance")[0].numpy().astype("int64")
+    return replace(sample, patch_tags=patch_tags(scene.names, instance, patches)) if patches else sample

@@ -7,7 +7,7 @@ scene shows the same content at every size.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -15,13 +15,13 @@ import numpy as np
 from data_pipelines.materials import MATERIALS, distinct_colors, sample
 from data_pipelines.scene_geometry import Solid
 from data_pipelines.scene_layouts import Layout, compose
+from data_pipelines.scene_tags import visible_tags
 from data_pipelines.texture_patterns import floats
 
 SEGMENT_CLASSES: tuple[str, ...] = tuple(material.name for material in MATERIALS)
 SEGMENT_COLORS: np.ndarray = distinct_colors(len(SEGMENT_CLASSES))  # (N, 3) float32 RGB in [0, 1]
 
 _MIN_SIZE_PX = 16
-_TAG_SHARE = 0.01  # a tag needs this share of the pixels
 _SKY = 0  # object id and class of what no solid covers
 
 
@@ -35,6 +35,7 @@ class Scene:
     segmentation: np.ndarray  # (H, W) int32 index into SEGMENT_CLASSES
     instance: np.ndarray  # (H, W) int32 object id, 0 = sky
     edges: np.ndarray  # (H, W) float32 in {0, 1}: object borders (hence depth steps) and creases, no texture
+    names: tuple[str, ...]  # object id -> tag; 0 is the weather's
     tags: tuple[str, ...]  # visible things, largest area first
 
 
@@ -69,6 +70,7 @@ def render_scene(index: int, seed: int = 0, size_px: int = 128) -> Scene:
     owner = hits.owner[1::2, 1::2]
     material = np.asarray([_SKY, *(solid.material for solid in layout.solids)], np.int32)
     inverse = 1 / hits.distance[1::2, 1::2]
+    names = (layout.weather.tag, *(solid.tag for solid in layout.solids))
     return Scene(
         hq=hq,
         depth=floats(inverse / max(inverse.max(), 1e-6)),
@@ -76,7 +78,8 @@ def render_scene(index: int, seed: int = 0, size_px: int = 128) -> Scene:
         segmentation=material[owner],
         instance=owner.copy(),
         edges=_edges(owner, hits.face[1::2, 1::2]),
-        tags=_tags(layout, owner),
+        names=names,
+        tags=visible_tags(names, owner),
     )
 
 
@@ -278,11 +281,17 @@ def _edges(owner: np.ndarray, face: np.ndarray) -> np.ndarray:
     return edges
 
 
-def _tags(layout: Layout, owner: np.ndarray) -> tuple[str, ...]:
-    """Tags that cover at least _TAG_SHARE of the pixels, largest first; equal tags count together."""
-    names = [layout.weather.tag] + [solid.tag for solid in layout.solids]
-    area: dict[str, int] = {}
-    for name, count in zip(names, np.bincount(owner.ravel(), minlength=len(names)).tolist(), strict=True):
-        area[name] = area.get(name, 0) + count
-    ranked = sorted(area.items(), key=lambda item: (-item[1], item[0]))
-    return tuple(name for name, count in ranked if count >= _TAG_SHARE * owner.size)
+def crop_scene(scene: Scene, top: int, left: int, size_px: int) -> Scene:
+    """A window of a scene as a scene of its own: its tags are what the window shows, its nearest pixel has depth 1."""
+    window = slice(top, top + size_px), slice(left, left + size_px)
+    depth, instance = scene.depth[window], scene.instance[window]
+    return replace(
+        scene,
+        hq=scene.hq[window],
+        depth=depth / floats(max(depth.max(), 1e-6)),
+        normal=scene.normal[window],
+        segmentation=scene.segmentation[window],
+        instance=instance,
+        edges=scene.edges[window],
+        tags=visible_tags(scene.names, instance),
+    )

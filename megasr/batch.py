@@ -20,6 +20,7 @@ class SRBatch(TypedDict, total=False):
     hq: torch.Tensor  # (B, 3, H, W) in [0, 1], ground truth
     lq: torch.Tensor  # (B, 3, h, w) in [0, 1], degraded input
     tags: list[str]  # B comma-separated tag lists, "" when unknown
+    patch_tags: list[tuple[str, ...]]  # B times N: what each part of hq shows, "" when unknown (pretraining)
     maps: dict[str, torch.Tensor]  # guidance name -> (B, C, H, W) in [0, 1]
     image_tokens: torch.Tensor  # (B, N, D) CLIP vision patch tokens of lq
     representation: torch.Tensor  # (B, M, D) the tagger's image representation of lq (the v1 network only)
