@@ -5,11 +5,12 @@ INSTALLED := .venv/.installed
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help study test lint clean
+.PHONY: help study test prior lint clean
 
 help:
 	@echo "make study   train and compare the guidance types on the tiny prior; results in runs/study"
 	@echo "make test    run the tests"
+	@echo "make prior   make the tiny prior anew, from nothing, in runs/tiny; about two hours on two cores"
 	@echo "make lint    check style and types"
 	@echo "make clean   remove .venv and caches (runs/ is kept)"
 
@@ -18,6 +19,13 @@ study: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -q $(PYTEST_ARGS)
+
+prior: $(INSTALLED)
+	$(BIN)/megasr pretrain --config experiments/tiny/vae.yaml
+	$(BIN)/megasr pretrain --config experiments/tiny/clip.yaml
+	$(BIN)/megasr pretrain --config experiments/tiny/clip_vision.yaml
+	$(BIN)/megasr pretrain --config experiments/tiny/prior.yaml
+	$(BIN)/megasr pretrain --config experiments/tiny/prior_128.yaml
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

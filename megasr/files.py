@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -117,3 +118,22 @@ def _lock(descriptor: int, folder: Path) -> None:
             time.sleep(0.05)
         except OSError as error:
             raise MegaSRError(f"cannot lock {folder}: {error.strerror or error}") from error
+
+
+@contextmanager
+def write_whole_folder(folder: Path) -> Iterator[Path]:
+    """A folder to fill: it takes the place of `folder` when the block ends without an error, else nothing changes."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary, old = folder.with_name(f"{folder.name}.part"), folder.with_name(f"{folder.name}.old")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        yield temporary
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    if folder.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        folder.rename(old)
+    temporary.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)

@@ -20,6 +20,7 @@ from megasr.semantics.text import TextEncoder, load_text_encoder
 
 TINY_FOLDER = Path(__file__).parent / "assets" / "tiny_prior"
 PARTS = ("vae", "unet", "text_encoder", "scheduler")
+AUTOENCODERS = ("AutoencoderKL", "AutoencoderDC")
 # Values read per tensor for the fingerprint: enough to tell any two trained models apart, fast for a billion weights.
 _FINGERPRINT_SAMPLES = 64
 
@@ -37,7 +38,8 @@ class Prior(nn.Module):
     @property
     def downsampling(self) -> int:
         """f: image pixels per latent pixel and axis."""
-        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+        widths = self.vae.config.get("block_out_channels") or self.vae.config.encoder_block_out_channels
+        return 2 ** (len(widths) - 1)
 
     @property
     def size_multiple(self) -> int:
@@ -51,8 +53,9 @@ class Prior(nn.Module):
 
     def encode(self, image: torch.Tensor) -> torch.Tensor:
         """(B, 3, H, W) in [0, 1] -> z (the mode of the posterior: evaluation must not depend on a draw)."""
-        image = to_signed(image).to(self.vae.dtype)
-        return self.vae.encode(image).latent_dist.mode() * self.vae.config.scaling_factor
+        encoded = self.vae.encode(to_signed(image).to(self.vae.dtype))
+        z = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latent
+        return z * self.vae.config.scaling_factor
 
     def decode(self, z: torch.Tensor) -> torch.Tensor:
         """Z -> (B, 3, H, W) float32 in [0, 1]."""
@@ -128,7 +131,7 @@ def load_prior(source: str = "tiny") -> Prior:
     Raises:
         MegaSRError: the prior, or one of its parts, is missing or cannot be read.
     """
-    from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+    from diffusers import DDPMScheduler, UNet2DConditionModel
 
     folder = find_prior(source)
     absent = [name for name in ("model_index.json", *PARTS) if not (folder / name).exists()]
@@ -139,7 +142,7 @@ def load_prior(source: str = "tiny") -> Prior:
         # The libraries draw initial weights before they load the real ones: nobody else's draws may move by that.
         with torch.random.fork_rng(devices=[]):
             return Prior(
-                vae=AutoencoderKL.from_pretrained(folder, subfolder="vae", torch_dtype=torch.float32),
+                vae=load_autoencoder(folder / "vae"),
                 unet=UNet2DConditionModel.from_pretrained(folder, subfolder="unet", torch_dtype=torch.float32),
                 text_encoder=load_text_encoder(folder),
                 scheduler=DDPMScheduler.from_pretrained(folder, subfolder="scheduler"),
@@ -148,21 +151,41 @@ def load_prior(source: str = "tiny") -> Prior:
         raise MegaSRError(f"prior {source!r} in {folder} cannot be read: {error}") from error
 
 
-def save_prior(prior: Prior, folder: Path) -> None:
-    """Write a prior with an open_clip text encoder as a diffusers folder with fp16 safetensors."""
+def load_autoencoder(folder: Path) -> Any:
+    """The autoencoder in a folder, of the class that its config names: AutoencoderKL (SD) or AutoencoderDC (DC-AE).
+
+    Raises:
+        ValueError: it is of another class.
+        OSError: it cannot be read.
+    """
+    import diffusers
+
+    name = json.loads((folder / "config.json").read_text()).get("_class_name", "AutoencoderKL")
+    if name not in AUTOENCODERS:
+        raise ValueError(f"the autoencoder is a {name}, but must be one of {', '.join(AUTOENCODERS)}")
+    return getattr(diffusers, name).from_pretrained(folder, torch_dtype=torch.float32)
+
+
+def save_part(model: Any, folder: Path) -> None:
+    """Write a diffusers model: its config and fp16 safetensors."""
     import copy
 
+    copy.deepcopy(model).half().save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    config.pop("_name_or_path", None)  # where the weights were loaded from: a path of the machine
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def save_prior(prior: Prior, folder: Path) -> None:
+    """Write a prior with an open_clip text encoder as a diffusers folder with fp16 safetensors."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("vae", "unet"):
-        copy.deepcopy(getattr(prior, name)).half().save_pretrained(folder / name)
-        config = json.loads((folder / name / "config.json").read_text())
-        config.pop("_name_or_path", None)  # where the weights were loaded from: a path of the machine
-        (folder / name / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        save_part(getattr(prior, name), folder / name)
     prior.text_encoder.save(folder / "text_encoder")
     prior.scheduler.save_pretrained(folder / "scheduler")
     index = {
         "_class_name": "StableDiffusionPipeline",
-        "vae": ["diffusers", "AutoencoderKL"],
+        "vae": ["diffusers", type(prior.vae).__name__],
         "unet": ["diffusers", "UNet2DConditionModel"],
         "text_encoder": ["open_clip", "TextTransformer"],
         "tokenizer": ["open_clip", "SimpleTokenizer"],

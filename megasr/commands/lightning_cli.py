@@ -18,6 +18,7 @@ from data_pipelines.benchmarks import BENCHMARKS
 from megasr.commands.benchmark_options import expand_benchmark, scale_factor_of_data, take_protocol_of_benchmark
 from megasr.commands.shards import tower_name
 from megasr.errors import MegaSRError, UsageError, unknown_name
+from megasr.semantics.vision import VisionConfig
 from megasr.training.module import MegaSRModule
 from megasr.training.monitor import TrainingMonitor
 from megasr.training.protocol_metrics import ProtocolMetrics
@@ -130,7 +131,8 @@ def _check_tower(vision: Any, tokens: str) -> None:
         UsageError: model.vision is another tower than the one that made the tokens, or none.
         MegaSRError: its weights cannot be read.
     """
-    found = "not set" if vision is None else tower_name(vision.model, Path(vision.weights))
+    file = None if vision is None else VisionConfig(vision.weights, vision.model).weights_file
+    found = "not set" if file is None else tower_name(vision.model, file)
     if found != tokens:
         raise UsageError(f"the baked image tokens are those of {tokens}, model.vision is {found}: make them equal")
 

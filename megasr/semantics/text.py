@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from megasr.semantics.vocabulary import load_tokenizer, save_merges
+
 
 class TextEncoder(nn.Module):
     """Prompts -> (B, L, D) embeddings. L is the context length of the encoder, D its width."""
@@ -35,18 +37,39 @@ class TextEncoder(nn.Module):
 
 
 class OpenClipTextEncoder(TextEncoder):
-    """open_clip's TextTransformer without pooling: every token's embedding after the last norm."""
+    """open_clip's TextTransformer without pooling: every token's embedding after the last norm.
 
-    def __init__(self, context_length: int, width: int, heads: int, layers: int) -> None:
+    Args:
+        context_length: L.
+        width: D.
+        heads: attention heads.
+        layers: of the transformer.
+        folder: where the merges of its vocabulary are; None is open_clip's whole vocabulary.
+    """
+
+    def __init__(self, context_length: int, width: int, heads: int, layers: int, folder: Path | None = None) -> None:
         super().__init__()
-        from open_clip.tokenizer import SimpleTokenizer
         from open_clip.transformer import TextTransformer
 
         self.config = {"context_length": context_length, "width": width, "heads": heads, "layers": layers}
-        self.tokenizer = SimpleTokenizer(context_length=context_length)
+        self.width = width
+        self.tokenizer = load_tokenizer(folder, context_length)
         self.tower = TextTransformer(
             vocab_size=self.tokenizer.vocab_size, pool_type="none", proj_type="none", output_dim=None, **self.config
         )
+
+    @classmethod
+    def from_clip(cls, source: str) -> OpenClipTextEncoder:
+        """The text tower of a CLIP (see megasr.semantics.clip.load_clip)."""
+        from megasr.semantics.clip import find_clip, load_open_clip
+
+        model = load_open_clip(source)
+        config = model.config["text_cfg"]
+        sizes = {name: config[name] for name in ("context_length", "width", "heads", "layers")}
+        encoder = cls(**sizes, folder=find_clip(source))
+        own = encoder.tower.state_dict()
+        encoder.tower.load_state_dict({name: value for name, value in model.state_dict().items() if name in own})
+        return encoder
 
     def tokenise(self, prompts: Sequence[str]) -> torch.Tensor:
         return self.tokenizer(list(prompts))
@@ -61,6 +84,7 @@ class OpenClipTextEncoder(TextEncoder):
         folder.mkdir(parents=True, exist_ok=True)
         config = {"_class_name": "TextTransformer", "_library": "open_clip", **self.config}
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        save_merges(self.tokenizer, folder)
         save_file({k: v.half().contiguous() for k, v in self.tower.state_dict().items()}, folder / "model.safetensors")
 
     @classmethod
@@ -69,7 +93,7 @@ class OpenClipTextEncoder(TextEncoder):
         from safetensors.torch import load_file
 
         config = json.loads((folder / "config.json").read_text())
-        encoder = cls(**{k: v for k, v in config.items() if not k.startswith("_")})
+        encoder = cls(**{k: v for k, v in config.items() if not k.startswith("_")}, folder=folder)
         encoder.tower.load_state_dict({k: v.float() for k, v in load_file(folder / "model.safetensors").items()})
         return encoder
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from megasr.errors import MegaSRError, unknown_name
+from megasr.errors import MegaSRError, UsageError, unknown_name
+from megasr.semantics.clip import WEIGHTS, find_clip, load_open_clip, prepare_images
 
 
 @dataclass(frozen=True)
@@ -16,12 +18,32 @@ class VisionConfig:
     """Which OpenCLIP vision tower gives the image tokens.
 
     Args:
-        model: open_clip model name; SD 2.x was trained with ViT-H-14's text tower.
-        weights: checkpoint file of that model (open_clip's format, safetensors or pickle).
+        weights: checkpoint file of an open_clip model (open_clip's format, safetensors or pickle).
+        model: open_clip model name, as SD 2.x was trained with ViT-H-14's text tower; or, without weights, `tiny` (the
+            shipped one) or a folder in open_clip's local-dir format.
+
+    Raises:
+        UsageError: a name without weights, or `tiny` or a folder with weights.
     """
 
-    weights: str
+    weights: str = ""
     model: str = "ViT-H-14"
+
+    def __post_init__(self) -> None:
+        if self.brings_weights and self.weights:
+            raise UsageError(f"vision.model {self.model!r} brings its own weights: leave out vision.weights")
+        if not self.brings_weights and not self.weights:
+            raise UsageError(f"vision.weights: name the checkpoint of {self.model}, or set vision.model to tiny")
+
+    @property
+    def brings_weights(self) -> bool:
+        """The model is the shipped one or a folder."""
+        return self.model == "tiny" or Path(self.model).is_dir()
+
+    @property
+    def weights_file(self) -> Path:
+        """Where the weights are."""
+        return find_clip(self.model) / WEIGHTS if self.brings_weights else Path(self.weights)
 
 
 class VisionEncoder(nn.Module):
@@ -34,22 +56,8 @@ class VisionEncoder(nn.Module):
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
-        import open_clip
-
-        if config.model not in open_clip.list_models():
-            raise unknown_name("open_clip model", config.model, open_clip.list_models())
-        try:
-            model = open_clip.create_model(config.model, pretrained=config.weights)
-        except (OSError, RuntimeError, ValueError, KeyError) as error:
-            raise MegaSRError(
-                f"vision weights {config.weights!r} for {config.model} cannot be loaded: {error}"
-            ) from error
+        model = load_open_clip(config.model) if config.brings_weights else _create(config)
         self.visual = model.visual.requires_grad_(False).eval()
-        size = model.visual.image_size
-        self.size = (size, size) if isinstance(size, int) else tuple(size)
-        for name in ("mean", "std"):
-            values = torch.tensor(getattr(model.visual, f"image_{name}", None) or _CLIP[name])
-            self.register_buffer(name, values.view(3, 1, 1), persistent=False)
 
     def train(self, mode: bool = True) -> VisionEncoder:
         """Frozen: stays in evaluation mode."""
@@ -58,13 +66,20 @@ class VisionEncoder(nn.Module):
     @torch.no_grad()
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """(B, 3, H, W) in [0, 1] -> (B, N, E)."""
-        image = F.interpolate(image, self.size, mode="bicubic", antialias=True).clamp(0, 1)
         features = self.visual.forward_intermediates(
-            (image - self.mean) / self.std, indices=1, normalize_intermediates=True, intermediates_only=True,
+            prepare_images(self.visual, image), indices=1, normalize_intermediates=True, intermediates_only=True,
             output_fmt="NLC",
         )  # fmt: skip
         return features["image_intermediates"][-1]
 
 
-# CLIP's pixel statistics (2103.00020), for towers that do not carry their own.
-_CLIP = {"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711)}
+def _create(config: VisionConfig) -> Any:
+    """A model that open_clip knows by name, with the weights of a file."""
+    import open_clip
+
+    if config.model not in open_clip.list_models():
+        raise unknown_name("open_clip model", config.model, ["tiny", *open_clip.list_models()])
+    try:
+        return open_clip.create_model(config.model, pretrained=config.weights)
+    except (OSError, RuntimeError, ValueError, KeyError) as error:
+        raise MegaSRError(f"vision weights {config.weights!r} for {config.model} cannot be loaded: {error}") from error

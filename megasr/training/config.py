@@ -15,17 +15,22 @@ class ObjectiveConfig:
     Args:
         text_dropout: share of samples whose tags are replaced by the empty prompt (SeeSR: 0.5).
         guidance_dropout: share of samples whose guidance maps are all set to zero.
+        timestep_fraction: share of the noise schedule, from its clean end, that is trained on, in (0, 1]. A sampler
+            that starts from lq at sampler.start_fraction never sees the rest.
         validation_timesteps: number of fixed, stratified timesteps of the validation loss.
     """
 
     text_dropout: float = 0.1
     guidance_dropout: float = 0.1
+    timestep_fraction: float = 1.0
     validation_timesteps: int = 8
 
     def __post_init__(self) -> None:
         for name in ("text_dropout", "guidance_dropout"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UsageError(f"objective.{name} must be in [0, 1], got {getattr(self, name)}")
+        if not 0 < self.timestep_fraction <= 1:
+            raise UsageError(f"objective.timestep_fraction must be in (0, 1], got {self.timestep_fraction}")
         if self.validation_timesteps < 1:
             raise UsageError(f"objective.validation_timesteps must be at least 1, got {self.validation_timesteps}")
 

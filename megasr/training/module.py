@@ -34,7 +34,8 @@ class MegaSRModule(lightning.LightningModule):
         objective: dropout of the conditions and validation timesteps.
         optimizer: AdamW's settings.
         sampler: how sr is sampled.
-        vision: the encoder of the image tokens; needed with adapter.image unless the batches bring the tokens.
+        vision: the tower of the image tokens and of v1's representation; needed with adapter.image and adapter.rca
+            unless the batches bring them.
         scale_factor: size of hq over size of lq.
         seed: of every draw in training and evaluation.
     """
@@ -77,13 +78,19 @@ class MegaSRModule(lightning.LightningModule):
     # Conditions ------------------------------------------------------------------------------------------------------
 
     def semantics(self, batch: SRBatch, lq_up: torch.Tensor, prompts: list[str]) -> Semantics:
-        """Embed the prompts; take image tokens and representation from the batch, or the tokens from the encoder."""
-        tokens = batch.get("image_tokens")
-        if self.adapter.image and tokens is None and self.vision is not None:
-            tokens = self.vision(lq_up)
+        """Embed the prompts; take image tokens and representation from the batch, or from the vision tower.
+
+        The tower is the tagger's eye as well (its zero-shot head tags), so its tokens are v1's representation.
+        """
+        tokens, representation = batch.get("image_tokens"), batch.get("representation")
+        lacking = (self.adapter.image and tokens is None) or (self.adapter.rca and representation is None)
+        if lacking and self.vision is not None:
+            seen = self.vision(lq_up)
+            tokens = seen if tokens is None else tokens
+            representation = seen if representation is None else representation
         with torch.no_grad():
             text = self.prior.text_encoder(prompts)
-        return Semantics(text, tokens, batch.get("representation"))
+        return Semantics(text, tokens, representation)
 
     def prompts(self, batch: SRBatch, suffix: str = "") -> list[str]:
         """The tags of each sample and the suffix, or empty prompts when the adapter uses no text."""
@@ -108,7 +115,7 @@ class MegaSRModule(lightning.LightningModule):
         z0 = self._latents(batch["hq"])
         noise = keyed_normal(self.seed, keys, z0.shape[1:], "training_noise", step).to(z0)
         fractions = keyed_uniform(self.seed, keys, "timestep", step)
-        timesteps = (fractions * self._num_train_timesteps).long().to(z0.device)
+        timesteps = (fractions * self._trained_timesteps).long().to(z0.device)
         loss = self._loss(conditions, z0, noise, timesteps)
         self._stop_if_not_finite(loss, batch, timesteps)
         self.log("train/loss", loss.mean(), prog_bar=True, batch_size=len(keys), sync_dist=True)
@@ -123,7 +130,7 @@ class MegaSRModule(lightning.LightningModule):
         conditions = self.network.conditions(lq_up, semantics, self.guidance_maps(batch))
         z0 = self._latents(batch["hq"])
         noise = keyed_normal(self.seed, keys, z0.shape[1:], "validation_noise").to(z0)
-        strata = stratified_timesteps(self.objective.validation_timesteps, self._num_train_timesteps)
+        strata = stratified_timesteps(self.objective.validation_timesteps, self._trained_timesteps)
         losses = [self._loss(conditions, z0, noise, t.expand(len(keys)).to(z0.device)) for t in strata]
         self.log("val/loss", torch.stack(losses).mean(), prog_bar=True, batch_size=len(keys), sync_dist=True)
 
@@ -156,6 +163,10 @@ class MegaSRModule(lightning.LightningModule):
     @property
     def _num_train_timesteps(self) -> int:
         return len(self.alphas_cumprod)
+
+    @property
+    def _trained_timesteps(self) -> int:
+        return max(1, round(self.objective.timestep_fraction * self._num_train_timesteps))
 
     def _stop_if_not_finite(self, loss: torch.Tensor, batch: SRBatch, timesteps: torch.Tensor) -> None:
         if torch.isfinite(loss).all():

@@ -8,7 +8,8 @@ from megasr.networks.config import AdapterConfig
 from megasr.networks.network import MegaSRNetwork
 from megasr.networks.sites import Semantics
 from megasr.prior import Prior
-from megasr.training.prior_training import build_tiny_prior
+from megasr.semantics.text import OpenClipTextEncoder
+from megasr.training.pretraining.text_to_image import NOISE_SCHEDULE, build_unet
 
 SIZE_PX = 32
 IMAGE_WIDTH = 24
@@ -16,15 +17,25 @@ REPRESENTATION_WIDTH = 20
 
 
 def random_prior(seed: int = 0, **unet_changes: object) -> Prior:
-    """The tiny prior with random weights; keyword arguments change the U-Net's config."""
-    from diffusers import UNet2DConditionModel
+    """A prior of SD 2.1's classes with random weights; keyword arguments change the U-Net's config."""
+    from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        prior = build_tiny_prior()
+        vae = AutoencoderKL(
+            block_out_channels=(24, 48, 64),
+            down_block_types=("DownEncoderBlock2D",) * 3,
+            up_block_types=("UpDecoderBlock2D",) * 3,
+            layers_per_block=1,
+            latent_channels=8,
+            norm_num_groups=1,
+            mid_block_add_attention=False,
+        )
+        unet = build_unet(8, (32, 64, 96), (1, 2, 3), layers=1, text_width=32)
+        text_encoder = OpenClipTextEncoder(context_length=32, width=32, heads=2, layers=2)
         if unet_changes:
-            prior.unet = UNet2DConditionModel.from_config({**prior.unet.config, **unet_changes})
-    return prior.freeze()
+            unet = UNet2DConditionModel.from_config({**unet.config, **unet_changes})
+    return Prior(vae, unet, text_encoder, DDPMScheduler.from_config(NOISE_SCHEDULE)).freeze()
 
 
 def random_inputs(prior: Prior, batch: int = 2, seed: int = 1) -> dict:

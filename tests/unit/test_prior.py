@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
+import megasr
 from megasr.errors import MegaSRError
 from megasr.networks.config import AdapterConfig
 from megasr.prior import identify_prior, load_prior, save_prior
+from megasr.semantics.text import OpenClipTextEncoder
 from tests.helpers.networks import random_prior
 from tests.helpers.training import make_batch, make_module, prior_folder
 
@@ -92,13 +94,22 @@ def test_latents_have_the_declared_geometry():
 
 
 def test_the_shipped_prior_is_there_small_and_has_three_resolutions_with_cross_attention():
-    from megasr.prior import TINY_FOLDER
-
     prior = load_prior("tiny")
     assert tuple(prior.unet.config.down_block_types) == ("CrossAttnDownBlock2D",) * 3
-    weights = sum(path.stat().st_size for path in Path(TINY_FOLDER).rglob("*.safetensors"))
-    assert 1e6 < weights <= 12e6
-    assert prior.vae.config.scaling_factor != 0.18215, "the latents of this VAE were not measured"
+    assert prior.vae.config.scaling_factor != 1, "the latents of this autoencoder were not measured"
+
+
+def test_the_shipped_weights_are_small():
+    shipped = [path for path in (Path(megasr.__file__).parent / "assets").glob("tiny_*/**/*") if path.is_file()]
+    assert {path.parent.name for path in shipped} >= {"unet", "vae", "text_encoder", "tiny_clip"}
+    assert sum(path.stat().st_size for path in shipped) <= 14e6
+
+
+def test_the_shipped_prior_and_the_shipped_clip_share_their_text_tower():
+    ours, theirs = load_prior("tiny").text_encoder, OpenClipTextEncoder.from_clip("tiny")
+    words = ["brick wall, grass ground", ""]
+    assert torch.equal(ours(words), theirs(words))
+    assert ours.tokenise(words).tolist() == theirs.tokenise(words).tolist()
 
 
 def test_a_missing_prior_names_the_mirrors_and_the_command():

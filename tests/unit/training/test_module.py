@@ -111,6 +111,22 @@ def test_validation_loss_is_the_same_every_time_and_uses_all_strata():
     assert logged[0] == logged[1] and logged[0][0] == "val/loss"
 
 
+@pytest.mark.parametrize("fraction", [0.3, 1.0])
+def test_only_a_part_of_the_schedule_is_trained_on(fraction):
+    module = make_module(objective=ObjectiveConfig(timestep_fraction=fraction))
+    module.log = lambda *a, **k: None
+    batch = make_batch(8)
+    timesteps = torch.cat([module.training_step({**batch, "keys": [f"{n}/{i}" for i in range(8)]}, 0)["timesteps"]
+                           for n in range(4)])  # fmt: skip
+    assert timesteps.max() < fraction * 1000
+    assert timesteps.max() > 0.7 * fraction * 1000
+
+
+def test_a_timestep_fraction_out_of_range_is_refused():
+    with pytest.raises(UsageError, match=r"objective.timestep_fraction must be in \(0, 1\], got 0"):
+        ObjectiveConfig(timestep_fraction=0)
+
+
 def test_a_nan_stops_before_the_weights_move_and_names_the_image(tmp_path):
     module, batch = make_module(), make_batch()
     batch["hq"][1] = float("nan")

@@ -1,0 +1,154 @@
+"""A whole CLIP, which says what is true of an image: the shipped `tiny` one, or open_clip's local-dir format."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from megasr.errors import MegaSRError
+from megasr.semantics.vocabulary import load_tokenizer, make_tokenizer, save_merges
+
+TINY_CLIP = Path(__file__).parent.parent / "assets" / "tiny_clip"
+CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
+PIXELS = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}  # of a tower that is trained here
+# CLIP's (2103.00020), for towers that do not carry their own.
+_CLIP_PIXELS = {"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711)}
+
+
+class Clip(nn.Module):
+    """A frozen CLIP.
+
+    Args:
+        model: open_clip's.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model.requires_grad_(False).eval()
+
+    @torch.no_grad()
+    def encode_images(self, images: torch.Tensor) -> torch.Tensor:
+        """(B, 3, H, W) in [0, 1] -> (B, E) of unit length."""
+        return encode_images(self.model, images)
+
+    @torch.no_grad()
+    def encode_texts(self, texts: Sequence[str]) -> torch.Tensor:
+        """N texts -> (N, E) of unit length."""
+        return encode_texts(self.model, texts)
+
+    @torch.no_grad()
+    def probabilities(self, images: torch.Tensor, texts: Sequence[str]) -> torch.Tensor:
+        """(B, N) in [0, 1]: how likely each text is true of each image (SigLIP, 2303.15343): they need not sum to 1."""
+        similarity = self.encode_images(images) @ self.encode_texts(texts).T
+        return torch.sigmoid(similarity * self.model.logit_scale.exp() + self.model.logit_bias)
+
+
+def build_clip(embed_dim: int, vision: dict[str, Any], text: dict[str, Any], merges: Sequence[str]) -> Any:
+    """An open_clip model with random weights whose vocabulary is bytes and `merges`.
+
+    Args:
+        embed_dim: E.
+        vision: open_clip's vision_cfg.
+        text: open_clip's text_cfg without the vocabulary.
+        merges: see megasr.semantics.vocabulary.
+    """
+    tokenizer = make_tokenizer(merges, text["context_length"])
+    text = text | {"vocab_size": tokenizer.vocab_size}
+    config = {"embed_dim": embed_dim, "vision_cfg": vision, "text_cfg": text}
+    # Most pairs of images and texts do not belong together: the bias says so from the start.
+    return _build(config | {"init_logit_scale": 2.3, "init_logit_bias": -4.0}, tokenizer)
+
+
+def _build(config: dict[str, Any], tokenizer: Any) -> Any:
+    from open_clip import CLIP
+
+    model = CLIP(**config)
+    model.config, model.tokenizer = config, tokenizer
+    for name, values in PIXELS.items():
+        setattr(model.visual, f"image_{name}", values)
+    return model
+
+
+def save_clip(model: Any, folder: Path) -> None:
+    """Write open_clip's local-dir format (fp16 safetensors) and the merges of its vocabulary."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    save_merges(model.tokenizer, folder)
+    content = {"model_cfg": model.config, "preprocess_cfg": {name: list(values) for name, values in PIXELS.items()}}
+    (folder / CONFIG).write_text(json.dumps(content, indent=2) + "\n")
+    save_file({k: v.detach().half().contiguous().cpu() for k, v in model.state_dict().items()}, folder / WEIGHTS)
+
+
+def load_clip(source: str = "tiny") -> Clip:
+    """A frozen CLIP in float32.
+
+    Args:
+        source: `tiny`, or a folder in open_clip's local-dir format with the weights in safetensors.
+
+    Raises:
+        MegaSRError: the folder lacks a file, or its files do not fit together.
+    """
+    return Clip(load_open_clip(source))
+
+
+def find_clip(source: str) -> Path:
+    """The folder of a CLIP: `tiny` or a folder."""
+    return TINY_CLIP if source == "tiny" else Path(source)
+
+
+def load_open_clip(source: str) -> Any:
+    """The open_clip model behind load_clip."""
+    from safetensors.torch import load_file
+
+    folder = find_clip(source)
+    absent = [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]
+    if absent:
+        raise MegaSRError(f"CLIP {source!r}: {folder} lacks {', '.join(absent)}")
+    try:
+        config = json.loads((folder / CONFIG).read_text())["model_cfg"]
+        with torch.random.fork_rng(devices=[]):
+            model = _build(config, load_tokenizer(folder, config["text_cfg"]["context_length"]))
+        model.load_state_dict({name: value.float() for name, value in load_file(folder / WEIGHTS).items()})
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise MegaSRError(f"CLIP {source!r} in {folder} cannot be read: {error}") from error
+    return model
+
+
+def prepare_images(visual: Any, images: torch.Tensor) -> torch.Tensor:
+    """(B, 3, H, W) in [0, 1] -> what an open_clip vision tower takes: its size, its mean and standard deviation."""
+    size = (visual.image_size,) * 2 if isinstance(visual.image_size, int) else tuple(visual.image_size)
+    images = F.interpolate(images, size, mode="bicubic", antialias=True).clamp(0, 1)
+    mean, std = (
+        torch.tensor(getattr(visual, f"image_{name}", None) or default).to(images).view(3, 1, 1)
+        for name, default in _CLIP_PIXELS.items()
+    )
+    return (images - mean) / std
+
+
+def encode_images(model: Any, images: torch.Tensor) -> torch.Tensor:
+    """(B, 3, H, W) in [0, 1] -> (B, E) of unit length, with gradients."""
+    return model.encode_image(prepare_images(model.visual, images), normalize=True)
+
+
+def encode_patches(model: Any, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(B, 3, H, W) in [0, 1] -> images (B, E) and patches (B, N, E) of unit length, of a vision transformer."""
+    found = model.visual.forward_intermediates(
+        prepare_images(model.visual, images), indices=1, normalize_intermediates=True, output_fmt="NLC"
+    )
+    patches = found["image_intermediates"][-1] @ model.visual.proj
+    return F.normalize(found["image_features"], dim=-1), F.normalize(patches, dim=-1)
+
+
+def encode_texts(model: Any, texts: Sequence[str]) -> torch.Tensor:
+    """N texts -> (N, E) of unit length, with gradients; a text that occurs twice is encoded once."""
+    unique = list(dict.fromkeys(texts))
+    places = {text: place for place, text in enumerate(unique)}
+    tokens = model.tokenizer(unique).to(model.logit_scale.device)
+    return model.encode_text(tokens, normalize=True)[[places[text] for text in texts]]

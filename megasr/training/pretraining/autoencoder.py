@@ -1,0 +1,171 @@
+"""An autoencoder that starts as the principal components of image patches and learns what they leave out.
+
+A convolutional autoencoder with random weights spends its first thousand steps on finding that neighbouring pixels are
+alike. DC-AE's layout (2410.10733), whose shortcuts move space into channels and back, can hold the linear optimum of
+its latent size exactly: training starts there (32 dB on scenes with 12 channels at f = 4) instead of at grey.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from megasr.batch import SRBatch
+from megasr.images import from_signed, to_signed
+from megasr.rng import torch_generator
+from megasr.training.pretraining.module import PretrainingModule, Schedule
+
+PATCH = 48  # values of a patch: 4 x 4 pixels of 3 channels
+_LEVEL = 16.0  # constant that keeps the last norm's divisor, and so the decoder's path, nearly linear at the start
+
+
+def build_autoencoder(latent_channels: int, width: int, encoder_layers: int, decoder_layers: int) -> Any:
+    """A diffusers AutoencoderDC for f = 4 whose residual blocks are zero: the linear paths are left.
+
+    Args:
+        latent_channels: C of the latents.
+        width: channels of the decoder at half size, more than 24; four times as many at quarter size.
+        encoder_layers: residual blocks of the encoder at quarter size.
+        decoder_layers: residual blocks of the decoder at half and at quarter size each.
+    """
+    from diffusers import AutoencoderDC
+
+    vae = AutoencoderDC(
+        latent_channels=latent_channels,
+        encoder_block_types="ResBlock",
+        decoder_block_types="ResBlock",
+        encoder_block_out_channels=(12, 12, PATCH),
+        decoder_block_out_channels=(width, width, 4 * width),
+        encoder_layers_per_block=(0, 1, encoder_layers),
+        decoder_layers_per_block=(0, decoder_layers, decoder_layers),
+        encoder_qkv_multiscales=((), (), ()),
+        decoder_qkv_multiscales=((), (), ()),
+        encoder_out_shortcut=False,
+        decoder_in_shortcut=False,
+        decoder_conv_act_fn="silu",
+    )
+    for module in vae.modules():
+        if type(module).__name__ == "ResBlock":
+            nn.init.zeros_(module.norm.weight)
+            nn.init.zeros_(module.norm.bias)
+    return vae
+
+
+@torch.no_grad()
+def start_from_components(vae: Any, images: torch.Tensor, whitening: float) -> None:
+    """Set the linear paths to the principal components of the images' 4 x 4 patches.
+
+    The decoder carries every value v as the pair (v, -v), because silu(v) - silu(-v) = v.
+
+    Args:
+        vae: of build_autoencoder.
+        images: (B, 3, H, W) in [-1, 1].
+        whitening: components are divided by their standard deviation to this power. 0 leaves the first one dominant, at
+            1 the finest weighs as much as the brightness.
+    """
+    patches = F.pixel_unshuffle(F.pixel_unshuffle(images, 2), 2).movedim(1, -1).reshape(-1, PATCH).double()
+    mean = patches.mean(0)
+    variance, components = torch.linalg.eigh(torch.cov(patches.T))
+    channels = vae.config.latent_channels
+    variance, components = variance.flip(0)[:channels], components.flip(1)[:, :channels]
+    scale = variance.sqrt() ** whitening
+    encoder, decoder = vae.encoder, vae.decoder
+    _set_centre(encoder.conv_in.conv, torch.eye(3))
+    _set_centre(encoder.down_blocks[1][-1].conv, torch.zeros(12, 12))
+    _set_centre(encoder.conv_out, components.T / scale[:, None], -(components.T @ mean) / scale)
+    width = decoder.conv_in.out_channels // 4
+    rows, bias = torch.zeros(4 * width, channels), torch.full((4 * width,), _LEVEL)
+    rows[:PATCH], bias[:PATCH] = components * scale, mean
+    rows[PATCH : 2 * PATCH], bias[PATCH : 2 * PATCH] = -components * scale, -mean
+    _set_centre(decoder.conv_in, rows, bias)
+    _set_centre(decoder.up_blocks[1][0].conv, torch.zeros(4 * width, 4 * width))
+    nn.init.constant_(decoder.norm_out.weight, _LEVEL * ((width - 24) / width) ** 0.5)
+    nn.init.zeros_(decoder.norm_out.bias)
+    _set_centre(decoder.conv_out.conv, torch.cat([torch.eye(12), -torch.eye(12), torch.zeros(12, width - 24)], 1))
+
+
+def _set_centre(conv: nn.Conv2d, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
+    nn.init.zeros_(conv.weight)
+    conv.weight[:, :, 1, 1] = weight.to(conv.weight)
+    assert conv.bias is not None
+    conv.bias.copy_(torch.zeros_like(conv.bias) if bias is None else bias)
+
+
+class AutoencoderModule(PretrainingModule):
+    """Train the autoencoder of a small prior.
+
+    Args:
+        latent_channels: C of the latents (C, H / 4, W / 4).
+        width: channels of the decoder at half size; four times as many at quarter size.
+        encoder_layers: residual blocks of the encoder at quarter size.
+        decoder_layers: residual blocks of the decoder at each of its two sizes.
+        whitening: see start_from_components.
+        latent_noise: standard deviation of the noise on the latents in training, as a share of theirs: what a diffusion
+            model makes is never exact, and the decoder shall not amplify that.
+        gradient_weight: weight of the squared error of image gradients, which keeps edges sharp.
+        learning_rate: see PretrainingModule.
+        weight_decay: see PretrainingModule.
+        seed: see PretrainingModule.
+        schedule: see PretrainingModule.
+    """
+
+    def __init__(
+        self,
+        latent_channels: int = 12,
+        width: int = 32,
+        encoder_layers: int = 2,
+        decoder_layers: int = 2,
+        whitening: float = 0.5,
+        latent_noise: float = 0.03,
+        gradient_weight: float = 0.5,
+        learning_rate: float = 3e-4,
+        weight_decay: float = 0.0,
+        seed: int = 0,
+        schedule: Schedule = "one_cycle",
+    ) -> None:
+        super().__init__(learning_rate, weight_decay, seed, schedule)
+        self.save_hyperparameters()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.vae = build_autoencoder(latent_channels, width, encoder_layers, decoder_layers)
+        self.vae.to(memory_format=torch.channels_last)
+        self.whitening, self.latent_noise, self.gradient_weight = whitening, latent_noise, gradient_weight
+
+    def setup(self, stage: str) -> None:
+        """Start from the components of training patches; a checkpoint that is resumed replaces them."""
+        if stage == "fit":
+            start_from_components(self.vae, to_signed(self.samples(256)), self.whitening)
+
+    def training_step(self, batch: SRBatch, batch_index: int) -> torch.Tensor:
+        """Squared error of pixels and of their gradients."""
+        target = to_signed(batch["hq"]).contiguous(memory_format=torch.channels_last)
+        z = self.vae.encode(target).latent
+        generator = torch_generator(self.seed, "latent_noise", self.global_step, self.global_rank)
+        noise = torch.randn(z.shape, generator=generator).to(z)
+        image = self.vae.decode(z + self.latent_noise * z.detach().std() * noise).sample
+        error = F.mse_loss(image, target)
+        self.log("train/psnr", -10 * torch.log10(error.detach() / 4), prog_bar=True)
+        gradients = sum(F.mse_loss(image.diff(dim=axis), target.diff(dim=axis)) for axis in (-1, -2))
+        loss = error + self.gradient_weight * gradients
+        self.log("train/loss", loss)
+        return loss
+
+    @torch.no_grad()
+    def validation_step(self, batch: SRBatch, batch_index: int) -> None:
+        """PSNR in RGB, mean over images."""
+        image = from_signed(self.vae.decode(self.vae.encode(to_signed(batch["hq"])).latent).sample).clamp(0, 1)
+        psnr = -10 * torch.log10((image - batch["hq"]).square().mean((1, 2, 3)))
+        self.log("val/psnr", psnr.mean(), prog_bar=True, batch_size=len(psnr), sync_dist=True)
+
+    @torch.no_grad()
+    def export(self, folder: Path) -> None:
+        """Write a diffusers folder; its scaling factor makes the latents of training images of unit variance."""
+        from megasr.prior import save_part
+
+        z = self.vae.encode(to_signed(self.samples(128)).to(self.device)).latent
+        self.vae.register_to_config(scaling_factor=round(1 / float(z.std()), 4))
+        save_part(self.vae, folder)

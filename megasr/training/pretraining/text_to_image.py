@@ -1,0 +1,135 @@
+"""The U-Net of a small text-to-image prior, on the latents of a trained autoencoder and the words of a trained CLIP."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from megasr.batch import SRBatch
+from megasr.diffusion.objective import add_noise, prediction_target, stratified_timesteps
+from megasr.prior import Prior, load_autoencoder, save_prior
+from megasr.rng import keyed_normal, keyed_uniform, torch_generator
+from megasr.semantics.text import OpenClipTextEncoder
+from megasr.training.pretraining.module import PretrainingModule, Schedule, text_of
+
+# SD 2.1's.
+NOISE_SCHEDULE = {
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "prediction_type": "v_prediction",
+}
+
+
+def build_unet(
+    latent_channels: int, channels: tuple[int, ...], heads: tuple[int, ...], layers: int, text_width: int
+) -> Any:
+    """A diffusers UNet2DConditionModel of SD 2.1's layout: cross-attention at every resolution but none left out."""
+    from diffusers import UNet2DConditionModel
+
+    levels = len(channels)
+    return UNet2DConditionModel(
+        sample_size=32,
+        in_channels=latent_channels,
+        out_channels=latent_channels,
+        block_out_channels=channels,
+        down_block_types=("CrossAttnDownBlock2D",) * levels,
+        up_block_types=("CrossAttnUpBlock2D",) * levels,
+        layers_per_block=layers,
+        cross_attention_dim=text_width,
+        attention_head_dim=heads,
+        norm_num_groups=16,
+        use_linear_projection=True,
+    )
+
+
+class TextToImageModule(PretrainingModule):
+    """Train the U-Net; the autoencoder and the text tower are frozen, as in SD 2.x.
+
+    Args:
+        vae: folder of the trained autoencoder.
+        clip: folder of the trained CLIP, whose text tower conditions the U-Net.
+        unet: folder of a U-Net to go on from; None starts a new one of the sizes below.
+        channels: of the U-Net's levels.
+        heads: attention heads of the levels.
+        layers: residual blocks per level.
+        text_dropout: share of samples whose text is replaced by "" for classifier-free guidance.
+        learning_rate: see PretrainingModule.
+        weight_decay: see PretrainingModule.
+        seed: see PretrainingModule.
+        schedule: see PretrainingModule.
+    """
+
+    def __init__(
+        self,
+        vae: str,
+        clip: str,
+        unet: str | None = None,
+        channels: tuple[int, ...] = (32, 80, 112),
+        heads: tuple[int, ...] = (1, 2, 4),
+        layers: int = 1,
+        text_dropout: float = 0.1,
+        learning_rate: float = 1e-3,
+        weight_decay: float = 0.01,
+        seed: int = 0,
+        schedule: Schedule = "one_cycle",
+    ) -> None:
+        super().__init__(learning_rate, weight_decay, seed, schedule)
+        from diffusers import DDPMScheduler, UNet2DConditionModel
+
+        self.save_hyperparameters()
+        autoencoder, text = load_autoencoder(Path(vae)), OpenClipTextEncoder.from_clip(clip)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = (
+                build_unet(autoencoder.config.latent_channels, channels, heads, layers, text.width)
+                if unet is None
+                else UNet2DConditionModel.from_pretrained(unet, torch_dtype=torch.float32)
+            )
+        self.prior = Prior(autoencoder, model, text, DDPMScheduler.from_config(NOISE_SCHEDULE))
+        self.prior.requires_grad_(False).unet.requires_grad_(True)
+        self.prior.to(memory_format=torch.channels_last)
+        self.text_dropout = text_dropout
+
+    def training_step(self, batch: SRBatch, batch_index: int) -> torch.Tensor:
+        """Squared error of v (2202.00512), at timesteps that are stratified over the batch."""
+        keys, step = batch["keys"], self.global_step
+        dropped = keyed_uniform(self.seed, keys, "text_dropout", step) < self.text_dropout
+        texts = ["" if drop else text for drop, text in zip(dropped, text_of(batch), strict=True)]
+        # Every step sees all noise levels, which halves the variance of the loss.
+        offset = torch.rand((), generator=torch_generator(self.seed, "timesteps", step, self.global_rank))
+        fractions = (torch.arange(len(keys)) + offset) / len(keys)
+        timesteps = (fractions * self.prior.scheduler.config.num_train_timesteps).long().to(self.device)
+        loss = self._losses(batch["hq"], texts, timesteps, (*keys,), "prior_noise", step).mean()
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    @torch.no_grad()
+    def validation_step(self, batch: SRBatch, batch_index: int) -> None:
+        """Loss at eight fixed timesteps with noise keyed by the image, with the text and without."""
+        count = self.prior.scheduler.config.num_train_timesteps
+        for name, texts in (("val/loss", text_of(batch)), ("val/loss_without_text", [""] * len(batch["keys"]))):
+            losses = [
+                self._losses(batch["hq"], texts, t.expand(len(texts)).to(self.device), batch["keys"], "validation")
+                for t in stratified_timesteps(8, count)
+            ]
+            self.log(name, torch.stack(losses).mean(), prog_bar=True, batch_size=len(texts), sync_dist=True)
+
+    def _losses(
+        self, hq: torch.Tensor, texts: list[str], timesteps: torch.Tensor, keys: Any, *purpose: int | str
+    ) -> torch.Tensor:
+        with torch.no_grad():
+            z0 = self.prior.encode(hq).contiguous(memory_format=torch.channels_last)
+            text = self.prior.text_encoder(texts)
+        noise = keyed_normal(self.seed, keys, z0.shape[1:], *purpose).to(z0)
+        z_t = add_noise(self.prior.scheduler, z0, noise, timesteps)
+        prediction = self.prior.unet(z_t, timesteps, text).sample
+        target = prediction_target(self.prior.scheduler, z0, noise, timesteps)
+        return F.mse_loss(prediction, target, reduction="none").mean((1, 2, 3))
+
+    def export(self, folder: Path) -> None:
+        """Write the whole prior as a diffusers folder."""
+        save_prior(self.prior, folder)

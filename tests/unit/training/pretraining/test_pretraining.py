@@ -1,0 +1,187 @@
+"""What makes the tiny prior: it trains, resumes, exports what others load, and every setting does something."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from data_pipelines.embedded import WorldDataModule
+from megasr.errors import UsageError
+from megasr.images import to_signed
+from megasr.prior import load_autoencoder, load_prior
+from megasr.rng import numpy_generator
+from megasr.semantics.clip import load_clip
+from megasr.training.pretraining.autoencoder import AutoencoderModule, build_autoencoder, start_from_components
+from megasr.training.pretraining.clip import ClipModule, draw_phrases, spans, truth
+from megasr.training.pretraining.module import Export, PretrainingModule, trapezoid
+from megasr.training.pretraining.text_to_image import TextToImageModule
+from tests.helpers.training import LossCurve, fit
+
+
+def world(**changes: Any) -> WorldDataModule:
+    """A few scenes."""
+    settings = {"scale_factor": 1, "degradation": "none", "pool": 6, "patches": 8, "batch_size": 2, "train_samples": 64}
+    return WorldDataModule(**{**settings, "crop_size_px": 32, "eval_crop_size_px": 64, "eval_samples": 2, **changes})
+
+
+def train(module: PretrainingModule, folder: Path, steps: int = 2, patches: int = 8) -> list[float]:
+    """Losses of a training whose export lies in `folder` afterwards."""
+    curve = LossCurve()
+    fit(module, world(patches=patches), steps, callbacks=[curve, Export(str(folder))], default_root_dir=folder.parent)
+    return curve.losses
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an autoencoder, a CLIP and a prior on both, trained for two steps each."""
+    folder = tmp_path_factory.mktemp("made")
+    train(AutoencoderModule(width=28, encoder_layers=1, decoder_layers=1), folder / "vae")
+    train(ClipModule(words=("brick",), width=32, layers=1, text_layers=1, merges=20), folder / "clip")
+    train(small_prior(folder), folder / "prior")
+    return folder
+
+
+def small_prior(folder: Path, **changes: Any) -> TextToImageModule:
+    sizes = {"channels": (16, 32), "heads": (1, 1)}
+    return TextToImageModule(str(folder / "vae"), str(folder / "clip"), **{**sizes, **changes})
+
+
+def test_the_autoencoder_starts_at_the_linear_optimum() -> None:
+    data = world(photo_share=0.0)
+    images = torch.stack([to_signed(torch.from_numpy(data.train_sample(i).hq.copy()).permute(2, 0, 1) / 255)
+                          for i in range(12)])  # fmt: skip
+    found = []
+    for channels in (4, 12, 48):
+        vae = build_autoencoder(channels, 28, 1, 1)
+        start_from_components(vae, images, whitening=0.5)
+        with torch.no_grad():
+            error = (vae.decode(vae.encode(images).latent).sample - images).square().mean()
+        found.append(float(error / images.var()))
+    patches = torch.nn.functional.pixel_unshuffle(images, 4).movedim(1, -1).reshape(-1, 48)
+    variances = torch.linalg.eigvalsh(torch.cov(patches.T)).flip(0)
+    for channels, share in zip((4, 12, 48), found, strict=True):
+        best = float(variances[channels:].sum() / 48 / images.var())
+        assert share == pytest.approx(best, rel=0.03, abs=1e-3)
+
+
+def test_what_was_made_loads_again(made: Path) -> None:
+    vae, clip, prior = load_autoencoder(made / "vae"), load_clip(str(made / "clip")), load_prior(str(made / "prior"))
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        z = vae.encode(to_signed(images)).latent * vae.config.scaling_factor
+        assert torch.equal(z, prior.encode(images))  # the frozen autoencoder went into the prior as it was
+        assert prior.decode(z).shape == images.shape
+        words = ["brick wall", ""]
+        assert prior.text_encoder(words).shape == (2, 32, 64)
+        hidden = clip.model.ln_final(_hidden(clip.model, words))
+    torch.testing.assert_close(prior.text_encoder(words), hidden)  # the text tower is the CLIP's
+    probabilities = clip.probabilities(images, ["brick", "grass", "wooden floor"])
+    assert probabilities.shape == (2, 3)
+    assert ((probabilities > 0) & (probabilities < 1)).all()
+
+
+def _hidden(model: Any, texts: list[str]) -> torch.Tensor:
+    tokens = model.tokenizer(texts)
+    x = model.token_embedding(tokens) + model.positional_embedding
+    return model.transformer(x, attn_mask=model.attn_mask)
+
+
+def test_resumed_training_is_the_same(tmp_path: Path) -> None:
+    def run(**resume: Any) -> list[float]:
+        curve, saved = LossCurve(), ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=2, save_top_k=-1)
+        module = AutoencoderModule(width=28, encoder_layers=1, decoder_layers=1)
+        trainer = lightning.Trainer(
+            max_steps=4, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+            limit_val_batches=0, callbacks=[curve, saved],
+        )  # fmt: skip
+        trainer.fit(module, datamodule=world(), **resume)
+        return curve.losses
+
+    whole = run()
+    assert run(ckpt_path=tmp_path / "step=2.ckpt") == whole[2:]
+
+
+def test_a_trapezoid_may_be_made_longer() -> None:
+    short, long = ([trapezoid(step, steps) for step in range(steps)] for steps in (1000, 4000))
+    assert short[:800] == long[:800]
+    assert short[0] == 0.01 and short[99] == short[800] == 1.0
+    assert short[900] == pytest.approx(0.5)
+    assert 0 < short[-1] < 0.01
+
+
+TAG = "red brick wall"
+
+
+def test_labels_are_exact() -> None:
+    assert spans(TAG) == ["red", "red brick", "red brick wall", "brick", "brick wall", "wall"]
+    texts = ["brick", "red wall", "brick wall, grass", "grass ground, red brick", "wooden"]
+    tags = [f"{TAG}, grass ground", TAG, "wooden floor"]
+    expected = [[1, 0, 1, 1, 0], [1, 0, 0, 0, 0], [0, 0, 0, 0, 1]]
+    assert truth(texts, tags).tolist() == expected
+
+
+def test_drawn_phrases_are_true_of_some_image() -> None:
+    tags = [f"{TAG}, grass ground", "clear blue sky, wooden fence"]
+    every = draw_phrases(tags, 100, numpy_generator(0))
+    assert len(set(every)) == len(every) == 6 + 3 + 6 + 3
+    assert truth(every, tags).any(0).all()
+    assert len(draw_phrases(tags, 4, numpy_generator(0))) == 4
+    assert draw_phrases(tags, 4, numpy_generator(0)) != draw_phrases(tags, 4, numpy_generator(1))
+
+
+CLIP = {"width": 32, "layers": 1, "text_layers": 1, "merges": 20}
+VAE = {"width": 28, "encoder_layers": 1, "decoder_layers": 1}
+CHANGES = [
+    *((AutoencoderModule, VAE, name, value) for name, value in {
+        "latent_channels": 6, "width": 32, "encoder_layers": 2, "decoder_layers": 2, "whitening": 0.0,
+        "latent_noise": 0.5, "gradient_weight": 3.0, "learning_rate": 1e-2, "weight_decay": 5.0, "seed": 1,
+        "schedule": "trapezoid",
+    }.items()),
+    *((ClipModule, CLIP, name, value) for name, value in {
+        "words": ("astronaut",), "width": 64, "layers": 2, "patch_size": 32, "image_size": 64, "embed_dim": 32,
+        "text_width": 32, "text_layers": 2, "context_length": 16, "merges": 40, "phrases": 2, "patch_weight": 0.0,
+        "lock_text": True, "learning_rate": 1e-2, "weight_decay": 5.0, "seed": 1, "schedule": "trapezoid",
+    }.items()),
+    *((small_prior, {}, name, value) for name, value in {
+        "channels": (16, 48), "heads": (2, 2), "layers": 2, "text_dropout": 1.0, "learning_rate": 1e-2,
+        "weight_decay": 5.0, "seed": 1, "schedule": "trapezoid",
+    }.items()),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("build", "base", "name", "value"), CHANGES, ids=lambda x: x if isinstance(x, str) else "")
+def test_every_setting_has_an_effect(build: Any, base: dict, name: str, value: Any, made: Path, tmp_path: Path) -> None:
+    first = (made,) if build is small_prior else ()
+    patches = 0 if name in ("image_size", "patch_size") else 8  # another number of patches than the data's is refused
+    curves = [train(build(*first, **base | change), tmp_path / "export", 3, patches) for change in ({}, {name: value})]
+    assert curves[0] != curves[1]
+
+
+def test_patches_that_the_data_do_not_have_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="data.patches gives 16 tags per image, the vision tower has 64 patches"):
+        train(ClipModule(**CLIP), tmp_path / "export", patches=4)
+
+
+def test_going_on_from_a_unet(made: Path, tmp_path: Path) -> None:
+    going_on = TextToImageModule(str(made / "vae"), str(made / "clip"), unet=str(made / "prior" / "unet"))
+    before = load_prior(str(made / "prior")).unet.state_dict()
+    assert all(torch.equal(value, before[name]) for name, value in going_on.prior.unet.state_dict().items())
+
+
+def test_a_locked_text_tower_stays(made: Path, tmp_path: Path) -> None:
+    sizes = {"words": ("brick",), "width": 32, "layers": 1, "text_layers": 1, "merges": 20}
+    train(ClipModule(init=str(made / "clip"), lock_text=True, **sizes), tmp_path / "clip")
+    before, after = load_clip(str(made / "clip")).state_dict(), load_clip(str(tmp_path / "clip")).state_dict()
+    moved = {name.removeprefix("model.").split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {"visual", "text_projection", "logit_scale", "logit_bias"}
+
+
+def test_only_the_unet_is_trained(made: Path) -> None:
+    module = small_prior(made)
+    trained = {name.split(".")[1] for name, p in module.named_parameters() if p.requires_grad}
+    assert trained == {"unet"}
