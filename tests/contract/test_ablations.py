@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
 from ablations.plan import RunPlan, default_components, plan_runs, read_recipe
 from ablations.registry import Study, check_diff, studies
@@ -12,7 +13,11 @@ from megasr.errors import UsageError
 from megasr.evaluation.protocol import WEIGHT_FREE_V1
 
 STUDIES = sorted(studies())
-RECIPES = sorted((Path(__file__).parents[2] / "experiments").rglob("*.yaml"))
+RECIPES = [
+    path
+    for path in sorted((Path(__file__).parents[2] / "experiments").rglob("*.yaml"))
+    if "study" in yaml.safe_load(path.read_text())
+]
 recipes = pytest.mark.parametrize("path", RECIPES, ids=[path.stem for path in RECIPES])
 
 
