@@ -57,7 +57,7 @@ class StepProgress(lightning.Callback):
 
 def execute_baseline(plan: RunPlan, components: Components, evaluator: Evaluator, folder: Path) -> RunResult:
     """Measure bicubic lq_up on the held-out photographs; also writes their lq and hq, which all runs share."""
-    data = _build(components, {"data": plan.config["data"]}).data
+    data = build(components, {"data": plan.config["data"]}).data
     scale_factor = plan.config["data"]["init_args"]["scale_factor"]
     started = time.perf_counter()
     cpu = torch.device("cpu")
@@ -93,7 +93,7 @@ def execute_run(
     logger = tracker.open(plan, folder / "wandb")
     try:
         lightning.seed_everything(plan.seed, workers=True, verbose=False)
-        built = _build(components, plan.config)
+        built = build(components, plan.config)
         started = time.perf_counter()
         trainer = _train(plan, built, components, folder, logger, advance)
         trained = time.perf_counter()
@@ -120,7 +120,7 @@ def execute_run(
     return result
 
 
-def _build(components: Components, config: dict[str, Any]) -> Any:
+def build(components: Components, config: dict[str, Any]) -> Any:
     """Namespace with `model` and `data` built from their config sections (the Trainer needs more than its config)."""
     sections = tuple(section for section in ("model", "data") if section in config)
     parser = build_parser(components, sections)

@@ -114,28 +114,30 @@ def resolve(config: Mapping[str, Any], components: Components) -> Config:
 
 
 def read_recipe(path: Path, components: Components, steps: int | None = None) -> Recipe:
-    """Read and resolve a recipe; `steps` replaces trainer.max_steps.
+    """Read and resolve the recipe of a study; `steps` replaces trainer.max_steps.
 
     Raises:
         UsageError: no such file, not YAML, unknown keys, or no positive trainer.max_steps.
     """
-    import yaml
-
-    try:
-        raw = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise UsageError(f"cannot read recipe {path}: {error.strerror}") from error
-    except yaml.YAMLError as error:
-        raise UsageError(f"{path} is not YAML: {error}") from error
+    raw = _read_yaml(path)
     if not isinstance(raw, dict) or not isinstance(raw.get("study"), dict):
         raise UsageError(f"{path}: a recipe has the sections study, model, data and trainer")
     name, seeds = _read_study_section(path, raw.pop("study"))
     if steps is not None:
         raw["trainer"] = {**raw.get("trainer", {}), "max_steps": steps}
-    config = resolve(raw, components)
-    if int(config["trainer"].get("max_steps", -1)) < 1:
-        raise UsageError(f"{path}: trainer.max_steps must be 1 or more: a study compares runs of equal steps")
-    return Recipe(config, name, seeds)
+    return Recipe(_resolve_counted(path, raw, components), name, seeds)
+
+
+def read_run_recipe(path: Path, components: Components) -> Config:
+    """Read and resolve the recipe of one run: the sections model, data and trainer, and no others.
+
+    Raises:
+        UsageError: no such file, not YAML, unknown keys, or no positive trainer.max_steps.
+    """
+    raw = _read_yaml(path)
+    if not isinstance(raw, dict) or raw.keys() != {"model", "data", "trainer"}:
+        raise UsageError(f"{path}: the recipe of one run has the sections model, data and trainer, and no others")
+    return _resolve_counted(path, raw, components)
 
 
 def plan_runs(
@@ -154,8 +156,26 @@ def plan_runs(
     for ablation in study.ablations:
         configs[ablation.name] = _changed(reference, ablation, components)
         check_diff(ablation, reference, configs[ablation.name])
-    runs = [_run(study, name, seed, config) for seed in seeds for name, config in configs.items()]
-    return [_run(study, BICUBIC, None, {"data": recipe.config["data"]}), *runs]
+    runs = [plan_run(study.name, name, seed, config) for seed in seeds for name, config in configs.items()]
+    return [plan_run(study.name, BICUBIC, None, {"data": recipe.config["data"]}), *runs]
+
+
+def _read_yaml(path: Path) -> Any:
+    import yaml
+
+    try:
+        return yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UsageError(f"cannot read recipe {path}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise UsageError(f"{path} is not YAML: {error}") from error
+
+
+def _resolve_counted(path: Path, raw: Config, components: Components) -> Config:
+    config = resolve(raw, components)
+    if int(config["trainer"].get("max_steps", -1)) < 1:
+        raise UsageError(f"{path}: trainer.max_steps must be 1 or more: only runs of equal steps are compared")
+    return config
 
 
 def _read_study_section(path: Path, section: dict[str, Any]) -> tuple[str, tuple[int, ...]]:
@@ -171,14 +191,19 @@ def _changed(config: Config, ablation: Ablation, components: Components) -> Conf
     return resolve(apply_changes(config, ablation), components)
 
 
-def _run(study: Study, ablation: str, seed: int | None, config: Config) -> RunPlan:
+def plan_run(study: str, ablation: str, seed: int | None, config: Config) -> RunPlan:
+    """Plan one run of a resolved config; with seed None it is a baseline that is not trained.
+
+    Raises:
+        MegaSRError: the config's prior is not on this machine.
+    """
     if seed is not None:
         # Everything random follows the run's seed: model, noise and the order of the data.
         data = {**config["data"], "init_args": {**config["data"]["init_args"], "seed": seed}}
         config = {**config, "model": {**config["model"], "seed": seed}, "data": data}
     prior = config.get("model", {}).get("prior")
     identity = identify_prior(prior) if prior is not None else None
-    text = json.dumps([study.name, ablation, seed, flatten(config), identity], sort_keys=True)
+    text = json.dumps([study, ablation, seed, flatten(config), identity], sort_keys=True)
     fingerprint = hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
-    run_id = "-".join([study.name, ablation, *([] if seed is None else [f"s{seed}"]), fingerprint[:8]])
-    return RunPlan(run_id, study.name, ablation, seed, config, fingerprint)
+    run_id = "-".join([study, ablation, *([] if seed is None else [f"s{seed}"]), fingerprint[:8]])
+    return RunPlan(run_id, study, ablation, seed, config, fingerprint)

@@ -77,7 +77,7 @@ def _run_all(
     from ablations.tracking import Tracker
 
     evaluator = Evaluator(protocol)
-    with _progress(sum(plan.max_steps for plan in plans)) as (advance, describe, tell):
+    with steps_progress(sum(plan.max_steps for plan in plans)) as (advance, describe, tell):
         tracker = Tracker(group, tell)
         for number, plan in enumerate(plans, start=1):
             describe(f"run {number}/{len(plans)}: {plan.ablation}" + (f" seed {plan.seed}" if plan.max_steps else ""))
@@ -97,7 +97,9 @@ def _run_all(
 
 
 @contextmanager
-def _progress(total_steps: int) -> Iterator[tuple[Callable[[], None], Callable[[str], None], Callable[[str], None]]]:
+def steps_progress(
+    total_steps: int,
+) -> Iterator[tuple[Callable[[], None], Callable[[str], None], Callable[[str], None]]]:
     """One bar over the steps of all runs, with the time left: yields advance(), describe(text) and tell(line)."""
     from rich.progress import (
         BarColumn,

@@ -28,7 +28,7 @@ def publish(benchmark: str, settings: dict[str, Any], results: dict[str, Any], o
         "benchmark": benchmark,
         "date": datetime.date.today().isoformat(),
         "commit": _commit(),
-        "hardware": {"cpu": _cpu(), "cores": len(os.sched_getaffinity(0)), "system": platform.platform()},
+        "hardware": {"cpu": cpu_name(), "cores": len(os.sched_getaffinity(0)), "system": platform.platform()},
         "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
         "settings": settings,
         "results": results,
@@ -40,7 +40,8 @@ def publish(benchmark: str, settings: dict[str, Any], results: dict[str, Any], o
         output.write_text(text + "\n")
 
 
-def _cpu() -> str:
+def cpu_name() -> str:
+    """What the processor calls itself."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if sys.platform == "linux" else []
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 

@@ -1,0 +1,76 @@
+"""What is measured: a recipe of one run, and fingerprints that tell whether two measurements are of the same thing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ablations.plan import BICUBIC, Components, RunPlan, plan_run, read_run_recipe
+from ablations.registry import Config, flatten
+from megasr.errors import unknown_name
+from megasr.evaluation.spec import Protocol
+from megasr.files import file_sha256
+from megasr.prior import identify_prior
+
+RECIPES = Path(__file__).parents[1]
+_STUDY = "reference"  # the first part of run ids
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe of one run, resolved.
+
+    Attributes:
+        name: path below the folder of recipes, without suffix: "tiny/megasr".
+        config: sections model, data and trainer with all defaults filled in, without seeds.
+        fingerprints: of the recipe (the resolved config), the prior, the protocol and, when there is one, the vision
+            tower. Numbers belong together only when all are equal. The code is not part of it.
+    """
+
+    name: str
+    config: Config
+    fingerprints: Mapping[str, str | None]
+
+    def plan(self, seed: int) -> RunPlan:
+        """The run of one seed."""
+        return plan_run(_STUDY, self.name.replace("/", "-"), seed, self.config)
+
+    def baseline(self) -> RunPlan:
+        """Bicubic on the evaluation set of this recipe: the same run for all recipes of the same data."""
+        return plan_run(_STUDY, BICUBIC, None, {"data": self.config["data"]})
+
+
+def load_recipe(name: str, folder: Path, components: Components, protocol: Protocol) -> Recipe:
+    """Read and resolve `folder/<name>.yaml`.
+
+    Raises:
+        UsageError: there is no such recipe, it has other sections than model, data and trainer, or wrong keys.
+        MegaSRError: weights that it names are not on this machine.
+    """
+    path = folder / f"{name}.yaml"
+    if not path.is_file():
+        known = (found.relative_to(folder).with_suffix("").as_posix() for found in folder.rglob("*.yaml"))
+        raise unknown_name(f"recipe of {folder}", name, known)
+    config = _without_seeds(read_run_recipe(path, components))
+    digest = hashlib.blake2b(json.dumps(flatten(config), sort_keys=True).encode(), digest_size=6).hexdigest()
+    return Recipe(name, config, {"recipe": digest, "protocol": protocol.fingerprint, **_weights(config["model"])})
+
+
+def _without_seeds(config: Config) -> Config:
+    model = {key: value for key, value in config["model"].items() if key != "seed"}
+    arguments = {key: value for key, value in config["data"]["init_args"].items() if key != "seed"}
+    return {**config, "model": model, "data": {**config["data"], "init_args": arguments}}
+
+
+def _weights(model: Mapping[str, Any]) -> dict[str, str | None]:
+    """Frozen weights can be replaced under their names, so the config alone does not tell them apart."""
+    found: dict[str, str | None] = {"prior": identify_prior(model["prior"]) if model.get("prior") else None}
+    if vision := model.get("vision"):
+        from megasr.semantics.vision import VisionConfig
+
+        found["vision"] = file_sha256(VisionConfig(**vision).weights_file)[:12]
+    return found

@@ -1,0 +1,279 @@
+"""What the tiny prior can do: its autoencoder, its CLIP, whether it draws what the words say, and samples to look at.
+
+    python -m experiments.tiny.measure_prior --output runs/prior
+    python -m experiments.tiny.measure_prior --parts text --prompts 8 --prior runs/prior_128/export
+
+Everything is measured on scenes of EVAL_SEED and on the evaluation photographs, which no training sees. A part that is
+measured again replaces its entry in <output>/prior.json; the others stay.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from data_pipelines.data_module import EVAL_SEED
+from data_pipelines.degradations.presets import get_degradation
+from data_pipelines.materials import MATERIALS
+from data_pipelines.photos import EVAL_PHOTOS, grid_crops, load_photo
+from data_pipelines.scenes import Scene, render_scene
+from experiments.benchmarks.record import cpu_name
+from experiments.tiny import pictures, text_control
+from megasr.evaluation.intervals import mean_intervals, paired_bootstrap
+from megasr.files import write_whole
+from megasr.images import from_uint8, resize, to_uint8, upsample_lq, write_png
+from megasr.prior import Prior, load_prior
+from megasr.provenance import provenance
+from megasr.rng import numpy_generator
+
+PARTS = ("autoencoder", "clip", "text", "samples")
+SIZE_PX = pictures.SIZE_PX
+SCALE_FACTOR = 4
+SCENES, CROPS_PER_PHOTO, TAGGED_SCENES, TRAIN_SCENES = 64, 6, 200, 300
+DEGRADATION = "realesrgan_strong"
+TAG_SHARE = 0.01  # a material is in a picture when it covers this share of it
+CERTAIN = 0.5  # probability above which a material counts as found
+RESAMPLES = 10_000
+BATCH_SIZE = 50
+CANDIDATES = tuple(material.name for material in MATERIALS if material.name != "sky")
+_COLUMN = [i for i, material in enumerate(MATERIALS) if material.name != "sky"]
+
+
+def psnr(images: Sequence[np.ndarray], references: Sequence[np.ndarray]) -> np.ndarray:
+    """(N,) PSNR in dB over all RGB values of each pair of uint8 pictures."""
+    errors = [np.mean((a.astype(float) - b) ** 2) for a, b in zip(images, references, strict=True)]
+    return 10 * np.log10(255**2 / np.asarray(errors))
+
+
+def measure_autoencoder(prior: Prior, output: Path) -> dict[str, Any]:
+    """PSNR of decode(encode(hq)) beside bicubic x4, on held-out scenes and photographs; writes the sheet."""
+    scenes = {f"eval-scene/{i}": render_scene(i, EVAL_SEED, SIZE_PX).hq for i in track(range(SCENES), "rendering")}
+    photos = {}
+    for photo in EVAL_PHOTOS:
+        image = load_photo(photo.name)
+        for top, left in grid_crops(image.shape[0], image.shape[1], SIZE_PX, CROPS_PER_PHOTO):
+            photos[f"{photo.name}/{top}-{left}"] = image[top : top + SIZE_PX, left : left + SIZE_PX]
+    results, shown = {}, []
+    for name, images in (("scenes", scenes), ("photographs", photos)):
+        hq = list(images.values())
+        decoded = pictures.reconstruct(prior, hq)
+        results[name] = _compare(list(images), hq, {"autoencoder": decoded, "bicubic": _bicubic(hq)})
+        shown += [(key, hq[i], decoded[i]) for i, key in enumerate(images)][:: -(-len(images) // 4)]
+    captions = [*(key for key, _, _ in shown), *(f"{psnr([b], [a])[0]:.1f} dB" for _, a, b in shown)]
+    tiles = [*(hq for _, hq, _ in shown), *(decoded for _, _, decoded in shown)]
+    write_png(pictures.sheet(tiles, captions, len(shown)), output / "reconstructions.png")
+    rows = [
+        (f"{name}, {what}", f"{values['psnr']:.2f}", _span(values["interval"]), f"{values['pooled_psnr']:.2f}")
+        for name, entry in results.items()
+        for what, values in entry["methods"].items()
+    ]
+    _print("PSNR in RGB (dB)", ("on, by", "mean", "95 % interval", "pooled"), rows)
+    return results
+
+
+def _bicubic(images: Sequence[np.ndarray]) -> list[np.ndarray]:
+    small = resize(from_uint8(np.stack(images)), SIZE_PX // SCALE_FACTOR, SIZE_PX // SCALE_FACTOR)
+    return list(to_uint8(upsample_lq(from_uint8(to_uint8(small)), SCALE_FACTOR)))
+
+
+def _compare(keys: Sequence[str], hq: Sequence[np.ndarray], methods: dict[str, list[np.ndarray]]) -> dict[str, Any]:
+    """PSNR of the first and the second method, and by how much the first is better."""
+    values = np.stack([psnr(images, hq) for images in methods.values()], axis=1)
+    intervals = mean_intervals(values, keys, numpy_generator(0, "autoencoder"))
+    pooled = -10 * np.log10(np.mean(10 ** (-values / 10), axis=0))
+    gain = paired_bootstrap((values[:, 0] - values[:, 1])[None], keys, numpy_generator(0, "autoencoder-gain"))
+    return {
+        "images": len(keys),
+        "methods": {
+            name: {"psnr": float(values[:, i].mean()), "interval": intervals[i], "pooled_psnr": float(pooled[i])}
+            for i, name in enumerate(methods)
+        },
+        "gain": {"mean": gain.mean, "interval": (gain.low, gain.high)},
+    }
+
+
+def materials_of(scene: Scene) -> np.ndarray:
+    """(M,) bool: which of CANDIDATES cover at least 1 % of the picture."""
+    counts = np.bincount(scene.segmentation.ravel(), minlength=len(MATERIALS))
+    return (counts >= TAG_SHARE * scene.segmentation.size)[_COLUMN]
+
+
+def average_precision(truth: np.ndarray, probability: np.ndarray) -> float:
+    """Area under the precision-recall steps of (M,) truths ranked by probability; equal probabilities are one step."""
+    order = np.argsort(-probability, kind="stable")
+    right, ranked = np.cumsum(truth[order]), probability[order]
+    ends = np.flatnonzero(np.append(ranked[1:] != ranked[:-1], True))
+    return float(np.sum(np.diff(right[ends], prepend=0) * right[ends] / (ends + 1)) / right[-1])
+
+
+def picture_counts(truth: np.ndarray, probability: np.ndarray) -> np.ndarray:
+    """What tagging_scores adds up, of each of N pictures with M candidates.
+
+    Args:
+        truth: (N, M) bool, at least one true in each row.
+        probability: (N, M) in [0, 1].
+
+    Returns:
+        (N, 6): the most probable is right (0 or 1), share right of the three most probable, average precision; number
+        found and right, found, and true, where found is a probability above 0.5.
+    """
+    ranked = np.argsort(-probability, axis=1, kind="stable")[:, :3]
+    hits = np.take_along_axis(truth, ranked, axis=1)
+    found = probability > CERTAIN
+    precisions = [average_precision(t, p) for t, p in zip(truth, probability, strict=True)]
+    return np.stack(
+        [hits[:, 0], hits.mean(1), precisions, (found & truth).sum(1), found.sum(1), truth.sum(1)], axis=1
+    ).astype(float)
+
+
+def tagging_scores(counts: np.ndarray) -> dict[str, float]:
+    """Zero-shot tagging from picture_counts: means over pictures; precision (0 of none) and recall are pooled."""
+    top1, top3, precision, right, found, true = counts.mean(0)
+    return {
+        "top1": float(top1),
+        "top3_precision": float(top3),
+        "precision": float(right / found) if found else 0.0,
+        "recall": float(right / true),
+        "mean_average_precision": float(precision),
+    }
+
+
+def measure_clip(clip: Any) -> dict[str, Any]:
+    """Zero-shot material tags on clean and degraded held-out scenes, beside a guess that looks at nothing.
+
+    Args:
+        clip: has `probabilities(images (B, 3, H, W) in [0, 1], texts) -> (B, N)`.
+    """
+    scenes = [render_scene(i, EVAL_SEED, SIZE_PX) for i in track(range(TAGGED_SCENES), "rendering")]
+    train = [materials_of(render_scene(i, 0, SIZE_PX // 2)) for i in track(range(TRAIN_SCENES), "counting")]
+    degradation = get_degradation(DEGRADATION, SCALE_FACTOR)
+    params = degradation.sample_params(EVAL_SEED, [f"eval-scene/{i}" for i in range(len(scenes))])
+    lq = [degradation.apply_image(s.hq, p) for s, p in zip(scenes, params, strict=True)]
+    hq = from_uint8(np.stack([scene.hq for scene in scenes]))
+    probabilities = {
+        "hq": _probabilities(clip, hq),
+        "lq": _probabilities(clip, upsample_lq(torch.stack(lq), SCALE_FACTOR)),
+        "constant guess": np.tile(np.mean(train, axis=0), (len(scenes), 1)),
+    }
+    results = _bootstrapped(np.stack([materials_of(scene) for scene in scenes]), probabilities)
+    guess = CANDIDATES[int(np.argmax(np.mean(train, axis=0)))]
+    rows = [
+        (name, *(f"{value:.3f}\n{_span(entry['intervals'][score])}" for score, value in entry["scores"].items()))
+        for name, entry in results.items()
+    ]
+    _print("Material tags, zero-shot", ("of", "top 1", "top 3", "precision", "recall", "mAP"), rows)
+    return {"images": len(scenes), "candidates": len(CANDIDATES), "guess": guess, "of": results}
+
+
+@torch.no_grad()
+def _probabilities(clip: Any, images: torch.Tensor) -> np.ndarray:
+    return torch.cat([clip.probabilities(part, list(CANDIDATES)) for part in images.split(BATCH_SIZE)]).cpu().numpy()
+
+
+def _bootstrapped(truth: np.ndarray, probabilities: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Scores with percentile intervals over pictures, and of hq minus lq on the same resamples."""
+    generator, count = numpy_generator(0, "clip"), len(truth)
+    counts = {name: picture_counts(truth, values) for name, values in probabilities.items()}
+    drawn: dict[str, list[list[float]]] = {name: [] for name in counts}
+    for _ in range(RESAMPLES):
+        chosen = generator.integers(count, size=count - 1)  # as in megasr.evaluation.intervals
+        for name, values in counts.items():
+            drawn[name].append(list(tagging_scores(values[chosen]).values()))
+    scores = {name: tagging_scores(values) for name, values in counts.items()}
+    samples = {name: np.asarray(rows) for name, rows in drawn.items()}
+    scores["hq - lq"] = {score: scores["hq"][score] - scores["lq"][score] for score in scores["hq"]}
+    samples["hq - lq"] = samples["hq"] - samples["lq"]
+    limits = {name: np.quantile(rows, [0.025, 0.975], axis=0).T.tolist() for name, rows in samples.items()}
+    return {
+        name: {"scores": values, "intervals": dict(zip(values, limits[name], strict=True))}
+        for name, values in scores.items()
+    }
+
+
+def measure_text(prior: Prior, output: Path, prompts: int) -> dict[str, Any]:
+    """Shares of samples whose class, material and paint are the prompt's; see text_control."""
+    results = text_control.measure(
+        text_control.load_references(output),
+        lambda texts, keys, scale: pictures.generate(prior, texts, keys, scale),
+        lambda images: pictures.reconstruct(prior, images),
+        prompts,
+    )
+    rows = [
+        (name, *(f"{v['share']:.3f}\n{_span((v['low'], v['high']))}" for v in shares.values()))
+        for name, shares in results["shares"].items()
+    ]
+    title = f"Right among {results['classes']} classes, {results['prompts']} prompts"
+    _print(title, ("pictures", "class", "material", "paint"), rows)
+    return results
+
+
+def draw_samples(prior: Prior, output: Path) -> dict[str, Any]:
+    """The sheet of samples for 24 prompts."""
+    prompts = [*pictures.MATERIAL_PROMPTS, *pictures.SCENE_PROMPTS]
+    images = pictures.generate(prior, prompts, prompts, guidance_scale=3.0)
+    write_png(pictures.sheet(images, prompts, columns=6), output / "samples.png")
+    _print("Samples", ("prompts", "guidance scale", "file"), [(str(len(prompts)), "3", str(output / "samples.png"))])
+    return {"prompts": prompts, "guidance_scale": 3.0, "file": "samples.png"}
+
+
+def _span(interval: Sequence[float]) -> str:
+    return f"[{interval[0]:.2f}, {interval[1]:.2f}]"
+
+
+def _print(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    table = Table(*columns, title=title)
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+
+
+def write_part(path: Path, part: str, about: dict[str, Any], results: dict[str, Any]) -> None:
+    """Put one part's results, with where they come from, into the JSON file; the other parts stay."""
+    record = json.loads(path.read_text()) if path.is_file() else {}
+    record[part] = {"about": about, "results": results}
+    write_whole(path, (json.dumps(record, indent=2) + "\n").encode())
+
+
+def main() -> None:
+    """Measure the parts that are asked for, one after the other."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--prior", default="tiny", help="as `megasr fit` takes it: tiny, or a diffusers folder")
+    parser.add_argument("--clip", default="tiny", help="tiny, or the export folder of `megasr pretrain`")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--output", type=Path, default=Path("runs/prior"))
+    parser.add_argument("--prompts", type=int, default=200, help="held-out prompts of the text part")
+    parser.add_argument("--device", default="cpu", help="of the prior, as torch names it")
+    args = parser.parse_args()
+    prior = load_prior(args.prior)
+    about = {"prior": args.prior, "fingerprint": prior.fingerprint()}
+    prior.to(args.device)
+    for part in args.parts:
+        if part == "clip":
+            from megasr.semantics.clip import load_clip
+
+            results, source = measure_clip(load_clip(args.clip)), {"clip": args.clip, "degradation": DEGRADATION}
+        else:
+            source = about | {"num_steps": pictures.NUM_STEPS, "noise_seed": pictures.NOISE_SEED}
+            if part == "autoencoder":
+                results, source = measure_autoencoder(prior, args.output), about
+            elif part == "text":
+                results = measure_text(prior, args.output, args.prompts)
+            else:
+                results = draw_samples(prior, args.output)
+        hardware = {"cpu": cpu_name(), "cores": len(os.sched_getaffinity(0))}
+        where = provenance(args.device, hardware=hardware, size_px=SIZE_PX, eval_seed=EVAL_SEED, **source)
+        write_part(args.output / "prior.json", part, where, results)
+
+
+if __name__ == "__main__":
+    main()
