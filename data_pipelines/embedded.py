@@ -134,3 +134,7 @@ class WorldDataModule(SceneDataModule):
         whole = Sample(f"{photo.name}/{draw}", load_photo(photo.name), ", ".join(photo.tags))
         crop = crop_sample(whole, self.crop_size_px, self.seed, "world", draw)
         return replace(crop, patch_tags=("",) * self.patches**2)
+
+    def order_fingerprint(self) -> str:
+        """What the order of the draws depends on."""
+        return f"{super().order_fingerprint()}, {self.photo_share:g} of them photographs"

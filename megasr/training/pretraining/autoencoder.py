@@ -7,6 +7,7 @@ its latent size exactly: training starts there (32 dB on scenes with 12 channels
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,23 @@ def start_from_components(vae: Any, images: torch.Tensor, whitening: float) -> N
     _set_centre(decoder.conv_out.conv, torch.cat([torch.eye(12), -torch.eye(12), torch.zeros(12, width - 24)], 1))
 
 
+@torch.no_grad()
+def standardise_latents(vae: Any, images: torch.Tensor) -> None:
+    """Scale every latent channel to unit variance; what is decoded stays the same.
+
+    Where a channel's standard deviation is 1, v (2202.00512) of Gaussian data cannot be foretold from z_t at all, and a
+    network that predicts v has nothing but structure to learn. Elsewhere it first has to learn to pass z_t through.
+
+    Args:
+        vae: of build_autoencoder.
+        images: (B, 3, H, W) in [-1, 1].
+    """
+    deviation = vae.encode(images).latent.std((0, 2, 3))
+    vae.encoder.conv_out.weight /= deviation[:, None, None, None]
+    vae.encoder.conv_out.bias /= deviation
+    vae.decoder.conv_in.weight *= deviation[None, :, None, None]
+
+
 def _set_centre(conv: nn.Conv2d, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
     nn.init.zeros_(conv.weight)
     conv.weight[:, :, 1, 1] = weight.to(conv.weight)
@@ -163,9 +181,9 @@ class AutoencoderModule(PretrainingModule):
 
     @torch.no_grad()
     def export(self, folder: Path) -> None:
-        """Write a diffusers folder; its scaling factor makes the latents of training images of unit variance."""
+        """Write a diffusers folder whose latents have unit variance on training images, every channel of them."""
         from megasr.prior import save_part
 
-        z = self.vae.encode(to_signed(self.samples(128)).to(self.device)).latent
-        self.vae.register_to_config(scaling_factor=round(1 / float(z.std()), 4))
-        save_part(self.vae, folder)
+        vae = copy.deepcopy(self.vae)
+        standardise_latents(vae, to_signed(self.samples(256)).to(self.device))
+        save_part(vae, folder)

@@ -21,6 +21,7 @@ from data_pipelines.datamodules import (
     SceneDataModule,
     ShardDataModule,
     SRDataModule,
+    WorldDataModule,
 )
 from data_pipelines.degradations.high_order import HighOrder
 from data_pipelines.degradations.sampling import Blur, Jpeg, Noise, Order, Resize
@@ -31,13 +32,22 @@ from megasr.images import write_png
 from tests.helpers.shard_sets import encoded, make_shards, pixels
 
 Observed = dict[str, Any]
-MODULES = (PhotoDataModule, SceneDataModule, FolderDataModule, ShardDataModule, MixtureDataModule, PairedDataModule)
+MODULES = (
+    PhotoDataModule,
+    SceneDataModule,
+    WorldDataModule,
+    FolderDataModule,
+    ShardDataModule,
+    MixtureDataModule,
+    PairedDataModule,
+)
 # Evaluation has a size of its own, so that what changes the training is seen to leave it alone.
 BASE = {"crop_size_px": 32, "eval_crop_size_px": 32, "batch_size": 2, "train_samples": 8, "eval_samples": 3}
 STRONG = {"degradation": "realesrgan_strong"}
 PLACES: dict[type, dict[str, Any]] = {
     PhotoDataModule: STRONG,
     SceneDataModule: STRONG,
+    WorldDataModule: STRONG | {"photo_share": 0.0},
     FolderDataModule: STRONG | {"train_root": "{}/folder", "eval_root": "{}/eval"},
     ShardDataModule: STRONG | {"train_url": "{}/shards", "eval_url": "{}/eval"},
     MixtureDataModule: STRONG | {"parts": [Part("{}/folder", 3.0), Part("scenes")], "eval_url": "{}/eval"},
@@ -73,6 +83,11 @@ PIPE = {"eval_url": "pipe:cat {}/eval/{{name}}", "cache_dir": "{}/cache"}
 OWN: dict[tuple[type, str], tuple[Any, str]] = {
     (PhotoDataModule, "eval_crop_size_px"): (48, EVALUATION),  # another grid of crops, which are named by their place
     (SceneDataModule, "seed"): (1, "order hq lq params"),  # scenes are numbered
+    (SceneDataModule, "pool"): (5, f"order {DRAWS}"),
+    (WorldDataModule, "seed"): (1, "order hq lq params"),
+    (WorldDataModule, "pool"): (5, f"order {DRAWS}"),
+    (WorldDataModule, "photo_share"): (1.0, f"order {DRAWS}"),
+    (WorldDataModule, "patches"): (4, "patch-tags"),
     (FolderDataModule, "train_root"): ("{}/other", f"order {DRAWS}"),
     (FolderDataModule, "eval_root"): ("{}/folder2", EVALUATION),
     (ShardDataModule, "train_url"): ("{}/other", f"order {DRAWS}"),
@@ -89,7 +104,12 @@ OWN: dict[tuple[type, str], tuple[Any, str]] = {
     (PairedDataModule, "eval_lq_root"): ("{}/other-eval-pairs/lq", "eval-lq"),
 }
 # What must be set for a parameter to matter.
-GIVEN: dict[str, dict[str, Any]] = {"baked_share": {"baked": "set"}, "cache_dir": PIPE, "cache_gb": PIPE}
+GIVEN: dict[str, dict[str, Any]] = {
+    "patches": {"pool": 3},
+    "baked_share": {"baked": "set"},
+    "cache_dir": PIPE,
+    "cache_gb": PIPE,
+}
 
 
 def parameters(module: type) -> set[str]:
@@ -163,6 +183,7 @@ def described(batches: list, prefix: str) -> Observed:
     images = {name: [image.numpy().tobytes() for batch in batches for image in batch[name]] for name in ("hq", "lq")}
     told = {"keys": [key for batch in batches for key in batch["keys"]]}
     told["params"] = [params for batch in batches for params in batch.get("degradation", ())]
+    told["patch-tags"] = [tags for batch in batches for tags in batch.get("patch_tags", ())]
     told["batches"] = [len(batch["keys"]) for batch in batches]
     return {f"{prefix}{name}": value for name, value in {**images, **told}.items()}
 

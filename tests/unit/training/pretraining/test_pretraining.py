@@ -16,7 +16,12 @@ from megasr.images import to_signed
 from megasr.prior import load_autoencoder, load_prior
 from megasr.rng import numpy_generator
 from megasr.semantics.clip import load_clip
-from megasr.training.pretraining.autoencoder import AutoencoderModule, build_autoencoder, start_from_components
+from megasr.training.pretraining.autoencoder import (
+    AutoencoderModule,
+    build_autoencoder,
+    standardise_latents,
+    start_from_components,
+)
 from megasr.training.pretraining.clip import ClipModule, draw_phrases, spans, truth
 from megasr.training.pretraining.module import Export, PretrainingModule, trapezoid
 from megasr.training.pretraining.text_to_image import TextToImageModule
@@ -67,6 +72,18 @@ def test_the_autoencoder_starts_at_the_linear_optimum() -> None:
     for channels, share in zip((4, 12, 48), found, strict=True):
         best = float(variances[channels:].sum() / 48 / images.var())
         assert share == pytest.approx(best, rel=0.03, abs=1e-3)
+
+
+def test_standard_latents_decode_to_the_same_picture() -> None:
+    vae = build_autoencoder(12, 28, 1, 1)
+    images = to_signed(torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0)))
+    start_from_components(vae, images, whitening=0.5)
+    with torch.no_grad():
+        before = vae.decode(vae.encode(images).latent).sample
+        standardise_latents(vae, images)
+        z = vae.encode(images).latent
+        torch.testing.assert_close(vae.decode(z).sample, before, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(z.std((0, 2, 3)), torch.ones(12), rtol=1e-4, atol=1e-4)
 
 
 def test_what_was_made_loads_again(made: Path) -> None:
