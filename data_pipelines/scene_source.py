@@ -93,7 +93,9 @@ def pool_sample(pool: tuple[Scene, ...], draw: int, seed: int, size_px: int, pat
     top, left = (int(n) for n in rng.integers(pool[index].hq.shape[0] - size_px + 1, size=2))
     scene = crop_scene(pool[index], top, left, size_px)
     sample = as_sample(f"scene/{index}/{draw}", scene)
+    if not patches:
+        return crop_sample(sample, size_px, seed, "pool", draw)
     sample.maps["instance"] = torch.from_numpy(scene.instance[None].astype("float32"))  # mirrored like the others
     sample = crop_sample(sample, size_px, seed, "pool", draw)
     instance = sample.maps.pop("instance")[0].numpy().astype("int64")
-    return replace(sample, patch_tags=patch_tags(scene.names, instance, patches)) if patches else sample
+    return replace(sample, patch_tags=patch_tags(scene.names, instance, patches))

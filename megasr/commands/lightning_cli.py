@@ -54,8 +54,50 @@ class SaveResolvedConfig(SaveConfigCallback):
         super().setup(trainer, pl_module, stage)
 
 
-class MegaSRCLI(LightningCLI):
+class OneLineCLI(LightningCLI):
     """LightningCLI whose arguments are given, not taken from sys.argv, and whose errors are one line."""
+
+    def instantiate_classes(self) -> None:
+        """Build trainer, module and data.
+
+        Raises:
+            UsageError, MegaSRError: what a class has to say, without what jsonargparse puts around it.
+        """
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            if isinstance(error.__cause__, UsageError | MegaSRError):
+                raise error.__cause__ from None
+            raise
+
+    def instantiate_trainer(self, **settings: Any) -> Trainer:
+        """The trainer, with what a fit records in its folder unless it is told otherwise."""
+        command = self.config.subcommand
+        defaults = trainer_defaults(command, self.config_init[command].trainer, self.config[command].as_dict())
+        return super().instantiate_trainer(**defaults, **settings)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse `args`.
+
+        Raises:
+            UsageError: instead of jsonargparse's usage text.
+        """
+        options = self._subcommand_parsers[args[0]]
+        options.allow_abbrev = False  # an abbreviation hides a misspelt key
+        try:
+            self.config = parser.parse_args(args)
+        except argparse.ArgumentError as error:
+            raise explain(str(error), options.get_defaults().keys()) from error
+
+    def _parse_ckpt_path(self) -> None:
+        """What was typed or configured holds: Lightning would silently replace it by the checkpoint's hyper-parameters.
+
+        A checkpoint of another adapter is refused when its weights are loaded.
+        """
+
+
+class MegaSRCLI(OneLineCLI):
+    """`megasr fit | validate | test`: MegaSRModule with any data module."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """What Lightning seeds follows the module's seed; the data have their own."""
@@ -80,23 +122,13 @@ class MegaSRCLI(LightningCLI):
         """Build trainer, module and data.
 
         Raises:
-            UsageError, MegaSRError: what a class has to say, without what jsonargparse puts around it.
+            UsageError: what a class has to say, or the data's baked tokens are those of another vision tower.
+            MegaSRError: what a class has to say.
         """
-        try:
-            super().instantiate_classes()
-        except ValueError as error:
-            if isinstance(error.__cause__, UsageError | MegaSRError):
-                raise error.__cause__ from None
-            raise
+        super().instantiate_classes()
         baked = getattr(self.datamodule, "baked", None)
         if baked is not None and baked.options.tokens:
             _check_tower(self.config[self.config.subcommand].model.vision, baked.options.tokens)
-
-    def instantiate_trainer(self, **settings: Any) -> Trainer:
-        """The trainer, with what a fit records in its folder unless it is told otherwise."""
-        command = self.config.subcommand
-        defaults = trainer_defaults(command, self.config_init[command].trainer, self.config[command].as_dict())
-        return super().instantiate_trainer(**defaults, **settings)
 
     def before_test(self) -> None:
         """Tell the evaluation which configuration its numbers come from."""
@@ -104,24 +136,10 @@ class MegaSRCLI(LightningCLI):
         self.config_init.test.evaluation.config = {"model": config.model.as_dict(), "data": config.data.as_dict()}
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse `args`.
-
-        Raises:
-            UsageError: instead of jsonargparse's usage text.
-        """
+        """Parse `args`, and take the protocol of the benchmark set that they name. Raises as OneLineCLI."""
+        super().parse_arguments(parser, args)
         options = self._subcommand_parsers[args[0]]
-        options.allow_abbrev = False  # an abbreviation hides a misspelt key
-        try:
-            self.config = parser.parse_args(args)
-        except argparse.ArgumentError as error:
-            raise explain(str(error), options.get_defaults().keys()) from error
         take_protocol_of_benchmark(self.config[args[0]], args, options.get_defaults().evaluation.protocol)
-
-    def _parse_ckpt_path(self) -> None:
-        """What was typed or configured holds: Lightning would silently replace it by the checkpoint's hyper-parameters.
-
-        A checkpoint of another adapter is refused when its weights are loaded.
-        """
 
 
 def _check_tower(vision: Any, tokens: str) -> None:

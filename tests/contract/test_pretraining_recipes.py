@@ -34,7 +34,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setenv("WANDB_MODE", "disabled")
         for recipe in CHAIN:
             changes = [f"--data.init_args.{name}={value}" for name, value in SMALL.items()]
-            trainer = {"max_steps": 2, "accelerator": "cpu", "enable_progress_bar": False}
+            trainer = {
+                "max_steps": 2,
+                "accelerator": "cpu",
+                "devices": 1,
+                "strategy": "auto",
+                "enable_progress_bar": False,
+            }
             changes += [f"--trainer.{name}={value}" for name, value in trainer.items()]
             assert main(["pretrain", "--config", str(recipe), *changes]) == 0, recipe.name
     return folder

@@ -8,7 +8,7 @@ import pytest
 
 from megasr import files
 from megasr.errors import MegaSRError
-from megasr.files import locked_folder, open_whole, write_whole
+from megasr.files import locked_folder, open_whole, write_whole, write_whole_folder
 
 
 def test_a_reader_never_sees_a_part(tmp_path: Path) -> None:
@@ -25,6 +25,19 @@ def test_a_reader_never_sees_a_part(tmp_path: Path) -> None:
         raise ZeroDivisionError
     assert path.read_bytes() == b"second"
     assert [p.name for p in path.parent.iterdir()] == ["file"]
+
+
+def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "folder"
+    for name in ("first", "second"):
+        with write_whole_folder(folder) as temporary:
+            (temporary / name).touch()
+        assert [path.name for path in folder.iterdir()] == [name]
+    with pytest.raises(ZeroDivisionError), write_whole_folder(folder) as temporary:
+        (temporary / "third").touch()
+        raise ZeroDivisionError
+    assert [path.name for path in folder.iterdir()] == ["second"]
+    assert [path.name for path in folder.parent.iterdir()] == ["folder"]
 
 
 def test_a_place_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:

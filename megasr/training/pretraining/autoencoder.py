@@ -18,7 +18,7 @@ from torch import nn
 from megasr.batch import SRBatch
 from megasr.images import from_signed, to_signed
 from megasr.rng import torch_generator
-from megasr.training.pretraining.module import PretrainingModule, Schedule
+from megasr.training.pretraining.module import PretrainingModule
 
 PATCH = 48  # values of a patch: 4 x 4 pixels of 3 channels
 _LEVEL = 16.0  # constant that keeps the last norm's divisor, and so the decoder's path, nearly linear at the start
@@ -125,10 +125,7 @@ class AutoencoderModule(PretrainingModule):
         latent_noise: standard deviation of the noise on the latents in training, as a share of theirs: what a diffusion
             model makes is never exact, and the decoder shall not amplify that.
         gradient_weight: weight of the squared error of image gradients, which keeps edges sharp.
-        learning_rate: see PretrainingModule.
-        weight_decay: see PretrainingModule.
-        seed: see PretrainingModule.
-        schedule: see PretrainingModule.
+        settings: see PretrainingModule.
     """
 
     def __init__(
@@ -140,15 +137,12 @@ class AutoencoderModule(PretrainingModule):
         whitening: float = 0.5,
         latent_noise: float = 0.03,
         gradient_weight: float = 0.5,
-        learning_rate: float = 3e-4,
-        weight_decay: float = 0.0,
-        seed: int = 0,
-        schedule: Schedule = "one_cycle",
+        **settings: Any,
     ) -> None:
-        super().__init__(learning_rate, weight_decay, seed, schedule)
+        super().__init__(**settings)
         self.save_hyperparameters()
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.manual_seed(self.seed)
             self.vae = build_autoencoder(latent_channels, width, encoder_layers, decoder_layers)
         self.vae.to(memory_format=torch.channels_last)
         self.whitening, self.latent_noise, self.gradient_weight = whitening, latent_noise, gradient_weight

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from megasr.errors import UsageError
 from megasr.rng import numpy_generator
 from megasr.semantics.clip import build_clip, encode_images, encode_patches, encode_texts, load_open_clip, save_clip
 from megasr.semantics.vocabulary import cut_merges
-from megasr.training.pretraining.module import PretrainingModule, Schedule, text_of
+from megasr.training.pretraining.module import PretrainingModule, text_of
 
 SEPARATOR = ", "
 
@@ -57,12 +58,8 @@ class ClipModule(PretrainingModule):
         lock_text: keep the text tower as it is (all but its projection): a prior that was trained on it goes on
             understanding the words.
         patch_weight: weight of the same loss between patch tokens and what each patch shows, where the data say so.
-        phrases: runs of words of the batch's tags, each of which is compared with every image. Comparing with all that
-            the batch knows, not with one text per image, teaches the materials with a tenth of the images.
-        learning_rate: see PretrainingModule.
-        weight_decay: see PretrainingModule.
-        seed: see PretrainingModule.
-        schedule: see PretrainingModule.
+        phrases: runs of words of the batch's tags, each of which is compared with every image.
+        settings: see PretrainingModule.
     """
 
     def __init__(
@@ -81,17 +78,14 @@ class ClipModule(PretrainingModule):
         lock_text: bool = False,
         patch_weight: float = 1.0,
         phrases: int = 160,
-        learning_rate: float = 2e-3,
-        weight_decay: float = 0.05,
-        seed: int = 0,
-        schedule: Schedule = "one_cycle",
+        **settings: Any,
     ) -> None:
-        super().__init__(learning_rate, weight_decay, seed, schedule)
+        super().__init__(**settings)
         self.save_hyperparameters()
         vision = {"image_size": image_size, "layers": layers, "width": width, "head_width": 32}
         text = {"context_length": context_length, "width": text_width, "heads": text_width // 32, "layers": text_layers}
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.manual_seed(self.seed)
             self.clip = build_clip(embed_dim, vision | {"patch_size": patch_size}, text, cut_merges(words, merges))
         self.phrases, self.patch_weight = phrases, patch_weight
         if init is not None:
@@ -116,10 +110,10 @@ class ClipModule(PretrainingModule):
                     f"{patches.shape[1]} patches: set it to image_size / patch_size"
                 )
             known = torch.tensor([bool(tag) for tag in shown])
-            names = sorted(set(shown))
-            rows = torch.tensor([names.index(tag) for tag in shown])[known]
+            names = {tag: row for row, tag in enumerate(dict.fromkeys(shown))}
+            rows = torch.tensor([names[tag] for tag in shown])[known]
             logits = patches.flatten(0, 1)[known.to(self.device)] @ text
-            loss = loss + self.patch_weight * self._sigmoid_loss("patch", logits, truth(texts, names)[rows])
+            loss = loss + self.patch_weight * self._sigmoid_loss("patch", logits, truth(texts, list(names))[rows])
         self.log("train/loss", loss, prog_bar=True)
         return loss
 

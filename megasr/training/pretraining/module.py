@@ -28,7 +28,9 @@ class PretrainingModule(lightning.LightningModule):
             checkpoint.
     """
 
-    def __init__(self, learning_rate: float, weight_decay: float, seed: int, schedule: Schedule = "one_cycle") -> None:
+    def __init__(
+        self, learning_rate: float = 1e-3, weight_decay: float = 0.01, seed: int = 0, schedule: Schedule = "one_cycle"
+    ) -> None:
         super().__init__()
         self.learning_rate, self.weight_decay, self.seed, self.schedule = learning_rate, weight_decay, seed, schedule
 

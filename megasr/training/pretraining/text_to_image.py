@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,11 @@ import torch.nn.functional as F
 
 from megasr.batch import SRBatch
 from megasr.diffusion.objective import add_noise, prediction_target, stratified_timesteps
+from megasr.errors import MegaSRError, UsageError
 from megasr.prior import Prior, load_autoencoder, save_prior
 from megasr.rng import keyed_normal, keyed_uniform, torch_generator
 from megasr.semantics.text import OpenClipTextEncoder
-from megasr.training.pretraining.module import PretrainingModule, Schedule, text_of
+from megasr.training.pretraining.module import PretrainingModule, text_of
 
 # SD 2.1's.
 NOISE_SCHEDULE = {
@@ -27,7 +29,7 @@ NOISE_SCHEDULE = {
 def build_unet(
     latent_channels: int, channels: tuple[int, ...], heads: tuple[int, ...], layers: int, text_width: int
 ) -> Any:
-    """A diffusers UNet2DConditionModel of SD 2.1's layout: cross-attention at every resolution but none left out."""
+    """A diffusers UNet2DConditionModel of SD 2.1's layout, with cross-attention at every resolution."""
     from diffusers import UNet2DConditionModel
 
     levels = len(channels)
@@ -46,21 +48,37 @@ def build_unet(
     )
 
 
+def _load_unet(folder: str, like: Any) -> Any:
+    from diffusers import UNet2DConditionModel
+
+    found = UNet2DConditionModel.from_pretrained(folder, torch_dtype=torch.float32)
+    names = {"channels": "block_out_channels", "heads": "attention_head_dim", "layers": "layers_per_block"}
+    for setting, name in names.items():
+        theirs, ours = (tuple(v) if isinstance(v, list) else v for v in (found.config[name], like.config[name]))
+        if theirs != ours:
+            raise UsageError(
+                f"the U-Net in {folder} has {setting} {theirs}, model.{setting} is {ours}: make them equal"
+            )
+    return found
+
+
 class TextToImageModule(PretrainingModule):
     """Train the U-Net; the autoencoder and the text tower are frozen, as in SD 2.x.
 
     Args:
         vae: folder of the trained autoencoder.
         clip: folder of the trained CLIP, whose text tower conditions the U-Net.
-        unet: folder of a U-Net to go on from; None starts a new one of the sizes below.
+        unet: folder of a U-Net of these sizes to go on from; None starts a new one.
         channels: of the U-Net's levels.
         heads: attention heads of the levels.
         layers: residual blocks per level.
         text_dropout: share of samples whose text is replaced by "" for classifier-free guidance.
-        learning_rate: see PretrainingModule.
-        weight_decay: see PretrainingModule.
-        seed: see PretrainingModule.
-        schedule: see PretrainingModule.
+        compile: train through torch.compile, which takes minutes to start; it needs a C++ compiler on a CPU.
+        settings: see PretrainingModule.
+
+    Raises:
+        MegaSRError: a folder does not hold what it should.
+        UsageError: the U-Net to go on from has other sizes.
     """
 
     def __init__(
@@ -72,27 +90,28 @@ class TextToImageModule(PretrainingModule):
         heads: tuple[int, ...] = (1, 2, 4),
         layers: int = 1,
         text_dropout: float = 0.1,
-        learning_rate: float = 1e-3,
-        weight_decay: float = 0.01,
-        seed: int = 0,
-        schedule: Schedule = "one_cycle",
+        compile: bool = False,
+        **settings: Any,
     ) -> None:
-        super().__init__(learning_rate, weight_decay, seed, schedule)
-        from diffusers import DDPMScheduler, UNet2DConditionModel
+        super().__init__(**settings)
+        from diffusers import DDPMScheduler
 
         self.save_hyperparameters()
+        for name, folder in (("vae", vae), ("unet", unet)):
+            if folder is not None and not (Path(folder) / "config.json").is_file():
+                raise MegaSRError(f"model.{name} {folder}: there is none; its recipe has to run first (make prior)")
         autoencoder, text = load_autoencoder(Path(vae)), OpenClipTextEncoder.from_clip(clip)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            model = (
-                build_unet(autoencoder.config.latent_channels, channels, heads, layers, text.width)
-                if unet is None
-                else UNet2DConditionModel.from_pretrained(unet, torch_dtype=torch.float32)
-            )
+            torch.manual_seed(self.seed)
+            model = build_unet(autoencoder.config.latent_channels, channels, heads, layers, text.width)
+        if unet is not None:
+            model = _load_unet(unet, like=model)
         self.prior = Prior(autoencoder, model, text, DDPMScheduler.from_config(NOISE_SCHEDULE))
         self.prior.requires_grad_(False).unet.requires_grad_(True)
         self.prior.to(memory_format=torch.channels_last)
         self.text_dropout = text_dropout
+        # Not compiled in place: the names of the parameters stay, and validation has other sizes.
+        self._predict = torch.compile(self._predict_eagerly, dynamic=False) if compile else self._predict_eagerly
 
     def training_step(self, batch: SRBatch, batch_index: int) -> torch.Tensor:
         """Squared error of v (2202.00512), at timesteps that are stratified over the batch."""
@@ -103,32 +122,43 @@ class TextToImageModule(PretrainingModule):
         offset = torch.rand((), generator=torch_generator(self.seed, "timesteps", step, self.global_rank))
         fractions = (torch.arange(len(keys)) + offset) / len(keys)
         timesteps = (fractions * self.prior.scheduler.config.num_train_timesteps).long().to(self.device)
-        loss = self._losses(batch["hq"], texts, timesteps, (*keys,), "prior_noise", step).mean()
+        loss = self._losses(self._predict, batch["hq"], texts, timesteps, (*keys,), "prior_noise", step).mean()
         self.log("train/loss", loss, prog_bar=True)
         return loss
 
     @torch.no_grad()
     def validation_step(self, batch: SRBatch, batch_index: int) -> None:
         """Loss at eight fixed timesteps with noise keyed by the image, with the text and without."""
-        count = self.prior.scheduler.config.num_train_timesteps
+        count, keys = self.prior.scheduler.config.num_train_timesteps, batch["keys"]
         for name, texts in (("val/loss", text_of(batch)), ("val/loss_without_text", [""] * len(batch["keys"]))):
             losses = [
-                self._losses(batch["hq"], texts, t.expand(len(texts)).to(self.device), batch["keys"], "validation")
+                self._losses(
+                    self._predict_eagerly, batch["hq"], texts, t.expand(len(texts)).to(self.device), keys, "validation"
+                )
                 for t in stratified_timesteps(8, count)
             ]
             self.log(name, torch.stack(losses).mean(), prog_bar=True, batch_size=len(texts), sync_dist=True)
 
+    def _predict_eagerly(self, z_t: torch.Tensor, timesteps: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        prediction: torch.Tensor = self.prior.unet(z_t, timesteps, text).sample
+        return prediction
+
     def _losses(
-        self, hq: torch.Tensor, texts: list[str], timesteps: torch.Tensor, keys: Any, *purpose: int | str
+        self,
+        predict: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor],
+        hq: torch.Tensor,
+        texts: list[str],
+        timesteps: torch.Tensor,
+        keys: Any,
+        *purpose: int | str,
     ) -> torch.Tensor:
         with torch.no_grad():
             z0 = self.prior.encode(hq).contiguous(memory_format=torch.channels_last)
             text = self.prior.text_encoder(texts)
         noise = keyed_normal(self.seed, keys, z0.shape[1:], *purpose).to(z0)
         z_t = add_noise(self.prior.scheduler, z0, noise, timesteps)
-        prediction = self.prior.unet(z_t, timesteps, text).sample
         target = prediction_target(self.prior.scheduler, z0, noise, timesteps)
-        return F.mse_loss(prediction, target, reduction="none").mean((1, 2, 3))
+        return F.mse_loss(predict(z_t, timesteps, text), target, reduction="none").mean((1, 2, 3))
 
     def export(self, folder: Path) -> None:
         """Write the whole prior as a diffusers folder."""

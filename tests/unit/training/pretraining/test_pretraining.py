@@ -185,14 +185,35 @@ def test_patches_that_the_data_do_not_have_are_refused(tmp_path: Path) -> None:
 
 
 def test_going_on_from_a_unet(made: Path, tmp_path: Path) -> None:
-    going_on = TextToImageModule(str(made / "vae"), str(made / "clip"), unet=str(made / "prior" / "unet"))
+    going_on = small_prior(made, unet=str(made / "prior" / "unet"))
     before = load_prior(str(made / "prior")).unet.state_dict()
     assert all(torch.equal(value, before[name]) for name, value in going_on.prior.unet.state_dict().items())
 
 
+@pytest.mark.parametrize("change", [{"channels": (16, 48)}, {"heads": (2, 1)}, {"layers": 2}], ids=str)
+def test_a_unet_of_other_sizes_is_refused(made: Path, change: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=f"model.{next(iter(change))} is .*make them equal"):
+        small_prior(made, unet=str(made / "prior" / "unet"), **change)
+
+
+def test_only_training_is_compiled(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def compiled(function: Any, **options: Any) -> Any:
+        return lambda *inputs: calls.append(inputs[0].shape) or function(*inputs)
+
+    monkeypatch.setattr(torch, "compile", compiled)  # the real one takes minutes
+    eager = train(small_prior(made), tmp_path / "eager", 3)
+    assert not calls
+    assert train(small_prior(made, compile=True), tmp_path / "compiled", 3) == eager
+    assert calls == [(2, 12, 8, 8)] * 3  # not the validation's larger crops
+    exported = [load_prior(str(tmp_path / name)).unet.state_dict() for name in ("eager", "compiled")]
+    assert exported[0].keys() == exported[1].keys()
+
+
 def test_a_locked_text_tower_stays(made: Path, tmp_path: Path) -> None:
     sizes = {"words": ("brick",), "width": 32, "layers": 1, "text_layers": 1, "merges": 20}
-    train(ClipModule(init=str(made / "clip"), lock_text=True, **sizes), tmp_path / "clip")
+    train(ClipModule(init=str(made / "clip"), lock_text=True, learning_rate=1e-2, **sizes), tmp_path / "clip")
     before, after = load_clip(str(made / "clip")).state_dict(), load_clip(str(tmp_path / "clip")).state_dict()
     moved = {name.removeprefix("model.").split(".")[0] for name in before if not torch.equal(before[name], after[name])}
     assert moved == {"visual", "text_projection", "logit_scale", "logit_bias"}
