@@ -1,4 +1,4 @@
-"""The markdown table over all references, and its place in a file between two marks."""
+"""The markdown tables over all references, and their place in a file between two marks."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from megasr.evaluation.spec import Protocol
 
 BEGIN, END = "<!-- reference -->", "<!-- /reference -->"
 AGAINST = "tiny/controlnet_only"
-PRIMARY = "ssim_y"
+COMPARED = ("ssim_y", "fsim")  # fidelity of pixels and of structure
 NOTHING = "Reference numbers: not measured yet (`python -m experiments.reference measure --help`)."
 
 
 def make_table(references: Sequence[Reference], against: str = AGAINST) -> str:
-    """One table per folder of recipes, best read from left to right: metrics, differences, cost, origin.
+    """Two tables per folder of recipes: values and what they cost, and paired differences of COMPARED.
 
     Args:
         references: what is measured.
@@ -53,12 +53,17 @@ def _table(references: Sequence[Reference], against: str) -> str:
         _check_comparable(first, other)
     protocol = get_protocol(first.protocol)
     ordered = sorted(references, key=lambda reference: (reference is not baseline, reference.recipe))
-    head = ["adapter", *(_heading(protocol, name) for name in first.metrics), f"{PRIMARY} - bicubic"]
-    head += [f"{PRIMARY} - {_short(against)}"] if baseline else []
-    head += ["training", "seeds", "steps", "date"]
-    rows = [_bicubic_row(first, len(head)), *(_row(reference, baseline) for reference in ordered)]
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(["| " + " | ".join(line) + " |" for line in lines] + ["", _caption(references)])
+    head = ["adapter", *(_heading(protocol, name) for name in first.metrics), "training", "seeds", "steps", "date"]
+    values = _markdown([head, _bicubic_row(first, len(head)), *(_row(reference) for reference in ordered)])
+    others = [None, *([baseline] if baseline else [])]
+    head = [f"{metric} - {_short(other.recipe) if other else 'bicubic'}" for metric in COMPARED for other in others]
+    rows = [[_link(reference), *_differences(reference, others)] for reference in ordered]
+    return "\n\n".join([values, _markdown([["adapter", *head], *rows]), _caption(references)])
+
+
+def _markdown(rows: Sequence[Sequence[str]]) -> str:
+    head, *body = rows
+    return "\n".join("| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *body))
 
 
 def _check_comparable(first: Reference, other: Reference) -> None:
@@ -83,18 +88,24 @@ def _bicubic_row(reference: Reference, width: int) -> list[str]:
     return cells + ["-"] * (width - len(cells))
 
 
-def _row(reference: Reference, baseline: Reference | None) -> list[str]:
-    cells = [f"[{_short(reference.recipe)}](experiments/{reference.recipe}.yaml)"]
-    cells += [_interval(reference.interval(metric)) for metric in reference.metrics]
-    cells.append(_interval(reference.difference(None, PRIMARY), signed=True))
-    if baseline is reference:
-        cells.append("-")
-    elif baseline is not None:
-        cells.append(_interval(reference.difference(baseline, PRIMARY), signed=True))
+def _link(reference: Reference) -> str:
+    return f"[{_short(reference.recipe)}](experiments/{reference.recipe}.yaml)"
+
+
+def _row(reference: Reference) -> list[str]:
+    cells = [_link(reference), *(_interval(reference.interval(metric)) for metric in reference.metrics)]
     seconds = sum(run.train_s for run in reference.runs) / len(reference.runs)
     dates = sorted(run.time[:10] for run in reference.runs)
     seeds = ", ".join(map(str, reference.seeds))
     return [*cells, f"{seconds / 60:.1f} min", seeds, str(reference.steps), dates[-1]]
+
+
+def _differences(reference: Reference, others: Sequence[Reference | None]) -> list[str]:
+    pairs = [(metric, other) for metric in COMPARED for other in others]
+    return [
+        "-" if other is reference else _interval(reference.difference(other, metric), signed=True)
+        for metric, other in pairs
+    ]
 
 
 def _interval(interval: Interval | None, signed: bool = False) -> str:

@@ -36,10 +36,14 @@ def _reference(name: str, ssim: float, seeds: tuple[int, ...] = (0, 1)) -> Refer
 BASELINE, BETTER = _reference(AGAINST, 0.5), _reference("tiny/better", 0.52)
 
 
-def _cells(table: str) -> dict[str, dict[str, str]]:
-    """Adapter -> heading -> cell."""
-    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if line.startswith("|")]
-    return {row[0]: dict(zip(lines[0], row, strict=True)) for row in lines[2:]}
+def _cells(text: str) -> dict[str, dict[str, str]]:
+    """Adapter -> heading -> cell, of both tables."""
+    found: dict[str, dict[str, str]] = {}
+    for table in text.split("\n\n")[:2]:
+        head, _, *rows = ([cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines())
+        for row in rows:
+            found.setdefault(row[0], {}).update(zip(head, row, strict=True))
+    return found
 
 
 def test_differences_are_paired_over_images_and_seeds() -> None:
@@ -58,13 +62,16 @@ def test_differences_are_paired_over_images_and_seeds() -> None:
     assert better["gmsd ↓"].startswith("0.5150 [")
     assert (better["training"], better["seeds"], better["steps"]) == ("1.5 min", "0, 1", "60")
     assert better["date"] == "2026-01-02"
+    assert better["fsim - controlnet_only"] == "+0.0000 [+0.0000, +0.0000]"
+    baseline = rows["[controlnet_only](experiments/tiny/controlnet_only.yaml)"]
+    assert (baseline["ssim_y - controlnet_only"], baseline["fsim - controlnet_only"]) == ("-", "-")
     assert rows["bicubic"]["ssim_y ↑"].startswith("0.5500 [")
 
 
 def test_only_common_seeds_are_paired() -> None:
     other = _reference("tiny/other", 0.53, seeds=(1, 2))
     rows = _cells(make_table([BASELINE, other, _reference("tiny/third", 0.5, seeds=(3,))]))
-    column = {name.split("]")[0][1:]: row["ssim_y - controlnet_only"] for name, row in rows.items()}
+    column = {name.split("]")[0][1:]: row.get("ssim_y - controlnet_only") for name, row in rows.items()}
     assert column["other"] == "+0.0300 [+0.0300, +0.0300]"
     assert column["third"] == "no common seed"
 
