@@ -16,7 +16,7 @@ class ObjectiveConfig:
         text_dropout: share of samples whose tags are replaced by the empty prompt (SeeSR: 0.5).
         guidance_dropout: share of samples whose guidance maps are all set to zero.
         timestep_fraction: share of the noise schedule, from its clean end, that is trained on, in (0, 1]. A sampler
-            that starts from lq at sampler.start_fraction never sees the rest.
+            that starts from lq at sampler.start_fraction never sees the rest; it may not start above.
         validation_timesteps: number of fixed, stratified timesteps of the validation loss.
     """
 

@@ -38,6 +38,10 @@ class MegaSRModule(lightning.LightningModule):
             unless the batches bring them.
         scale_factor: size of hq over size of lq.
         seed: of every draw in training and evaluation.
+
+    Raises:
+        UsageError: nothing would be trained, or the sampler begins at timesteps that are not trained on.
+        MegaSRError: the prior or the vision tower is not on this machine.
     """
 
     strict_loading = False  # a checkpoint lacks the prior on purpose; on_load_checkpoint checks what it must hold
@@ -54,6 +58,11 @@ class MegaSRModule(lightning.LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        if sampler.start_fraction > objective.timestep_fraction:
+            raise UsageError(
+                f"sampler.start_fraction {sampler.start_fraction} begins where nothing is trained: "
+                f"objective.timestep_fraction is {objective.timestep_fraction}; lower the first or raise the second"
+            )
         # Plain data only, so that checkpoints load with weights_only=True.
         plain: dict[str, Any] = {
             "adapter": asdict(adapter),

@@ -113,7 +113,8 @@ def test_validation_loss_is_the_same_every_time_and_uses_all_strata():
 
 @pytest.mark.parametrize("fraction", [0.3, 1.0])
 def test_only_a_part_of_the_schedule_is_trained_on(fraction):
-    module = make_module(objective=ObjectiveConfig(timestep_fraction=fraction))
+    objective, sampler = ObjectiveConfig(timestep_fraction=fraction), SamplerConfig(start_fraction=fraction)
+    module = make_module(objective=objective, sampler=sampler)
     module.log = lambda *a, **k: None
     batch = make_batch(8)
     timesteps = torch.cat([module.training_step({**batch, "keys": [f"{n}/{i}" for i in range(8)]}, 0)["timesteps"]
@@ -125,6 +126,11 @@ def test_only_a_part_of_the_schedule_is_trained_on(fraction):
 def test_a_timestep_fraction_out_of_range_is_refused():
     with pytest.raises(UsageError, match=r"objective.timestep_fraction must be in \(0, 1\], got 0"):
         ObjectiveConfig(timestep_fraction=0)
+
+
+def test_a_sampler_that_starts_where_nothing_is_trained_is_refused():
+    with pytest.raises(UsageError, match=r"start_fraction 0.6 begins where nothing is trained.*timestep_fraction is 0.5"):
+        make_module(objective=ObjectiveConfig(timestep_fraction=0.5), sampler=SamplerConfig(start_fraction=0.6))
 
 
 def test_a_nan_stops_before_the_weights_move_and_names_the_image(tmp_path):
