@@ -25,7 +25,6 @@ prior: $(INSTALLED)
 	$(BIN)/megasr pretrain --config experiments/tiny/clip.yaml
 	$(BIN)/megasr pretrain --config experiments/tiny/clip_vision.yaml
 	$(BIN)/megasr pretrain --config experiments/tiny/prior.yaml
-	$(BIN)/megasr pretrain --config experiments/tiny/prior_128.yaml
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -1,7 +1,7 @@
 """What the tiny prior can do: its autoencoder, its CLIP, whether it draws what the words say, and samples to look at.
 
     python -m experiments.tiny.measure_prior --output runs/prior
-    python -m experiments.tiny.measure_prior --parts text --prompts 8 --prior runs/prior_128/export
+    python -m experiments.tiny.measure_prior --parts text --prompts 8 --prior runs/tiny/prior
 
 Everything is measured on scenes of EVAL_SEED and on the evaluation photographs, which no training sees. A part that is
 measured again replaces its entry in <output>/prior.json; the others stay.

@@ -58,7 +58,7 @@ def test_the_chain_ends_in_a_prior_and_a_clip(folder: Path) -> None:
 
 
 def test_a_run_leaves_its_config_its_log_and_its_checkpoint(folder: Path) -> None:
-    run = folder / "runs/tiny/prior_64_run"
+    run = folder / "runs/tiny/prior_run"
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert config["model"]["init_args"]["text_dropout"] == 0.1
     assert (run / "last.ckpt").is_file()

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from megasr.batch import SRBatch
 from megasr.diffusion.objective import add_noise, prediction_target, stratified_timesteps
-from megasr.errors import MegaSRError, UsageError
+from megasr.errors import MegaSRError
 from megasr.prior import Prior, load_autoencoder, save_prior
 from megasr.rng import keyed_normal, keyed_uniform, torch_generator
 from megasr.semantics.text import OpenClipTextEncoder
@@ -48,27 +48,12 @@ def build_unet(
     )
 
 
-def _load_unet(folder: str, like: Any) -> Any:
-    from diffusers import UNet2DConditionModel
-
-    found = UNet2DConditionModel.from_pretrained(folder, torch_dtype=torch.float32)
-    names = {"channels": "block_out_channels", "heads": "attention_head_dim", "layers": "layers_per_block"}
-    for setting, name in names.items():
-        theirs, ours = (tuple(v) if isinstance(v, list) else v for v in (found.config[name], like.config[name]))
-        if theirs != ours:
-            raise UsageError(
-                f"the U-Net in {folder} has {setting} {theirs}, model.{setting} is {ours}: make them equal"
-            )
-    return found
-
-
 class TextToImageModule(PretrainingModule):
     """Train the U-Net; the autoencoder and the text tower are frozen, as in SD 2.x.
 
     Args:
         vae: folder of the trained autoencoder.
         clip: folder of the trained CLIP, whose text tower conditions the U-Net.
-        unet: folder of a U-Net of these sizes to go on from; None starts a new one.
         channels: of the U-Net's levels.
         heads: attention heads of the levels.
         layers: residual blocks per level.
@@ -78,16 +63,14 @@ class TextToImageModule(PretrainingModule):
 
     Raises:
         MegaSRError: a folder does not hold what it should.
-        UsageError: the U-Net to go on from has other sizes.
     """
 
     def __init__(
         self,
         vae: str,
         clip: str,
-        unet: str | None = None,
-        channels: tuple[int, ...] = (32, 80, 112),
-        heads: tuple[int, ...] = (1, 2, 4),
+        channels: tuple[int, ...] = (64, 64, 112),
+        heads: tuple[int, ...] = (2, 2, 4),
         layers: int = 1,
         text_dropout: float = 0.1,
         compile: bool = False,
@@ -97,15 +80,12 @@ class TextToImageModule(PretrainingModule):
         from diffusers import DDPMScheduler
 
         self.save_hyperparameters()
-        for name, folder in (("vae", vae), ("unet", unet)):
-            if folder is not None and not (Path(folder) / "config.json").is_file():
-                raise MegaSRError(f"model.{name} {folder}: there is none; its recipe has to run first (make prior)")
+        if not (Path(vae) / "config.json").is_file():
+            raise MegaSRError(f"model.vae {vae}: there is none; its recipe has to run first (make prior)")
         autoencoder, text = load_autoencoder(Path(vae)), OpenClipTextEncoder.from_clip(clip)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             model = build_unet(autoencoder.config.latent_channels, channels, heads, layers, text.width)
-        if unet is not None:
-            model = _load_unet(unet, like=model)
         self.prior = Prior(autoencoder, model, text, DDPMScheduler.from_config(NOISE_SCHEDULE))
         self.prior.requires_grad_(False).unet.requires_grad_(True)
         self.prior.to(memory_format=torch.channels_last)

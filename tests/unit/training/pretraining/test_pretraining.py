@@ -184,18 +184,6 @@ def test_patches_that_the_data_do_not_have_are_refused(tmp_path: Path) -> None:
         train(ClipModule(**CLIP), tmp_path / "export", patches=4)
 
 
-def test_going_on_from_a_unet(made: Path, tmp_path: Path) -> None:
-    going_on = small_prior(made, unet=str(made / "prior" / "unet"))
-    before = load_prior(str(made / "prior")).unet.state_dict()
-    assert all(torch.equal(value, before[name]) for name, value in going_on.prior.unet.state_dict().items())
-
-
-@pytest.mark.parametrize("change", [{"channels": (16, 48)}, {"heads": (2, 1)}, {"layers": 2}], ids=str)
-def test_a_unet_of_other_sizes_is_refused(made: Path, change: dict[str, Any]) -> None:
-    with pytest.raises(UsageError, match=f"model.{next(iter(change))} is .*make them equal"):
-        small_prior(made, unet=str(made / "prior" / "unet"), **change)
-
-
 def test_only_training_is_compiled(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
 
