@@ -40,8 +40,9 @@ class OptimizerConfig:
     """AdamW over the trained parameters (defaults: SeeSR's).
 
     Args:
-        learning_rate: constant after the warm-up.
+        learning_rate: after the warm-up and before the decay.
         warmup_steps: optimizer steps of linear warm-up from 0.
+        decay_share: share of all steps, at the end of training, in which the rate falls in a line to 0, in [0, 1].
         weight_decay: AdamW's.
         beta1: AdamW's.
         beta2: AdamW's.
@@ -49,6 +50,7 @@ class OptimizerConfig:
 
     learning_rate: float = 5e-5
     warmup_steps: int = 0
+    decay_share: float = 0.0
     weight_decay: float = 1e-2
     beta1: float = 0.9
     beta2: float = 0.999
@@ -58,6 +60,8 @@ class OptimizerConfig:
             raise UsageError(f"optimizer.learning_rate must be positive, got {self.learning_rate}")
         if self.warmup_steps < 0:
             raise UsageError(f"optimizer.warmup_steps must not be negative, got {self.warmup_steps}")
+        if not 0 <= self.decay_share <= 1:
+            raise UsageError(f"optimizer.decay_share must be in [0, 1], got {self.decay_share}")
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from megasr.rng import keyed_normal, keyed_uniform
 from megasr.semantics.vision import VisionConfig, VisionEncoder
 from megasr.training.checkpoint import check_trained_state, trained_state
 from megasr.training.config import ObjectiveConfig, OptimizerConfig, SamplerConfig
+from megasr.training.schedule import trapezoid
 
 
 class MegaSRModule(lightning.LightningModule):
@@ -240,8 +241,11 @@ class MegaSRModule(lightning.LightningModule):
             betas=(settings.beta1, settings.beta2),
             weight_decay=settings.weight_decay,
         )
-        warmup = max(1, settings.warmup_steps)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / warmup))
+        decay = settings.decay_share
+        steps = self.trainer.estimated_stepping_batches if decay else float("inf")
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: trapezoid(step, steps, settings.warmup_steps, decay)
+        )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ import torch
 from megasr.batch import SRBatch
 from megasr.files import write_whole_folder
 from megasr.training.callbacks import EMA
+from megasr.training.schedule import trapezoid
 
 Schedule = Literal["one_cycle", "trapezoid"]
 _WARMUP_STEPS, _DECAY_SHARE = 100, 0.2  # of the trapezoid
@@ -58,13 +59,10 @@ class PretrainingModule(lightning.LightningModule):
         if self.schedule == "one_cycle":
             schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.learning_rate, steps, pct_start=0.05)
         else:
-            schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: trapezoid(step, steps))
+            schedule = torch.optim.lr_scheduler.LambdaLR(
+                optimizer, lambda step: trapezoid(step, steps, _WARMUP_STEPS, _DECAY_SHARE)
+            )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-
-def trapezoid(step: int, steps: int) -> float:
-    """Share of the peak learning rate at a step of a run of so many: up in 100 steps, level, down in the last fifth."""
-    return max(0.0, min((step + 1) / _WARMUP_STEPS, 1.0, (steps - step) / (_DECAY_SHARE * steps)))
 
 
 class Export(lightning.Callback):

@@ -33,7 +33,14 @@ FLIPS = {
         "gradient_checkpointing": True,
     },
     "objective": {"text_dropout": 0.0, "guidance_dropout": 0.0, "timestep_fraction": 0.95, "validation_timesteps": 2},
-    "optimizer": {"learning_rate": 1e-4, "warmup_steps": 3, "weight_decay": 0.5, "beta1": 0.5, "beta2": 0.5},
+    "optimizer": {
+        "learning_rate": 1e-4,
+        "warmup_steps": 3,
+        "decay_share": 1.0,
+        "weight_decay": 0.5,
+        "beta1": 0.5,
+        "beta2": 0.5,
+    },
     "sampler": {
         "num_steps": 3,
         "guidance_scale": 3.0,

@@ -129,7 +129,7 @@ def test_a_timestep_fraction_out_of_range_is_refused():
 
 
 def test_a_sampler_that_starts_where_nothing_is_trained_is_refused():
-    with pytest.raises(UsageError, match=r"start_fraction 0.6 begins where nothing is trained.*timestep_fraction is 0.5"):
+    with pytest.raises(UsageError, match="start_fraction 0.6 begins where nothing is trained.* is 0.5"):
         make_module(objective=ObjectiveConfig(timestep_fraction=0.5), sampler=SamplerConfig(start_fraction=0.6))
 
 

@@ -23,7 +23,7 @@ from megasr.training.pretraining.autoencoder import (
     start_from_components,
 )
 from megasr.training.pretraining.clip import ClipModule, draw_phrases, spans, truth
-from megasr.training.pretraining.module import Export, PretrainingModule, trapezoid
+from megasr.training.pretraining.module import Export, PretrainingModule
 from megasr.training.pretraining.text_to_image import TextToImageModule
 from tests.helpers.training import LossCurve, fit
 
@@ -121,14 +121,6 @@ def test_resumed_training_is_the_same(tmp_path: Path) -> None:
 
     whole = run()
     assert run(ckpt_path=tmp_path / "step=2.ckpt") == whole[2:]
-
-
-def test_a_trapezoid_may_be_made_longer() -> None:
-    short, long = ([trapezoid(step, steps) for step in range(steps)] for steps in (1000, 4000))
-    assert short[:800] == long[:800]
-    assert short[0] == 0.01 and short[99] == short[800] == 1.0
-    assert short[900] == long[3600] == pytest.approx(0.5)
-    assert 0 < short[-1] < 0.01
 
 
 TAG = "red brick wall"
