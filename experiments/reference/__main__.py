@@ -1,8 +1,9 @@
-"""Reference numbers of the recipes: measure them, check one against its record, and write the table of all.
+"""Reference numbers of the recipes: measure them, check one against its record, write the table, draw pictures.
 
     python -m experiments.reference measure tiny/megasr tiny/controlnet_only --seeds 0 1 2
     python -m experiments.reference check tiny/megasr
     python -m experiments.reference table --write README.md
+    python -m experiments.reference pictures tiny/controlnet_only tiny/megasr --write scenes.png
 
 0: done. 1: numbers deviate, or something has changed, is broken or is missing. 2: what was typed cannot be used.
 """
@@ -27,7 +28,7 @@ from megasr.files import write_whole
 
 
 def build_parser() -> Parser:
-    """The parser of the three actions."""
+    """The parser of the actions."""
     default = Workplace()
     parser = Parser(
         prog="python -m experiments.reference",
@@ -63,6 +64,12 @@ def build_parser() -> Parser:
     about = actions.add_parser("table", help="print the table of all references, or write it into a file")
     about.add_argument("--against", default=AGAINST, metavar="RECIPE", help="compare with (default: %(default)s)")
     about.add_argument("--write", type=Path, metavar="FILE", help="replace what stands between the marks in this file")
+    about = actions.add_parser("pictures", help="draw what measured adapters make of scenes or photographs")
+    about.add_argument("names", nargs="+", metavar="RECIPE", help="such as tiny/megasr; measured on this machine")
+    about.add_argument("--images", choices=("scenes", "photographs"), default="scenes")
+    about.add_argument("--seed", type=int, default=0, help="of the runs (default: %(default)s)")
+    about.add_argument("--rows", type=int, default=5, help="number of images (default: %(default)s)")
+    about.add_argument("--write", type=Path, required=True, metavar="PNG")
     return parser
 
 
@@ -74,6 +81,10 @@ def run(argv: Sequence[str], place: Workplace) -> None:
         measure(arguments.names, arguments.seeds, place)
     elif arguments.action == "check":
         report(arguments.name, check(arguments.name, arguments.seed, place))
+    elif arguments.action == "pictures":
+        from experiments.reference.pictures import draw_pictures
+
+        draw_pictures(arguments.names, arguments.images, arguments.seed, arguments.rows, place, arguments.write)
     else:
         write_table(make_table(all_references(place.references), arguments.against), arguments.write)
 
