@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from megasr.errors import MegaSRError
 from megasr.weights import MANIFEST, fetch_command, find_local
 
 PACKAGES = (
@@ -68,15 +69,23 @@ def devices() -> Iterator[tuple[str, str]]:
 
 
 def weights() -> Iterator[tuple[str, str]]:
-    """(weight, where it is or how to get it) of the shipped prior and of the manifest."""
+    """(weight, where it is or how to get it) of the shipped prior and of the manifest's models."""
     from megasr.prior import TINY_FOLDER
 
     present = (TINY_FOLDER / "model_index.json").is_file()
     yield "tiny", "shipped with the package" if present else "missing: reinstall megasr"
     for name, weight in MANIFEST.items():
-        folder = find_local(name)
-        found = f"{folder}" if folder else f"not on this machine: `{fetch_command(name)}`"
-        yield name, f"{found} ({weight.purpose}; {weight.licence})"
+        if not weight.place:
+            yield name, f"{place_of(name)} ({weight.purpose}; {weight.terms})"
+
+
+def place_of(name: str) -> str:
+    """Where a weight is, how to get it, or what is wrong with the copy that is here."""
+    try:
+        found = find_local(name)
+    except MegaSRError as error:
+        return str(error)
+    return f"{found}" if found else f"not on this machine: `{fetch_command(name)}`"
 
 
 def metrics() -> Iterator[tuple[str, str]]:

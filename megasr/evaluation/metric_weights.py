@@ -7,21 +7,17 @@ machine, so nothing is ever downloaded.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import MappingProxyType
-from typing import Literal
 
 from megasr.files import file_sha256
-from megasr.weights import find_local
-
-_PYIQA = "https://huggingface.co/chaofengc/IQA-PyTorch-Weights/resolve/main/"
-_TORCHVISION = "https://download.pytorch.org/models/"
-_CLIP = "https://openaipublic.azureedge.net/clip/models/"
+from megasr.weights import MANIFEST, Weight, find_local
+from megasr.weights.metrics import METRIC_WEIGHTS
+from megasr.weights.published import Place
 
 
 @dataclass(frozen=True)
@@ -35,47 +31,28 @@ class WeightFile:
     """
 
     name: str
-    place: Literal["pyiqa", "checkpoints", "clip", "hub"]
+    place: Place
     source: str
 
 
-def _files() -> Iterator[WeightFile]:
-    for name in (
-        "niqe_modelparameters.mat", "LPIPS_v0.1_alex-df73285e.pth", "DISTS_weights-f5e65c96.pth",
-        "musiq_koniq_ckpt-e95806b9.pth", "MANIQA_PIPAL-ae6d356b.pth", "ckpt_koniq10k.pt",
-        "CLIPIQA+_ViTL14_512-e66488f2.pth", "P2P_RoIPoolModel-fit.10.bs.120-ca69882e.pth",
-        "pt_inception-2015-12-05-6726825d.pth",
-    ):  # fmt: skip
-        yield WeightFile(name, "pyiqa", f"{_PYIQA}{name}")
-    for name in ("alexnet-owt-7be5be79.pth", "vgg16-397923af.pth", "resnet18-f37072fd.pth"):
-        yield WeightFile(name, "checkpoints", f"{_TORCHVISION}{name}")
-    yield WeightFile(
-        "RN50.pt", "clip", f"{_CLIP}afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762/RN50.pt"
-    )
-    yield WeightFile(
-        "ViT-L-14.pt", "clip", f"{_CLIP}b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836/ViT-L-14.pt"
-    )
-    vit = "timm/vit_base_patch8_224.augreg2_in21k_ft_in1k"
-    yield WeightFile(vit, "hub", f"`hf download {vit}`")
+def _source(weight: Weight) -> str:
+    return f"`hf download {weight.name}`" if weight.place == "hub" else weight.mirrors[0]
 
 
-FILES: Mapping[str, WeightFile] = MappingProxyType({file.name: file for file in _files()})
+FILES: Mapping[str, WeightFile] = MappingProxyType(
+    {weight.name: WeightFile(weight.name, weight.place, _source(weight)) for weight in METRIC_WEIGHTS}
+)
 
 
 def find_weight(name: str, weights_dir: Path | None = None) -> Path | None:
-    """The local copy of a file of FILES: below `weights_dir`, else in the cache where it belongs; None when absent.
+    """The local copy of a file of FILES: below `weights_dir`, else where `find_local` finds it; None when absent.
 
     A repository is looked for in the Hugging Face cache only: that is where timm reads it.
     """
-    from torch.hub import get_dir
-
-    file = FILES[name]
-    if file.place == "hub":
-        return find_local(name)
-    if weights_dir is not None and (found := sorted(weights_dir.rglob(name))):
+    is_file = FILES[name].place != "hub"
+    if is_file and weights_dir is not None and (found := sorted(weights_dir.rglob(name))):
         return found[0]
-    cached = Path(get_dir()) / file.place / name
-    return cached if cached.is_file() else None
+    return find_local(name)
 
 
 def missing_files(names: Sequence[str], weights_dir: Path | None = None) -> list[WeightFile]:
@@ -134,7 +111,7 @@ def altered_files(hashes: Mapping[str, str]) -> list[str]:
     """Files of `weight_hashes` that are not the published ones, as far as their names or addresses tell the sha256."""
     altered = []
     for name, found in hashes.items():
-        told = name in FILES and re.search(r"-([0-9a-f]{8})\.|/([0-9a-f]{64})/", FILES[name].source)
-        if told and not (told[1] or told[2]).startswith(found[:8]):
+        told = MANIFEST[name].files[0].sha256 if name in FILES and MANIFEST[name].files else ""
+        if told and not told.startswith(found[:8]):
             altered.append(name)
     return altered

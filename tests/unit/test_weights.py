@@ -1,56 +1,210 @@
+"""Where weights are looked for, what is said of those that are not here, and that altered files are refused."""
+
 from __future__ import annotations
 
+import hashlib
+import os
+import re
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from megasr import weights
 from megasr.errors import MegaSRError
+from megasr.weights import MANIFEST, PublishedFile, Weight, checks, local
+
+CONTENT = b"weights" * 100
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+ONE = Weight("one", "a test", ("somebody/one",), "MIT", (PublishedFile("one.pth", len(CONTENT), SHA256),))
+TWO = Weight(
+    "two",
+    "a test",
+    ("somebody/two", "https://example.org/two/"),
+    "CC-BY-NC-4.0",
+    (
+        PublishedFile("config.json"),
+        PublishedFile("deep/model.safetensors", sha256=SHA256[:8], instead=PublishedFile("deep/pytorch_model.bin")),
+    ),
+    non_commercial=True,
+)
 
 
-def cache_with(mirror: str, folder: Path) -> Path:
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder for weights, and two weights more."""
+    monkeypatch.setenv("MEGASR_WEIGHTS", str(tmp_path / "weights"))
+    monkeypatch.setitem(MANIFEST, "one", ONE)
+    monkeypatch.setitem(MANIFEST, "two", TWO)
+    return tmp_path / "weights"
+
+
+def put(folder: Path, *names: str, content: bytes = CONTENT) -> Path:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def cache_with(mirror: str, folder: Path, names: list[str]) -> Path:
     """A Hugging Face cache that holds one snapshot of `mirror`."""
     repository = folder / f"models--{mirror.replace('/', '--')}"
-    snapshot = repository / "snapshots" / "0123abcd"
-    snapshot.mkdir(parents=True)
-    (snapshot / "model_index.json").write_text("{}")
+    snapshot = put(repository / "snapshots" / "0123abcd", *names)
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text("0123abcd")
     return snapshot
 
 
 @pytest.mark.parametrize("mirror", weights.SD21_BASE)
-def test_any_mirror_in_the_cache_is_found(mirror: str, tmp_path: Path) -> None:
-    snapshot = cache_with(mirror, tmp_path)
+def test_any_mirror_in_the_cache_is_found(mirror: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sd21 = MANIFEST["sd21-base"]
+    unsized = replace(sd21, files=tuple(replace(file, size=None) for file in sd21.files))
+    monkeypatch.setitem(MANIFEST, "sd21-base", unsized)
+    snapshot = cache_with(mirror, tmp_path, [file.name for file in sd21.files])
     assert weights.find_local("sd21-base", tmp_path) == snapshot
+    assert weights.find_local(mirror, tmp_path) == snapshot
+    (snapshot / "unet/config.json").unlink()
+    assert weights.find_local("sd21-base", tmp_path) is None
     assert weights.find_local(mirror, tmp_path) == snapshot
 
 
-@pytest.mark.parametrize("name", ["sd21-base", "somebody/something", "no hub id at all", "/absolute/folder"])
+@pytest.mark.parametrize("name", ["sd21-base", "one", "somebody/something", "no hub id at all", "/absolute/folder", ""])
 def test_absent_weights_are_none(name: str, tmp_path: Path) -> None:
     assert weights.find_local(name, tmp_path) is None
 
 
-@pytest.mark.parametrize("name", weights.MANIFEST)
+def test_the_own_folder_goes_before_the_hub_cache(home: Path, tmp_path: Path) -> None:
+    snapshot = cache_with("somebody/one", tmp_path / "hub", ["one.pth", "another.pth"])
+    assert weights.find_local("one", tmp_path / "hub") == snapshot / "one.pth"
+    put(home / "one", "one.pth")
+    assert weights.find_local("one", tmp_path / "hub") == home / "one" / "one.pth"
+
+
+def test_several_files_are_a_folder_and_all_are_needed(home: Path, tmp_path: Path) -> None:
+    put(home / "two", "config.json")
+    assert weights.find_local("two") is None
+    lacks = re.escape(f"two is not on this machine ({home}/two lacks deep/model.safetensors)")
+    with pytest.raises(MegaSRError, match=lacks):
+        weights.require("two")
+    cached = cache_with("somebody/two", tmp_path / "hub", ["config.json", "deep/model.safetensors"])
+    assert weights.find_local("two", tmp_path / "hub") == cached  # half of it here, all of it there
+    put(home / "two", "deep/pytorch_model.bin", content=b"the older format")
+    assert weights.require("two") == weights.find_local("two", tmp_path / "hub") == home / "two"
+
+
+def test_a_path_stands_for_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(tmp_path / "mine", "hed.pth")
+    monkeypatch.chdir(tmp_path)
+    assert weights.find_local("mine/hed.pth") == weights.require("mine/hed.pth") == Path("mine/hed.pth")
+    assert weights.require(str(tmp_path / "mine")) == tmp_path / "mine"
+
+
+def test_weights_of_metrics_are_found_where_torch_has_them(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    name = "niqe_modelparameters.mat"
+    put(tmp_path / "torch" / "hub" / "pyiqa", name)
+    assert weights.find_local(name) == tmp_path / "torch" / "hub" / "pyiqa" / name
+    put(home / name, name)
+    assert weights.find_local(name) == home / name / name
+
+
+@pytest.mark.parametrize(("content", "says"), [(CONTENT[:-1], "is truncated: has 699 of 700 bytes"), (CONTENT * 2, "")])
+def test_another_size_is_an_error_at_once(content: bytes, says: str, home: Path) -> None:
+    put(home / "one", "one.pth", content=content)
+    with pytest.raises(MegaSRError, match=f"one.pth {says or 'is another file: has 1400 of 700 bytes'}; run `megasr"):
+        weights.find_local("one")
+
+
+def test_another_content_is_refused_and_hashed_once(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed = []
+    monkeypatch.setattr(checks, "file_sha256", lambda path: hashed.append(path) or checks_sha256(path))
+    path = put(home / "one", "one.pth") / "one.pth"
+    for _ in range(3):
+        assert weights.require("one") == path
+    assert hashed == [path]
+    path.write_bytes(CONTENT[:-1] + b"X")
+    os.utime(path, ns=(1, 1))
+    assert weights.find_local("one") == path  # its size is right, and looking costs nothing
+    with pytest.raises(
+        MegaSRError, match=f"its sha256 is [0-9a-f]{{64}}, not {SHA256}; run `megasr weights fetch one`"
+    ):
+        weights.require("one")
+    assert len(hashed) == 2
+
+
+checks_sha256 = checks.file_sha256
+
+
+def test_the_beginning_of_a_sha256_is_compared_too(home: Path) -> None:
+    put(home / "two", "config.json", "deep/model.safetensors")
+    assert weights.require("two") == home / "two"
+    put(home / "two", "deep/model.safetensors", content=b"another")
+    with pytest.raises(MegaSRError, match=f"not {SHA256[:8]}; run"):
+        weights.require("two")
+
+
+@pytest.mark.parametrize("record", ["", "[]", "{}", '{"sha256": "0"}'])
+def test_a_damaged_record_is_not_believed(record: str, home: Path) -> None:
+    path = put(home / "one", "one.pth") / "one.pth"
+    checks.remembered_sha256(path)
+    (only,) = (home / checks.RECORDS).iterdir()
+    only.write_text(record)
+    assert checks.remembered_sha256(path) == SHA256
+
+
+def test_a_folder_that_cannot_be_written_is_no_hindrance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("MEGASR_WEIGHTS", str(tmp_path / "file"))
+    assert checks.remembered_sha256(put(tmp_path, "one.pth") / "one.pth") == SHA256
+
+
+@pytest.mark.parametrize("name", sorted(MANIFEST))
 def test_missing_weight_names_mirrors_command_and_licence(name: str) -> None:
-    weight, message = weights.MANIFEST[name], str(weights.missing_weight(name))
-    for part in (*weight.mirrors, weight.elsewhere, weight.licence, f"hf download {weight.mirrors[0]}"):
+    weight, message = MANIFEST[name], str(weights.missing_weight(name))
+    for part in (*weight.mirrors, weight.elsewhere, weight.licence, f"`megasr weights fetch {name}`"):
         assert part in message
+    assert ("(non-commercial)" in message) == weight.non_commercial
     assert "\n" not in message
 
 
-def test_a_hub_id_outside_the_manifest_has_its_own_command() -> None:
+@pytest.mark.parametrize("weight", list(MANIFEST.values()), ids=lambda weight: weight.name)
+def test_every_entry_is_complete(weight: Weight) -> None:
+    assert weight.mirrors
+    assert weight.licence
+    assert weight.files
+    for file in (form for listed in weight.files for form in listed.forms):
+        assert re.fullmatch(r"([0-9a-f]{8}|[0-9a-f]{64})?", file.sha256)
+        assert file.size is None or file.size > 0
+    assert len(weight.files) < 2 or all(mirror.endswith("/") for mirror in weight.mirrors if "://" in mirror)
+    assert weight.non_commercial == any(word in weight.licence for word in ("NC", "NVIDIA", "Noncommercial"))
+
+
+def test_names_that_nothing_has() -> None:
     assert "`hf download somebody/something`" in str(weights.missing_weight("somebody/something"))
-
-
-def test_a_misspelt_name_is_answered_with_the_nearest() -> None:
     assert "did you mean sd21-base?" in str(weights.missing_weight("sd21base"))
-    assert "known: tiny, sd21-base" in str(weights.missing_weight("zzz"))
+    message = str(weights.missing_weight("zzz"))
+    assert "known: tiny, sd21-base, controlnet-hed" in message
+    assert ".pth" not in message
 
 
-def test_require_raises_what_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(weights, "find_local", lambda name: None)
-    with pytest.raises(MegaSRError, match="sd21-base is not on this machine"):
-        weights.require("sd21-base")
-    monkeypatch.setattr(weights, "find_local", lambda name: tmp_path)
-    assert weights.require("sd21-base") == tmp_path
+def test_the_default_folder_is_in_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("MEGASR_WEIGHTS", "")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert local.weights_folder() == tmp_path / ".cache" / "megasr" / "weights"
+    timm = MANIFEST["timm/vit_base_patch8_224.augreg2_in21k_ft_in1k"]
+    assert local.folder_of(timm, tmp_path) == tmp_path / "timm--vit_base_patch8_224.augreg2_in21k_ft_in1k"
+
+
+def test_looking_at_the_table_imports_the_standard_library_only() -> None:
+    code = (
+        "import sys; before = set(sys.modules); import megasr.weights, megasr.weights.fetch; "
+        "new = {name.partition('.')[0] for name in set(sys.modules) - before}; "
+        "sys.exit(' '.join(new - sys.stdlib_module_names - {'megasr'}) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,244 @@
+"""One file over HTTP: what arrived before an interruption is kept, and the next request goes on from there."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO, cast
+from urllib.error import HTTPError, URLError
+from urllib.request import Request, urlopen
+
+from megasr import __version__
+from megasr.errors import MegaSRError
+from megasr.files import PART
+from megasr.weights.published import PublishedFile
+
+# (file name, bytes that are here, bytes of the whole or None)
+Report = Callable[[str, int, int | None], None]
+
+_TIMEOUT_S = 30.0
+_BLOCK = 1 << 20
+_VALIDATOR = f"{PART}.etag"
+Response = http.client.HTTPResponse
+
+
+class MirrorError(Exception):
+    """A mirror does not give a file; another one may. `absent`: it says that it has no such file."""
+
+    def __init__(self, message: str, absent: bool = False) -> None:
+        super().__init__(message)
+        self.absent = absent
+
+
+def part_of(target: Path) -> Path:
+    """Where the bytes of a file lie until all are there."""
+    return target.with_name(f"{target.name}{PART}")
+
+
+def forget_part(part: Path) -> None:
+    """Remove what arrived of a file."""
+    part.unlink(missing_ok=True)
+    _validator_of(part).unlink(missing_ok=True)
+
+
+def _validator_of(part: Path) -> Path:
+    return part.with_name(f"{part.name.removesuffix(PART)}{_VALIDATOR}")
+
+
+def download(url: str, target: Path, file: PublishedFile, report: Report) -> bool:
+    """Bring the part of `target` to its full length; go on after interruptions as long as each request brings more.
+
+    Args:
+        url: http or https address of the file.
+        target: path of the file; the bytes lie beside it, see `part_of`.
+        file: what is known of it.
+        report: called with the progress.
+
+    Returns:
+        Whether one request brought the whole file: the pieces of several may not belong together.
+
+    Raises:
+        MirrorError: the address does not give the file, or gives no more of it.
+        MegaSRError: the disk is full or cannot be written to. The part is kept.
+    """
+    part = part_of(target)
+    if _size(part) == 0 or (file.size is not None and _size(part) > file.size):
+        forget_part(part)
+    one_piece, most = not part.exists(), -1
+    while not _request_rest(url, part, file, report):
+        if _size(part) <= most:
+            raise MirrorError(f"{url} stopped after {_size(part)} bytes")
+        one_piece, most = False, _size(part)
+    _validator_of(part).unlink(missing_ok=True)
+    return one_piece
+
+
+def _request_rest(url: str, part: Path, file: PublishedFile, report: Report) -> bool:
+    """One request for what is missing. True when the file is whole, False when the connection broke."""
+    if file.size is not None and _size(part) == file.size:
+        return True
+    response = _open(url, part, file)
+    if response is None:
+        return True
+    with response:
+        offset = _size(part) if response.status == 206 else 0
+        total = _total(response, offset)
+        _refuse(url, response, file, total)
+        _refuse_full_disk(part, offset, total)
+        if offset == 0:
+            forget_part(part)
+            _write_validator(url, part, response)
+        return _copy(response, part, offset, total, lambda done: report(file.name, done, total))
+
+
+def _open(url: str, part: Path, file: PublishedFile) -> Response | None:
+    """The answer to a request for the rest of a file, or for all of it; None when nothing lacks, says the server."""
+    try:
+        response = _answer(url, _range(url, part, file))
+        if response.status != 206 or _continues(url, part, response):
+            return response
+        response.close()
+    except HTTPError as error:
+        error.close()
+        if error.code != 416:
+            raise MirrorError(f"{url} answers {error.code} {error.reason}", error.code in (404, 410)) from error
+        if error.headers.get("Content-Range", "") == f"bytes */{_size(part)}":
+            return None
+    forget_part(part)
+    try:
+        return _answer(url, {})
+    except HTTPError as error:
+        error.close()
+        raise MirrorError(f"{url} answers {error.code} {error.reason}") from error
+
+
+def _answer(url: str, headers: dict[str, str]) -> Response:
+    if not url.startswith(("https://", "http://")):
+        raise MirrorError(f"{url} is no http address")
+    fixed = {"User-Agent": f"megasr/{__version__}", "Accept-Encoding": "identity"}
+    try:
+        return cast(Response, urlopen(Request(url, headers={**fixed, **headers}), timeout=_TIMEOUT_S))
+    except HTTPError:
+        raise
+    except URLError as error:
+        raise MirrorError(f"{url} cannot be reached: {error.reason}") from error
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise MirrorError(f"{url} cannot be reached: {error or type(error).__name__}") from error
+
+
+def _continues(url: str, part: Path, response: Response) -> bool:
+    """The answer begins where the part ends, and is of the same file: some servers do not know If-Range."""
+    start = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
+    before, now = _validator(url, part), _validator_in(response)
+    return start is not None and int(start[1]) == _size(part) and (not before or not now or before == now)
+
+
+def _range(url: str, part: Path, file: PublishedFile) -> dict[str, str]:
+    """The headers that ask for the rest. Without a way to tell that the file is still the same, all is asked for."""
+    validator = _validator(url, part)
+    if not part.exists() or not (validator or file.sha256):
+        return {}
+    headers = {"Range": f"bytes={_size(part)}-"}
+    return {**headers, "If-Range": validator} if validator else headers
+
+
+def _validator(url: str, part: Path) -> str:
+    """What told the part's file from others at this address; empty when it came from another."""
+    record = _validator_of(part)
+    source, _, validator = record.read_text().partition("\n") if record.exists() else ("", "", "")
+    return validator if source == url else ""
+
+
+def _validator_in(response: Response) -> str:
+    etag = response.headers.get("ETag", "")
+    return etag if etag and not etag.startswith("W/") else response.headers.get("Last-Modified", "")
+
+
+def _write_validator(url: str, part: Path, response: Response) -> None:
+    try:
+        _validator_of(part).write_text(f"{url}\n{_validator_in(response)}")
+    except OSError as error:
+        raise _disk_error(part, error) from error
+
+
+def _total(response: Response, offset: int) -> int | None:
+    """Bytes of the whole file, as the server says."""
+    whole = re.search(r"/(\d+)$", response.headers.get("Content-Range", ""))
+    if response.status == 206 and whole:
+        return int(whole[1])
+    length = response.headers.get("Content-Length", "")
+    return offset + int(length) if length.isdecimal() else None
+
+
+def _refuse(url: str, response: Response, file: PublishedFile, total: int | None) -> None:
+    if response.headers.get_content_type() == "text/html":
+        raise MirrorError(f"{url} answers with a web page")
+    if total is None and file.size is None and not file.sha256:
+        raise MirrorError(f"{url} does not say how long the file is")
+    if total is not None and file.size is not None and total != file.size:
+        raise MirrorError(f"{url} offers {total} bytes, but {file.name} has {file.size}")
+
+
+def _refuse_full_disk(part: Path, offset: int, total: int | None) -> None:
+    free = shutil.disk_usage(part.parent).free
+    needed = 0 if total is None else total - offset
+    if needed > free:
+        raise MegaSRError(f"{part.parent} has no room: {needed} bytes are needed, {free} are free")
+
+
+def _copy(response: Response, part: Path, offset: int, total: int | None, report: Callable[[int], None]) -> bool:
+    """Append the body to the part. False when it ended early."""
+    try:
+        file = part.open("ab" if offset else "wb")
+    except OSError as error:
+        raise _disk_error(part, error) from error
+    done, broken = offset, False
+    try:
+        with file:
+            while block := _read(response):
+                _write(file, block)
+                done += len(block)
+                report(done)
+            broken = block is None
+    except OSError as error:
+        raise _disk_error(part, error) from error
+    return done == total if total is not None else not broken
+
+
+def _read(response: Response) -> bytes | None:
+    """The next bytes; empty at the end, None when the connection broke."""
+    try:
+        return response.read1(_BLOCK)
+    except (OSError, http.client.HTTPException, ValueError):
+        return None
+
+
+def _write(file: BinaryIO, block: bytes) -> None:
+    file.write(block)
+    file.flush()
+
+
+def _disk_error(part: Path, error: OSError) -> MegaSRError:
+    return MegaSRError(f"cannot write {part}: {error.strerror or error}; what arrived is kept, run the command again")
+
+
+def finish(part: Path, target: Path) -> None:
+    """The part becomes the file, and survives a power cut from then on.
+
+    Raises:
+        MegaSRError: the disk fails.
+    """
+    try:
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(part, target)
+    except OSError as error:
+        raise _disk_error(part, error) from error
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
