@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from megasr.errors import MegaSRError
 
@@ -79,6 +79,30 @@ def file_sha256(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise MegaSRError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def read_safetensors(path: Path) -> dict[str, Any]:
+    """Name -> float32 tensor of a .safetensors file, whatever precision it holds.
+
+    Raises:
+        OSError: it is missing, cut short or damaged: the library has an error of its own for that, which is none.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return {name: value.float() for name, value in load_file(path).items()}
+    except SafetensorError as error:
+        raise OSError(f"{path}: {error}") from error
+
+
+def identify_folder(folder: Path) -> str:
+    """12 hexadecimal digits over the beginning of every file of weights below a folder: cheap, whatever their size."""
+    digest = hashlib.sha256()
+    for path in sorted(p for p in folder.rglob("*") if p.suffix in (".json", ".safetensors", ".bin", ".pth")):
+        with path.open("rb") as file:
+            digest.update(f"{path.relative_to(folder)}{path.stat().st_size}".encode() + file.read(1 << 20))
+    return digest.hexdigest()[:12]
 
 
 def remove_parts(folder: Path) -> None:

@@ -5,7 +5,6 @@ Latents z are (B, C, H / f, W / f), scaled to about unit variance (f: the VAE's 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from pathlib import Path
@@ -15,14 +14,14 @@ import torch
 from torch import nn
 
 from megasr.errors import MegaSRError
+from megasr.files import identify_folder
+from megasr.fingerprints import weights_digest
 from megasr.images import from_signed, to_signed
 from megasr.semantics.text import TextEncoder, load_text_encoder
 
 TINY_FOLDER = Path(__file__).parent / "assets" / "tiny_prior"
 PARTS = ("vae", "unet", "text_encoder", "scheduler")
 AUTOENCODERS = ("AutoencoderKL", "AutoencoderDC")
-# Values read per tensor for the fingerprint: enough to tell any two trained models apart, fast for a billion weights.
-_FINGERPRINT_SAMPLES = 64
 
 
 class Prior(nn.Module):
@@ -77,14 +76,8 @@ class Prior(nn.Module):
         Values are compared as float16, so that an fp32 checkpoint and its fp16 variant are the same prior. It must be
         taken before the prior is cast to another dtype.
         """
-        digest = hashlib.sha256()
-        schedule = {k: v for k, v in sorted(dict(self.scheduler.config).items()) if not k.startswith("_")}
-        digest.update(json.dumps([schedule.get(k) for k in _SCHEDULE_KEYS]).encode())
-        for name, tensor in sorted(self.state_dict().items()):
-            flat = tensor.detach().reshape(-1)
-            sample = flat[:: max(1, flat.numel() // _FINGERPRINT_SAMPLES)][: _FINGERPRINT_SAMPLES + 1]
-            digest.update(f"{name}{tuple(tensor.shape)}".encode() + sample.half().cpu().numpy().tobytes())
-        return digest.hexdigest()[:12]
+        schedule = [self.scheduler.config.get(key) for key in _SCHEDULE_KEYS]
+        return weights_digest(self, json.dumps(schedule).encode())[:12]
 
 
 _SCHEDULE_KEYS = ("beta_schedule", "beta_start", "beta_end", "num_train_timesteps", "prediction_type")
@@ -114,12 +107,7 @@ def identify_prior(source: str) -> str:
     Two runs whose config names the same prior are the same only when this is equal too: a prior can be replaced under
     its name. Unlike `fingerprint` it sees the file format.
     """
-    digest = hashlib.sha256()
-    folder = find_prior(source)
-    for path in sorted(p for p in folder.rglob("*") if p.suffix in (".json", ".safetensors", ".bin")):
-        with path.open("rb") as file:
-            digest.update(f"{path.relative_to(folder)}{path.stat().st_size}".encode() + file.read(1 << 20))
-    return digest.hexdigest()[:12]
+    return identify_folder(find_prior(source))
 
 
 def load_prior(source: str = "tiny") -> Prior:

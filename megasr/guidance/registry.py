@@ -14,11 +14,22 @@ import torch
 
 from megasr.errors import UsageError, unknown_name
 from megasr.guidance.canny import extract_canny
+from megasr.guidance.depth import load_depth
+from megasr.guidance.hed import load_hed
+from megasr.guidance.mlsd import extract_mlsd
+from megasr.guidance.network import MapNetwork
 from megasr.guidance.noise import extract_noise
+from megasr.guidance.render import render_colours, render_depth, render_edge, render_grey
+from megasr.guidance.saliency import extract_saliency
+from megasr.guidance.segmentation import load_segmentation
+from megasr.guidance.sketch import load_sketch
 from megasr.guidance.superpixel import extract_superpixel
+from megasr.guidance.tiny import FOLDERS as TINY
 
 # (image (B, 3, H, W) in [0, 1], B sample keys) -> map (B, C, H, W) in [0, 1]
-Extractor = Callable[[torch.Tensor, Sequence[str]], torch.Tensor]
+Formula = Callable[[torch.Tensor, Sequence[str]], torch.Tensor]
+Loader = Callable[[str], MapNetwork]  # source of the weights -> network
+ORACLE = "oracle_"
 
 
 @dataclass(frozen=True)
@@ -31,22 +42,45 @@ class GuidanceType:
         channels: C of the map.
         source: what the map is made from: `lq` (as in real use), `hq` (a positive control) or `batch` (it comes with
             the data).
-        extractor: makes the map from lq_up or hq; None when it comes with the data.
         description: one line for people.
+        formula: makes the map without weights.
+        load: loads the network that makes it.
+        weights: names by which `load` knows networks (megasr.weights), the first is taken when nothing is said.
+        render: (C, H, W) -> a picture of it, (3, H, W) in [0, 1].
     """
 
     name: str
     role: Literal["edge", "region"]
     channels: int
     source: Literal["lq", "hq", "batch"]
-    extractor: Extractor | None
     description: str
+    formula: Formula | None = None
+    load: Loader | None = None
+    weights: tuple[str, ...] = ()
+    render: Callable[[torch.Tensor], torch.Tensor] = render_edge
 
     def __post_init__(self) -> None:
-        if (self.extractor is None) != (self.source == "batch"):
+        made = (self.formula is not None) + (self.load is not None)
+        if made != (self.source != "batch"):
             raise ValueError(
-                f"guidance type {self.name}: source {self.source!r} contradicts extractor {self.extractor}"
+                f"guidance type {self.name}: source {self.source!r} needs "
+                f"{'neither formula nor load' if self.source == 'batch' else 'either formula or load'}"
             )
+        if bool(self.weights) != (self.load is not None):
+            raise ValueError(f"guidance type {self.name}: weights are named where a network is loaded, and only there")
+
+    @property
+    def base(self) -> str:
+        """The type whose extractor it uses: its own name without the mark of a positive control."""
+        return self.name.removeprefix(ORACLE)
+
+    @property
+    def needs(self) -> str:
+        """What must be there, for people."""
+        if self.source == "batch":
+            return "exact maps of rendered scenes"
+        network = f"a network: {', '.join(self.weights)}, or a folder" if self.load else "nothing"
+        return network if self.source == "lq" else f"hq, and {network}" if self.load else "hq"
 
 
 _REGISTRY: dict[str, GuidanceType] = {}
@@ -55,6 +89,8 @@ _REGISTRY: dict[str, GuidanceType] = {}
 def register(guidance: GuidanceType) -> None:
     """Add a type; one that reads lq also gets its positive control `oracle_<name>`, the same extractor on hq.
 
+    Where the data bring a map of that name, as rendered scenes do with exact ones, it is taken instead.
+
     Raises:
         ValueError: the name is taken.
     """
@@ -62,8 +98,10 @@ def register(guidance: GuidanceType) -> None:
         raise ValueError(f"guidance type {guidance.name!r} is registered twice")
     _REGISTRY[guidance.name] = guidance
     if guidance.source == "lq" and guidance.name != "noise":
+        # A network that was tuned for lq is not the best one for hq.
+        weights = tuple(sorted(guidance.weights, key=lambda name: name == "tiny_lq"))
         oracle = f"positive control: {guidance.name} of hq"
-        register(replace(guidance, name=f"oracle_{guidance.name}", source="hq", description=oracle))
+        register(replace(guidance, name=ORACLE + guidance.name, source="hq", weights=weights, description=oracle))
 
 
 def get_guidance(name: str) -> GuidanceType:
@@ -100,17 +138,45 @@ def resolve_guidance(names: Iterable[str]) -> list[GuidanceType]:
     return sorted((get_guidance(name) for name in names), key=lambda guidance: guidance.name)
 
 
-def _from_scenes(name: str, role: Literal["edge", "region"], channels: int, what: str) -> GuidanceType:
-    return GuidanceType(name, role, channels, "batch", None, f"positive control: {what}, exact; rendered scenes only")
-
+_SMALL = tuple(reversed(TINY))  # tiny_lq first: maps are made of lq
+_DEPTH = tuple(f"depth-anything-v2-{size}" for size in ("small", "base", "large"))
+_ADE20K = ("segformer-b5-ade", "upernet-convnext-small-ade", "mask2former-swin-large-ade")
 
 for _guidance in (
-    GuidanceType("canny", "edge", 1, "lq", extract_canny, "Canny edges (OpenCV)"),
-    GuidanceType("superpixel", "region", 3, "lq", extract_superpixel, "SLIC superpixels in their mean colours"),
-    GuidanceType("noise", "region", 1, "lq", extract_noise, "negative control: a random map keyed by the image's name"),
-    _from_scenes("oracle_depth", "region", 1, "depth, near = bright"),
-    _from_scenes("oracle_normal", "region", 3, "surface normals"),
-    _from_scenes("oracle_segmentation", "region", 3, "material classes in their colours"),
-    _from_scenes("oracle_edge", "edge", 1, "borders and creases of objects"),
-):
+    GuidanceType(
+        "hed", "edge", 1, "lq", "soft edges of objects (HED, 1504.06375)",
+        load=load_hed, weights=(*_SMALL, "controlnet-hed"),
+    ),
+    GuidanceType("canny", "edge", 1, "lq", "Canny edges (OpenCV)", formula=extract_canny),
+    GuidanceType(
+        "sketch", "edge", 1, "lq", "line drawing (informative drawings, 2203.12691)",
+        load=load_sketch, weights=("lineart-sketch",),
+    ),
+    GuidanceType("mlsd", "edge", 1, "lq", "straight line segments (OpenCV's LSD)", formula=extract_mlsd),
+    GuidanceType(
+        "depth", "region", 1, "lq", "inverse depth, near = bright (Depth Anything V2, 2406.09414)",
+        load=load_depth, weights=(*_SMALL, *_DEPTH), render=render_depth,
+    ),
+    GuidanceType(
+        "normal", "region", 3, "lq", "surface normals: a head of the small network, else from depth",
+        load=load_depth, weights=(*_SMALL, *_DEPTH), render=render_colours,
+    ),
+    GuidanceType(
+        "segmentation", "region", 3, "lq", "classes in their colours (ADE20K's; the small network's are materials)",
+        load=load_segmentation, weights=(*_SMALL, *_ADE20K), render=render_colours,
+    ),
+    GuidanceType(
+        "superpixel", "region", 3, "lq", "SLIC superpixels in their mean colours",
+        formula=extract_superpixel, render=render_colours,
+    ),
+    GuidanceType(
+        "saliency", "region", 1, "lq", "what stands out: spectral residual (Hou and Zhang 2007)",
+        formula=extract_saliency, render=render_grey,
+    ),
+    GuidanceType(
+        "noise", "region", 1, "lq", "negative control: a random map keyed by the image's name",
+        formula=extract_noise, render=render_grey,
+    ),
+    GuidanceType("oracle_edge", "edge", 1, "batch", "positive control: borders and creases of objects, exact"),
+):  # fmt: skip
     register(_guidance)

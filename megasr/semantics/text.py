@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from megasr.files import read_safetensors
 from megasr.semantics.vocabulary import load_tokenizer, save_merges
 
 
@@ -90,11 +91,9 @@ class OpenClipTextEncoder(TextEncoder):
     @classmethod
     def load(cls, folder: Path) -> OpenClipTextEncoder:
         """Read what `save` wrote."""
-        from safetensors.torch import load_file
-
         config = json.loads((folder / "config.json").read_text())
         encoder = cls(**{k: v for k, v in config.items() if not k.startswith("_")}, folder=folder)
-        encoder.tower.load_state_dict({k: v.float() for k, v in load_file(folder / "model.safetensors").items()})
+        encoder.tower.load_state_dict(read_safetensors(folder / "model.safetensors"))
         return encoder
 
 

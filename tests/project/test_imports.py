@@ -18,6 +18,7 @@ LEAVES = (
     "megasr.weights",
     "megasr.errors",
     "megasr.files",
+    "megasr.fingerprints",
     "megasr.guidance",
 )
 

@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from megasr.errors import MegaSRError, UsageError
+from megasr.guidance.network import Views, weights_digest
+from megasr.guidance.sketch import SketchNetwork, load_sketch
+from tests.helpers.extractor_checkpoints import random_pictures, sketch_state, write_sketch
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_sketch(tmp_path_factory.mktemp("sketch"))
+
+
+@pytest.fixture
+def network(checkpoint: Path) -> SketchNetwork:
+    return load_sketch(str(checkpoint))
+
+
+def plain_drawing(state: dict[str, torch.Tensor], image: torch.Tensor) -> torch.Tensor:
+    """The published forward pass, one operation after another, for sides that are multiples of 4: lines are dark."""
+
+    def conv(x: torch.Tensor, name: str, reflect: int = 0, **more: int) -> torch.Tensor:
+        x = F.pad(x, (reflect,) * 4, mode="reflect") if reflect else x
+        return F.conv2d(x, state[f"{name}.weight"], state[f"{name}.bias"], **more)
+
+    x = F.relu(F.instance_norm(conv(image, "model0.1", reflect=3)))
+    for place in (0, 3):
+        x = F.relu(F.instance_norm(conv(x, f"model1.{place}", stride=2, padding=1)))
+    for block in range(3):
+        y = F.relu(F.instance_norm(conv(x, f"model2.{block}.conv_block.1", reflect=1)))
+        x = x + F.instance_norm(conv(y, f"model2.{block}.conv_block.5", reflect=1))
+    for place in (0, 3):
+        weight, bias = state[f"model3.{place}.weight"], state[f"model3.{place}.bias"]
+        x = F.conv_transpose2d(x, weight, bias, stride=2, padding=1, output_padding=1)
+        x = F.relu(F.instance_norm(x))
+    return torch.sigmoid(conv(x, "model4.1", reflect=3))
+
+
+def test_equals_the_published_drawing_inverted(network: SketchNetwork) -> None:
+    image = random_pictures(2, 76, 100)
+    found = network(Views(image), ("sketch",))["sketch"]
+    torch.testing.assert_close(found, 1 - plain_drawing(sketch_state(), image), atol=1e-5, rtol=0)
+    assert found.std() > 0.05
+
+
+def test_other_sizes_are_padded_by_reflection_and_cut(network: SketchNetwork) -> None:
+    image = random_pictures(2, 75, 101)
+    padded = F.pad(image, (0, 3, 0, 1), mode="reflect")
+    expected = (1 - plain_drawing(sketch_state(), padded))[..., :75, :101]
+    torch.testing.assert_close(network(Views(image), ("sketch",))["sketch"], expected, atol=1e-5, rtol=0)
+
+
+def test_the_public_widths_load(tmp_path: Path) -> None:
+    network = load_sketch(str(write_sketch(tmp_path, width=64).parent))
+    assert sum(p.numel() for p in network.parameters()) == 4_290_945
+    assert network.model4[1].weight.shape == (1, 64, 7, 7)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (9, 30), (64, 64)])
+def test_map_has_the_size_of_the_image(network: SketchNetwork, size: tuple[int, int]) -> None:
+    found = network(Views(random_pictures(2, *size)), ("sketch",))["sketch"]
+    assert found.shape == (2, 1, *size) and found.dtype == torch.float32
+    assert found.min() >= 0 and found.max() <= 1
+
+
+def test_a_tiny_image_is_refused(network: SketchNetwork) -> None:
+    with pytest.raises(UsageError, match=r"sketch: images must be 8 px or more .* got 7 x 40"):
+        network(Views(random_pictures(1, 7, 40)), ("sketch",))
+
+
+def test_a_flat_image_gives_numbers(network: SketchNetwork) -> None:
+    assert network(Views(torch.full((1, 3, 32, 32), 0.5)), ("sketch",))["sketch"].isfinite().all()
+
+
+def test_an_image_does_not_see_its_batch(network: SketchNetwork) -> None:
+    image = random_pictures(3)
+    together = network(Views(image), ("sketch",))["sketch"]
+    torch.testing.assert_close(together[1:2], network(Views(image[1:2]), ("sketch",))["sketch"], atol=1e-4, rtol=0)
+
+
+def test_bfloat16_stays_close(network: SketchNetwork, checkpoint: Path) -> None:
+    views = Views(random_pictures())
+    half = load_sketch(str(checkpoint)).to(torch.bfloat16)
+    assert half.encode(views)[0].dtype == torch.bfloat16
+    found = half(views, ("sketch",))["sketch"]
+    assert found.dtype == torch.float32
+    assert (found - network(views, ("sketch",))["sketch"]).abs().mean() < 0.01
+
+
+def test_gradients_reach_every_layer(network: SketchNetwork) -> None:
+    assert not network.train().training
+    network.requires_grad_(True)
+    raw = network.decode(network.encode(Views(random_pictures(1))), ("sketch",))["sketch"]
+    raw.square().sum().backward()
+    weights = {name: p for name, p in network.named_parameters() if name.endswith("weight")}
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in weights.values())
+
+
+def test_only_what_is_asked_for(network: SketchNetwork) -> None:
+    views = Views(random_pictures(1))
+    assert network.decode(network.encode(views), ()) == {}
+    assert network.finish({}, (), views.size) == {}
+
+
+def test_export_loads_as_the_same_network(network: SketchNetwork, tmp_path: Path) -> None:
+    network.export(tmp_path)
+    assert weights_digest(load_sketch(str(tmp_path))) == weights_digest(network)
+
+
+def test_wrong_files(checkpoint: Path, tmp_path: Path) -> None:
+    path = tmp_path / "x.pth"
+    path.write_bytes(checkpoint.read_bytes()[:5000])
+    with pytest.raises(MegaSRError, match=r"sketch network .*x.pth cannot be read"):
+        load_sketch(str(path))
+    state = sketch_state()
+    for wrong, message in (
+        ({k: v for k, v in state.items() if not k.startswith("model2.1")}, "it lacks|of another network"),
+        ({k: v for k, v in state.items() if k != "model4.1.bias"}, "it lacks model4.1.bias$"),
+        (state | {"model3.0.weight": torch.zeros(16, 32, 3, 3)}, r"model3.0.weight has shape \(16, 32, 3, 3\) instead"),
+        ({}, "it lacks model0.1.bias"),
+    ):
+        torch.save(wrong, path)
+        with pytest.raises(MegaSRError, match=rf"sketch network .*x.pth cannot be used: .*({message})"):
+            load_sketch(str(path))
+    with pytest.raises(MegaSRError, match=r"has neither sketch.safetensors nor sk_model.pth"):
+        load_sketch(str(checkpoint.parent.parent))
