@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from megasr.errors import MegaSRError
+from megasr.files import read_safetensors
 from megasr.semantics.vocabulary import load_tokenizer, make_tokenizer, save_merges
 
-TINY_CLIP = Path(__file__).parent.parent / "assets" / "tiny_clip"
+# The shipped ones: trained on clean images, and the same with its vision tower tuned for degraded ones.
+_ASSETS = Path(__file__).parent.parent / "assets"
+FOLDERS = {"tiny": _ASSETS / "tiny_clip", "tiny_lq": _ASSETS / "tiny_clip_lq"}
+TINY_CLIP = FOLDERS["tiny"]
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 PIXELS = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}  # of a tower that is trained here
 # CLIP's (2103.00020), for towers that do not carry their own.
@@ -62,16 +66,16 @@ def build_clip(embed_dim: int, vision: dict[str, Any], text: dict[str, Any], mer
     text = text | {"vocab_size": tokenizer.vocab_size}
     config = {"embed_dim": embed_dim, "vision_cfg": vision, "text_cfg": text}
     # Most pairs of images and texts do not belong together: the bias says so from the start.
-    return _build(config | {"init_logit_scale": 2.3, "init_logit_bias": -4.0}, tokenizer)
+    return _build(config | {"init_logit_scale": 2.3, "init_logit_bias": -4.0}, tokenizer, PIXELS)
 
 
-def _build(config: dict[str, Any], tokenizer: Any) -> Any:
+def _build(config: dict[str, Any], tokenizer: Any, pixels: Mapping[str, Any]) -> Any:
     from open_clip import CLIP
 
     model = CLIP(**config)
     model.config, model.tokenizer = config, tokenizer
-    for name, values in PIXELS.items():
-        setattr(model.visual, f"image_{name}", values)
+    for name in PIXELS:
+        setattr(model.visual, f"image_{name}", tuple(pixels[name]))
     return model
 
 
@@ -81,7 +85,8 @@ def save_clip(model: Any, folder: Path) -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     save_merges(model.tokenizer, folder)
-    content = {"model_cfg": model.config, "preprocess_cfg": {name: list(values) for name, values in PIXELS.items()}}
+    pixels = {name: list(getattr(model.visual, f"image_{name}")) for name in PIXELS}
+    content = {"model_cfg": model.config, "preprocess_cfg": pixels}
     (folder / CONFIG).write_text(json.dumps(content, indent=2) + "\n")
     save_file({k: v.detach().half().contiguous().cpu() for k, v in model.state_dict().items()}, folder / WEIGHTS)
 
@@ -90,32 +95,38 @@ def load_clip(source: str = "tiny") -> Clip:
     """A frozen CLIP in float32.
 
     Args:
-        source: `tiny`, or a folder in open_clip's local-dir format with the weights in safetensors.
+        source: `tiny`, `tiny_lq`, `clip-vit-h14` (megasr weights), or a folder in open_clip's local-dir format with the
+            weights in safetensors.
 
     Raises:
-        MegaSRError: the folder lacks a file, or its files do not fit together.
+        MegaSRError: it is not on this machine, the folder lacks a file, or its files do not fit together.
     """
     return Clip(load_open_clip(source))
 
 
 def find_clip(source: str) -> Path:
-    """The folder of a CLIP: `tiny` or a folder."""
-    return TINY_CLIP if source == "tiny" else Path(source)
+    """The folder of a CLIP: a shipped one (`tiny`, `tiny_lq`), a weight that is known by its name, or a folder.
+
+    Raises:
+        MegaSRError: a known weight is not on this machine.
+    """
+    from megasr.weights import MANIFEST, require
+
+    return require(source) if source in MANIFEST else FOLDERS.get(source, Path(source))
 
 
 def load_open_clip(source: str) -> Any:
     """The open_clip model behind load_clip."""
-    from safetensors.torch import load_file
-
     folder = find_clip(source)
     absent = [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]
     if absent:
         raise MegaSRError(f"CLIP {source!r}: {folder} lacks {', '.join(absent)}")
     try:
-        config = json.loads((folder / CONFIG).read_text())["model_cfg"]
+        content = json.loads((folder / CONFIG).read_text())
+        config, pixels = content["model_cfg"], _CLIP_PIXELS | content.get("preprocess_cfg", {})
         with torch.random.fork_rng(devices=[]):
-            model = _build(config, load_tokenizer(folder, config["text_cfg"]["context_length"]))
-        model.load_state_dict({name: value.float() for name, value in load_file(folder / WEIGHTS).items()})
+            model = _build(config, load_tokenizer(folder, config["text_cfg"]["context_length"]), pixels)
+        model.load_state_dict(read_safetensors(folder / WEIGHTS))
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise MegaSRError(f"CLIP {source!r} in {folder} cannot be read: {error}") from error
     return model
@@ -139,11 +150,16 @@ def encode_images(model: Any, images: torch.Tensor) -> torch.Tensor:
 
 def encode_patches(model: Any, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """(B, 3, H, W) in [0, 1] -> images (B, E) and patches (B, N, E) of unit length, of a vision transformer."""
+    tokens, embedding = tokens_and_embedding(model, images)
+    return embedding, F.normalize(tokens @ model.visual.proj, dim=-1)
+
+
+def tokens_and_embedding(model: Any, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(B, 3, H, W) in [0, 1] -> patch tokens (B, N, D) as an adapter reads them, images (B, E) of unit length."""
     found = model.visual.forward_intermediates(
         prepare_images(model.visual, images), indices=1, normalize_intermediates=True, output_fmt="NLC"
     )
-    patches = found["image_intermediates"][-1] @ model.visual.proj
-    return F.normalize(found["image_features"], dim=-1), F.normalize(patches, dim=-1)
+    return found["image_intermediates"][-1], F.normalize(found["image_features"], dim=-1)
 
 
 def encode_texts(model: Any, texts: Sequence[str]) -> torch.Tensor:

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from megasr.errors import MegaSRError, UsageError, unknown_name
-from megasr.semantics.clip import WEIGHTS, find_clip, load_open_clip, prepare_images
+from megasr.semantics.clip import FOLDERS, WEIGHTS, find_clip, load_open_clip, prepare_images
+from megasr.weights import MANIFEST
 
 
 @dataclass(frozen=True)
@@ -19,11 +20,11 @@ class VisionConfig:
 
     Args:
         weights: checkpoint file of an open_clip model (open_clip's format, safetensors or pickle).
-        model: open_clip model name, as SD 2.x was trained with ViT-H-14's text tower; or, without weights, `tiny` (the
-            shipped one) or a folder in open_clip's local-dir format.
+        model: open_clip model name, as SD 2.x was trained with ViT-H-14's text tower; or, without weights, `tiny` or
+            `tiny_lq` (the shipped ones), `clip-vit-h14` (megasr weights) or a folder in open_clip's local-dir format.
 
     Raises:
-        UsageError: a name without weights, or `tiny` or a folder with weights.
+        UsageError: a name without weights, or one that brings them with weights.
     """
 
     weights: str = ""
@@ -37,8 +38,8 @@ class VisionConfig:
 
     @property
     def brings_weights(self) -> bool:
-        """The model is the shipped one or a folder."""
-        return self.model == "tiny" or Path(self.model).is_dir()
+        """The model is a shipped one, one of the manifest, or a folder."""
+        return self.model in FOLDERS or self.model in MANIFEST or Path(self.model).is_dir()
 
     @property
     def weights_file(self) -> Path:

@@ -1,0 +1,156 @@
+"""Tags, what the words of a prompt say of an image: from the data, from a zero-shot CLIP, or from RAM.
+
+A tag list is one string, "cloudy blue sky, grass ground"; it is "" when nothing is known.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from megasr.errors import MegaSRError, UsageError, unknown_name
+from megasr.semantics.clip import FOLDERS, load_open_clip
+from megasr.semantics.phrases import load_vocabulary, read_phrases, read_thresholds
+from megasr.semantics.taggers import ClipTagger, GivenTagger, RamTagger, Tagger
+
+# The kinds of tagger that a field has an effect on.
+_USED_BY: dict[str, tuple[str, ...]] = {
+    "kind": ("given", "scene", "clip", "ram"),
+    "model": ("clip",),
+    "weights": ("clip", "ram"),
+    "lora": ("ram",),
+    "vocabulary": ("clip",),
+    "template": ("clip",),
+    "labels": ("ram",),
+    "label_thresholds": ("ram",),
+    "threshold": ("clip", "ram"),
+    "max_tags": ("clip", "ram"),
+    "keep_given": ("clip", "ram"),
+}
+_RAM_THRESHOLD = 0.68  # of RAM's own code
+
+
+@dataclass(frozen=True)
+class TaggerConfig:
+    """Where the tags of an image come from.
+
+    Args:
+        kind: `given`: what comes with the data, "" where nothing does; `scene`: the same, but every image must have
+            some (the exact tags of rendered scenes); `clip`: phrases of a vocabulary that a CLIP finds in the image;
+            `ram`: the Recognize Anything Model (see megasr.semantics.ram).
+        model: of `clip`: `tiny` or `tiny_lq` (the shipped ones), a folder in open_clip's local-dir format, or the name
+            of an open_clip model, which needs weights.
+        weights: checkpoint of the open_clip model that is named, or RAM's (ram_swin_large_14m.pth).
+        lora: of `ram`: a low-rank update for degraded images (SeeSR's DAPE.pth); none without.
+        vocabulary: of `clip`: `tiny` (what rendered scenes show), `general` (photographs), or a file with one phrase
+            per line, where # begins a comment.
+        template: of `clip`: what the text tower reads, {} stands for the phrase. "" is the phrase alone for a CLIP
+            with a sigmoid head, "a photo of {}" for one with a softmax head (2103.00020, section 3.1.4).
+        labels: of `ram`: the file of its labels, one per line (ram_tag_list.txt).
+        label_thresholds: of `ram`: a file with a threshold per label (ram_tag_list_threshold.txt); none without.
+        threshold: in [0, 1]; tags are as probable or more. A CLIP with a sigmoid head and RAM give the probability
+            that a tag is true. A softmax head only compares texts: there it is the probability relative to the most
+            probable phrase of the vocabulary, which therefore always is a tag. None is 0.5, for RAM its 0.68.
+        max_tags: at most so many, the most probable ones.
+        keep_given: of `clip` and `ram`: only images that come without tags are looked at.
+
+    Raises:
+        UsageError: a value is out of range, missing, or has no effect with this kind.
+    """
+
+    kind: Literal["given", "scene", "clip", "ram"] = "given"
+    model: str = "tiny_lq"
+    weights: str = ""
+    lora: str = ""
+    vocabulary: str = "tiny"
+    template: str = ""
+    labels: str = ""
+    label_thresholds: str = ""
+    threshold: float | None = None
+    max_tags: int = 10
+    keep_given: bool = True
+
+    def __post_init__(self) -> None:
+        if self.kind not in _USED_BY["kind"]:
+            raise unknown_name("tagger.kind", self.kind, _USED_BY["kind"])
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value != field.default and self.kind not in _USED_BY[field.name]:
+                raise UsageError(
+                    f"tagger.{field.name} {value!r} has no effect with tagger.kind {self.kind}: leave it out"
+                )
+        if self.threshold is not None and not 0 <= self.threshold <= 1:
+            raise UsageError(f"tagger.threshold is {self.threshold}, but must be from 0 to 1")
+        if self.max_tags < 1:
+            raise UsageError(f"tagger.max_tags is {self.max_tags}, but must be at least 1")
+        if self.template and self.template.count("{}") != 1:
+            raise UsageError(f"tagger.template {self.template!r} must hold {{}} once, where the phrase goes")
+        self._check_weights()
+
+    def _check_weights(self) -> None:
+        if self.kind == "clip" and self.brings_weights and self.weights:
+            raise UsageError(f"tagger.model {self.model!r} brings its own weights: leave out tagger.weights")
+        if self.kind == "clip" and not self.brings_weights and not self.weights:
+            raise UsageError(f"tagger.weights: name the checkpoint of {self.model}, or set tagger.model to tiny_lq")
+        if self.kind == "ram" and not (self.weights and self.labels):
+            raise UsageError(
+                "tagger.kind ram needs tagger.weights (ram_swin_large_14m.pth) and tagger.labels (its list)"
+            )
+        if self.label_thresholds and self.threshold is not None:
+            raise UsageError("tagger.label_thresholds has a threshold for every label: leave out tagger.threshold")
+
+    @property
+    def brings_weights(self) -> bool:
+        """The CLIP is a shipped one, one of the manifest, or a folder."""
+        return self.model in FOLDERS or Path(self.model).is_dir()
+
+
+def build_tagger(config: TaggerConfig) -> Tagger:
+    """The tagger of a config, frozen.
+
+    Raises:
+        UsageError: the vocabulary, or the name of the CLIP, cannot be used.
+        MegaSRError: a file is missing or broken.
+    """
+    if config.kind in ("given", "scene"):
+        return GivenTagger(required=config.kind == "scene")
+    if config.kind == "ram":
+        return _build_ram(config)
+    phrases = load_vocabulary(config.vocabulary)
+    clip = load_open_clip(config.model) if config.brings_weights else _named_clip(config.model, config.weights)
+    threshold = 0.5 if config.threshold is None else config.threshold
+    return ClipTagger(clip, phrases, config.template, threshold, config.max_tags, config.keep_given)
+
+
+def _named_clip(name: str, weights: str) -> Any:
+    """A model that open_clip knows by name, with the weights of a file and its tokenizer."""
+    import open_clip
+
+    if name not in open_clip.list_models():
+        raise unknown_name("open_clip model", name, [*FOLDERS, *open_clip.list_models()])
+    try:
+        with torch.random.fork_rng(devices=[]):
+            model = open_clip.create_model(name, pretrained=weights)
+        model.tokenizer = open_clip.get_tokenizer(name)
+    except (OSError, RuntimeError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())
+        raise MegaSRError(f"tagger.weights {weights!r} for {name} cannot be loaded: {reason}") from error
+    return model.float()
+
+
+def _build_ram(config: TaggerConfig) -> RamTagger:
+    from megasr.semantics.ram import load_ram
+
+    labels = read_phrases(Path(config.labels))
+    ram = load_ram(Path(config.weights), Path(config.lora) if config.lora else None)
+    if len(labels) != len(ram.label_embed):
+        raise MegaSRError(
+            f"tagger.labels {config.labels}: {len(labels)} labels, but {config.weights} knows {len(ram.label_embed)}"
+        )
+    threshold: torch.Tensor | float = _RAM_THRESHOLD if config.threshold is None else config.threshold
+    if config.label_thresholds:
+        threshold = read_thresholds(Path(config.label_thresholds), len(labels))
+    return RamTagger(ram, labels, threshold, config.max_tags, config.keep_given)
