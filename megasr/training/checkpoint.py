@@ -62,7 +62,9 @@ def build_from_checkpoint(
     cls: type[MegaSRModule], path: str | Path, prior: str | None, changes: dict[str, Any]
 ) -> MegaSRModule:
     """See MegaSRModule.from_checkpoint."""
+    from megasr.guidance.networks import ExtractorConfig
     from megasr.networks.config import AdapterConfig
+    from megasr.semantics.tags import TaggerConfig
     from megasr.semantics.vision import VisionConfig
     from megasr.training.config import ObjectiveConfig, OptimizerConfig, SamplerConfig
 
@@ -71,12 +73,38 @@ def build_from_checkpoint(
         raise MegaSRError(f"{path}: not a checkpoint of a MegaSR adapter (it has no prior_fingerprint)")
     settings = dict(checkpoint["hyper_parameters"])
     types = {"adapter": AdapterConfig, "objective": ObjectiveConfig, "optimizer": OptimizerConfig}
-    types |= {"sampler": SamplerConfig, "vision": VisionConfig}
+    types |= {"sampler": SamplerConfig, "vision": VisionConfig, "extractors": ExtractorConfig, "tagger": TaggerConfig}
     for name, config_type in types.items():
-        if settings[name] is not None:
+        if settings.get(name) is not None:
             settings[name] = config_type(**settings[name])
+    settings["init"] = None  # the checkpoint holds what came of it
     module = cls(**settings | ({"prior": prior} if prior else {}) | changes)
     module.on_load_checkpoint(checkpoint)
-    averaged = next((s["shadow"] for name, s in checkpoint["callbacks"].items() if name.startswith("EMA")), None)
-    module.load_state_dict(averaged or checkpoint["state_dict"], strict=False)
+    module.load_state_dict(final_weights(checkpoint), strict=False)
     return module.eval()
+
+
+def final_weights(checkpoint: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """The averaged weights when EMA was on, else the last ones."""
+    averaged = next((s["shadow"] for name, s in checkpoint["callbacks"].items() if name.startswith("EMA")), None)
+    return averaged or checkpoint["state_dict"]
+
+
+def initialise(module: MegaSRModule, path: str | Path) -> None:
+    """Start the parts that a trained adapter shares with this one from its weights; further parts stay as they are.
+
+    Raises:
+        MegaSRError: the file cannot be read, is of another prior, or has a part that this adapter lacks.
+    """
+    checkpoint = read_checkpoint(path)
+    found, own = checkpoint.get("prior_fingerprint"), module.prior_fingerprint
+    if found != own:
+        raise MegaSRError(f"model.init {path}: trained on the prior {found}, the loaded prior is {own}")
+    weights, trained = final_weights(checkpoint), {n: p for n, p in module.named_parameters() if p.requires_grad}
+    foreign = sorted(n for n, value in weights.items() if n not in trained or trained[n].shape != value.shape)
+    if foreign:
+        raise MegaSRError(
+            f"model.init {path}: {len(foreign)} of its parameters have no place in this adapter, the first are "
+            f"{', '.join(foreign[:3])}; compare model.adapter with the run's config"
+        )
+    module.load_state_dict(weights, strict=False)

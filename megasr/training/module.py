@@ -14,14 +14,16 @@ from megasr.diffusion.objective import Denoiser, add_noise, diffusion_loss, stra
 from megasr.diffusion.sampling import ddim, guided, spaced_timesteps
 from megasr.errors import MegaSRError, UsageError
 from megasr.guidance.extract import extract_guidance
+from megasr.guidance.networks import ExtractorConfig, Networks
 from megasr.images import pad_to_multiple, upsample_lq
 from megasr.networks.config import AdapterConfig
 from megasr.networks.network import Conditions, MegaSRNetwork
 from megasr.networks.sites import Semantics
 from megasr.prior import load_prior
 from megasr.rng import keyed_normal, keyed_uniform
+from megasr.semantics.tags import TaggerConfig, build_tagger
 from megasr.semantics.vision import VisionConfig, VisionEncoder
-from megasr.training.checkpoint import check_trained_state, trained_state
+from megasr.training.checkpoint import check_trained_state, initialise, trained_state
 from megasr.training.config import ObjectiveConfig, OptimizerConfig, SamplerConfig
 from megasr.training.schedule import trapezoid
 
@@ -37,12 +39,16 @@ class MegaSRModule(lightning.LightningModule):
         sampler: how sr is sampled.
         vision: the tower of the image tokens and of v1's representation; needed with adapter.image and adapter.rca
             unless the batches bring them.
+        extractors: networks that make the guidance maps; None takes the shipped ones.
+        tagger: what makes the tags of lq; None takes those that the batches bring.
+        init: checkpoint of a trained adapter; the parts that it shares with this one start from its weights.
         scale_factor: size of hq over size of lq.
         seed: of every draw in training and evaluation.
 
     Raises:
-        UsageError: nothing would be trained, or the sampler begins at timesteps that are not trained on.
-        MegaSRError: the prior or the vision tower is not on this machine.
+        UsageError: nothing would be trained, the sampler begins at timesteps that are not trained on, or a setting of
+            the extractors would do nothing.
+        MegaSRError: the prior or the vision tower is not on this machine, or init does not fit.
     """
 
     strict_loading = False  # a checkpoint lacks the prior on purpose; on_load_checkpoint checks what it must hold
@@ -55,6 +61,9 @@ class MegaSRModule(lightning.LightningModule):
         optimizer: OptimizerConfig = OptimizerConfig(),  # noqa: B008
         sampler: SamplerConfig = SamplerConfig(),  # noqa: B008
         vision: VisionConfig | None = None,
+        extractors: ExtractorConfig | None = None,
+        tagger: TaggerConfig | None = None,
+        init: str | None = None,
         scale_factor: int = 4,
         seed: int = 0,
     ) -> None:
@@ -71,6 +80,8 @@ class MegaSRModule(lightning.LightningModule):
             "optimizer": asdict(optimizer),
         }
         plain |= {"sampler": asdict(sampler), "vision": None if vision is None else asdict(vision)}
+        plain |= {"extractors": None if extractors is None else asdict(extractors), "init": init}
+        plain |= {"tagger": None if tagger is None else asdict(tagger)}
         self.save_hyperparameters({"prior": prior, **plain, "scale_factor": scale_factor, "seed": seed})
         self.adapter, self.objective, self.optimizer, self.sampler = adapter, objective, optimizer, sampler
         self.scale_factor, self.seed = scale_factor, seed
@@ -82,8 +93,15 @@ class MegaSRModule(lightning.LightningModule):
                 "model.adapter is empty: turn on controlnet, guidance, image or rca, or nothing is trained"
             )
         self.vision = VisionEncoder(vision) if vision is not None else None
+        if tagger is not None and not adapter.text:
+            raise UsageError("model.tagger would do nothing: model.adapter.text is off")
+        self.tagger = build_tagger(tagger) if tagger is not None else None
+        self.networks = Networks(extractors)
+        self.networks.config.check_used(self.network.guidance)
         self.alphas_cumprod: torch.Tensor
         self.register_buffer("alphas_cumprod", self.prior.scheduler.alphas_cumprod.clone(), persistent=False)
+        if init is not None:
+            initialise(self, init)
 
     # Conditions ------------------------------------------------------------------------------------------------------
 
@@ -102,16 +120,19 @@ class MegaSRModule(lightning.LightningModule):
             text = self.prior.text_encoder(prompts)
         return Semantics(text, tokens, representation)
 
-    def prompts(self, batch: SRBatch, suffix: str = "") -> list[str]:
+    def prompts(self, batch: SRBatch, lq_up: torch.Tensor, suffix: str = "") -> list[str]:
         """The tags of each sample and the suffix, or empty prompts when the adapter uses no text."""
         if not self.adapter.text:
             return [""] * len(batch["keys"])
         tags = batch.get("tags") or [""] * len(batch["keys"])
+        if self.tagger is not None:
+            tags = self.tagger(lq_up, batch.get("tags"))
         return [", ".join(part for part in (tag, suffix) if part) for tag in tags]
 
     def guidance_maps(self, batch: SRBatch) -> dict[str, torch.Tensor]:
         """The guidance maps that the adapter needs, from the batch or extracted."""
-        return extract_guidance(batch, self.network.guidance, self.scale_factor)
+        fixed_images = not self.training  # what is evaluated is the same in every run
+        return extract_guidance(batch, self.network.guidance, self.scale_factor, self.networks, fixed_images)
 
     # Training and validation loss ------------------------------------------------------------------------------------
 
@@ -119,8 +140,8 @@ class MegaSRModule(lightning.LightningModule):
         """The mean loss, and what a callback may want to know of every sample: its loss, timestep and dropout."""
         keys, step = batch["keys"], self.global_step
         batch = self._sample_dropout(batch, step)
-        prompts, maps = self._drop_conditions(batch)
         lq_up = upsample_lq(batch["lq"], self.scale_factor)
+        prompts, maps = self._drop_conditions(batch, lq_up)
         conditions = self.network.conditions(lq_up, self.semantics(batch, lq_up, prompts), maps)
         z0 = self._latents(batch["hq"])
         noise = keyed_normal(self.seed, keys, z0.shape[1:], "training_noise", step).to(z0)
@@ -136,7 +157,7 @@ class MegaSRModule(lightning.LightningModule):
         """Loss at fixed stratified timesteps with noise keyed by the image: the same for every model and epoch."""
         keys = batch["keys"]
         lq_up = upsample_lq(batch["lq"], self.scale_factor)
-        semantics = self.semantics(batch, lq_up, self.prompts(batch))
+        semantics = self.semantics(batch, lq_up, self.prompts(batch, lq_up))
         conditions = self.network.conditions(lq_up, semantics, self.guidance_maps(batch))
         z0 = self._latents(batch["hq"])
         noise = keyed_normal(self.seed, keys, z0.shape[1:], "validation_noise").to(z0)
@@ -150,9 +171,12 @@ class MegaSRModule(lightning.LightningModule):
         guidance = keyed_uniform(self.seed, batch["keys"], "guidance_dropout", step) < self.objective.guidance_dropout
         return SRBatch(**{"text_dropped": text, "guidance_dropped": guidance, **batch})  # type: ignore[typeddict-item]
 
-    def _drop_conditions(self, batch: SRBatch) -> tuple[list[str], dict[str, torch.Tensor]]:
+    def _drop_conditions(self, batch: SRBatch, lq_up: torch.Tensor) -> tuple[list[str], dict[str, torch.Tensor]]:
         """Prompts and maps of a training batch without what is dropped."""
-        prompts = ["" if drop else p for drop, p in zip(batch["text_dropped"], self.prompts(batch), strict=True)]
+        prompts = [
+            "" if drop else prompt
+            for drop, prompt in zip(batch["text_dropped"], self.prompts(batch, lq_up), strict=True)
+        ]
         maps = self.guidance_maps(batch)
         kept = (~batch["guidance_dropped"]).view(-1, 1, 1, 1)
         return prompts, {name: value * kept.to(value) for name, value in maps.items()}
@@ -215,7 +239,7 @@ class MegaSRModule(lightning.LightningModule):
 
     def _denoiser(self, batch: SRBatch, lq_up: torch.Tensor, maps: dict[str, torch.Tensor]) -> Denoiser:
         sampler = self.sampler
-        semantics = self.semantics(batch, lq_up, self.prompts(batch, sampler.positive_prompt))
+        semantics = self.semantics(batch, lq_up, self.prompts(batch, lq_up, sampler.positive_prompt))
         conditions = self.network.conditions(lq_up, semantics, maps)
         if sampler.guidance_scale == 1:
             return lambda z, t: self.network(z, t, conditions)

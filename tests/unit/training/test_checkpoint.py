@@ -63,3 +63,33 @@ def test_a_missing_file_and_a_foreign_checkpoint(tmp_path):
     torch.save({"state_dict": {}}, tmp_path / "foreign.ckpt")
     with pytest.raises(MegaSRError, match="not a checkpoint of a MegaSR adapter"):
         MegaSRModule.from_checkpoint(tmp_path / "foreign.ckpt")
+
+
+def test_a_part_that_two_adapters_share_starts_from_trained_weights(tmp_path):
+    base = make_module(adapter=AdapterConfig())
+    fit(base, make_batch(), 3).save_checkpoint(tmp_path / "base.ckpt")
+    more = AdapterConfig(guidance=("canny",), saft_width=8)
+    fresh, forked = make_module(adapter=more), make_module(adapter=more, init=str(tmp_path / "base.ckpt"))
+    ours, theirs, start = (dict(module.named_parameters()) for module in (forked, base, fresh))
+    shared = {name for name, p in base.named_parameters() if p.requires_grad}
+    assert shared and all(torch.equal(ours[name], theirs[name]) for name in shared)
+    added = {name for name, p in forked.named_parameters() if p.requires_grad} - shared
+    assert added and all(torch.equal(ours[name], start[name]) for name in added)
+    assert torch.equal(forked.restore(make_batch()), base.eval().restore(make_batch())), "MSFM starts at the identity"
+
+
+def test_init_of_another_prior_or_with_parts_too_many_is_refused(run, tmp_path):
+    with pytest.raises(MegaSRError, match="have no place in this adapter.*msfm"):
+        make_module(adapter=AdapterConfig(), init=str(run[1]))
+    with pytest.raises(MegaSRError, match="init .*: trained on the prior"):
+        make_module(prior=prior_folder(seed=1), init=str(run[1]))
+
+
+def test_a_forked_adapter_comes_back_without_what_it_started_from(run, tmp_path):
+    forked = make_module(init=str(run[1]))
+    fit(forked, make_batch(), 1).save_checkpoint(tmp_path / "forked.ckpt")
+    checkpoint = torch.load(tmp_path / "forked.ckpt", weights_only=True)
+    assert checkpoint["hyper_parameters"]["init"] == str(run[1])
+    checkpoint["hyper_parameters"]["init"] = "gone.ckpt"
+    torch.save(checkpoint, tmp_path / "forked.ckpt")
+    assert not MegaSRModule.from_checkpoint(tmp_path / "forked.ckpt").training

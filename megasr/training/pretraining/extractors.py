@@ -1,0 +1,103 @@
+"""The small map network, trained from nothing on images whose maps are exact."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from megasr.batch import SRBatch
+from megasr.errors import UsageError
+from megasr.guidance.network import Views
+from megasr.guidance.tiny import build_tiny
+from megasr.training.pretraining.module import PretrainingModule
+
+TRUTH = {
+    "hed": "oracle_edge",
+    "depth": "oracle_depth",
+    "normal": "oracle_normal",
+    "segmentation": "oracle_segmentation",
+}
+# Brings the four losses to a like size once the network has learnt something.
+_WEIGHTS = {"hed": 2.0, "depth": 5.0, "normal": 2.0, "segmentation": 0.5}
+
+
+class ExtractorModule(PretrainingModule):
+    """Train TinyMaps on hq and the exact maps that rendered scenes bring (SceneDataModule).
+
+    Args:
+        classes: names of the segmentation's classes, in the order of `colors`.
+        colors: one RGB triple of 0 to 255 per class, as the data draw them.
+        widths: channels at 1/2, 1/4, 1/8 and 1/16 of the image.
+        blocks: residual blocks at each of these.
+        pyramid_width: channels of the feature pyramid.
+        settings: see PretrainingModule.
+    """
+
+    def __init__(
+        self,
+        classes: Sequence[str],
+        colors: Sequence[Sequence[float]],
+        widths: Sequence[int] = (24, 48, 96, 128),
+        blocks: Sequence[int] = (1, 2, 2, 2),
+        pyramid_width: int = 48,
+        **settings: Any,
+    ) -> None:
+        super().__init__(**settings)
+        self.save_hyperparameters()
+        sizes = {"widths": tuple(widths), "blocks": tuple(blocks), "pyramid_width": pyramid_width}
+        shades = [[value / 255 for value in color] for color in colors]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            self.network = build_tiny(classes, shades, **sizes)
+
+    def training_step(self, batch: SRBatch, batch_index: int) -> torch.Tensor:
+        """The weighted sum of the losses of all maps."""
+        losses = self._losses(batch)
+        self.log_dict({f"train/{name}": value for name, value in losses.items()}, prog_bar=True)
+        loss = torch.stack([_WEIGHTS[name] * value for name, value in losses.items()]).sum()
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    @torch.no_grad()
+    def validation_step(self, batch: SRBatch, batch_index: int) -> None:
+        """The same losses on scenes that training never draws."""
+        losses = {f"val/{name}": value for name, value in self._losses(batch).items()}
+        self.log_dict(losses, prog_bar=True, batch_size=len(batch["keys"]), sync_dist=True)
+
+    def _losses(self, batch: SRBatch) -> dict[str, torch.Tensor]:
+        maps = batch.get("maps", {})
+        absent = sorted(set(TRUTH.values()) - set(maps))
+        if absent:
+            raise UsageError(f"the batch lacks {', '.join(absent)}: only rendered scenes (SceneDataModule) have them")
+        views = Views(batch["hq"])
+        raw = self.network.decode(self.network.encode(views), self.network.outputs)
+        truth = {name: self._at_size_of(raw[name], maps[key], name) for name, key in TRUTH.items()}
+        return exact_losses(raw, truth)
+
+    def _at_size_of(self, raw: torch.Tensor, exact: torch.Tensor, name: str) -> torch.Tensor:
+        if name == "segmentation":
+            return self.network.classes_of(F.interpolate(exact, raw.shape[-2:], mode="nearest-exact"))
+        return F.interpolate(exact, raw.shape[-2:], mode="area")
+
+    def export(self, folder: Path) -> None:
+        """Write what load_tiny reads."""
+        self.network.export(folder)
+
+
+def exact_losses(raw: Mapping[str, torch.Tensor], truth: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The loss of every map against the truth of its size.
+
+    Args:
+        raw: raw outputs (see megasr.guidance.network).
+        truth: edges and inverse depth in [0, 1], normals as (n + 1) / 2, class ids (B, h, w).
+    """
+    return {
+        "hed": F.binary_cross_entropy_with_logits(raw["hed"], truth["hed"]),
+        "depth": F.l1_loss(raw["depth"], truth["depth"]),
+        "normal": F.l1_loss(raw["normal"], truth["normal"] * 2 - 1),
+        "segmentation": F.cross_entropy(raw["segmentation"], truth["segmentation"]),
+    }
