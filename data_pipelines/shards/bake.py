@@ -7,8 +7,8 @@ import io
 import json
 import shlex
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from datetime import date
 from pathlib import Path
 
@@ -38,6 +38,7 @@ from megasr.batch import SRBatch
 from megasr.errors import UsageError
 from megasr.files import locked_folder, remove_parts, write_whole
 from megasr.guidance.extract import extract_guidance
+from megasr.guidance.networks import ExtractorConfig, Networks, identify_source
 from megasr.guidance.registry import resolve_guidance
 from megasr.images import from_uint8, upsample_lq
 
@@ -57,6 +58,7 @@ class VariantJob:
         variant: its number.
         options: see BakeOptions.
         load_tokens: makes the encoder of the image tokens, once per process; None when none are baked.
+        sources: guidance type -> where the weights of its network come from (see ExtractorConfig).
     """
 
     path: Path
@@ -66,6 +68,7 @@ class VariantJob:
     variant: int
     options: BakeOptions
     load_tokens: Callable[[], Tokens] | None
+    sources: tuple[tuple[str, str], ...]
 
 
 def bake(
@@ -76,6 +79,7 @@ def bake(
     load_tokens: Callable[[], Tokens] | None = None,
     workers: int = 1,
     progress: Progress = no_progress,
+    sources: Mapping[str, str] | None = None,
 ) -> Manifest:
     """Write variants 0 to `variants` - 1 into SHARDS/baked/NAME, leaving those that are there as they are.
 
@@ -87,6 +91,7 @@ def bake(
         load_tokens: makes the encoder of the image tokens; needed with options.tokens, picklable.
         workers: processes.
         progress: is told what is done.
+        sources: guidance type -> where the weights of its network come from; see ExtractorConfig.
 
     Raises:
         UsageError: a value cannot be used, or the set was begun with other options.
@@ -98,8 +103,10 @@ def bake(
         raise UsageError(
             f"tokens are {options.tokens!r}, and there is {'an' if load_tokens else 'no'} encoder for them"
         )
-    _check_maps(options)
+    sources = dict(sources or {})
+    options = replace(options, extractors=_identify_extractors(options, sources))
     _source.cache_clear()  # an earlier call in this process may have read other shards in this place
+    _networks.cache_clear()
     _ENCODERS.clear()
     originals = ShardSource(str(shards))
     output = Path(baked_url(str(shards), name))
@@ -107,7 +114,7 @@ def bake(
         remove_parts(output)
         _same_options(output, options, originals_fingerprint(originals))
         _check_not_fewer(output, variants, len(originals))
-        jobs = list(_jobs(originals, output, options, variants, load_tokens))
+        jobs = list(_jobs(originals, output, options, variants, load_tokens, tuple(sorted(sources.items()))))
         entries: list[ShardEntry] = []
         fields: Counter[str] = Counter()
         for entry, names in map_ordered(write_variant, jobs, workers):
@@ -120,7 +127,7 @@ def bake(
             shards=tuple(entries),
             fields=dict(sorted(fields.items())),
             licence=originals.manifest.licence,
-            command=_command(shards, name, options, variants),
+            command=_command(shards, name, options, variants, sources),
             version=__version__,
             created=date.today().isoformat(),
             dropped={},
@@ -129,12 +136,17 @@ def bake(
     return manifest
 
 
-def _check_maps(options: BakeOptions) -> None:
-    for guidance in resolve_guidance(options.maps):
+def _identify_extractors(options: BakeOptions, sources: Mapping[str, str]) -> dict[str, str]:
+    """Which weights make the maps. A type that is not made from lq, and a source that is not used, are errors."""
+    types = resolve_guidance(options.maps)
+    for guidance in types:
         if guidance.source != "lq":
             raise UsageError(
                 f"guidance {guidance.name} is made from {guidance.source}, not from lq: it needs no baking"
             )
+    config = ExtractorConfig(sources)
+    config.check_used(types)
+    return {guidance.name: identify_source(config.source_of(guidance)) for guidance in types if guidance.load}
 
 
 def _same_options(output: Path, options: BakeOptions, fingerprint: str) -> None:
@@ -165,13 +177,14 @@ def _jobs(
     options: BakeOptions,
     variants: int,
     load_tokens: Callable[[], Tokens] | None,
+    sources: tuple[tuple[str, str], ...],
 ) -> Iterator[VariantJob]:
     for variant in range(variants):
         begin = 0
         for shard in originals.manifest.shards:
             path = output / f"{shard.name.removesuffix('.tar')}-v{variant:03d}.tar"
             end = begin + shard.samples
-            yield VariantJob(path, originals.url, begin, end, variant, options, load_tokens)
+            yield VariantJob(path, originals.url, begin, end, variant, options, load_tokens, sources)
             begin = end
 
 
@@ -206,7 +219,7 @@ def _degraded_files(key: str, crop: Sample, job: VariantJob) -> dict[str, bytes]
     # lq is stored at 8 bits, so what is made of it sees 8 bits too.
     lq = (degradation.apply_image(crop.hq, params).clamp(0, 1) * 255).round() / 255
     batch = SRBatch(keys=[crop.key], hq=from_uint8(crop.hq)[None], lq=lq[None])
-    maps = extract_guidance(batch, resolve_guidance(options.maps), options.scale_factor)
+    maps = extract_guidance(batch, resolve_guidance(options.maps), options.scale_factor, _networks(job.sources))
     files = dump_variant(lq, params, {name: value[0] for name, value in maps.items()})
     if job.load_tokens is not None:
         tokens = _tokens(options.tokens, job.load_tokens)(upsample_lq(batch["lq"], options.scale_factor))[0]
@@ -221,6 +234,12 @@ def _source(shards: str) -> ShardSource:
     return ShardSource(shards)
 
 
+@functools.lru_cache(1)
+def _networks(sources: tuple[tuple[str, str], ...]) -> Networks:
+    """Loaded once per worker process."""
+    return Networks(ExtractorConfig(dict(sources)))
+
+
 def _tokens(name: str, load: Callable[[], Tokens]) -> Tokens:
     """The encoder of this name: a worker process makes it for its first tar and keeps it for the others."""
     if name not in _ENCODERS:
@@ -231,12 +250,13 @@ def _tokens(name: str, load: Callable[[], Tokens]) -> Tokens:
 _ENCODERS: dict[str, Tokens] = {}
 
 
-def _command(shards: Path, name: str, options: BakeOptions, variants: int) -> str:
+def _command(shards: Path, name: str, options: BakeOptions, variants: int, sources: Mapping[str, str]) -> str:
     words = ["megasr", "shards", "bake", str(shards), "--name", name, "--variants", str(variants)]
     words += ["--degradation", options.degradation, "--scale-factor", str(options.scale_factor)]
     words += ["--crop-size", str(options.crop_size_px), "--seed", str(options.seed)]
     words += ["--usm-target"] if options.usm_target else []
     words += ["--maps", *options.maps] if options.maps else []
+    words += ["--extractors", *(f"{name}={source}" for name, source in sorted(sources.items()))] if sources else []
     # Which weights, baked.json says by their hash; where they lie is another matter on every machine.
     words += ["--tokens-model", options.tokens.split()[0], "--tokens-weights", "FILE"] if options.tokens else []
     return shlex.join(words)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import io
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import cv2
@@ -47,6 +47,7 @@ class BakeOptions:
         maps: guidance types whose maps are baked, made from lq as training would.
         tokens: what makes the image tokens of lq ("" bakes none).
         seed: of crops and degradations.
+        extractors: guidance type -> the weights of the network that makes its maps (identify_source); bake fills it in.
     """
 
     degradation: str = "realesrgan_strong"
@@ -56,6 +57,7 @@ class BakeOptions:
     maps: tuple[str, ...] = ()
     tokens: str = ""
     seed: int = 0
+    extractors: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         get_degradation(self.degradation, self.scale_factor)

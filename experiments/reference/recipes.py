@@ -27,8 +27,9 @@ class Recipe:
     Attributes:
         name: path below the folder of recipes, without suffix: "tiny/megasr".
         config: sections model, data and trainer with all defaults filled in, without seeds.
-        fingerprints: of the recipe (the resolved config), the prior, the protocol and, when there is one, the vision
-            tower. Numbers belong together only when all are equal. The code is not part of it.
+        fingerprints: of the recipe (the resolved config), the prior, the protocol and, where there are any, the vision
+            tower, the checkpoint to start from, and the extractors. Numbers belong together only when all are equal.
+            The code is not part of it.
     """
 
     name: str
@@ -56,8 +57,14 @@ def load_recipe(name: str, folder: Path, components: Components, protocol: Proto
         known = (found.relative_to(folder).with_suffix("").as_posix() for found in folder.rglob("*.yaml"))
         raise unknown_name(f"recipe of {folder}", name, known)
     config = _without_seeds(read_run_recipe(path, components))
-    digest = hashlib.blake2b(json.dumps(flatten(config), sort_keys=True).encode(), digest_size=6).hexdigest()
-    return Recipe(name, config, {"recipe": digest, "protocol": protocol.fingerprint, **_weights(config["model"])})
+    fingerprints = {"recipe": digest_of(flatten(config)), "protocol": protocol.fingerprint}
+    return Recipe(name, config, {**fingerprints, **_weights(config["model"])})
+
+
+def digest_of(leaves: Mapping[str, Any]) -> str:
+    """12 hexadecimal digits of a flat config. None is a part that is off: one that is new changes no older recipe."""
+    present = {path: value for path, value in leaves.items() if value is not None}
+    return hashlib.blake2b(json.dumps(present, sort_keys=True).encode(), digest_size=6).hexdigest()
 
 
 def _without_seeds(config: Config) -> Config:
@@ -73,4 +80,16 @@ def _weights(model: Mapping[str, Any]) -> dict[str, str | None]:
         from megasr.semantics.vision import VisionConfig
 
         found["vision"] = file_sha256(VisionConfig(**vision).weights_file)[:12]
-    return found
+    if model.get("init"):
+        found["init"] = file_sha256(Path(model["init"]))[:12]
+    return found | _extractors(model)
+
+
+def _extractors(model: Mapping[str, Any]) -> dict[str, str | None]:
+    """Of every network that makes maps of lq; rendered scenes bring those of hq themselves."""
+    from megasr.guidance.networks import ExtractorConfig, identify_source
+    from megasr.guidance.registry import resolve_guidance
+
+    config = ExtractorConfig(**(model.get("extractors") or {}))
+    types = resolve_guidance((model.get("adapter") or {}).get("guidance") or ())
+    return {f"extractor {g.name}": identify_source(config.source_of(g)) for g in types if g.load and g.source == "lq"}

@@ -77,6 +77,9 @@ def _add_bake(actions: Any) -> None:
     bake.add_argument("--crop-size", metavar="PX", type=int, default=512, help="of hq (default: 512)")
     bake.add_argument("--usm-target", action="store_true", help="sharpen hq before it is degraded")
     bake.add_argument("--maps", metavar="TYPE", nargs="*", default=[], help="guidance types whose maps are baked")
+    bake.add_argument(
+        "--extractors", metavar="TYPE=SOURCE", nargs="*", default=[], help="networks of these maps (default: shipped)"
+    )
     bake.add_argument("--tokens-weights", metavar="FILE", type=Path, help="OpenCLIP weights: bakes image tokens of lq")
     bake.add_argument("--tokens-model", default="ViT-H-14", help="OpenCLIP model of these weights (default: ViT-H-14)")
     bake.add_argument("--seed", type=int, default=0, help="of crops and degradations (default: 0)")
@@ -107,10 +110,11 @@ def run_bake(arguments: argparse.Namespace) -> None:
         tokens=tokens,
         seed=arguments.seed,
     )
+    sources = _pairs("--extractors", "TYPE=SOURCE", arguments.extractors)
     name = arguments.name or f"{options.degradation}-x{options.scale_factor}-{options.crop_size_px}px"
     workers = _workers(arguments)
     with _progress() as progress:
-        manifest = bake(arguments.folder, name, options, arguments.variants, load_tokens, workers, progress)
+        manifest = bake(arguments.folder, name, options, arguments.variants, load_tokens, workers, progress, sources)
     size = f"{manifest.samples} samples in {len(manifest.shards)} shards, {manifest.bytes / 2**20:.1f} MiB"
     print(f"{arguments.folder / 'baked' / name}: {arguments.variants} variants, {size}")
 
@@ -166,17 +170,23 @@ def run_pack(arguments: argparse.Namespace) -> None:
 
 
 def _maps(given: list[str]) -> dict[str, str]:
-    maps: dict[str, str] = {}
-    for pair in given:
-        name, equals, folder = pair.partition("=")
-        if not equals or not folder:
-            raise UsageError(f"--map {pair}: should be NAME=FOLDER")
-        if name in maps:
-            raise UsageError(f"--map {name} is given twice")
+    maps = _pairs("--map", "NAME=FOLDER", given)
+    for name, folder in maps.items():
         if not Path(folder).is_dir():
-            raise UsageError(f"--map {pair}: {folder} is no folder")
-        maps[name] = folder
+            raise UsageError(f"--map {name}={folder}: {folder} is no folder")
     return maps
+
+
+def _pairs(option: str, form: str, given: list[str]) -> dict[str, str]:
+    pairs: dict[str, str] = {}
+    for pair in given:
+        name, equals, value = pair.partition("=")
+        if not equals or not value:
+            raise UsageError(f"{option} {pair}: should be {form}")
+        if name in pairs:
+            raise UsageError(f"{option} {name} is given twice")
+        pairs[name] = value
+    return pairs
 
 
 def _workers(arguments: argparse.Namespace) -> int:

@@ -1,0 +1,1 @@
+"""Measurements of guidance: how much fine-tuning repairs, how good edges are, what it all looks like."""
