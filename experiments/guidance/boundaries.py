@@ -36,6 +36,7 @@ from megasr.evaluation.boundaries import (
     ods_difference,
     ods_interval,
     score,
+    spread_thresholds,
     suppress_non_maxima,
 )
 from megasr.files import write_whole
@@ -129,7 +130,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         area = "-" if row["ap"] is None else f"{row['ap']:.3f}"
         gap = row.get("minus_first")
         difference = f"{gap['mean']:+.3f}{_range((gap['low'], gap['high']), '+')}" if gap else "-"
-        at = "-" if row["ap"] is None else f"{row['ods_threshold']:.2f}"
+        at = "-" if row["ap"] is None else f"{row['ods_threshold']:.3f}"
         lines.append(f"| {row['method']} | {row['view']} | {ods} | {at} | {row['ois']:.3f} | {area} | {difference} |")
     return "\n".join([head, *lines])
 
@@ -166,7 +167,7 @@ def run(argv: Sequence[str]) -> None:
     degradation = get_degradation(options.degradation, options.scale_factor)
     methods = [EdgeMethod(name) for name in options.methods]
     paths = choose(list_bsds(options.bsds, options.split), options.images)
-    thresholds = [step / (options.thresholds + 1) for step in range(1, options.thresholds + 1)]
+    thresholds = spread_thresholds(options.thresholds)
     rows = summarise(measure(methods, paths, degradation, thresholds), thresholds)
     print(table(rows))
     if options.out:

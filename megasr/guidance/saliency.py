@@ -1,4 +1,8 @@
-"""Saliency by the spectral residual: what of the spectrum is not as expected stands out (Hou & Zhang, CVPR 2007)."""
+"""Saliency by the spectral residual: what of the spectrum is not as expected stands out (Hou & Zhang, CVPR 2007).
+
+Two things differ from the paper, both because lq is blurred: the image is mirrored at its borders, and frequencies that it
+does not have are left out.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +16,9 @@ from megasr.images import resize
 _WIDTH_PX = 64  # the paper's scale, at which an object is a few pixels large
 _SIGMA_PX = 2.5  # at that scale: the authors' code; the paper's text says 8, which would leave little but one blob
 _GREY = (0.299, 0.587, 0.114)
-# Mean amplitude per pixel below which float32 cannot tell a frequency from nothing: it fades out there.
-_SILENCE = 1e-6
+# Mean amplitude per pixel (a fortieth of an 8-bit level) below which a frequency fades out: lq has nothing in its upper
+# ones, and their residual, which is that of roundings, would drown the rest.
+_SILENCE = 1e-4
 _FLAT = 1e-3  # relative contrast below which a map says nothing
 
 
@@ -31,13 +36,17 @@ def extract_saliency(image: torch.Tensor, keys: Sequence[str]) -> torch.Tensor:
 
 def _spectral_residual(grey: torch.Tensor) -> torch.Tensor:
     """(B, 1, h, w) -> squared amplitude of what is left when each frequency is divided by its neighbours."""
-    spectrum = torch.fft.fft2(grey, norm="forward")
+    height, width = grey.shape[-2:]
+    # A spectrum is that of the image repeated: unmirrored, the jump from one border to the other stands out most.
+    wide = torch.cat([grey, grey.flip(-1)], -1)
+    spectrum = torch.fft.fft2(torch.cat([wide, wide.flip(-2)], -2), norm="forward")
     amplitude = spectrum.abs()
     floored = amplitude.clamp(min=_SILENCE)
     log = floored.log()
     residual = (log - _mean_3x3(log)).exp()
     # Over the plain amplitude, what is not in the image would be as loud as the rest, in the phase of a rounding error.
-    return torch.fft.ifft2(residual * spectrum / floored, norm="forward").abs().square()
+    found = torch.fft.ifft2(residual * spectrum / floored, norm="forward").abs().square()
+    return found[..., :height, :width]
 
 
 def _mean_3x3(log: torch.Tensor) -> torch.Tensor:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+_SURE = 1e-4
+
 
 def edge_loss(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
     """Kullback-Leibler divergence of the student's edge probabilities from the teacher's, of logits (B, 1, h, w)."""
@@ -16,6 +18,12 @@ def _bernoulli_divergence(student: torch.Tensor, teacher: torch.Tensor) -> torch
     goal = teacher.sigmoid()
     cross, own = (F.binary_cross_entropy_with_logits(logits, goal) for logits in (student, teacher))
     return cross - own
+
+
+def edge_divergence(found: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """The same of every pixel, of maps of probabilities in [0, 1]; what is surer than 1 in 10,000 is taken as that."""
+    q, p = (probability.clamp(_SURE, 1 - _SURE) for probability in (found, right))
+    return p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()
 
 
 def relative_depth_loss(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -221,6 +222,10 @@ def test_errors_are_in_the_units_they_say() -> None:
     other[0, 1, 0, 0] = 1
     assert answer_error("segmentation", other, colours).item() == 0.25
     assert answer_error("depth", colours + 0.5, colours).item() == 0.5
+    half, quarter = torch.full((1, 1, 2, 2), 0.5), torch.full((1, 1, 2, 2), 0.25)
+    expected = 0.5 * math.log(0.5 / 0.25) + 0.5 * math.log(0.5 / 0.75)
+    assert answer_error("hed", quarter, half).item() == pytest.approx(expected, rel=1e-5)
+    assert answer_error("hed", half, half).item() == 0
     assert answer_error("tokens", torch.zeros(1, 2, 2), torch.ones(1, 2, 2)).item() == 1.0
 
 
