@@ -10,7 +10,7 @@ BIN := .venv/bin
 help:
 	@echo "make study   train and compare the guidance types on the tiny prior; results in runs/study"
 	@echo "make test    run the tests"
-	@echo "make prior   make the tiny prior anew, from nothing, in runs/tiny; about two hours on two cores"
+	@echo "make prior   make the tiny prior and extractors anew, from nothing, in runs/tiny; hours on two cores"
 	@echo "make lint    check style and types"
 	@echo "make clean   remove .venv and caches (runs/ is kept)"
 
@@ -25,6 +25,9 @@ prior: $(INSTALLED)
 	$(BIN)/megasr pretrain --config experiments/tiny/clip.yaml
 	$(BIN)/megasr pretrain --config experiments/tiny/clip_vision.yaml
 	$(BIN)/megasr pretrain --config experiments/tiny/prior.yaml
+	$(BIN)/megasr pretrain --config experiments/tiny/extractors.yaml
+	$(BIN)/megasr pretrain --config experiments/tiny/pgft_extractors.yaml
+	$(BIN)/megasr pretrain --config experiments/tiny/pgft_clip.yaml
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -97,17 +97,10 @@ def bake(
         UsageError: a value cannot be used, or the set was begun with other options.
         MegaSRError: the originals or the disk fail. Running it again goes on.
     """
-    if variants < 1:
-        raise UsageError(f"variants must be at least 1, got {variants}")
-    if bool(options.tokens) != (load_tokens is not None):
-        raise UsageError(
-            f"tokens are {options.tokens!r}, and there is {'an' if load_tokens else 'no'} encoder for them"
-        )
+    _check_request(options, variants, load_tokens)
     sources = dict(sources or {})
-    options = replace(options, extractors=_identify_extractors(options, sources))
-    _source.cache_clear()  # an earlier call in this process may have read other shards in this place
-    _networks.cache_clear()
-    _ENCODERS.clear()
+    options = _with_extractors(options, sources)
+    _forget_earlier_calls()
     originals = ShardSource(str(shards))
     output = Path(baked_url(str(shards), name))
     with locked_folder(output):
@@ -136,8 +129,24 @@ def bake(
     return manifest
 
 
-def _identify_extractors(options: BakeOptions, sources: Mapping[str, str]) -> dict[str, str]:
-    """Which weights make the maps. A type that is not made from lq, and a source that is not used, are errors."""
+def _check_request(options: BakeOptions, variants: int, load_tokens: Callable[[], Tokens] | None) -> None:
+    if variants < 1:
+        raise UsageError(f"variants must be at least 1, got {variants}")
+    if bool(options.tokens) != (load_tokens is not None):
+        raise UsageError(
+            f"tokens are {options.tokens!r}, and there is {'an' if load_tokens else 'no'} encoder for them"
+        )
+
+
+def _forget_earlier_calls() -> None:
+    """A call before in this process may have read other shards, or other weights, in these places."""
+    _source.cache_clear()
+    _networks.cache_clear()
+    _ENCODERS.clear()
+
+
+def _with_extractors(options: BakeOptions, sources: Mapping[str, str]) -> BakeOptions:
+    """The options with the weights that make the maps. A type not made from lq, or an idle source, is an error."""
     types = resolve_guidance(options.maps)
     for guidance in types:
         if guidance.source != "lq":
@@ -146,7 +155,8 @@ def _identify_extractors(options: BakeOptions, sources: Mapping[str, str]) -> di
             )
     config = ExtractorConfig(sources)
     config.check_used(types)
-    return {guidance.name: identify_source(config.source_of(guidance)) for guidance in types if guidance.load}
+    found = {guidance.name: identify_source(config.source_of(guidance)) for guidance in types if guidance.load}
+    return replace(options, extractors=found)
 
 
 def _same_options(output: Path, options: BakeOptions, fingerprint: str) -> None:

@@ -57,7 +57,7 @@ def survival(arm: np.ndarray, oracle: np.ndarray, generator: np.random.Generator
 
 def table(folder: Path) -> str:
     """Markdown: the gain of every arm in every metric, and what survives of the oracle's."""
-    none, *arms = (read_reference(folder / "tiny" / f"survival_{name}.json") for name in ("none", *ARMS))
+    none, *arms = (read_reference(folder / "survival" / f"{name}.json") for name in ("none", *ARMS))
     lines = [f"| metric | {' | '.join(f'gain of {a}' for a in ARMS)} | plain keeps | pgft keeps |"]
     lines.append("|" + " --- |" * 6)
     for metric in none.metrics:

@@ -21,7 +21,7 @@ from pathlib import Path
 from experiments.reference.check import Comparison, check
 from experiments.reference.measure import Workplace, measure
 from experiments.reference.records import all_references
-from experiments.reference.table import AGAINST, make_table, replace_block
+from experiments.reference.table import make_table, replace_block
 from megasr.cli import Parser
 from megasr.errors import MegaSRError, UsageError
 from megasr.files import write_whole
@@ -62,7 +62,7 @@ def build_parser() -> Parser:
     about.add_argument("name", metavar="RECIPE", help="such as tiny/megasr")
     about.add_argument("--seed", type=int, help="default: the first recorded one")
     about = actions.add_parser("table", help="print the table of all references, or write it into a file")
-    about.add_argument("--against", default=AGAINST, metavar="RECIPE", help="compare with (default: %(default)s)")
+    about.add_argument("--against", metavar="RECIPE", help="compare with (default: each folder's own)")
     about.add_argument("--write", type=Path, metavar="FILE", help="replace what stands between the marks in this file")
     about = actions.add_parser("pictures", help="draw what measured adapters make of scenes or photographs")
     about.add_argument("names", nargs="+", metavar="RECIPE", help="such as tiny/megasr; measured on this machine")

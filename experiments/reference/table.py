@@ -12,17 +12,17 @@ from megasr.evaluation.protocol import get_protocol
 from megasr.evaluation.spec import Protocol
 
 BEGIN, END = "<!-- reference -->", "<!-- /reference -->"
-AGAINST = "tiny/controlnet_only"
+AGAINST = {"tiny": "tiny/controlnet_only", "survival": "survival/none"}  # folder -> what its recipes are compared with
 COMPARED = ("ssim_y", "fsim")  # fidelity of pixels and of structure
 NOTHING = "Reference numbers: not measured yet (`python -m experiments.reference measure --help`)."
 
 
-def make_table(references: Sequence[Reference], against: str = AGAINST) -> str:
+def make_table(references: Sequence[Reference], against: str | None = None) -> str:
     """Two tables per folder of recipes: values and what they cost, and paired differences of COMPARED.
 
     Args:
         references: what is measured.
-        against: name of the recipe that every recipe of its folder is compared with, beside bicubic.
+        against: name of the recipe that every recipe of its folder is compared with, beside bicubic; None takes AGAINST.
 
     Raises:
         UsageError: references of one folder were taken on other images, under another protocol or with another prior.
@@ -30,7 +30,8 @@ def make_table(references: Sequence[Reference], against: str = AGAINST) -> str:
     folders: dict[str, list[Reference]] = {}
     for reference in references:
         folders.setdefault(str(PurePosixPath(reference.recipe).parent), []).append(reference)
-    return "\n\n".join(_table(rows, against) for rows in folders.values()) or NOTHING
+    tables = (_table(rows, against or AGAINST.get(folder)) for folder, rows in folders.items())
+    return "\n\n".join(tables) or NOTHING
 
 
 def replace_block(text: str, block: str, name: str) -> str:
@@ -46,7 +47,7 @@ def replace_block(text: str, block: str, name: str) -> str:
     return f"{before}{BEGIN}\n{block}\n{END}{after}"
 
 
-def _table(references: Sequence[Reference], against: str) -> str:
+def _table(references: Sequence[Reference], against: str | None) -> str:
     baseline = next((reference for reference in references if reference.recipe == against), None)
     first = baseline or references[0]
     for other in references:

@@ -1,7 +1,7 @@
 """Saliency by the spectral residual: what of the spectrum is not as expected stands out (Hou & Zhang, CVPR 2007).
 
-Two things differ from the paper, both because lq is blurred: the image is mirrored at its borders, and frequencies that it
-does not have are left out.
+Two things differ from the paper, both because lq is blurred: the image is mirrored at its borders, and frequencies that
+it does not have are left out.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ class VisionConfig:
     @property
     def brings_weights(self) -> bool:
         """The model is a shipped one, one of the manifest, or a folder."""
-        return self.model in FOLDERS or self.model in MANIFEST or Path(self.model).is_dir()
+        return self.model in (*FOLDERS, *MANIFEST) or "/" in self.model or Path(self.model).is_dir()
 
     @property
     def weights_file(self) -> Path:

@@ -162,10 +162,19 @@ def _add_lora(network: nn.Module, rank: int, seed: int) -> Any:
 
 def _merge_lora(network: nn.Module) -> None:
     """Add what LoRA has learnt to the weights and take its layers out, in place."""
+    from peft.tuners.lora.layer import MultiheadAttention
     from peft.tuners.tuners_utils import BaseTunerLayer
 
+    done: list[str] = []
     for name, layer in list(network.named_modules()):
-        if isinstance(layer, BaseTunerLayer):
+        # What lies inside a layer of attention goes with it.
+        if not isinstance(layer, BaseTunerLayer) or any(name.startswith(f"{outer}.") for outer in done):
+            continue
+        done.append(name)
+        if isinstance(layer, MultiheadAttention):
+            plain = layer.unload_and_optionally_merge_module(merge=True, safe_merge=False, adapter_names=None)
+        else:
             layer.merge()
-            parent, _, child = name.rpartition(".")
-            setattr(network.get_submodule(parent), child, layer.get_base_layer())
+            plain = layer.get_base_layer()
+        parent, _, child = name.rpartition(".")
+        setattr(network.get_submodule(parent), child, plain)

@@ -129,9 +129,8 @@ class MegaSRModule(lightning.LightningModule):
             tags = self.tagger(lq_up, batch.get("tags"))
         return [", ".join(part for part in (tag, suffix) if part) for tag in tags]
 
-    def guidance_maps(self, batch: SRBatch) -> dict[str, torch.Tensor]:
-        """The guidance maps that the adapter needs, from the batch or extracted."""
-        fixed_images = not self.training  # what is evaluated is the same in every run
+    def guidance_maps(self, batch: SRBatch, fixed_images: bool = True) -> dict[str, torch.Tensor]:
+        """The guidance maps that the adapter needs, from the batch or extracted; those of training never come again."""
         return extract_guidance(batch, self.network.guidance, self.scale_factor, self.networks, fixed_images)
 
     # Training and validation loss ------------------------------------------------------------------------------------
@@ -177,7 +176,7 @@ class MegaSRModule(lightning.LightningModule):
             "" if drop else prompt
             for drop, prompt in zip(batch["text_dropped"], self.prompts(batch, lq_up), strict=True)
         ]
-        maps = self.guidance_maps(batch)
+        maps = self.guidance_maps(batch, fixed_images=False)
         kept = (~batch["guidance_dropped"]).view(-1, 1, 1, 1)
         return prompts, {name: value * kept.to(value) for name, value in maps.items()}
 

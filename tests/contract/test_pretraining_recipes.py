@@ -9,18 +9,23 @@ import pytest
 import yaml
 
 from megasr.cli import main
+from megasr.guidance.networks import load_network
+from megasr.guidance.registry import get_guidance
+from megasr.guidance.tiny import load_tiny
 from megasr.prior import load_prior
 from megasr.semantics.clip import load_clip
+from tests.helpers.extractor_checkpoints import write_depth, write_hed, write_segmentation
 from tests.helpers.recipes import is_fit_recipe, read_note
 from tests.helpers.sources import ROOT
 
 COMMAND = re.compile(r"megasr pretrain --config (\S+)")
 CHAIN = [ROOT / path for path in COMMAND.findall((ROOT / "Makefile").read_text())]
+TRAINER = {"max_steps": 2, "accelerator": "cpu", "devices": 1, "strategy": "auto", "enable_progress_bar": False}
 SMALL = {"pool": 3, "batch_size": 2, "train_samples": 4, "eval_samples": 2}
 
 
-def test_make_prior_runs_every_recipe() -> None:
-    every = {path for path in (ROOT / "experiments").rglob("*.yaml") if not is_fit_recipe(path)}
+def test_make_prior_runs_every_small_recipe() -> None:
+    every = {path for path in (ROOT / "experiments" / "tiny").rglob("*.yaml") if not is_fit_recipe(path)}
     assert set(CHAIN) == every
     assert len(CHAIN) == len(every)
 
@@ -34,14 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setenv("WANDB_MODE", "disabled")
         for recipe in CHAIN:
             changes = [f"--data.init_args.{name}={value}" for name, value in SMALL.items()]
-            trainer = {
-                "max_steps": 2,
-                "accelerator": "cpu",
-                "devices": 1,
-                "strategy": "auto",
-                "enable_progress_bar": False,
-            }
-            changes += [f"--trainer.{name}={value}" for name, value in trainer.items()]
+            changes += [f"--trainer.{name}={value}" for name, value in TRAINER.items()]
             assert main(["pretrain", "--config", str(recipe), *changes]) == 0, recipe.name
     return folder
 
@@ -76,7 +74,40 @@ def test_a_misspelt_key_and_a_missing_part_are_told(
     assert "none" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("path", CHAIN, ids=lambda path: path.stem)
+def test_the_chain_makes_what_is_shipped(folder: Path) -> None:
+    for made, shipped in (("extractors", "tiny"), ("extractors_lq", "tiny_lq")):
+        ours, theirs = load_tiny(str(folder / "runs/tiny" / made)), load_tiny(shipped)
+        assert ours.config == theirs.config
+        assert {k: v.shape for k, v in ours.state_dict().items()} == {
+            k: v.shape for k, v in theirs.state_dict().items()
+        }
+    assert load_clip(str(folder / "runs/tiny/clip_lq")).state_dict().keys() == load_clip("tiny_lq").state_dict().keys()
+
+
+@pytest.mark.parametrize("name", ["hed", "depth", "segmentation", "clip"])
+def test_a_full_size_fine_tuning_runs_on_small_networks(name: str, tmp_path: Path, folder: Path) -> None:
+    """The recipe of SD 2.1, with its own losses and LoRA, on a random network in the real format and on scenes."""
+    write = {"hed": write_hed, "depth": write_depth, "segmentation": write_segmentation}
+    source = folder / "runs/tiny/clip" if name == "clip" else write[name](tmp_path / "plain")
+    config = yaml.safe_load((ROOT / f"experiments/sd21/pgft_{name}.yaml").read_text())
+    config["model"]["init_args"]["source"] = str(source)
+    config["export"]["folder"] = str(tmp_path / "tuned")
+    sizes = {**SMALL, "crop_size_px": 32, "eval_crop_size_px": 64, "degradation": "realesrgan_strong"}
+    config["data"] = {"class_path": "WorldDataModule", "init_args": sizes}
+    config["trainer"] = {**TRAINER, "default_root_dir": str(tmp_path)}
+    (tmp_path / "twin.yaml").write_text(yaml.safe_dump(config))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WANDB_MODE", "disabled")
+        assert main(["pretrain", "--config", str(tmp_path / "twin.yaml")]) == 0
+    if name == "clip":
+        assert load_clip(str(tmp_path / "tuned"))
+    else:
+        assert name in load_network(get_guidance(name), str(tmp_path / "tuned")).gives
+
+
+@pytest.mark.parametrize(
+    "path", [*CHAIN, *sorted((ROOT / "experiments/sd21").glob("pgft_*.yaml"))], ids=lambda p: p.stem
+)
 def test_the_lab_note_is_complete(path: Path) -> None:
     note = read_note(path)
     assert "?" in note["Question"]

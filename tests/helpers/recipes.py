@@ -122,12 +122,16 @@ def twin(config: Config, materials: Materials) -> Config:
     model["sampler"]["num_steps"] = 2
     model["adapter"]["saft_width"] = 8
     data |= {"batch_size": 2, "train_samples": 64, "eval_samples": 1}
+    model.pop("init", None)  # a trained adapter, which only a run leaves
     if model["prior"] == "tiny":
         data |= {"crop_size_px": 64, "eval_crop_size_px": 64} | ({"pool": 2} if "pool" in data else {})
         return config
     model["prior"] = str(materials.prior)
     if "vision" in model:
-        model["vision"] |= {"model": materials.tower.model, "weights": str(materials.tower.weights)}
+        model["vision"] = {"model": materials.tower.model, "weights": str(materials.tower.weights)}
+    if "extractors" in model:
+        model["extractors"]["sources"] = dict.fromkeys(model["extractors"]["sources"], "tiny")
+        model["extractors"]["dtype"] = "float32"
     model["adapter"] |= {
         name: TOKEN_WIDTH for name in model["adapter"] if name in ("image_width", "representation_width")
     }

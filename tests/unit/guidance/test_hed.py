@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from megasr.errors import MegaSRError, UsageError
+from megasr.fingerprints import weights_digest
 from megasr.guidance.hed import HedNetwork, load_hed
-from megasr.guidance.network import Views, weights_digest
+from megasr.guidance.network import Views
 from tests.helpers.extractor_checkpoints import hed_state, random_pictures, write_hed
 
 

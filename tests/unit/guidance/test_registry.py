@@ -35,10 +35,10 @@ def test_a_name_given_twice_is_refused() -> None:
 
 
 def test_a_new_type_brings_its_positive_control() -> None:
-    register(GuidanceType("outline", "edge", 1, "lq", extract_canny, "a second canny"))
+    register(GuidanceType("outline", "edge", 1, "lq", "a second canny", formula=extract_canny))
     assert {"outline", "oracle_outline"} <= set(list_guidance())
     oracle = get_guidance("oracle_outline")
-    assert (oracle.source, oracle.extractor, oracle.role) == ("hq", extract_canny, "edge")
+    assert (oracle.source, oracle.formula, oracle.role) == ("hq", extract_canny, "edge")
 
 
 @pytest.mark.parametrize("name", ["canny", "oracle_depth", "oracle_canny"])
@@ -50,5 +50,7 @@ def test_a_registered_name_is_refused(name: str) -> None:
 def test_source_and_extractor_must_agree() -> None:
     with pytest.raises(ValueError, match="canny: source 'batch'"):
         replace(get_guidance("canny"), source="batch")
-    with pytest.raises(ValueError, match="canny: source 'lq'"):
-        replace(get_guidance("canny"), extractor=None)
+    with pytest.raises(ValueError, match="canny: source 'lq' needs either formula or load"):
+        replace(get_guidance("canny"), formula=None)
+    with pytest.raises(ValueError, match="canny: weights are named"):
+        replace(get_guidance("canny"), weights=("tiny",))

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 
 from megasr.errors import MegaSRError, UsageError
-from megasr.guidance.network import Views, weights_digest
+from megasr.fingerprints import weights_digest
+from megasr.guidance.network import Views
 from megasr.guidance.segmentation import SegmentationNetwork, ade20k_classes, load_segmentation
 from tests.helpers.extractor_checkpoints import SEGMENTATION_KINDS, random_pictures, write_segmentation
 

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from megasr.errors import MegaSRError, UsageError
-from megasr.guidance.network import Views, weights_digest
+from megasr.fingerprints import weights_digest
+from megasr.guidance.network import Views
 from megasr.guidance.sketch import SketchNetwork, load_sketch
 from tests.helpers.extractor_checkpoints import random_pictures, sketch_state, write_sketch
 
