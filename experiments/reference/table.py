@@ -22,7 +22,8 @@ def make_table(references: Sequence[Reference], against: str | None = None) -> s
 
     Args:
         references: what is measured.
-        against: name of the recipe that every recipe of its folder is compared with, beside bicubic; None takes AGAINST.
+        against: name of the recipe that every recipe of its folder is compared with, beside bicubic; None takes
+            AGAINST's.
 
     Raises:
         UsageError: references of one folder were taken on other images, under another protocol or with another prior.

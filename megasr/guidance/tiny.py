@@ -218,7 +218,7 @@ def load_tiny(source: str) -> TinyMaps:
 
 def build_tiny(classes: Sequence[str], colors: Sequence[Sequence[float]], **sizes: Any) -> TinyMaps:
     """A network with random weights; the global random state is left alone."""
-    lists = {name: tuple(value) if isinstance(value, list) else value for name, value in sizes.items()}
+    lists: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in sizes.items()}
     triples = tuple((float(r), float(g), float(b)) for r, g, b in colors)
     with torch.random.fork_rng(devices=[]):
         return TinyMaps(TinyConfig(tuple(classes), triples, **lists))
