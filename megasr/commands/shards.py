@@ -170,11 +170,11 @@ def run_pack(arguments: argparse.Namespace) -> None:
 
 
 def _maps(given: list[str]) -> dict[str, str]:
-    maps = _pairs("--map", "NAME=FOLDER", given)
-    for name, folder in maps.items():
-        if not Path(folder).is_dir():
-            raise UsageError(f"--map {name}={folder}: {folder} is no folder")
-    return maps
+    for pair in given:
+        folder = pair.partition("=")[2]
+        if folder and not Path(folder).is_dir():
+            raise UsageError(f"--map {pair}: {folder} is no folder")
+    return _pairs("--map", "NAME=FOLDER", given)
 
 
 def _pairs(option: str, form: str, given: list[str]) -> dict[str, str]:

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from megasr.errors import MegaSRError, UsageError
+from megasr.images import upsample_lq
 from megasr.networks.config import AdapterConfig
 from megasr.training.config import ObjectiveConfig, SamplerConfig
 from tests.helpers.training import fit, make_batch, make_module, take
@@ -69,7 +70,7 @@ def test_dropout_rates_are_the_configured_ones():
     module = make_module(objective=ObjectiveConfig(text_dropout=0.25, guidance_dropout=0.5))
     batch = {"keys": [f"{i}" for i in range(2000)], "tags": ["tag"] * 2000, "lq": torch.zeros(2000, 3, 1, 1)}
     batch["maps"] = {"canny": torch.ones(2000, 1, 4, 4)}
-    prompts, maps = module._drop_conditions(module._sample_dropout(batch, step=3))
+    prompts, maps = module._drop_conditions(module._sample_dropout(batch, step=3), torch.zeros(2000, 3, 4, 4))
     dropped = maps["canny"].amax(dim=(1, 2, 3)) == 0
     assert prompts.count("") / 2000 == pytest.approx(0.25, abs=0.03)
     assert dropped.float().mean().item() == pytest.approx(0.5, abs=0.035)
@@ -95,8 +96,9 @@ def test_a_batch_that_says_what_was_dropped_is_replayed():
         "text_dropped": torch.tensor([True, False]),
         "guidance_dropped": torch.tensor([False, True]),
     }
+    lq_up = upsample_lq(batch["lq"], 4)
     for step in range(8):
-        prompts, maps = module._drop_conditions(module._sample_dropout(batch, step))
+        prompts, maps = module._drop_conditions(module._sample_dropout(batch, step), lq_up)
         assert [prompt == "" for prompt in prompts] == [True, False]
         assert [bool(m.any()) for m in maps["canny"]] == [True, False]
 
@@ -215,6 +217,6 @@ def test_unknown_guidance_shows_the_nearest_name():
 
 
 def test_oracles_need_their_data():
-    module = make_module(adapter=AdapterConfig(guidance=("oracle_depth",)))
-    with pytest.raises(UsageError, match="oracle_depth.*SceneDataModule"):
+    module = make_module(adapter=AdapterConfig(guidance=("oracle_edge",)))
+    with pytest.raises(UsageError, match="oracle_edge.*SceneDataModule"):
         step_loss(module, make_batch())

@@ -48,7 +48,7 @@ def test_maps_and_unusual_names(tmp_path: Path) -> None:
     grey = np.arange(480, dtype=np.uint16).reshape(20, 24) * 130
 
     def make(number: int) -> tuple[str, Files]:
-        maps = {"map.depth.png": encoded(grey), "map.normal.png": encoded(pixels(number + 9))}
+        maps = {"map.heat.png": encoded(grey), "map.bump.png": encoded(pixels(number + 9))}
         return keys[number], {"jpg": encoded(pixels(number), ".jpg"), **maps}
 
     make_shards(tmp_path, [3], make)
@@ -57,9 +57,9 @@ def test_maps_and_unusual_names(tmp_path: Path) -> None:
         sample = source.read(number)
         assert sample.key == key
         assert sample.tags == ""
-        assert torch.equal(sample.maps["depth"], torch.from_numpy(grey / np.float32(65535))[None])
+        assert torch.equal(sample.maps["heat"], torch.from_numpy(grey / np.float32(65535))[None])
         expected = torch.from_numpy(pixels(number + 9)).permute(2, 0, 1) / 255
-        assert torch.equal(sample.maps["normal"], expected)
+        assert torch.equal(sample.maps["bump"], expected)
 
 
 def read_epoch(source: ShardSource, start: int, stop: int, world_size: int, workers: int, seed: int) -> list[str]:
@@ -224,9 +224,9 @@ def test_damage_is_named_and_the_rest_is_read(tmp_path: Path, case: str) -> None
         ({"png": b"no pixels"}, "unreadable image"),
         ({"png": b""}, "unreadable image"),
         ({"png": encoded(pixels(0)), "txt": b"\xff"}, "unreadable tags"),
-        ({"png": encoded(pixels(0)), "map.depth.png": b""}, "unreadable map"),
-        ({"png": encoded(pixels(0)), "map.depth.png": encoded(pixels(0, 9, 9))}, "unreadable map"),
-        ({"png": encoded(pixels(0)), "map.depth.png": encoded(pixels(0))[:200]}, "unreadable map"),
+        ({"png": encoded(pixels(0)), "map.heat.png": b""}, "unreadable map"),
+        ({"png": encoded(pixels(0)), "map.heat.png": encoded(pixels(0, 9, 9))}, "unreadable map"),
+        ({"png": encoded(pixels(0)), "map.heat.png": encoded(pixels(0))[:200]}, "unreadable map"),
     ],
 )
 def test_a_sample_packed_wrongly(tmp_path: Path, files: Files, reason: str) -> None:
