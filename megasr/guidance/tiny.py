@@ -103,7 +103,9 @@ class TinyMaps(MapNetwork):
             {name: _head(pyramid, count * (4 if name == "hed" else 1)) for name, count in channels.items()}
         )
         self.colors: torch.Tensor
-        self.register_buffer("colors", torch.tensor(config.colors), persistent=False)
+        # uint8, so that a cast of the network leaves the colours as they are.
+        levels = torch.tensor([[round(value * 255) for value in color] for color in config.colors], dtype=torch.uint8)
+        self.register_buffer("colors", levels, persistent=False)
 
     def encode(self, views: Views) -> tuple[torch.Tensor, ...]:
         """Four feature maps, at 1/2 to 1/16 of the image padded to multiples of 16 px."""
@@ -148,7 +150,8 @@ class TinyMaps(MapNetwork):
         Raises:
             UsageError: a colour is that of no class.
         """
-        distance = torch.cdist(colors.permute(0, 2, 3, 1).reshape(1, -1, 3), self.colors[None].to(colors)).squeeze(0)
+        known = self.colors[None].to(colors) / 255
+        distance = torch.cdist(colors.permute(0, 2, 3, 1).reshape(1, -1, 3), known).squeeze(0)
         nearest, classes = distance.min(1)
         if nearest.max() > _COLOR_TOLERANCE:
             raise UsageError(
@@ -170,9 +173,9 @@ def _head(width: int, channels: int) -> nn.Module:
     return nn.Sequential(
         nn.GroupNorm(_GROUPS, width),
         nn.SiLU(),
-        nn.Conv2d(width, 24, 3, padding=1),
+        nn.Conv2d(width, _HEAD_WIDTH, 3, padding=1),
         nn.SiLU(),
-        nn.Conv2d(24, channels, 1),
+        nn.Conv2d(_HEAD_WIDTH, channels, 1),
     )
 
 
@@ -191,7 +194,7 @@ def _normals(vectors: torch.Tensor, colors: torch.Tensor) -> torch.Tensor:
 
 
 def _colours(logits: torch.Tensor, colors: torch.Tensor) -> torch.Tensor:
-    return colors[logits.argmax(1)].permute(0, 3, 1, 2).contiguous()
+    return (colors[logits.argmax(1)].float() / 255).permute(0, 3, 1, 2).contiguous()
 
 
 _FINISH = {"hed": _edges, "depth": _depth, "normal": _normals, "segmentation": _colours}

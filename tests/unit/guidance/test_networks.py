@@ -16,7 +16,7 @@ from megasr.guidance.tiny import TinyMaps, build_tiny, load_tiny
 from tests.helpers.extractor_checkpoints import write_depth, write_hed
 
 CPU = torch.device("cpu")
-COLORS = [(1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)]
+COLORS = [(1.0, 0.2, 0.0), (0.0, 0.6, 0.4), (0.0, 0.0, 1.0)]
 
 
 @pytest.fixture
@@ -156,5 +156,7 @@ def test_segmentation_is_drawn_in_the_colours_of_the_classes(small: Path) -> Non
     padded = torch.nn.functional.interpolate(logits, (16, 16), mode="nearest")
     colours = network.finish({"segmentation": padded}, ("segmentation",), (16, 16))["segmentation"]
     assert torch.equal(network.classes_of(colours)[:, ::8, ::8], classes)
+    rounded = network.to(torch.bfloat16).finish({"segmentation": padded}, ("segmentation",), (16, 16))["segmentation"]
+    assert torch.equal(rounded, colours), "half precision leaves the colours alone"
     with pytest.raises(UsageError, match="colours of none of the 3 classes"):
         network.classes_of(torch.full((1, 3, 4, 4), 0.5))
