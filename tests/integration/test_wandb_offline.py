@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,13 @@ def test_a_run_that_was_killed_goes_on_under_its_id_and_logs_nothing_twice(tmp_p
             assert {step for step, logged_key in count if logged_key == key} >= {1, 3, 5, 7}
 
 
+def wait_for_first_row(folder: Path) -> None:
+    """W&B's service writes a row when it gets to it; one that it has not even read when the sender dies is lost."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline and not any(history(path) for path in offline_runs(folder)):
+        time.sleep(0.1)
+
+
 def fit_and_be_killed(options: list[str]) -> None:
     """Train with a checkpoint of every step, and die in the validation after the second."""
     os.environ.pop("WANDB_SERVICE", None)  # of the parent: W&B runs one for each process tree
@@ -131,6 +139,7 @@ def fit_and_be_killed(options: list[str]) -> None:
 
     def kill(module: MegaSRModule, *arguments: Any) -> None:
         if module.global_step == 2:
+            wait_for_first_row(Path(module.trainer.default_root_dir))
             os.kill(os.getpid(), signal.SIGKILL)
         validation_step(module, *arguments)
 
