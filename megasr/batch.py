@@ -40,3 +40,20 @@ def check_image(image: torch.Tensor, name: str) -> None:
         raise UsageError(
             f"{name}: expected float RGB (B, 3, H, W) in [0, 1], got {image.dtype} of shape {tuple(image.shape)}"
         )
+
+
+def extremes(values: torch.Tensor) -> tuple[float, float]:
+    """The least and the largest value; not a number when one of them is none."""
+    low, high = values.aminmax()
+    return float(low), float(high)
+
+
+def check_range(extremes: tuple[float, float], name: str) -> None:
+    """Check that the least and the largest value of `name` are in [0, 1].
+
+    Raises:
+        UsageError: they are not, or are not numbers.
+    """
+    low, high = extremes
+    if not (low >= 0 and high <= 1):
+        raise UsageError(f"{name}: values must be in [0, 1], got [{low:.3g}, {high:.3g}]")

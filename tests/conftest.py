@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,9 @@ import pytest
 os.environ.update(
     WANDB_MODE="offline", WANDB_SILENT="true", HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", OMP_NUM_THREADS="1"
 )
+# What the developer has downloaded must not decide what a test sees.
+_NO_WEIGHTS = Path(tempfile.gettempdir()) / "megasr-tests-have-no-weights"
+os.environ.update(MEGASR_WEIGHTS=str(_NO_WEIGHTS), HF_HUB_CACHE=str(_NO_WEIGHTS))
 _LOCAL_HOSTS = {"localhost", "127.0.0.1", "::1", ""}
 _connect = socket.socket.connect
 _lookup = socket.getaddrinfo

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,13 +12,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from megasr.commands.bars import progress_bars
 from megasr.errors import MegaSRError, UsageError
 
 if TYPE_CHECKING:
     from data_pipelines.shards.parallel import Progress
-
-
-_REDRAW_S = 0.1
 
 
 def add_parser(commands: Any) -> None:
@@ -240,30 +239,14 @@ def run_index(arguments: argparse.Namespace) -> None:
 @contextmanager
 def _progress() -> Iterator[Progress]:
     """A bar per stage on stderr: done of all, MB/s, time left."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 
-    stages: dict[str, Any] = {}
-    shown = 0.0
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
-    # No thread redraws the bar: worker processes are forked, and a fork copies the locks that other threads hold.
-    bar = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), auto_refresh=False)
+    started: dict[str, float] = {}
+    rate = TextColumn("{task.fields[rate]}")
+    with progress_bars(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), rate) as advance:
 
-    def report(what: str, done: int, total: int, size: int) -> None:
-        nonlocal shown
-        if not stages:
-            bar.start()
-        if what not in stages:
-            stages[what] = bar.add_task(what, total=total, rate="")
-        elapsed = bar.tasks[stages[what]].elapsed or 0.0
-        rate = f"{size / 1e6 / elapsed:.1f} MB/s" if elapsed > 0 else ""
-        bar.update(stages[what], completed=done, rate=rate)
-        if bar.get_time() - shown > _REDRAW_S or done == total:
-            shown = bar.get_time()
-            bar.refresh()
+        def report(what: str, done: int, total: int, size: int) -> None:
+            elapsed = time.monotonic() - started.setdefault(what, time.monotonic())
+            advance(what, done, total, rate=f"{size / 1e6 / elapsed:.1f} MB/s" if elapsed > 0 else "")
 
-    try:
         yield report
-    finally:
-        if stages:
-            bar.stop()

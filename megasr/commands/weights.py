@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from megasr.commands.bars import progress_bars
 from megasr.errors import MegaSRError
 
 if TYPE_CHECKING:
     from megasr.weights import Weight
-    from megasr.weights.download import Report
 
-_REDRAW_S = 0.1
 _WHERE = (
     "Weights lie in $MEGASR_WEIGHTS/NAME (default: ~/.cache/megasr/weights/NAME); what is not there is looked for in "
     "the Hugging Face cache, and the weights of metrics in torch's."
@@ -87,11 +84,15 @@ def run_fetch(arguments: argparse.Namespace) -> None:
         UsageError: there is no such weight.
         MegaSRError: this machine is offline, no mirror gives a file, or the disk fails.
     """
+    from rich.progress import BarColumn, DownloadColumn, TextColumn, TransferSpeedColumn
+
     from megasr.weights.fetch import fetch
     from megasr.weights.local import FOLDER_VARIABLE, known_weight
 
     weight = known_weight(arguments.name)
-    with _progress() as report:
+    with progress_bars(
+        TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()
+    ) as report:
         path = fetch(weight.name, arguments.to, report)
     print(f"{path}: {weight.name}, licence: {weight.terms}")
     if arguments.to is not None:
@@ -118,32 +119,3 @@ def run_verify(arguments: argparse.Namespace) -> None:
             bad += finding.state in ("wrong", "missing")
     if bad:
         raise MegaSRError(f"{bad} files of weights are wrong or missing; `megasr weights fetch NAME` replaces them")
-
-
-@contextmanager
-def _progress() -> Iterator[Report]:
-    """A bar per file on stderr: done of all, MB/s, time left."""
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
-    tasks: dict[str, Any] = {}
-    shown = 0.0
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    bar = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), auto_refresh=False)
-
-    def report(name: str, done: int, total: int | None) -> None:
-        nonlocal shown
-        if not tasks:
-            bar.start()
-        if name not in tasks:
-            tasks[name] = bar.add_task(name, total=total)
-        bar.update(tasks[name], completed=done, total=total)
-        if bar.get_time() - shown > _REDRAW_S or done == total:
-            shown = bar.get_time()
-            bar.refresh()
-
-    try:
-        yield report
-    finally:
-        if tasks:
-            bar.stop()

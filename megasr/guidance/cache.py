@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from megasr.batch import check_image
+from megasr.batch import check_image, check_range, extremes
 from megasr.errors import MegaSRError, UsageError
 from megasr.files import write_whole
 
@@ -137,7 +137,5 @@ def _checked(made: torch.Tensor, given: torch.Tensor, name: str) -> torch.Tensor
     if made.ndim != 4 or made.shape[0] != len(given) or made.shape[-2:] != given.shape[-2:]:
         expected = f"({len(given)}, C, {given.shape[-2]}, {given.shape[-1]})"
         raise UsageError(f"map {name}: expected (B, C, H, W) = {expected}, got {tuple(made.shape)}")
-    low, high = made.aminmax()
-    if not (low >= 0 and high <= 1):  # also when a value is not a number
-        raise UsageError(f"map {name}: values must be in [0, 1], got [{low:.3g}, {high:.3g}]")
+    check_range(extremes(made), f"map {name}")
     return made

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from megasr.errors import MegaSRError
-from megasr.files import write_whole
+from megasr.files import read_safetensors, write_whole
 from megasr.guidance.network import Views, fit_size
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
@@ -62,9 +62,7 @@ def read_state_dict(path: Path, what: str) -> dict[str, torch.Tensor]:
     """
     try:
         if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            state: Any = load_file(path)
+            state: Any = read_safetensors(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # each format has errors of its own, and a truncated file can raise any of them

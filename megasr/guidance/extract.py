@@ -6,11 +6,10 @@ One pass per network, however many of its maps are wanted; each size of the imag
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 
-from megasr.batch import SRBatch
+from megasr.batch import SRBatch, check_range
 from megasr.errors import UsageError
 from megasr.guidance.cache import MapCache
 from megasr.guidance.network import MapNetwork, Views
@@ -57,7 +56,7 @@ def extract_guidance(
         else:
             network, fingerprint = networks.get(guidance, image.device)
             groups.setdefault((guidance.source, fingerprint, network), []).append(guidance)
-    cache = MapCache(Path(networks.config.cache)) if networks.config.cache and fixed_images else None
+    cache = networks.cache if fixed_images else None
     for (source, fingerprint, network), group in groups.items():
         made = _run(network, fingerprint, views[source], tuple(g.base for g in group), cache)
         maps |= {guidance.name: made[guidance.base] for guidance in group}
@@ -89,10 +88,9 @@ def _check_range(maps: dict[str, torch.Tensor]) -> None:
     if not maps:
         return
     # All at once: on a GPU every look at a value waits for the device.
-    extremes = torch.stack([torch.stack(image.aminmax()) for image in maps.values()]).tolist()
-    for name, (low, high) in zip(maps, extremes, strict=True):
-        if not (low >= 0 and high <= 1):  # also when a value is not a number
-            raise UsageError(f"map {name}: values must be in [0, 1], got [{low:.3g}, {high:.3g}]")
+    found = torch.stack([torch.stack(image.aminmax()) for image in maps.values()]).tolist()
+    for name, (low, high) in zip(maps, found, strict=True):
+        check_range((low, high), f"map {name}")
 
 
 def _image(batch: SRBatch, guidance: GuidanceType, scale_factor: int) -> torch.Tensor:

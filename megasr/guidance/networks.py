@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -12,6 +13,8 @@ import torch
 from megasr.errors import UsageError
 from megasr.files import file_sha256, identify_folder
 from megasr.fingerprints import weights_digest
+from megasr.guidance.cache import MapCache
+from megasr.guidance.checkpoints import find_checkpoint
 from megasr.guidance.network import MapNetwork
 from megasr.guidance.registry import GuidanceType, get_guidance
 from megasr.guidance.tiny import CONFIG, FOLDERS, load_tiny
@@ -69,6 +72,7 @@ class Networks:
     def __init__(self, config: ExtractorConfig | None = None) -> None:
         self.config = config or ExtractorConfig()
         self._loaded: dict[tuple[object, str], tuple[MapNetwork, str]] = {}
+        self._of_type: dict[str, tuple[MapNetwork, str]] = {}
 
     def get(self, guidance: GuidanceType, device: torch.device) -> tuple[MapNetwork, str]:
         """(network on the device, fingerprint of its weights): the same object for types that share a network.
@@ -77,17 +81,31 @@ class Networks:
             MegaSRError: its weights are missing or damaged.
             UsageError: it does not make maps of this type.
         """
+        if guidance.name not in self._of_type:
+            self._of_type[guidance.name] = self._load(guidance)
+        network, fingerprint = self._of_type[guidance.name]
+        return network.to(device), fingerprint
+
+    @cached_property
+    def cache(self) -> MapCache | None:
+        """Where maps of fixed images are kept, None when nowhere.
+
+        Raises:
+            MegaSRError: the folder cannot be written to.
+        """
+        return MapCache(Path(self.config.cache)) if self.config.cache else None
+
+    def _load(self, guidance: GuidanceType) -> tuple[MapNetwork, str]:
         source = self.config.source_of(guidance)
-        small = is_tiny(source)
-        key = (load_tiny if small else guidance.load, source)
-        if key not in self._loaded:
-            network = load_network(guidance, source)
+        loader = _loader(guidance, source)
+        if (loader, source) not in self._loaded:
+            network = loader(source)
             digest = weights_digest(network)[:16] + f"-{self.config.dtype}"
-            self._loaded[key] = network.to(getattr(torch, self.config.dtype)), digest
-        network, fingerprint = self._loaded[key]
+            self._loaded[loader, source] = network.to(getattr(torch, self.config.dtype)), digest
+        network, fingerprint = self._loaded[loader, source]
         if guidance.base not in network.gives:
             raise UsageError(f"extractor {source!r} makes {', '.join(network.gives)}, not {guidance.base}")
-        return network.to(device), fingerprint
+        return network, fingerprint
 
 
 def identify_source(source: str) -> str:
@@ -96,10 +114,7 @@ def identify_source(source: str) -> str:
     Raises:
         MegaSRError: it is not on this machine.
     """
-    from megasr.weights import require
-
-    place = FOLDERS.get(source, Path(source))
-    place = place if place.exists() else require(source)
+    place = FOLDERS.get(source) or find_checkpoint(source)
     return identify_folder(place) if place.is_dir() else file_sha256(place)[:12]
 
 
@@ -116,8 +131,12 @@ def load_network(guidance: GuidanceType, source: str) -> MapNetwork:
         MegaSRError: its weights are missing or damaged.
         UsageError: the type needs no network, or has none of this name.
     """
+    return _loader(guidance, source)(source)
+
+
+def _loader(guidance: GuidanceType, source: str) -> Callable[[str], MapNetwork]:
     if guidance.load is None:
         raise UsageError(f"guidance {guidance.name} needs no network")
     if source in FOLDERS and source not in guidance.weights:
         raise UsageError(f"guidance {guidance.name} has no extractor {source!r}: {', '.join(guidance.weights)}")
-    return load_tiny(source) if is_tiny(source) else guidance.load(source)
+    return load_tiny if is_tiny(source) else guidance.load

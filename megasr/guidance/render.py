@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from megasr.batch import check_range, extremes
 from megasr.errors import UsageError
 
 
@@ -49,9 +50,7 @@ def _checked(image: torch.Tensor, channels: int, what: str) -> torch.Tensor:
     image = image.detach().float()
     if image.ndim != 3 or image.shape[0] != channels:
         raise UsageError(f"a picture of {what}: expected a map ({channels}, H, W), got {tuple(image.shape)}")
-    low, high = image.aminmax()
-    if not (low >= 0 and high <= 1):  # also when a value is not a number
-        raise UsageError(f"a picture of {what}: values must be in [0, 1], got [{low:.3g}, {high:.3g}]")
+    check_range(extremes(image), f"a picture of {what}")
     return image
 
 

@@ -109,8 +109,7 @@ class TinyMaps(MapNetwork):
 
     def encode(self, views: Views) -> tuple[torch.Tensor, ...]:
         """Four feature maps, at 1/2 to 1/16 of the image padded to multiples of 16 px."""
-        first = next(self.parameters())
-        x = F.pixel_unshuffle(pad_to_multiple(views.image.to(first.device, first.dtype), _STRIDE) * 2 - 1, 2)
+        x = F.pixel_unshuffle(pad_to_multiple(views.image.to(self.device, self.dtype), _STRIDE) * 2 - 1, 2)
         features = []
         for down, stage in zip(self.downs, self.stages, strict=True):
             x = stage(down(x))
@@ -216,7 +215,7 @@ def load_tiny(source: str) -> TinyMaps:
         network.load_state_dict(read_safetensors(folder / WEIGHTS))
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise MegaSRError(f"extractor {source!r} in {folder} cannot be read: {error}") from error
-    return network.requires_grad_(False).eval()
+    return network.freeze()
 
 
 def build_tiny(classes: Sequence[str], colors: Sequence[Sequence[float]], **sizes: Any) -> TinyMaps:
