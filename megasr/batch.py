@@ -28,6 +28,7 @@ class SRBatch(TypedDict, total=False):
     skipped: list[tuple[tuple[str, str, bool], ...]]  # B lists of unusable images (key, reason, damaged) passed over
     text_dropped: torch.Tensor  # (B,) bool: trained without tags, for classifier-free guidance
     guidance_dropped: torch.Tensor  # (B,) bool: trained without guidance maps
+    types_dropped: dict[str, torch.Tensor]  # guidance name -> (B,) bool: trained without this map
 
 
 def check_image(image: torch.Tensor, name: str) -> None:

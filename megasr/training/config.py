@@ -15,6 +15,8 @@ class ObjectiveConfig:
     Args:
         text_dropout: share of samples whose tags are replaced by the empty prompt (SeeSR: 0.5).
         guidance_dropout: share of samples whose guidance maps are all set to zero.
+        type_dropout: share of samples whose map of one type is set to zero, drawn for each type on its own; half makes
+            every combination of types as likely as any other. None drops none alone.
         timestep_fraction: share of the noise schedule, from its clean end, that is trained on, in (0, 1]. A sampler
             that starts from lq at sampler.start_fraction never sees the rest; it may not start above.
         validation_timesteps: number of fixed, stratified timesteps of the validation loss.
@@ -24,10 +26,11 @@ class ObjectiveConfig:
     guidance_dropout: float = 0.1
     timestep_fraction: float = 1.0
     validation_timesteps: int = 8
+    type_dropout: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("text_dropout", "guidance_dropout"):
-            if not 0 <= getattr(self, name) <= 1:
+        for name in ("text_dropout", "guidance_dropout", "type_dropout"):
+            if not 0 <= (getattr(self, name) or 0.0) <= 1:
                 raise UsageError(f"objective.{name} must be in [0, 1], got {getattr(self, name)}")
         if not 0 < self.timestep_fraction <= 1:
             raise UsageError(f"objective.timestep_fraction must be in (0, 1], got {self.timestep_fraction}")
@@ -75,6 +78,8 @@ class SamplerConfig:
         start_fraction: where in the noise schedule to begin, in (0, 1]; below 1 only with start `lq`.
         positive_prompt: appended to the tags (SeeSR: "clean, high-resolution, 8k").
         negative_prompt: the other half of classifier-free guidance; used when guidance_scale is not 1.
+        shown_guidance: types of the adapter whose maps it is shown, the others' are zero as in dropout; oracle_depth
+            shows the depth of hq in the place of depth. None shows all.
     """
 
     num_steps: int = 20
@@ -83,6 +88,7 @@ class SamplerConfig:
     start_fraction: float = 1.0
     positive_prompt: str = ""
     negative_prompt: str = ""
+    shown_guidance: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.start == "noise" and self.start_fraction != 1:

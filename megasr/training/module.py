@@ -15,6 +15,7 @@ from megasr.diffusion.sampling import ddim, guided, spaced_timesteps
 from megasr.errors import MegaSRError, UsageError
 from megasr.guidance.extract import extract_guidance
 from megasr.guidance.networks import ExtractorConfig, Networks
+from megasr.guidance.shown import extract_shown, shown_guidance
 from megasr.images import pad_to_multiple, upsample_lq
 from megasr.networks.config import AdapterConfig
 from megasr.networks.network import Conditions, MegaSRNetwork
@@ -25,6 +26,7 @@ from megasr.semantics.tags import TaggerConfig, build_tagger
 from megasr.semantics.vision import VisionConfig, VisionEncoder
 from megasr.training.checkpoint import check_trained_state, initialise, trained_state
 from megasr.training.config import ObjectiveConfig, OptimizerConfig, SamplerConfig
+from megasr.training.dropout import draw_dropout, without_dropped
 from megasr.training.schedule import trapezoid
 
 
@@ -98,6 +100,9 @@ class MegaSRModule(lightning.LightningModule):
         self.tagger = build_tagger(tagger) if tagger is not None else None
         self.networks = Networks(extractors)
         self.networks.config.check_used(self.network.guidance)
+        if objective.type_dropout is not None and not adapter.guidance:
+            raise UsageError("model.objective.type_dropout would do nothing: model.adapter.guidance is empty")
+        self.shown = shown_guidance(self.network.guidance, sampler.shown_guidance)
         self.alphas_cumprod: torch.Tensor
         self.register_buffer("alphas_cumprod", self.prior.scheduler.alphas_cumprod.clone(), persistent=False)
         if init is not None:
@@ -138,7 +143,7 @@ class MegaSRModule(lightning.LightningModule):
     def training_step(self, batch: SRBatch, batch_index: int) -> dict[str, torch.Tensor]:
         """The mean loss, and what a callback may want to know of every sample: its loss, timestep and dropout."""
         keys, step = batch["keys"], self.global_step
-        batch = self._sample_dropout(batch, step)
+        batch = draw_dropout(batch, self.objective, self.adapter.guidance, self.seed, step)
         lq_up = upsample_lq(batch["lq"], self.scale_factor)
         prompts, maps = self._drop_conditions(batch, lq_up)
         conditions = self.network.conditions(lq_up, self.semantics(batch, lq_up, prompts), maps)
@@ -164,21 +169,13 @@ class MegaSRModule(lightning.LightningModule):
         losses = [self._loss(conditions, z0, noise, t.expand(len(keys)).to(z0.device)) for t in strata]
         self.log("val/loss", torch.stack(losses).mean(), prog_bar=True, batch_size=len(keys), sync_dist=True)
 
-    def _sample_dropout(self, batch: SRBatch, step: int) -> SRBatch:
-        """Draw, per sample and step, what classifier-free dropout takes away. A batch that says it is replayed."""
-        text = keyed_uniform(self.seed, batch["keys"], "text_dropout", step) < self.objective.text_dropout
-        guidance = keyed_uniform(self.seed, batch["keys"], "guidance_dropout", step) < self.objective.guidance_dropout
-        return SRBatch(**{"text_dropped": text, "guidance_dropped": guidance, **batch})  # type: ignore[typeddict-item]
-
     def _drop_conditions(self, batch: SRBatch, lq_up: torch.Tensor) -> tuple[list[str], dict[str, torch.Tensor]]:
         """Prompts and maps of a training batch without what is dropped."""
         prompts = [
             "" if drop else prompt
             for drop, prompt in zip(batch["text_dropped"], self.prompts(batch, lq_up), strict=True)
         ]
-        maps = self.guidance_maps(batch, fixed_images=False)
-        kept = (~batch["guidance_dropped"]).view(-1, 1, 1, 1)
-        return prompts, {name: value * kept.to(value) for name, value in maps.items()}
+        return prompts, without_dropped(batch, self.guidance_maps(batch, fixed_images=False))
 
     def _latents(self, hq: torch.Tensor) -> torch.Tensor:
         check_image(hq, "hq")
@@ -207,7 +204,7 @@ class MegaSRModule(lightning.LightningModule):
         path = Path(self.trainer.default_root_dir) / "nonfinite.pt"
         path.parent.mkdir(parents=True, exist_ok=True)
         report = {"step": self.global_step, "keys": batch["keys"], "loss": loss.detach().cpu()}
-        drawn = {name: batch.get(name) for name in ("degradation", "text_dropped", "guidance_dropped")}
+        drawn = {name: batch.get(name) for name in ("degradation", "text_dropped", "guidance_dropped", "types_dropped")}
         torch.save(report | drawn | {"timesteps": timesteps.cpu()}, path)
         bad = [key for key, value in zip(batch["keys"], loss, strict=True) if not torch.isfinite(value)]
         raise MegaSRError(
@@ -224,7 +221,8 @@ class MegaSRModule(lightning.LightningModule):
         multiple = self.prior.size_multiple
         lq_up = upsample_lq(batch["lq"], self.scale_factor)
         height, width = lq_up.shape[-2:]
-        maps = {name: pad_to_multiple(m, multiple) for name, m in self.guidance_maps(batch).items()}
+        shown = extract_shown(batch, self.shown, self.scale_factor, self.networks)
+        maps = {name: pad_to_multiple(m, multiple) for name, m in shown.items()}
         lq_up = pad_to_multiple(lq_up, multiple)
         denoiser = self._denoiser(batch, lq_up, maps)
         timesteps = spaced_timesteps(self.sampler.num_steps, self.sampler.start_fraction, self._num_train_timesteps)

@@ -32,7 +32,13 @@ FLIPS = {
         "representation_width": 256,
         "gradient_checkpointing": True,
     },
-    "objective": {"text_dropout": 0.0, "guidance_dropout": 0.0, "timestep_fraction": 0.95, "validation_timesteps": 2},
+    "objective": {
+        "text_dropout": 0.0,
+        "guidance_dropout": 0.0,
+        "type_dropout": 0.5,
+        "timestep_fraction": 0.95,
+        "validation_timesteps": 2,
+    },
     "optimizer": {
         "learning_rate": 1e-4,
         "warmup_steps": 3,
@@ -48,6 +54,7 @@ FLIPS = {
         "start_fraction": 0.5,
         "positive_prompt": "sharp",
         "negative_prompt": "blur",
+        "shown_guidance": ("oracle_canny", "superpixel"),
     },
 }
 CASES = [(section, field) for section, flips in FLIPS.items() for field in flips]

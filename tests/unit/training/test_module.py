@@ -7,6 +7,7 @@ from megasr.errors import MegaSRError, UsageError
 from megasr.images import upsample_lq
 from megasr.networks.config import AdapterConfig
 from megasr.training.config import ObjectiveConfig, SamplerConfig
+from megasr.training.dropout import draw_dropout
 from tests.helpers.training import fit, make_batch, make_module, take
 
 
@@ -70,23 +71,14 @@ def test_dropout_rates_are_the_configured_ones():
     module = make_module(objective=ObjectiveConfig(text_dropout=0.25, guidance_dropout=0.5))
     batch = {"keys": [f"{i}" for i in range(2000)], "tags": ["tag"] * 2000, "lq": torch.zeros(2000, 3, 1, 1)}
     batch["maps"] = {"canny": torch.ones(2000, 1, 4, 4)}
-    prompts, maps = module._drop_conditions(module._sample_dropout(batch, step=3), torch.zeros(2000, 3, 4, 4))
+    prompts, maps = module._drop_conditions(
+        draw_dropout(batch, module.objective, ("canny",), 0, 3), torch.zeros(2000, 3, 4, 4)
+    )
     dropped = maps["canny"].amax(dim=(1, 2, 3)) == 0
     assert prompts.count("") / 2000 == pytest.approx(0.25, abs=0.03)
     assert dropped.float().mean().item() == pytest.approx(0.5, abs=0.035)
     together = sum(p == "" and bool(m) for p, m in zip(prompts, dropped, strict=True)) / 2000
     assert together == pytest.approx(0.125, abs=0.025)  # independent draws
-
-
-def test_dropout_is_drawn_anew_for_every_step_and_seed():
-    keys = {"keys": [f"{i}" for i in range(64)]}
-    module, other_module = (make_module(objective=ObjectiveConfig(0.5, 0.5), seed=seed) for seed in (0, 1))
-    first, again, later = (module._sample_dropout(keys, step) for step in (3, 3, 4))
-    other = other_module._sample_dropout(keys, 3)
-    for name in ("text_dropped", "guidance_dropped"):
-        assert torch.equal(first[name], again[name])
-        assert not torch.equal(first[name], later[name])
-        assert not torch.equal(first[name], other[name])
 
 
 def test_a_batch_that_says_what_was_dropped_is_replayed():
@@ -98,7 +90,9 @@ def test_a_batch_that_says_what_was_dropped_is_replayed():
     }
     lq_up = upsample_lq(batch["lq"], 4)
     for step in range(8):
-        prompts, maps = module._drop_conditions(module._sample_dropout(batch, step), lq_up)
+        prompts, maps = module._drop_conditions(
+            draw_dropout(batch, module.objective, module.adapter.guidance, 0, step), lq_up
+        )
         assert [prompt == "" for prompt in prompts] == [True, False]
         assert [bool(m.any()) for m in maps["canny"]] == [True, False]
 
