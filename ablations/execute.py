@@ -1,16 +1,12 @@
-"""One run: build, train for the planned steps, restore the held-out photographs, measure, write.
+"""One run: train (see ablations.train), restore the held-out images, measure, write.
 
 Imports Lightning; the runner imports this file only when a run is not finished yet.
 """
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import os
 import time
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +17,7 @@ import torch
 from ablations.plan import Components, RunPlan, build_parser
 from ablations.results import RunResult, write_result, write_text
 from ablations.tracking import Tracker
+from ablations.train import OnStep, load_adapter, read_training, train
 from megasr.batch import SRBatch
 from megasr.errors import MegaSRError
 from megasr.evaluation.evaluator import Evaluator
@@ -28,31 +25,9 @@ from megasr.evaluation.result import Row
 from megasr.images import read_image, to_uint8, upsample_lq, write_png
 from megasr.provenance import git_commit, versions
 
-# Warnings that say nothing about the run: advice on workers and log intervals, and Lightning's own use of torch.
-_NOISE = (
-    ".*does not have many workers",
-    ".*number of training batches",
-    ".*isinstance.treespec",
-    ".*no `validation_step`",
-    r".*module.s. in eval mode",  # the frozen prior
-)
 SHOWN_IMAGES = 4  # pictures per run on W&B
 Restore = Callable[[SRBatch], torch.Tensor]  # batch -> sr (B, 3, H, W) in [0, 1]
 Pictures = dict[str, dict[str, torch.Tensor]]  # key -> {"lq_up", "sr", "hq"}
-
-
-class StepProgress(lightning.Callback):
-    """Reports every optimizer step, for a progress bar over many runs."""
-
-    def __init__(self, advance: Callable[[], None]) -> None:
-        self._advance = advance
-        self._seen = 0
-
-    def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
-        """Advance when the optimizer has moved (not on every batch when gradients are accumulated)."""
-        if trainer.global_step > self._seen:
-            self._seen = trainer.global_step
-            self._advance()
 
 
 def execute_baseline(plan: RunPlan, components: Components, evaluator: Evaluator, folder: Path) -> RunResult:
@@ -72,9 +47,10 @@ def execute_run(
     folder: Path,
     baseline: Path,
     tracker: Tracker,
-    advance: Callable[[], None],
+    on_step: OnStep,
+    trained_in: Path | None = None,
 ) -> RunResult:
-    """Train and measure one planned run; metrics.json is the last file it writes.
+    """Train (unless that is done) and measure one planned run; metrics.json is the last file it writes.
 
     Args:
         plan: what to run.
@@ -83,23 +59,26 @@ def execute_run(
         folder: the run's folder.
         baseline: folder of the finished bicubic baseline.
         tracker: W&B.
-        advance: called after every optimizer step.
+        on_step: called after every optimizer step.
+        trained_in: folder of the run that trains for this one; None is its own.
 
     Raises:
         MegaSRError: the run took other than the planned number of steps, was given another lq than the baseline, or an
             image cannot be measured or written.
     """
+    trained_in = trained_in or folder
     write_text(folder / "config.yaml", _as_yaml(plan))
     logger = tracker.open(plan, folder / "wandb")
     try:
-        lightning.seed_everything(plan.seed, workers=True, verbose=False)
-        built = build(components, plan.config)
+        training = read_training(plan, trained_in)
+        if training is None:
+            lightning.seed_everything(plan.seed, workers=True, verbose=False)
+            built = build(components, plan.config)
+            training = train(plan, built, components, trained_in, logger, on_step)
         started = time.perf_counter()
-        trainer = _train(plan, built, components, folder, logger, advance)
-        trained = time.perf_counter()
-        with _quiet_lightning():
-            _save_checkpoint(trainer, folder / "adapter.ckpt")
-        device = trainer.strategy.root_device
+        built = build(components, plan.config)
+        load_adapter(built.model, trained_in)
+        device = torch.device(training.device if torch.cuda.is_available() else "cpu")
         module = built.model.to(device).eval()
         rows, pictures = _evaluate(built.data, module.restore, evaluator, folder, device, baseline)
         result = _finish(
@@ -107,9 +86,9 @@ def execute_run(
             evaluator,
             rows,
             folder,
-            steps=trainer.global_step,
-            train_s=trained - started,
-            evaluate_s=time.perf_counter() - trained,
+            steps=training.steps,
+            train_s=training.train_s,
+            evaluate_s=time.perf_counter() - started,
             device=str(device),
             tracking=None if logger is None else _tracking_id(logger),
         )
@@ -125,28 +104,6 @@ def build(components: Components, config: dict[str, Any]) -> Any:
     sections = tuple(section for section in ("model", "data") if section in config)
     parser = build_parser(components, sections)
     return parser.instantiate(parser.parse_object({section: config[section] for section in sections}))
-
-
-def _train(
-    plan: RunPlan, built: Any, components: Components, folder: Path, logger: Any, advance: Callable[[], None]
-) -> lightning.Trainer:
-    with _quiet_lightning():
-        trainer = components.trainer(
-            **plan.config["trainer"],
-            logger=logger or False,
-            callbacks=[StepProgress(advance)],
-            default_root_dir=folder,
-            max_epochs=-1,
-            limit_val_batches=0,
-            num_sanity_val_steps=0,
-            enable_progress_bar=False,
-            enable_checkpointing=False,
-            enable_model_summary=False,
-        )
-        trainer.fit(built.model, datamodule=built.data)
-    if trainer.global_step != plan.max_steps:
-        raise MegaSRError(f"stopped after {trainer.global_step} of {plan.max_steps} steps; runs need equal steps")
-    return trainer
 
 
 @torch.no_grad()
@@ -222,17 +179,6 @@ def _finish(
     return result
 
 
-def _save_checkpoint(trainer: lightning.Trainer, path: Path) -> None:
-    """Whole or not at all: a temporary file is renamed."""
-    temporary = path.with_suffix(".part")
-    try:
-        trainer.save_checkpoint(temporary, weights_only=False)
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise MegaSRError(f"cannot write {path}: {error.strerror or error}") from error
-
-
 def _as_yaml(plan: RunPlan) -> str:
     """The run's config as LightningCLI reads it."""
     import yaml
@@ -243,18 +189,3 @@ def _as_yaml(plan: RunPlan) -> str:
 def _tracking_id(logger: Any) -> str:
     run = logger.experiment
     return f"{run.project}/{run.id}"
-
-
-@contextlib.contextmanager
-def _quiet_lightning() -> Iterator[None]:
-    """Many short runs would each repeat the hardware table and the advice on workers and logging intervals."""
-    log = logging.getLogger("lightning.pytorch")
-    level = log.level
-    log.setLevel(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            for message in _NOISE:
-                warnings.filterwarnings("ignore", message=message)
-            yield
-    finally:
-        log.setLevel(level)

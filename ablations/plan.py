@@ -55,6 +55,8 @@ class RunPlan:
         seed: seed of the run, None for the baseline.
         config: resolved config with seed: what LightningCLI would be given.
         fingerprint: hash of study, ablation, seed, config and the prior's files.
+        training: hash of what its training depends on: runs that differ only in model.sampler share one. "" for a
+            baseline.
     """
 
     run_id: str
@@ -63,6 +65,7 @@ class RunPlan:
     seed: int | None
     config: Config
     fingerprint: str
+    training: str = ""
 
     @property
     def max_steps(self) -> int:
@@ -206,4 +209,12 @@ def plan_run(study: str, ablation: str, seed: int | None, config: Config) -> Run
     text = json.dumps([study, ablation, seed, flatten(config), identity], sort_keys=True)
     fingerprint = hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
     run_id = "-".join([study, ablation, *([] if seed is None else [f"s{seed}"]), fingerprint[:8]])
-    return RunPlan(run_id, study, ablation, seed, config, fingerprint)
+    return RunPlan(
+        run_id, study, ablation, seed, config, fingerprint, "" if seed is None else _training(config, identity)
+    )
+
+
+def _training(config: Config, prior: str | None) -> str:
+    model = {name: value for name, value in config["model"].items() if name != "sampler"}
+    text = json.dumps([flatten({**config, "model": model}), prior], sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()

@@ -1,20 +1,46 @@
-"""Runs a study in this process, one run after the other; what is finished is not run again."""
+"""Runs a study: one process per training, side by side on this machine's slots; what is finished is not run again."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from ablations.launch.local import Event, Send, Task, run_tasks
+from ablations.launch.slots import Slot, make_slots
+from ablations.ledger import Ledger
 from ablations.plan import Components, RunPlan, default_components, plan_runs, read_recipe
+from ablations.progress import StudyTable
 from ablations.registry import get_study
-from ablations.results import RunResult, StudyResult, read_finished
+from ablations.results import StudyResult, read_finished
 from megasr.errors import MegaSRError, UsageError
 from megasr.evaluation.evaluator import Evaluator
 from megasr.evaluation.protocol import WEIGHT_FREE_V1
 from megasr.evaluation.spec import Protocol
+from megasr.files import locked_folder
+
+
+@dataclass(frozen=True)
+class Job:
+    """A training and the runs that rest on it, done one after the other in one process.
+
+    Attributes:
+        host: the run in whose folder the training lies.
+        todo: the runs that are not finished.
+    """
+
+    host: RunPlan
+    todo: tuple[RunPlan, ...]
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        if self.host.seed is None:
+            return self.host.ablation
+        others = f" (and {len(self.todo) - 1} that share its training)" if len(self.todo) > 1 else ""
+        return f"{self.host.ablation} seed {self.host.seed}{others}"
 
 
 def run_study(
@@ -24,6 +50,8 @@ def run_study(
     seeds: Sequence[int] | None = None,
     steps: int | None = None,
     *,
+    slots: Sequence[Slot] | None = None,
+    retries: int = 1,
     protocol: Protocol = WEIGHT_FREE_V1,
     components: Components | None = None,
 ) -> StudyResult:
@@ -35,14 +63,16 @@ def run_study(
         output: folder of the run folders.
         seeds: instead of the recipe's study.seeds.
         steps: instead of the recipe's trainer.max_steps.
+        slots: where trainings run side by side; None is `make_slots`.
+        retries: how often a training is started again whose process has died.
         protocol: how the numbers are taken.
         components: classes the config builds; the project's own by default.
 
     Raises:
         UsageError: unknown study, a recipe that is not for it, a config that does not fit, or a protocol that does not
             measure the study's primary metric.
-        MegaSRError: bicubic, which every run is checked against, cannot be measured. Any other run that fails is named
-            in the result, and the study goes on.
+        MegaSRError: another process works in `output`, or bicubic, which every run is checked against, cannot be
+            measured. Any other run that fails is named in the result, and the study goes on.
     """
     chosen = get_study(study)
     protocol.metric(chosen.primary_metric)  # before hours of runs that could not answer the question
@@ -51,78 +81,106 @@ def run_study(
     if recipe.study != chosen.name:
         raise UsageError(f"{config} is a recipe for study {recipe.study!r}, not for {chosen.name!r}")
     plans = plan_runs(chosen, recipe, components, seeds)
-    finished = {plan.run_id: read_finished(plan, protocol, output / plan.run_id) for plan in plans}
-    reused = tuple(run_id for run_id, result in finished.items() if result is not None)
-    todo = [plan for plan in plans if finished[plan.run_id] is None]
-    group = f"{chosen.name}-{hashlib.blake2b(json.dumps(recipe.config).encode(), digest_size=4).hexdigest()}"
-    failed: dict[str, str] = {}
-    if todo:
-        for result in _run_all(todo, group, output / plans[0].run_id, components, protocol, output, failed):
-            finished[result.run_id] = result
-    runs = [finished[plan.run_id] for plan in plans]
-    return StudyResult(chosen, protocol, tuple(run for run in runs if run), output, group, reused, failed)
+    slots = make_slots() if slots is None else slots
+    with locked_folder(output):
+        finished = {plan.run_id: read_finished(plan, protocol, output / plan.run_id) for plan in plans}
+        reused = tuple(run_id for run_id, result in finished.items() if result is not None)
+        group = f"{chosen.name}-{hashlib.blake2b(json.dumps(recipe.config).encode(), digest_size=4).hexdigest()}"
+        work = _Work(output, group, components, Evaluator(protocol), output / plans[0].run_id)
+        jobs = plan_jobs(plans, reused)
+        failed = work.all(jobs, slots, retries) if jobs else {}
+        finished = {plan.run_id: read_finished(plan, protocol, output / plan.run_id) for plan in plans}
+    runs = tuple(run for run in finished.values() if run)
+    return StudyResult(chosen, protocol, runs, output, group, reused, failed)
 
 
-def _run_all(
-    plans: Sequence[RunPlan],
-    group: str,
-    baseline: Path,
-    components: Components,
-    protocol: Protocol,
-    output: Path,
-    failed: dict[str, str],
-) -> Iterator[RunResult]:
-    """Results of the runs that finish; the reasons of those that do not are put into `failed`."""
-    from ablations.execute import execute_baseline, execute_run
-    from ablations.tracking import Tracker
-
-    evaluator = Evaluator(protocol)
-    with steps_progress(sum(plan.max_steps for plan in plans)) as (advance, describe, tell):
-        tracker = Tracker(group, tell)
-        for number, plan in enumerate(plans, start=1):
-            describe(f"run {number}/{len(plans)}: {plan.ablation}" + (f" seed {plan.seed}" if plan.max_steps else ""))
-            folder = output / plan.run_id
-            try:
-                if plan.seed is None:
-                    yield execute_baseline(plan, components, evaluator, folder)
-                else:
-                    yield execute_run(plan, components, evaluator, folder, baseline, tracker, advance)
-            except UsageError as error:
-                raise UsageError(f"run {plan.run_id}: {error}") from error
-            except MegaSRError as error:
-                if plan.seed is None:
-                    raise MegaSRError(f"run {plan.run_id}: {error}; no other run can be checked without it") from error
-                failed[plan.run_id] = " ".join(str(error).split())
-                tell(f"run {plan.run_id} failed: {failed[plan.run_id]}")
+def plan_jobs(plans: Sequence[RunPlan], finished: Sequence[str]) -> list[Job]:
+    """The trainings that runs still need, in the order of the plan; bicubic is a job of its own, and the first."""
+    hosts: dict[str, RunPlan] = {}
+    todo: dict[str, list[RunPlan]] = {}
+    for plan in plans:
+        hosts.setdefault(plan.training, plan)
+        if plan.run_id not in finished:
+            todo.setdefault(plan.training, []).append(plan)
+    return [Job(hosts[training], tuple(runs)) for training, runs in todo.items()]
 
 
-@contextmanager
-def steps_progress(
-    total_steps: int,
-) -> Iterator[tuple[Callable[[], None], Callable[[str], None], Callable[[str], None]]]:
-    """One bar over the steps of all runs, with the time left: yields advance(), describe(text) and tell(line)."""
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+@dataclass(frozen=True)
+class _Work:
+    """What the processes of one study share."""
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("steps ·"),
-        TimeElapsedColumn(),
-        TextColumn("· left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns) as bar:
-        task = bar.add_task("", total=total_steps)
-        yield (
-            lambda: bar.advance(task),
-            lambda text: bar.update(task, description=text),
-            lambda line: bar.console.print(line, markup=False, highlight=False),
-        )
+    output: Path
+    group: str
+    components: Components
+    evaluator: Evaluator
+    baseline: Path
+
+    def all(self, jobs: Sequence[Job], slots: Sequence[Slot], retries: int) -> dict[str, str]:
+        """Do all jobs, bicubic before the others. Returns run id -> reason, in one line, of runs that failed."""
+        from rich.console import Console
+
+        import ablations.execute  # noqa: F401  here, not in every process: that takes seconds
+
+        ledger, table = Ledger(self.output), StudyTable(Console())
+        failed: dict[str, str] = {}
+        for job in jobs:
+            table.add(job.host.run_id, job.label, len(job.todo), job.host.max_steps)
+        first, rest = [job for job in jobs if job.host.seed is None], [job for job in jobs if job.host.seed is not None]
+        with table.shown():
+            for stage in (first, rest):
+                by_name = {job.host.run_id: job for job in stage}
+                for event in run_tasks([self._task(job) for job in stage], slots, retries):
+                    table.heard(event)
+                    if event.kind == "tell":
+                        table.tell(event.details["line"])
+                    elif event.kind != "step":
+                        ledger.add(event)
+                    if event.kind == "failed":
+                        failed |= self._failures(by_name[event.task], event, table)
+        return failed
+
+    def _task(self, job: Job) -> Task:
+        def work(send: Send) -> None:
+            self._do(job, send)
+
+        return Task(job.host.run_id, work, self.output / job.host.run_id)
+
+    def _do(self, job: Job, send: Send) -> None:
+        """In a process of its own: the training, and one evaluation after the other."""
+        from ablations.execute import execute_baseline, execute_run
+        from ablations.tracking import Tracker
+
+        if job.host.seed is None:
+            execute_baseline(job.host, self.components, self.evaluator, self.output / job.host.run_id)
+            return
+        tracker = Tracker(self.group, lambda line: send("tell", line=line))
+        for number, plan in enumerate(job.todo):
+            send("run", number=number, run=plan.run_id)
+            execute_run(
+                plan,
+                self.components,
+                self.evaluator,
+                self.output / plan.run_id,
+                self.baseline,
+                tracker,
+                lambda step, loss: send("step", step=step, loss=loss),
+                self.output / job.host.run_id,
+            )
+
+    def _failures(self, job: Job, event: Event, table: StudyTable) -> Mapping[str, str]:
+        """The runs of a failed job that have no result. Raises what stops the study."""
+        error = event.details["error"]
+        if isinstance(error, UsageError):
+            raise UsageError(f"run {event.task}: {error}") from error
+        if job.host.seed is None:
+            raise MegaSRError(f"run {event.task}: {error}; no other run can be checked without it") from error
+        reason = " ".join(str(error).split())
+        lost = [plan.run_id for plan in self._unfinished(job)]
+        for run_id in lost:
+            table.tell(f"run {run_id} failed: {reason}")
+        return dict.fromkeys(lost, reason)
+
+    def _unfinished(self, job: Job) -> Iterator[RunPlan]:
+        for plan in job.todo:
+            if read_finished(plan, self.evaluator.protocol, self.output / plan.run_id) is None:
+                yield plan

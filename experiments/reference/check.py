@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from ablations.runner import steps_progress
+from ablations.progress import steps_progress
 from ablations.statistics import paired_differences
 from experiments.reference.measure import Workplace, prepare, run_seed, start
 from experiments.reference.records import Reference, SeedRun, by_key, changes, find_reference, same_images

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ablations.plan import Components, RunPlan, default_components
+from ablations.progress import steps_progress
 from ablations.registry import flatten
-from ablations.runner import steps_progress
 from ablations.tracking import Tracker
 from experiments.benchmarks.record import cpu_name
 from experiments.reference.recipes import RECIPES, Recipe, load_recipe
@@ -169,7 +170,7 @@ def prepare(plan: RunPlan, place: Workplace) -> None:
 
 
 def run_seed(
-    recipe: Recipe, seed: int, place: Workplace, evaluator: Evaluator, runs: Path, advance: Callable[[], None]
+    recipe: Recipe, seed: int, place: Workplace, evaluator: Evaluator, runs: Path, on_step: Callable[[int, float], None]
 ) -> SeedRun:
     """Train, restore the evaluation set and measure it. The bicubic baseline must have been measured.
 
@@ -179,8 +180,10 @@ def run_seed(
     from ablations.execute import execute_run
 
     plan, baseline = recipe.plan(seed), place.runs / recipe.baseline().run_id
+    # A reference is of today's code: what an earlier one has trained is not gone on from.
+    shutil.rmtree(runs / plan.run_id, ignore_errors=True)
     result = execute_run(
-        plan, place.classes, evaluator, runs / plan.run_id, baseline, Untracked(plan.study, print), advance
+        plan, place.classes, evaluator, runs / plan.run_id, baseline, Untracked(plan.study, print), on_step
     )
     about = provenance(result.device)
     return SeedRun(
