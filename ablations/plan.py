@@ -111,7 +111,7 @@ def resolve(config: Mapping[str, Any], components: Components) -> Config:
     """
     parser = build_parser(components)
     try:
-        return json.loads(parser.dump(parser.parse_object(dict(config)), format="json"))
+        return json.loads(parser.dump(parser.parse_object(dict(config)), format="json", skip_none=False))
     except Exception as error:  # jsonargparse raises several kinds
         raise UsageError(f"config: {' '.join(str(error).split())}") from error
 
@@ -206,7 +206,7 @@ def plan_run(study: str, ablation: str, seed: int | None, config: Config) -> Run
         config = {**config, "model": {**config["model"], "seed": seed}, "data": data}
     prior = config.get("model", {}).get("prior")
     identity = identify_prior(prior) if prior is not None else None
-    text = json.dumps([study, ablation, seed, flatten(config), identity], sort_keys=True)
+    text = json.dumps([study, ablation, seed, _present(config), identity], sort_keys=True)
     fingerprint = hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
     run_id = "-".join([study, ablation, *([] if seed is None else [f"s{seed}"]), fingerprint[:8]])
     return RunPlan(
@@ -216,5 +216,10 @@ def plan_run(study: str, ablation: str, seed: int | None, config: Config) -> Run
 
 def _training(config: Config, prior: str | None) -> str:
     model = {name: value for name, value in config["model"].items() if name != "sampler"}
-    text = json.dumps([flatten({**config, "model": model}), prior], sort_keys=True)
+    text = json.dumps([_present({**config, "model": model}), prior], sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
+
+
+def _present(config: Config) -> dict[str, Any]:
+    """The leaves that are not None: None is a part that is off, and one that is new changes no older run."""
+    return {path: value for path, value in flatten(config).items() if value is not None}

@@ -17,6 +17,9 @@ def add_parser(commands: Any) -> None:
     run_parser.add_argument("--output", type=Path, required=True, help="folder for the runs, the ledger and the report")
     run_parser.add_argument("--seeds", type=int, nargs="+", help="seeds, instead of the recipe's")
     run_parser.add_argument("--steps", type=int, help="optimiser steps per run, instead of the recipe's")
+    run_parser.add_argument("--devices", default="auto", help="cpu, or GPUs like 0,1 (default: all GPUs, else the CPU)")
+    run_parser.add_argument("--per-device", type=int, help="trainings at a time on each (default: 1 per GPU or core)")
+    run_parser.add_argument("--retries", type=int, default=1, help="of a training whose process dies (default: 1)")
     run_parser.set_defaults(run=run, passes_options_on=False)
     list_parser = actions.add_parser("list", help="name the studies and their questions")
     list_parser.set_defaults(run=list_studies, passes_options_on=False)
@@ -29,6 +32,7 @@ def run(arguments: argparse.Namespace) -> None:
         UsageError: the study or a value of its recipe is unknown.
         MegaSRError: a run failed.
     """
+    from ablations.launch.slots import make_slots
     from ablations.report import write_report
     from ablations.runner import run_study
 
@@ -38,6 +42,8 @@ def run(arguments: argparse.Namespace) -> None:
         output=arguments.output,
         seeds=arguments.seeds,
         steps=arguments.steps,
+        slots=make_slots(arguments.devices, arguments.per_device),
+        retries=arguments.retries,
     )
     write_report(result, arguments.output)
 
