@@ -118,7 +118,7 @@ def _left(row: _Row) -> str:
 def steps_progress(
     total_steps: int,
 ) -> Iterator[tuple[Callable[[int, float], None], Callable[[str], None], Callable[[str], None]]]:
-    """One bar over the steps of all runs, with the time left: yields advance(step, loss), describe(text) and tell(line)."""
+    """One bar over the steps of all runs, with the time left: advance(step, loss), describe(text) and tell(line)."""
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,

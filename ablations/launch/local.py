@@ -69,6 +69,8 @@ def run_tasks(tasks: Sequence[Task], slots: Sequence[Slot], retries: int = 1) ->
 
     When the caller stops listening, or this process is interrupted, the tasks are given half a minute to save.
     """
+    import torch  # noqa: F401  once, before the forks
+
     context: Any = multiprocessing.get_context("fork")
     lifeline = os.pipe()  # its writing end is open in this process only: tasks see it close
     waiting = [(task, 0) for task in tasks]
@@ -137,6 +139,7 @@ def _listen(one: _Running) -> Iterator[Event]:
 
 def _child(task: Task, slot: Slot, outbox: Connection, lifeline: tuple[int, int]) -> None:
     os.close(lifeline[1])
+    os.setpgrp()  # Ctrl-C reaches the driver alone, which then asks every task once to save and end
     threading.Thread(target=_die_with_parent, args=(lifeline[0],), daemon=True).start()
     os.environ.update(slot.environment)
     task.folder.mkdir(parents=True, exist_ok=True)
