@@ -73,13 +73,9 @@ def disturb(recipe: Path, output: Path, kills: int, seed: int) -> Counter[str]:
     killed: Counter[str] = Counter()
     driver = start(recipe, output)
     while True:
-        if killed.total() < kills:
-            driver.join(generator.uniform(1, 12))
-        else:
-            driver.join()
+        driver.join(generator.uniform(1, 12) if killed.total() < kills else None)
         if driver.exitcode is not None:
-            if driver.exitcode == 0 or killed["driver"] == 0 or driver.exitcode > 0:
-                break
+            break
         children = _trainings(driver.pid)
         what = "driver" if not children or generator.random() < 0.4 else "training"
         victim = psutil.Process(driver.pid) if what == "driver" else children[int(generator.integers(len(children)))]
