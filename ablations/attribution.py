@@ -76,7 +76,9 @@ class Ranked:
     wins: float
 
 
-def shapley(scores: Scores, keys: Sequence[str], generator: np.random.Generator) -> dict[str, Attribution]:
+def shapley(
+    scores: Scores, keys: Sequence[str], generator: np.random.Generator, resamples: int = 10_000
+) -> dict[str, Attribution]:
     """What each type adds, averaged over the subsets it may join (Shapley 1953), in the unit of the scores.
 
     Exact when all subsets were run. Otherwise the mean over the pairs (T, T + type) that were run: equal weights within
@@ -93,11 +95,13 @@ def shapley(scores: Scores, keys: Sequence[str], generator: np.random.Generator)
             raise UsageError(
                 f"guidance type {name!r} has no pair of subsets that differ by it alone: run one, as none and {name}"
             )
-        found[name] = _attribution(contrasts, 2 ** (len(types) - 1), keys, generator)
+        found[name] = _attribution(contrasts, 2 ** (len(types) - 1), keys, generator, resamples)
     return found
 
 
-def synergy(scores: Scores, keys: Sequence[str], generator: np.random.Generator) -> dict[tuple[str, str], Attribution]:
+def synergy(
+    scores: Scores, keys: Sequence[str], generator: np.random.Generator, resamples: int = 10_000
+) -> dict[tuple[str, str], Attribution]:
     """What two types add together beyond what each adds alone: the Shapley index (Grabisch, Roubens 1999).
 
     Over the quadruples (T, T + a, T + b, T + a + b) that were run, weighted as in `shapley`. Negative: the two say the
@@ -110,7 +114,7 @@ def synergy(scores: Scores, keys: Sequence[str], generator: np.random.Generator)
     found = {}
     for pair in combinations(types, 2):
         if contrasts := _contrasts(scores, pair):
-            found[pair] = _attribution(contrasts, 2 ** (len(types) - 2), keys, generator)
+            found[pair] = _attribution(contrasts, 2 ** (len(types) - 2), keys, generator, resamples)
     return found
 
 
@@ -152,7 +156,8 @@ def kendall(
     """Kendall's tau-b of two rankings of the subsets common to both, in [-1, 1] (Kendall 1945).
 
     Both sides were measured on the same images, whose photographs are resampled together; the seeds of a side are
-    its own.
+    its own. Noise pulls tau towards 0, and resampling adds noise, so the interval holds both the percentile interval
+    and its reflection at the estimate.
 
     Raises:
         UsageError: fewer than two common subsets, a side that scores all of them alike, or scores that do not fit.
@@ -171,8 +176,8 @@ def kendall(
     tau = float(_tau_b(*means)[0])
     if np.isnan(tau):
         raise UsageError("one side scores all common subsets alike: there is no ranking to compare")
-    low, high = np.nanquantile(_tau_b(*drawn), [0.025, 0.975])
-    return Estimate(tau, float(low), float(high))
+    low, high = (float(end) for end in np.nanquantile(_tau_b(*drawn), [0.025, 0.975]))
+    return Estimate(tau, max(-1.0, min(low, 2 * tau - high)), min(1.0, max(high, 2 * tau - low)))
 
 
 def _tau_b(first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -203,11 +208,15 @@ def _contrasts(scores: Scores, joining: tuple[str, ...]) -> dict[int, list[np.nd
 
 
 def _attribution(
-    contrasts: Mapping[int, list[np.ndarray]], possible: int, keys: Sequence[str], generator: np.random.Generator
+    contrasts: Mapping[int, list[np.ndarray]],
+    possible: int,
+    keys: Sequence[str],
+    generator: np.random.Generator,
+    resamples: int,
 ) -> Attribution:
     """The mean over sizes of the mean within each size: with all subsets these are Shapley's weights."""
     contrast = np.mean([np.mean(of_size, axis=0) for of_size in contrasts.values()], axis=0)
-    interval = paired_bootstrap(contrast, keys, generator)
+    interval = paired_bootstrap(contrast, keys, generator, resamples=resamples)
     used = sum(len(of_size) for of_size in contrasts.values())
     return Attribution(interval.mean, interval.low, interval.high, interval.p_value, used, possible)
 
