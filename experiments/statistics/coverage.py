@@ -4,10 +4,11 @@
 
 A study of two guidance types is simulated: "useful" adds EFFECT, "useless" nothing, and their synergy is nothing. Each
 of the three gains varies over photographs (variance 1; normal, lognormal with skewness 1.75, or Student's t with 4
-degrees of freedom) and over seeds (a normal of `seed_ratio` times that variance), and each score has crop noise (normal,
-variance 1, two crops per photograph). Coverage is that of the gain over none, of the Shapley values, and of the synergy.
-"told_apart" is the share of studies where the interval of the useful type lies above zero and that of the useless one
-does not exclude it. Family-wise error: comparisons with one reference, none of which differ. Ranks and Kendall's tau: five subsets EFFECT / 2 apart, trained twice with other seeds.
+degrees of freedom) and over seeds (a normal of `seed_ratio` times that variance), and each score has crop noise
+(normal, variance 1, two crops per photograph). Coverage is that of the gain over none, of the Shapley values, and of
+the synergy. "told_apart" is the share of studies where the interval of the useful type lies above zero and that of the
+useless one does not exclude it. Family-wise error: comparisons with one reference, none of which differ. Ranks and
+Kendall's tau: five subsets EFFECT / 2 apart, trained twice with other seeds.
 """
 
 from __future__ import annotations
@@ -145,7 +146,7 @@ def conditions() -> Iterator[tuple[str, int, int, float]]:
 
 
 def simulate(condition: tuple[str, int, int, float], trials: int) -> dict[str, dict[str, object]]:
-    """The rows of one condition: coverage, and for some designs family-wise error and ranks of a quarter of the trials."""
+    """The rows of one condition: coverage; for some designs also family-wise error and ranks, in fewer trials."""
     measurements = {"coverage": coverage(*condition, trials)}
     if condition[1:3] in COSTLY_DESIGNS:
         measurements["family_wise_error"] = family_wise_error(*condition, trials // 4)

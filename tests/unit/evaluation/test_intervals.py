@@ -37,13 +37,48 @@ def test_width_is_the_standard_error() -> None:
 
 
 def test_few_photographs_do_not_make_intervals_too_narrow() -> None:
-    """Drawing n of n would make them 0.92 of the standard error wide with four photographs."""
-    ratios = []
-    for trial in range(100):
-        data = numpy_generator(trial, "few").normal(size=(1, 4))
-        interval = paired_bootstrap(data, _keys(4), numpy_generator(trial), confidence=0.6827, resamples=1000)
-        ratios.append((interval.high - interval.low) / (2 * data.std(ddof=1) / math.sqrt(4)))
-    assert np.mean(ratios) == pytest.approx(1.0, abs=0.04)
+    """With four photographs it is Student's interval: the quantile for 68.27 % and 3 degrees of freedom is 1.197."""
+    data = numpy_generator(0, "few").normal(size=(1, 4))
+    interval = paired_bootstrap(data, _keys(4), numpy_generator(0), confidence=0.6827)
+    assert (interval.high - interval.low) / (2 * data.std(ddof=1) / math.sqrt(4)) == pytest.approx(1.197, abs=0.001)
+    eight = numpy_generator(0, "eight").normal(size=(1, 8))
+    interval = paired_bootstrap(eight, _keys(8), numpy_generator(0))
+    assert (interval.high - interval.low) / (2 * eight.std(ddof=1) / math.sqrt(8)) > 1.96
+
+
+def test_a_long_tail_pulls_the_interval_to_its_side() -> None:
+    data = np.array([[1.0] * 8 + [1.5, 2.0, 3.0, 6.0]]) + numpy_generator(0, "tail").normal(0, 0.1, size=12)
+    interval = paired_bootstrap(data, _keys(12), numpy_generator(0))
+    assert interval.high - interval.mean > 1.5 * (interval.mean - interval.low)
+    mirrored = paired_bootstrap(-data, _keys(12), numpy_generator(0))
+    assert (mirrored.low, mirrored.high) == pytest.approx((-interval.high, -interval.low))
+
+
+def test_seeds_add_their_own_error_with_their_own_quantile() -> None:
+    """Nothing but the seeds varies: Student's interval of two numbers, 12.706 times their standard error."""
+    interval = paired_bootstrap(np.repeat([[0.0], [2.0]], 10, axis=1), _keys(10), numpy_generator(0))
+    assert (interval.low, interval.high) == pytest.approx((1 - 12.706, 1 + 12.706), abs=1e-3)
+
+
+def test_noise_of_the_crops_is_not_taken_for_a_difference_of_the_seeds() -> None:
+    """Of pure noise the seed variance is 0 in two of three trials; the seeds then cost nothing."""
+    wide = 0
+    for trial in range(200):
+        data = numpy_generator(trial, "pure").normal(size=(2, 20))
+        interval = paired_bootstrap(data, _keys(20), numpy_generator(trial), resamples=500)
+        wide += interval.high - interval.low > 2 * 3 * math.sqrt(1 / 40)
+    assert wide < 80
+
+
+def test_the_p_value_agrees_with_the_interval() -> None:
+    claims = 0
+    for trial in range(60):
+        generator = numpy_generator(trial, "agree")
+        data = generator.normal(0.5, 1.0, size=(1 + trial % 3, 6 + trial % 9))
+        interval = paired_bootstrap(data, _keys(data.shape[1]), generator, resamples=500)
+        assert (interval.p_value < 0.05) == interval.excludes_zero
+        claims += interval.excludes_zero
+    assert 10 < claims < 50
 
 
 def test_crops_of_one_photograph_are_one_unit() -> None:
@@ -72,7 +107,8 @@ def test_photographs_with_more_crops_weigh_more() -> None:
         np.array([[1.0, 1.0, 1.0, 5.0]]), ["a/0-0", "a/0-1", "a/9-0", "b/0-0"], numpy_generator(0, "c")
     )
     assert interval.mean == 2.0
-    assert (interval.low, interval.high) == (1.0, 5.0)  # one of two photographs is drawn
+    # The sums 3 and 5 deviate from 2 a crop by -3 and 3; over 2 crops a photograph the standard error is 1.5.
+    assert (interval.low, interval.high) == pytest.approx((2 - 12.706 * 1.5, 2 + 12.706 * 1.5), abs=1e-3)
 
 
 def test_identical_runs_differ_by_nothing() -> None:
@@ -129,5 +165,5 @@ def test_intervals_of_means_are_those_of_the_paired_bootstrap() -> None:
         paired = paired_bootstrap(data[None, :, column], crops, numpy_generator(1, "r"))
         assert interval == pytest.approx((paired.low, paired.high), rel=0.1)
     assert mean_intervals(data[:3], crops[:3], numpy_generator(0)) == []
-    assert mean_intervals(np.array([[1.0], [5.0]]), ["a", "b"], numpy_generator(0)) == [(1.0, 5.0)]
-    assert all(low == high for low, high in mean_intervals(data, crops, numpy_generator(0), resamples=1))
+    (two,) = mean_intervals(np.array([[1.0], [5.0]]), ["a", "b"], numpy_generator(0))
+    assert two == pytest.approx((3 - 12.706 * 2, 3 + 12.706 * 2), abs=1e-3)
