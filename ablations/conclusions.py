@@ -187,8 +187,8 @@ def _notes(result: StudyResult, comparisons: tuple[Comparison, ...]) -> tuple[st
     if interval.photographs < 30 or 1 < interval.seeds < 5:
         notes.append(
             "Few photographs or seeds: the intervals are as wide as Student's t makes them for so few. Where seeds "
-            "differ, only more seeds narrow them, and where they differ as much as photographs do, two are too few for "
-            "any claim (measured: 89 to 93 % of the intervals hold the truth, not 95 %)."
+            "differ, only more seeds narrow them, and where they differ as much as photographs do, two seeds cannot "
+            "carry a claim (measured: 88 to 96 % of the intervals hold the truth, not 95 %)."
         )
     with_bicubic = [c for c in comparisons if (c.ablation, c.reference) == (BICUBIC, study.reference.name)]
     if ahead := [c.direction for c in with_bicubic if c.leans_better]:

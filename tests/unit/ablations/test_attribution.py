@@ -76,7 +76,7 @@ def test_a_useful_type_and_a_useless_one_are_told_apart() -> None:
 
 
 def test_intervals_hold_the_truth_in_simulated_studies() -> None:
-    """95 % of 300 studies +- 3.8 %; with normal quantiles in place of Student's 90 % and 86 % (8 photographs)."""
+    """95 % of 300 studies, give or take three standard errors; wider is allowed a little."""
     found = coverage("normal", 8, 2, 0.05, trials=300)
     assert 0.912 <= found["comparison"] <= 0.99
     assert 0.912 <= found["shapley"] <= 0.99
