@@ -109,7 +109,10 @@ def paired_bootstrap(
     single number of degrees of freedom held the truth in 88 % where the seeds rule.
 
     Seeds that differ make it wide, with two of them up to 12.7 standard errors: that is what two seeds can say.
-    Measured coverage: experiments/statistics.
+    Measured coverage of 95 % intervals, 8 to 96 photographs with normal, skewed and heavy-tailed effects: 95 to 98 %
+    where seeds do not differ, 93 to 97 % where their variance is a twentieth of the photographs'. Where it is equal: 94
+    to 96 % with three seeds, but 88 to 96 % with two, whose claims after Holm's correction are then wrong in 16 to 40 %
+    of studies (experiments/statistics/results).
 
     Args:
         differences: (S, I), seeds by images.
