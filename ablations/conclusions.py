@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
+import numpy as np
+
+from ablations.attribution import Attribution, Ranked, ranking, shapley, synergy
 from ablations.plan import BICUBIC
 from ablations.registry import Study
 from ablations.results import StudyResult, values
-from ablations.statistics import holm, paired_differences
+from ablations.statistics import holm, paired_differences, score_table
 from megasr.errors import MegaSRError
 from megasr.evaluation.intervals import Interval, paired_bootstrap
 from megasr.evaluation.spec import MetricSpec
@@ -67,6 +71,10 @@ class Report:
         trust: one sentence on whether the study may be trusted.
         findings: sentences, one per ablation.
         notes: what limits the answer.
+        worth: guidance type -> its Shapley value in the primary metric, turned so that positive is better; empty when
+            the study is not about combinations of types.
+        synergies: two types -> what they add together beyond what each adds alone, as `worth`.
+        ranks: the combinations, best first.
     """
 
     means: dict[str, dict[str, float]]
@@ -74,6 +82,9 @@ class Report:
     trust: str
     findings: tuple[str, ...]
     notes: tuple[str, ...]
+    worth: Mapping[str, Attribution] = field(default_factory=dict)
+    synergies: Mapping[tuple[str, str], Attribution] = field(default_factory=dict)
+    ranks: tuple[Ranked, ...] = ()
 
     def comparison(self, ablation: str, reference: str, metric: str) -> Comparison | None:
         """The comparison, None when the pair was not compared."""
@@ -106,8 +117,28 @@ def make_report(result: StudyResult) -> Report:
     exploratory = [_compare(result, *o) for o in others if (o[0], o[1], o[2].name) not in asked]
     comparisons = (*family, *exploratory)
     means = {row: _means(result, row) for row in (BICUBIC, reference, *names)}
-    return Report(
-        means, comparisons, trust(study, comparisons), _findings(study, comparisons), _notes(result, comparisons)
+    judged = trust(study, comparisons), _findings(study, comparisons), _notes(result, comparisons)
+    return Report(means, comparisons, *judged, *_attribution(result, primary))
+
+
+def _attribution(
+    result: StudyResult, primary: MetricSpec
+) -> tuple[dict[str, Attribution], dict[tuple[str, str], Attribution], tuple[Ranked, ...]]:
+    """Worth, synergies and ranks over the combinations that were run."""
+    study, sign = result.study, 1 if primary.higher_is_better else -1
+    scores: dict[frozenset[str], np.ndarray] = {}
+    keys: list[str] = []
+    for ablation in (study.reference, *study.ablations):
+        if ablation.combination is not None:
+            found, keys = score_table([values(run, primary.name) for run in result.of(ablation.name)])
+            scores[frozenset(ablation.combination)] = sign * found
+    if len(scores) < 2 or frozenset() not in scores:
+        return {}, {}, ()
+    draws = [numpy_generator(0, "bootstrap", study.name, part) for part in ("worth", "synergies", "ranks")]
+    return (
+        shapley(scores, keys, draws[0]),
+        synergy(scores, keys, draws[1]),
+        tuple(ranking(scores, keys, draws[2])),
     )
 
 

@@ -24,12 +24,15 @@ class Ablation:
         changes: dotted config path -> new value ("model.adapter.guidance" -> ("canny",)).
         touches: dotted paths (or prefixes of paths) inside which every difference must lie.
         description: one line for the report.
+        combination: the guidance types that the change stands for, () for none; None when it is about something else.
+            What each type is worth is worked out from these.
     """
 
     name: str
     changes: Mapping[str, Any]
     touches: tuple[str, ...]
     description: str
+    combination: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):

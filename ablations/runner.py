@@ -13,7 +13,7 @@ from ablations.launch.slots import Slot, make_slots
 from ablations.ledger import Ledger
 from ablations.plan import Components, RunPlan, default_components, plan_runs, read_recipe
 from ablations.progress import StudyTable
-from ablations.registry import get_study
+from ablations.registry import Study, get_study
 from ablations.results import StudyResult, read_finished
 from megasr.errors import MegaSRError, UsageError
 from megasr.evaluation.evaluator import Evaluator
@@ -44,7 +44,7 @@ class Job:
 
 
 def run_study(
-    study: str,
+    study: str | Study,
     config: Path,
     output: Path,
     seeds: Sequence[int] | None = None,
@@ -58,7 +58,7 @@ def run_study(
     """Run every planned run of a study that is not finished yet under `output/<run_id>/`.
 
     Args:
-        study: name of a registered study.
+        study: a study, or the name of a registered one.
         config: the recipe.
         output: folder of the run folders.
         seeds: instead of the recipe's study.seeds.
@@ -74,7 +74,7 @@ def run_study(
         MegaSRError: another process works in `output`, or bicubic, which every run is checked against, cannot be
             measured. Any other run that fails is named in the result, and the study goes on.
     """
-    chosen = get_study(study)
+    chosen = get_study(study) if isinstance(study, str) else study
     protocol.metric(chosen.primary_metric)  # before hours of runs that could not answer the question
     components = components or default_components()
     recipe = read_recipe(config, components, steps)

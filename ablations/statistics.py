@@ -23,12 +23,21 @@ def paired_differences(
     """
     if len(reference) not in (1, len(treatment)):
         raise UsageError(f"{len(treatment)} seeds cannot be paired with {len(reference)}")
-    keys = sorted(treatment[0])
-    for values in (*treatment, *reference):
+    together, keys = score_table([*treatment, *reference])
+    return together[: len(treatment)] - together[len(treatment) :], keys
+
+
+def score_table(runs: Sequence[Mapping[str, float]]) -> tuple[np.ndarray, list[str]]:
+    """Values (S, I) of runs by images, with the I keys in sorted order.
+
+    Raises:
+        UsageError: the runs did not measure the same images (the keys are listed).
+    """
+    keys = sorted(runs[0])
+    for values in runs:
         if different := sorted(set(keys) ^ set(values)):
             raise UsageError(f"the compared runs did not measure the same images: {', '.join(different)}")
-    stacked = [np.array([[values[key] for key in keys] for values in side]) for side in (treatment, reference)]
-    return stacked[0] - stacked[1], keys
+    return np.array([[values[key] for key in keys] for values in runs]), keys
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

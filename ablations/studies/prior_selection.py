@@ -29,7 +29,7 @@ def _describe(types: Sequence[str]) -> str:
 
 def _combination(path: str, types: Sequence[str]) -> Ablation:
     """Exactly these guidance types, trained (path of the adapter) or shown (path of the sampler)."""
-    return Ablation("+".join(types) or "none", {path: types}, (path,), _describe(types))
+    return Ablation("+".join(types) or "none", {path: types}, (path,), _describe(types), tuple(types))
 
 
 def _oracle(path: str, types: Sequence[str]) -> Ablation:
@@ -57,7 +57,7 @@ def _amortised(name: str, question: str, pool: Sequence[str], shown: Iterable[Se
     return Study(
         name=name,
         question=question,
-        reference=Ablation("none", reference, tuple(reference), "no guidance is shown"),
+        reference=Ablation("none", reference, tuple(reference), "no guidance is shown", ()),
         ablations=(*(_combination(_SHOWN, types) for types in shown), _oracle(_SHOWN, PAPERS)),
         primary_metric=_PRIMARY,
         controls={NOISE: "negative", "oracle": "positive"},

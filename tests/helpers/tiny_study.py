@@ -10,9 +10,53 @@ import torch
 from torch.utils.data import DataLoader
 
 from ablations.plan import Components
+from ablations.registry import Ablation, Study
 from megasr.batch import SRBatch
 from megasr.images import resize, upsample_lq
 from megasr.rng import torch_generator
+
+_GUIDANCE = "model.adapter.guidance"
+
+
+def _combination(*types: str) -> Ablation:
+    return Ablation("+".join(types) or "none", {_GUIDANCE: types}, (_GUIDANCE,), "combination", types)
+
+
+TINY_STUDY = Study(
+    name="tiny",
+    question="Which guidance types help?",
+    reference=_combination(),
+    ablations=(
+        _combination("canny"),
+        _combination("superpixel"),
+        _combination("canny", "superpixel"),
+        _combination("noise"),
+    ),
+    primary_metric="ssim_y",
+    controls={"noise": "negative"},
+)
+
+
+_BRIGHTNESS = "model.sampler.brightness"
+
+# Nothing is trained again for these: they differ in how they sample.
+TINY_SAMPLING = Study(
+    name="tiny",
+    question="How bright?",
+    reference=Ablation("as-it-is", {_BRIGHTNESS: 0.0}, (_BRIGHTNESS,), "nothing added"),
+    ablations=(
+        Ablation("bright", {_BRIGHTNESS: 0.1}, (_BRIGHTNESS,), "brighter"),
+        Ablation("dark", {_BRIGHTNESS: -0.1}, (_BRIGHTNESS,), "darker"),
+    ),
+    primary_metric="psnr_y",
+)
+
+
+@dataclass(frozen=True)
+class TinySampler:
+    """How it restores."""
+
+    brightness: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -26,16 +70,22 @@ class TinyAdapter:
 class TinyModule(lightning.LightningModule):
     """A trained residual on lq_up; guidance names shift it, so that different ablations differ."""
 
-    def __init__(self, adapter: TinyAdapter = TinyAdapter(), scale_factor: int = 4, seed: int = 0) -> None:
+    def __init__(
+        self,
+        adapter: TinyAdapter = TinyAdapter(),
+        scale_factor: int = 4,
+        seed: int = 0,
+        sampler: TinySampler = TinySampler(),
+    ) -> None:
         super().__init__()
-        self.scale_factor = scale_factor
+        self.scale_factor, self.brightness = scale_factor, sampler.brightness
         self.weight = torch.nn.Parameter(torch.randn(3, generator=torch_generator(seed, "init")) * 0.01)
         self.shift = 0.02 * len(adapter.guidance)
 
     def restore(self, batch: SRBatch) -> torch.Tensor:
         """lq -> sr."""
         lq_up = upsample_lq(batch["lq"], self.scale_factor)
-        return (lq_up + self.weight.view(1, 3, 1, 1) + self.shift).clamp(0, 1)
+        return (lq_up + self.weight.view(1, 3, 1, 1) + self.shift + self.brightness).clamp(0, 1)
 
     def training_step(self, batch: SRBatch, batch_index: int) -> torch.Tensor:
         """Squared error."""
@@ -50,7 +100,7 @@ class TinyModule(lightning.LightningModule):
 
 
 class TinyData(lightning.LightningDataModule):
-    """Smooth random crops: `photos` photographs with two crops each."""
+    """Smooth random crops: `photos` photographs with two crops each. An epoch is one batch, so it has no position."""
 
     def __init__(self, scale_factor: int = 4, photos: int = 3, size_px: int = 64, seed: int = 0) -> None:
         super().__init__()
@@ -63,7 +113,7 @@ class TinyData(lightning.LightningDataModule):
             coarse = torch.rand(1, 3, self.size_px // 4, self.size_px // 4, generator=torch_generator(0, key))
             samples.append((key, resize(coarse, self.size_px, self.size_px)[0]))
         collate = lambda items: {"keys": [k for k, _ in items], "hq": torch.stack([i for _, i in items])}  # noqa: E731
-        return DataLoader(samples, 4, collate_fn=collate)
+        return DataLoader(samples, len(samples), collate_fn=collate)
 
     def train_dataloader(self) -> DataLoader:
         """The same crops."""
@@ -88,7 +138,7 @@ def write_recipe(folder: Path, text: str = "") -> Path:
     """A recipe for the stand-ins; `text` is appended."""
     path = folder / "recipe.yaml"
     path.write_text(
-        "study: {name: prior_selection, seeds: [0, 1]}\n"
+        "study: {name: tiny, seeds: [0, 1]}\n"
         "model: {adapter: {width: 4}}\n"
         "data: {class_path: TinyData, init_args: {photos: 3}}\n"
         "trainer: {max_steps: 2, accelerator: cpu, devices: 1, log_every_n_steps: 1}\n" + text

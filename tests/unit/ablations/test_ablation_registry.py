@@ -72,8 +72,8 @@ def test_bad_names_are_refused() -> None:
 def test_unknown_names_show_the_nearest() -> None:
     with pytest.raises(UsageError, match="did you mean prior_selection"):
         get_study("prior_selecton")
-    with pytest.raises(UsageError, match="superpixel"):
-        get_study("prior_selection").ablation("superpixels")
+    with pytest.raises(UsageError, match="segmentation"):
+        get_study("prior_selection").ablation("segmentations")
 
 
 def test_changes_cannot_be_edited_afterwards() -> None:

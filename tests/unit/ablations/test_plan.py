@@ -24,21 +24,29 @@ def _plan(path: Path, components: Components, **changes: object) -> list[RunPlan
 
 def test_defaults_are_filled_in(tmp_path: Path, components: Components) -> None:
     config = read_recipe(write_recipe(tmp_path), components).config
-    assert config["model"] == {"adapter": {"guidance": [], "width": 4}, "scale_factor": 4, "seed": 0}
+    assert config["model"] == {
+        "adapter": {"guidance": [], "width": 4},
+        "sampler": {"brightness": 0.0},
+        "scale_factor": 4,
+        "seed": 0,
+    }
     assert config["data"]["init_args"]["size_px"] == 64
     assert config["trainer"]["max_steps"] == 2
 
 
 def test_the_plan_is_bicubic_then_whole_seeds(tmp_path: Path, components: Components) -> None:
     runs = _plan(write_recipe(tmp_path), components)
-    names = ["none", "canny", "superpixel", "canny+superpixel", "noise"]
+    names = ["none", "hed", "depth", "segmentation", "canny", "hed+depth", "hed+segmentation", "hed+canny"]
+    names += ["depth+segmentation", "depth+canny", "segmentation+canny", "hed+depth+segmentation", "hed+depth+canny"]
+    names += ["hed+segmentation+canny", "depth+segmentation+canny", "hed+depth+segmentation+canny", "noise", "oracle"]
     assert [(run.ablation, run.seed) for run in runs] == [
         (BICUBIC, None),
         *[(name, 0) for name in names],
         *[(name, 1) for name in names],
     ]
-    combined = runs[4]
-    assert combined.guidance == ("canny", "superpixel")
+    combined = runs[12]
+    assert combined.guidance == ("hed", "depth", "segmentation")
+    assert len({run.training for run in runs}) == len(runs)  # each has a training of its own
     assert runs[-1].config["model"]["seed"] == runs[-1].config["data"]["init_args"]["seed"] == 1
     assert combined.max_steps == 2
     assert runs[0].max_steps == 0

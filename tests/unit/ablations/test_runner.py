@@ -25,7 +25,15 @@ from megasr.errors import MegaSRError, UsageError
 from megasr.evaluation.protocol import WEIGHT_FREE_V1
 from megasr.evaluation.spec import Protocol
 from megasr.images import read_image
-from tests.helpers.tiny_study import TinyAdapter, TinyData, TinyModule, tiny_components, write_recipe
+from tests.helpers.tiny_study import (
+    TINY_STUDY,
+    TinyAdapter,
+    TinyData,
+    TinyModule,
+    TinySampler,
+    tiny_components,
+    write_recipe,
+)
 
 FAST = Protocol("fast", 1, WEIGHT_FREE_V1.metrics[:2])  # psnr_y, ssim_y
 
@@ -37,7 +45,7 @@ def _without_wandb(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _run(folder: Path, **changes: object) -> StudyResult:
     arguments = {"seeds": [0], "protocol": FAST, "components": tiny_components(), "slots": [Slot("cpu0", 1)]} | changes
-    return run_study("prior_selection", write_recipe(folder), folder / "out", **arguments)  # type: ignore[arg-type]
+    return run_study(TINY_STUDY, write_recipe(folder), folder / "out", **arguments)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -121,10 +129,16 @@ def _failing(patch: pytest.MonkeyPatch, error: Exception, *failing: tuple[tuple[
     """Runs with these (guidance, seed) raise `error` when they are built."""
     build = TinyModule.__init__
 
-    def fail(self: TinyModule, adapter: TinyAdapter, scale_factor: int = 4, seed: int = 0) -> None:
+    def fail(
+        self: TinyModule,
+        adapter: TinyAdapter,
+        scale_factor: int = 4,
+        seed: int = 0,
+        sampler: TinySampler = TinySampler(),  # noqa: B008
+    ) -> None:
         if (tuple(adapter.guidance), seed) in failing:
             raise error
-        build(self, adapter, scale_factor, seed)
+        build(self, adapter, scale_factor, seed, sampler)
 
     patch.setattr(TinyModule, "__init__", fail)
 
@@ -137,7 +151,7 @@ def test_a_failed_run_does_not_cost_the_others(
         result = _run(copy, seeds=[0, 1])
     assert list(result.failed.values()) == ["no weights for this"]
     (failed,) = result.failed
-    assert failed.startswith("prior_selection-canny-s1-")
+    assert failed.startswith("tiny-canny-s1-")
     assert f"run {failed} failed: no weights for this" in "".join(capsys.readouterr().out.split("\n"))
     assert (len(result.runs), len(result.reused), result.seeds) == (10, 6, [0])
     with pytest.raises(MegaSRError, match=rf"1 run\(s\) failed: {failed}: no weights for this \("):
@@ -158,7 +172,7 @@ def test_without_a_common_seed_there_is_no_report(copy: Path, finished: StudyRes
 
 def test_a_config_that_does_not_fit_stops_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _failing(monkeypatch, UsageError("width must be even"), (("canny",), 0))
-    with pytest.raises(UsageError, match=r"run prior_selection-canny-s0-\w+: width must be even"):
+    with pytest.raises(UsageError, match=r"run tiny-canny-s0-\w+: width must be even"):
         _run(tmp_path)
     assert len(list((tmp_path / "out").rglob(METRICS_FILE))) == 2  # bicubic and none
 
@@ -168,7 +182,7 @@ def test_without_bicubic_nothing_is_run(tmp_path: Path, monkeypatch: pytest.Monk
         raise MegaSRError("photo0.png is truncated")
 
     monkeypatch.setattr(TinyData, "setup", broken)
-    with pytest.raises(MegaSRError, match=r"run prior_selection-bicubic-\w+: photo0\.png is truncated; no other run"):
+    with pytest.raises(MegaSRError, match=r"run tiny-bicubic-\w+: photo0\.png is truncated; no other run"):
         _run(tmp_path)
     assert not list((tmp_path / "out").rglob("config.yaml"))
 
@@ -216,9 +230,9 @@ def test_a_run_on_another_lq_than_the_baseline_is_refused(tmp_path: Path, monkey
 
 def test_a_recipe_of_another_study_is_refused(tmp_path: Path) -> None:
     path = write_recipe(tmp_path)
-    path.write_text(path.read_text().replace("name: prior_selection", "name: fusion"))
-    with pytest.raises(UsageError, match="is a recipe for study 'fusion', not for 'prior_selection'"):
-        run_study("prior_selection", path, tmp_path, components=tiny_components())
+    path.write_text(path.read_text().replace("name: tiny", "name: fusion"))
+    with pytest.raises(UsageError, match="is a recipe for study 'fusion', not for 'tiny'"):
+        run_study(TINY_STUDY, path, tmp_path, components=tiny_components())
     with pytest.raises(UsageError, match="unknown study 'prior'"):
         run_study("prior", path, tmp_path, components=tiny_components())
 

@@ -1,0 +1,119 @@
+"""Trainings of a study: one for all runs that only sample differently, resumed where they were killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+
+from ablations.launch.slots import Slot
+from ablations.ledger import LEDGER_FILE, read_ledger
+from ablations.results import METRICS_FILE, StudyResult
+from ablations.runner import run_study
+from ablations.train import CHECKPOINT, TRAINING_FILE
+from megasr.errors import MegaSRError
+from megasr.evaluation.protocol import WEIGHT_FREE_V1
+from megasr.evaluation.spec import Protocol
+from megasr.files import locked_folder
+from tests.helpers.tiny_study import TINY_SAMPLING, TinyModule, tiny_components, write_recipe
+
+FAST = Protocol("fast", 1, WEIGHT_FREE_V1.metrics[:2])  # psnr_y, ssim_y
+
+
+@pytest.fixture(autouse=True)
+def _without_wandb(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+
+
+def _run(folder: Path, **changes: object) -> StudyResult:
+    arguments = {"seeds": [0, 1], "slots": [Slot("cpu0", 1)], "protocol": FAST, "components": tiny_components()}
+    return run_study(TINY_SAMPLING, write_recipe(folder), folder / "out", **(arguments | changes))  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> StudyResult:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WANDB_MODE", "disabled")
+        return _run(tmp_path_factory.mktemp("study"))
+
+
+def _rows(result: StudyResult) -> dict[str, object]:
+    return {run.run_id: run.rows for run in result.runs}
+
+
+def test_runs_that_sample_differently_share_a_training(finished: StudyResult) -> None:
+    checkpoints = list(finished.output.rglob(CHECKPOINT))
+    assert [path.parent.name for path in sorted(checkpoints)] == [run.run_id for run in finished.of("as-it-is")]
+    assert len(finished.runs) == 1 + 2 * 3
+    means = {run.summary["psnr_y"] for run in finished.runs if run.seed == 0}
+    assert len(means) == 3  # each samples in its own way
+    assert {run.steps for run in finished.runs if run.seed is not None} == {2}
+    assert not list(finished.output.rglob("resume"))
+
+
+def test_a_lost_evaluation_is_made_again_without_training(
+    finished: StudyResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(finished.output, tmp_path / "out")
+    for name in ("as-it-is", "dark"):
+        (tmp_path / "out" / finished.of(name)[1].run_id / METRICS_FILE).unlink()
+    monkeypatch.setattr("ablations.execute.train", None)
+    again = _run(tmp_path)
+    assert len(again.reused) == 5
+    assert _rows(again) == _rows(finished)
+
+
+def test_a_training_of_another_recipe_is_not_taken(finished: StudyResult, tmp_path: Path) -> None:
+    shutil.copytree(finished.output, tmp_path / "out")
+    host = tmp_path / "out" / finished.of("as-it-is")[0].run_id
+    stored = json.loads((host / TRAINING_FILE).read_text())
+    (host / TRAINING_FILE).write_text(json.dumps(stored | {"fingerprint": "of another"}))
+    (host / METRICS_FILE).unlink()
+    again = _run(tmp_path)
+    assert json.loads((host / TRAINING_FILE).read_text())["fingerprint"] == stored["fingerprint"]
+    assert _rows(again) == _rows(finished)
+
+
+def test_a_killed_training_goes_on_and_ends_in_the_same_bits(
+    finished: StudyResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "calm").mkdir()
+    calm = _run(tmp_path / "calm", steps=6)
+    monkeypatch.setattr("ablations.train.SAVE_EVERY_N_STEPS", 2)
+    done = TinyModule.on_train_batch_end
+
+    def killed(self: TinyModule, *arguments: object) -> None:
+        mark = tmp_path / f"{self.trainer.global_step}"
+        if self.trainer.global_step in (3, 5) and not mark.exists():
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        done(self, *arguments)
+
+    monkeypatch.setattr(TinyModule, "on_train_batch_end", killed)
+    (tmp_path / "killed").mkdir()
+    disturbed = _run(tmp_path / "killed", steps=6, retries=2)
+    assert (tmp_path / "3").exists() and (tmp_path / "5").exists()
+    assert _rows(disturbed) == _rows(calm) != _rows(finished)
+    host = disturbed.output / disturbed.of("as-it-is")[0].run_id
+    losses = json.loads((host / TRAINING_FILE).read_text())["losses"]
+    assert [step for step, _ in losses] == [1, 2, 3, 4, 5, 6]
+    events = [(event["training"], event["event"]) for event in read_ledger(disturbed.output)]
+    assert [kind for name, kind in events if name == host.name and kind != "run"] == [
+        "started", "crashed", "started", "crashed", "started", "finished"
+    ]  # fmt: skip
+
+
+def test_a_ledger_that_was_cut_short_is_read_to_its_last_whole_line(tmp_path: Path) -> None:
+    (tmp_path / LEDGER_FILE).write_text('{"event": "started"}\n{"event": "fini')
+    assert read_ledger(tmp_path) == [{"event": "started"}]
+    assert read_ledger(tmp_path / "none") == []
+
+
+def test_two_drivers_in_one_folder_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("megasr.files._LOCK_WAIT_S", 0.1)
+    with locked_folder(tmp_path / "out"), pytest.raises(MegaSRError, match="another process"):
+        _run(tmp_path)
