@@ -86,6 +86,11 @@ class Report:
     synergies: Mapping[tuple[str, str], Attribution] = field(default_factory=dict)
     ranks: tuple[Ranked, ...] = ()
 
+    @property
+    def trusted(self) -> bool | None:
+        """Did all controls behave? None when a kind of control is missing."""
+        return {"May": True, "Not": False}.get(self.trust.split()[0])
+
     def comparison(self, ablation: str, reference: str, metric: str) -> Comparison | None:
         """The comparison, None when the pair was not compared."""
         wanted = (ablation, reference, metric)

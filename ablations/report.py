@@ -27,7 +27,7 @@ _COLUMNS = ("row", "metric", "mean", "reference", "difference", "low", "high", "
 
 
 def write_report(result: StudyResult, output: Path, console: Console | None = None) -> Report:
-    """Print the report and write results.csv, results.md, results.json and contact_sheet.png into `output`.
+    """Print the report and write index.html, ranking.csv and .tex, results.csv, .md and .json, and contact_sheet.png.
 
     W&B gets the report too, unless no run is new.
 
@@ -39,6 +39,9 @@ def write_report(result: StudyResult, output: Path, console: Console | None = No
     from rich.console import Console
 
     from ablations.contact_sheet import write_contact_sheet
+    from ablations.page.page import write_page
+    from ablations.page.tables import csv_table, latex_table
+    from ablations.study_page import study_page
 
     failures = "; ".join(f"{run_id}: {reason}" for run_id, reason in result.failed.items())
     again = "what finished is kept, the same command runs the rest"
@@ -49,6 +52,10 @@ def write_report(result: StudyResult, output: Path, console: Console | None = No
     write_text(output / "results.md", _markdown(result, report))
     write_text(output / "results.json", _json(result, report))
     write_contact_sheet(result, output / "contact_sheet.png")
+    page = study_page(result, report)
+    write_page(page, output / "index.html")
+    write_text(output / "ranking.csv", csv_table(page))
+    write_text(output / "ranking.tex", latex_table(page))
     console = console or Console()
     if not console.is_terminal:  # a file has no width; rich would take 80
         console.width = max(console.width, _LEAST_WIDTH)

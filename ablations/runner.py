@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ablations.launch.local import Event, Send, Task, run_tasks
-from ablations.launch.slots import Slot, make_slots
+from ablations.launch.slots import Slot
 from ablations.ledger import Ledger
 from ablations.plan import Components, RunPlan, default_components, plan_runs, read_recipe
 from ablations.progress import StudyTable
 from ablations.registry import Study, get_study
-from ablations.results import StudyResult, read_finished
+from ablations.results import RunResult, StudyResult, read_finished
 from megasr.errors import MegaSRError, UsageError
 from megasr.evaluation.evaluator import Evaluator
 from megasr.evaluation.protocol import WEIGHT_FREE_V1
@@ -43,19 +43,80 @@ class Job:
         return f"{self.host.ablation} seed {self.host.seed}{others}"
 
 
-def run_study(
+@dataclass(frozen=True)
+class OpenStudy:
+    """A planned study and its folder.
+
+    Attributes:
+        study: the question.
+        plans: every run, bicubic first.
+        output: folder of the run folders.
+        group: id of study and recipe; W&B groups the runs by it.
+        protocol: how the numbers are taken.
+        components: classes the config builds.
+    """
+
+    study: Study
+    plans: tuple[RunPlan, ...]
+    output: Path
+    group: str
+    protocol: Protocol
+    components: Components
+
+    @property
+    def finished(self) -> dict[str, RunResult]:
+        """Run id -> result of the runs that are finished, in the order of the plan.
+
+        Raises:
+            MegaSRError: a result is there and cannot be read.
+        """
+        found = {plan.run_id: read_finished(plan, self.protocol, self.output / plan.run_id) for plan in self.plans}
+        return {run_id: result for run_id, result in found.items() if result is not None}
+
+    @property
+    def jobs(self) -> list[Job]:
+        """What is left to do."""
+        return plan_jobs(self.plans, list(self.finished))
+
+    def run(self, slots: Sequence[Slot], retries: int = 1) -> StudyResult:
+        """Do what is left, under `output/<run_id>/`.
+
+        Args:
+            slots: where trainings run side by side.
+            retries: how often a training is started again whose process has died.
+
+        Raises:
+            UsageError: a config does not fit.
+            MegaSRError: another process works in `output`, or bicubic, which every run is checked against, cannot be
+                measured. Any other run that fails is named in the result, and the study goes on.
+        """
+        with locked_folder(self.output):
+            reused, jobs = tuple(self.finished), self.jobs
+            evaluator = Evaluator(self.protocol)
+            work = _Work(self.output, self.group, self.components, evaluator, self.output / self.plans[0].run_id)
+            failed = work.all(jobs, slots, retries) if jobs else {}
+        return self.result(reused, failed)
+
+    def result(self, reused: Sequence[str] | None = None, failed: Mapping[str, str] | None = None) -> StudyResult:
+        """What is finished. Nothing is new unless said."""
+        runs = self.finished
+        reused = tuple(runs) if reused is None else tuple(reused)
+        return StudyResult(
+            self.study, self.protocol, tuple(runs.values()), self.output, self.group, reused, failed or {}
+        )
+
+
+def open_study(
     study: str | Study,
     config: Path,
     output: Path,
     seeds: Sequence[int] | None = None,
     steps: int | None = None,
     *,
-    slots: Sequence[Slot] | None = None,
-    retries: int = 1,
     protocol: Protocol = WEIGHT_FREE_V1,
     components: Components | None = None,
-) -> StudyResult:
-    """Run every planned run of a study that is not finished yet under `output/<run_id>/`.
+) -> OpenStudy:
+    """Plan a study; nothing is run or written.
 
     Args:
         study: a study, or the name of a registered one.
@@ -63,16 +124,12 @@ def run_study(
         output: folder of the run folders.
         seeds: instead of the recipe's study.seeds.
         steps: instead of the recipe's trainer.max_steps.
-        slots: where trainings run side by side; None is `make_slots`.
-        retries: how often a training is started again whose process has died.
         protocol: how the numbers are taken.
         components: classes the config builds; the project's own by default.
 
     Raises:
-        UsageError: unknown study, a recipe that is not for it, a config that does not fit, or a protocol that does not
-            measure the study's primary metric.
-        MegaSRError: another process works in `output`, or bicubic, which every run is checked against, cannot be
-            measured. Any other run that fails is named in the result, and the study goes on.
+        UsageError: unknown study, a recipe that is not for it, or a protocol that does not measure the study's primary
+            metric.
     """
     chosen = get_study(study) if isinstance(study, str) else study
     protocol.metric(chosen.primary_metric)  # before hours of runs that could not answer the question
@@ -81,17 +138,8 @@ def run_study(
     if recipe.study != chosen.name:
         raise UsageError(f"{config} is a recipe for study {recipe.study!r}, not for {chosen.name!r}")
     plans = plan_runs(chosen, recipe, components, seeds)
-    slots = make_slots() if slots is None else slots
-    with locked_folder(output):
-        finished = {plan.run_id: read_finished(plan, protocol, output / plan.run_id) for plan in plans}
-        reused = tuple(run_id for run_id, result in finished.items() if result is not None)
-        group = f"{chosen.name}-{hashlib.blake2b(json.dumps(recipe.config).encode(), digest_size=4).hexdigest()}"
-        work = _Work(output, group, components, Evaluator(protocol), output / plans[0].run_id)
-        jobs = plan_jobs(plans, reused)
-        failed = work.all(jobs, slots, retries) if jobs else {}
-        finished = {plan.run_id: read_finished(plan, protocol, output / plan.run_id) for plan in plans}
-    runs = tuple(run for run in finished.values() if run)
-    return StudyResult(chosen, protocol, runs, output, group, reused, failed)
+    group = f"{chosen.name}-{hashlib.blake2b(json.dumps(recipe.config).encode(), digest_size=4).hexdigest()}"
+    return OpenStudy(chosen, tuple(plans), output, group, protocol, components)
 
 
 def plan_jobs(plans: Sequence[RunPlan], finished: Sequence[str]) -> list[Job]:

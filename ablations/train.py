@@ -113,6 +113,12 @@ def read_training(plan: RunPlan, folder: Path) -> Training | None:
     return training if training.fingerprint == plan.training else None
 
 
+def read_losses(folder: Path) -> list[list[float]]:
+    """[step, loss] of the training in a run's folder; empty when it was trained in another one."""
+    path = folder / TRAINING_FILE
+    return list(json.loads(path.read_text())["losses"]) if path.is_file() else []
+
+
 def train(plan: RunPlan, built: Any, components: Components, folder: Path, logger: Any, on_step: OnStep) -> Training:
     """Train, on from where an earlier process was killed, and write adapter.ckpt and training.json.
 

@@ -18,7 +18,7 @@ from ablations.launch.slots import Slot
 from ablations.plan import BICUBIC, RunPlan
 from ablations.report import write_report
 from ablations.results import METRICS_FILE, RunResult, StudyResult
-from ablations.runner import run_study
+from ablations.runner import open_study
 from ablations.tracking import Tracker
 from megasr.batch import SRBatch
 from megasr.errors import MegaSRError, UsageError
@@ -44,8 +44,9 @@ def _without_wandb(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _run(folder: Path, **changes: object) -> StudyResult:
-    arguments = {"seeds": [0], "protocol": FAST, "components": tiny_components(), "slots": [Slot("cpu0", 1)]} | changes
-    return run_study(TINY_STUDY, write_recipe(folder), folder / "out", **arguments)  # type: ignore[arg-type]
+    arguments = {"seeds": [0], "protocol": FAST, "components": tiny_components()} | changes
+    study = open_study(TINY_STUDY, write_recipe(folder), folder / "out", **arguments)  # type: ignore[arg-type]
+    return study.run([Slot("cpu0", 1)])
 
 
 @pytest.fixture(scope="module")
@@ -232,9 +233,9 @@ def test_a_recipe_of_another_study_is_refused(tmp_path: Path) -> None:
     path = write_recipe(tmp_path)
     path.write_text(path.read_text().replace("name: tiny", "name: fusion"))
     with pytest.raises(UsageError, match="is a recipe for study 'fusion', not for 'tiny'"):
-        run_study(TINY_STUDY, path, tmp_path, components=tiny_components())
+        open_study(TINY_STUDY, path, tmp_path, components=tiny_components())
     with pytest.raises(UsageError, match="unknown study 'prior'"):
-        run_study("prior", path, tmp_path, components=tiny_components())
+        open_study("prior", path, tmp_path, components=tiny_components())
 
 
 def test_the_report_of_the_study(copy: Path, finished: StudyResult) -> None:

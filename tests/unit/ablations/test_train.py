@@ -13,7 +13,7 @@ import pytest
 from ablations.launch.slots import Slot
 from ablations.ledger import LEDGER_FILE, read_ledger
 from ablations.results import METRICS_FILE, StudyResult
-from ablations.runner import run_study
+from ablations.runner import open_study
 from ablations.train import CHECKPOINT, TRAINING_FILE
 from megasr.errors import MegaSRError
 from megasr.evaluation.protocol import WEIGHT_FREE_V1
@@ -30,8 +30,10 @@ def _without_wandb(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _run(folder: Path, **changes: object) -> StudyResult:
-    arguments = {"seeds": [0, 1], "slots": [Slot("cpu0", 1)], "protocol": FAST, "components": tiny_components()}
-    return run_study(TINY_SAMPLING, write_recipe(folder), folder / "out", **(arguments | changes))  # type: ignore[arg-type]
+    arguments = {"seeds": [0, 1], "protocol": FAST, "components": tiny_components()} | changes
+    retries = int(arguments.pop("retries", 1))  # type: ignore[call-overload]
+    study = open_study(TINY_SAMPLING, write_recipe(folder), folder / "out", **arguments)  # type: ignore[arg-type]
+    return study.run([Slot("cpu0", 1)], retries)
 
 
 @pytest.fixture(scope="module")

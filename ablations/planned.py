@@ -1,0 +1,49 @@
+"""The plan of a study for people: every run with its state, and what the rest costs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ablations.launch.slots import Slot
+from ablations.runner import OpenStudy
+
+if TYPE_CHECKING:
+    from ablations.estimate import Estimate
+
+
+def describe_runs(study: OpenStudy) -> str:
+    """A line per run: its id, whether it is done, and which run trains for it; then a line of totals."""
+    done = set(study.finished)
+    hosts: dict[str, str] = {}
+    lines = []
+    for plan in study.plans:
+        host = hosts.setdefault(plan.training, plan.run_id)
+        state = "done" if plan.run_id in done else "to do"
+        if plan.seed is None:
+            what = "not trained"
+        else:
+            what = f"{plan.max_steps} steps" if host == plan.run_id else f"no training: that of {host}"
+        lines.append(f"{state:<6} {plan.run_id:<70} {what}")
+    counted = Counter(plan.run_id in done for plan in study.plans)
+    trainings = sum(job.host.seed is not None for job in study.jobs)
+    lines.append(f"{len(study.plans)} runs: {counted[True]} done, {counted[False]} to do, with {trainings} trainings")
+    return "\n".join(lines)
+
+
+def describe_cost(cost: Estimate, slots: Sequence[Slot]) -> str:
+    """Two lines: time and storage."""
+    names = Counter(slot.name for slot in slots)
+    where = ", ".join(name if count == 1 else f"{count} x {name}" for name, count in names.items())
+    gpu = any(slot.environment.get("CUDA_VISIBLE_DEVICES") for slot in slots)
+    return (
+        f"about {_duration(cost.wall_s)} on {where} "
+        f"({cost.slot_s / 3600:.1f} {'GPU' if gpu else 'process'} hours; from a few steps, one at a time)\n"
+        f"about {cost.bytes / 1e6:.0f} MB of disk"
+    )
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min"
