@@ -70,12 +70,12 @@ def latex(evaluations: Sequence[Labelled], published: Sequence[PublishedRow] = (
 
     def row(line: Line) -> str:
         source = "" if line.source is None else f" [{line.source}]"
-        cells = [_latex_text(line.label + source), line.images, *(_mark(cell, marks, "--") for cell in line.cells)]
+        cells = [latex_text(line.label + source), line.images, *(_mark(cell, marks, "--") for cell in line.cells)]
         return " & ".join(cells) + r" \\"
 
-    columns = [f"{_latex_text(name)} $\\{'up' if higher else 'down'}arrow$" for name, higher in table.columns]
+    columns = [f"{latex_text(name)} $\\{'up' if higher else 'down'}arrow$" for name, higher in table.columns]
     lines = ["% needs \\usepackage{booktabs}", r"\begin{table}", r"\centering"]
-    lines += [f"\\caption{{{_latex_text(table.title)}}}", f"\\begin{{tabular}}{{l{'r' * (len(columns) + 1)}}}"]
+    lines += [f"\\caption{{{latex_text(table.title)}}}", f"\\begin{{tabular}}{{l{'r' * (len(columns) + 1)}}}"]
     lines += [r"\toprule", " & ".join(["Method", "Images", *columns]) + r" \\", r"\midrule", *map(row, table.measured)]
     if table.published:
         lines += [r"\midrule", f"\\multicolumn{{{len(columns) + 2}}}{{l}}{{\\emph{{Published}}}} \\\\"]
@@ -83,7 +83,7 @@ def latex(evaluations: Sequence[Labelled], published: Sequence[PublishedRow] = (
     lines += [r"\bottomrule", r"\end{tabular}"]
     if table.notes:
         lines += [r"\par\smallskip", r"\begin{minipage}{\linewidth}\footnotesize"]
-        lines += [f"{_latex_text(note)}\\par" for note in table.notes]
+        lines += [f"{latex_text(note)}\\par" for note in table.notes]
         lines += [r"\end{minipage}"]
     return "\n".join([*lines, r"\end{table}"]) + "\n"
 
@@ -113,14 +113,14 @@ def means_csv(evaluations: Sequence[Labelled], published: Sequence[PublishedRow]
     for row in published:
         line = {"method": row.method, "source": row.source, "steps": row.steps, "images": row.images}
         lines.append(line | common | {"fingerprint": None} | {name: row.values.get(name) for name in names})
-    return _csv(columns, lines)
+    return csv_text(columns, lines)
 
 
 def rows_csv(evaluation: Evaluation) -> str:
     """One line per image, unrounded, in the order of the set; every line names the protocol it was taken under."""
     names = [name for name in evaluation.rows[0] if name != "key"] if evaluation.rows else []
     common = {"protocol": evaluation.protocol, "fingerprint": evaluation.fingerprint, "data": evaluation.data}
-    return _csv(["key", *names, *common], [{**row, **common} for row in evaluation.rows])
+    return csv_text(["key", *names, *common], [{**row, **common} for row in evaluation.rows])
 
 
 def _mark(cell: Cell, marks: Sequence[Callable[[str], str]], absent: str) -> str:
@@ -132,11 +132,13 @@ def _markdown_text(text: str) -> str:
     return re.sub(r"([\\|*_`<>\[\]#~])", r"\\\1", " ".join(text.split()))
 
 
-def _latex_text(text: str) -> str:
+def latex_text(text: str) -> str:
+    """Text of which nothing is markup, on one line."""
     return "".join(_LATEX.get(character, character) for character in " ".join(text.split()))
 
 
-def _csv(columns: Sequence[str], lines: Sequence[Mapping[str, Any]]) -> str:
+def csv_text(columns: Sequence[str], lines: Sequence[Mapping[str, Any]]) -> str:
+    """A header and one line per mapping; what a mapping lacks stays empty."""
     file = io.StringIO()
     writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
     writer.writeheader()

@@ -81,29 +81,37 @@ function differenceBody() {
 
 const judged = (difference, metric) => (difference === 0 ? "" : difference > 0 === metric.higher ? "better" : "worse");
 
+// The methods in the table of images: all, or where there are too many of them those that are looked at.
+function tabled() {
+  if (!data.pairwise) return [...data.methods.keys()];
+  const looked = [view.left, view.right].map((side) => data.sources[side].method);
+  return [...new Set(looked)].filter((method) => method !== null);
+}
+
 // Columns of the table of images: how each is headed, sorted and filled.
 function columns(metric) {
   const name = { label: "Image", text: true, value: (image) => data.images[image].key };
   if (!metric) return [name];
   const scores = data.methods.map((m) => m.scores[metric.name]);
-  const score = (m) => ({ label: data.methods[m].label, value: (image) => scores[m][image], cell: (image) => scoreCell(scores[m][image], scores.map((s) => s[image]), metric) });
+  const [first, ...others] = tabled();
+  const score = (m) => ({ label: data.methods[m].label, value: (image) => scores[m][image], cell: (image) => scoreCell(scores[m][image], tabled().map((n) => scores[n][image]), metric) });
   const difference = (m) => ({
     label: `\u0394 ${data.methods[m].label}`,
-    title: `${data.methods[m].label} ${MINUS} ${data.methods[0].label}`,
-    value: (image) => scores[m][image] - scores[0][image],
+    title: `${data.methods[m].label} ${MINUS} ${data.methods[first].label}`,
+    value: (image) => scores[m][image] - scores[first][image],
     cell(image) {
       const value = this.value(image);
       return make("td", { className: `number ${judged(value, metric)}` }, signed(value, metric));
     },
   });
-  const others = [...data.methods.keys()].slice(1);
-  return [name, ...[...data.methods.keys()].map(score), ...others.map(difference)];
+  return [name, ...tabled().map(score), ...others.map(difference)];
 }
 
 // Numbers of the images as the table shows them: this is also the order in which one walks through them.
 function order(metric) {
   const wanted = byId("filter").value.trim().toLowerCase();
-  const { value, text } = columns(metric)[sorting.column];
+  const all = columns(metric);
+  const { value, text } = all[sorting.column] ?? all[0]; // a column goes with its side
   const compare = text ? (a, b) => collator.compare(value(a), value(b)) : (a, b) => value(a) - value(b);
   const sign = sorting.descending ? -1 : 1;
   return [...data.images.keys()]
@@ -138,7 +146,8 @@ function showScores(metric, current, open, resort) {
     body.append(row);
   }
   byId("scores").replaceChildren(make("thead", {}, head), body);
-  const legend = metric && data.methods.length > 1 ? `\u0394: difference to ${data.methods[0].label}. Bold: best of the image.` : "";
+  const [first, ...others] = tabled();
+  const legend = metric && others.length ? `\u0394: difference to ${data.methods[first].label}. Bold: best of the image.` : "";
   byId("images-note").textContent = images.length ? legend : "No image has a name like this.";
   markRow(current);
 }

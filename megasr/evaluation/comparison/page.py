@@ -5,20 +5,16 @@ Every name and number reaches the page as JSON and is set as text by its script;
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
-from string import Template
 from typing import Any
 
 import numpy as np
 
 from megasr.errors import UsageError
 from megasr.evaluation.against import paired_differences
+from megasr.evaluation.comparison.frame import ASSETS, VIEWER_SCRIPTS, make_frame, viewer_html
 from megasr.evaluation.comparison.pictures import Source, blocks, sizes
 from megasr.evaluation.evaluator import check_keys
 from megasr.evaluation.intervals import photograph
@@ -26,7 +22,6 @@ from megasr.evaluation.result import Evaluation
 from megasr.files import open_whole
 
 LQ, HQ = "lq", "hq"
-_SCRIPTS = ("pictures.js", "tables.js", "viewer.js", "page.js")
 Progress = Callable[[str, int, int], None]
 
 
@@ -74,7 +69,8 @@ def write_page(
     keys = check_methods(methods, hq, lq)
     sources = make_sources({method.label: method.pictures for method in methods}, hq, lq)
     facts = page_data(methods, keys, sources, sizes(sources, keys), webp_quality)
-    head, tail = _frame(facts)
+    scripts = (*VIEWER_SCRIPTS, ASSETS / "page.js")
+    head, tail = make_frame(ASSETS / "page.html", [ASSETS / "page.css"], scripts, facts, viewer=viewer_html())
     with open_whole(out) as file:
         written = file.write(head)
         for block in blocks(sources, keys, webp_quality, progress):
@@ -214,28 +210,3 @@ def _differences(
         }
         for found in paired_differences(evaluation, first)
     }
-
-
-def _frame(facts: Mapping[str, Any]) -> tuple[bytes, bytes]:
-    """The page before and after its pictures."""
-    folder = files("megasr") / "assets" / "comparison"
-    style = (folder / "page.css").read_text(encoding="utf-8")
-    script = "\n".join(
-        ['"use strict";', *((folder / name).read_text(encoding="utf-8") for name in _SCRIPTS)],
-    )
-    page = Template((folder / "page.html").read_text(encoding="utf-8")).substitute(
-        style=style,
-        script=script,
-        style_hash=_csp_hash(style),
-        script_hash=_csp_hash(script),
-        # "<" could end the element it is in; JSON can write it as an escape.
-        data=json.dumps(facts, allow_nan=False).replace("<", "\\u003c"),
-    )
-    head, mark, tail = page.partition("<!-- pictures -->")
-    assert mark
-    return head.encode(), tail.encode()
-
-
-def _csp_hash(text: str) -> str:
-    """The hash by which a Content-Security-Policy permits one inline element (CSP level 3, 2.3.1)."""
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
