@@ -37,7 +37,10 @@ def curves_plot(curves: Sequence[Curve], wide: bool) -> str:
         )
         value = number(last, digits) if last is not None else "no finite loss"
         room = right - 22 - len(value) * 7.2
-        children += [text(value, x + 18, y + 4, "value"), text(curve.label, width - room + 4, y + 4, "label", room - 4)]
+        children += [
+            text(value, x + 18, y + 4, "value"),
+            text(curve.label, width - room + 4, y + 4, "label", room - 12),
+        ]
     note = f"Cut off at the top: losses above {number(up.high, digits)}" if cut else ""
     if note:
         children.append(text(note, left, 12, "tick start", width - left, 12))

@@ -55,7 +55,7 @@ def _cell(bar: Bar | None, name: str, place: tuple[float, float, float, float], 
     middle = x + width / 2
     if bar is None:
         return element("rect", **box, class_="cell absent") + text("\u2013", middle, y + height / 2 + 4, "tick")
-    digits = decimals([one.mean for one in bars])
+    digits = decimals([one.mean for one in bars], 2)
     ends = f"[{number(bar.low, digits, True)}, {number(bar.high, digits, True)}]"
     hint = element("title", escape(f"{name}: {interval_text(bar, bars)}{', ' + bar.note if bar.note else ''}"))
     if bar.excludes_zero:

@@ -13,7 +13,7 @@ from ablations.page.content import Bar, RankedRow, StudyPage
 from ablations.page.svg import Scale, decimals, element, figure, line, number, scale_over, text, width_of
 
 WIDE_PX, NARROW_PX = 1080, 358
-_LABEL_PX, _VALUE_PX = 230, 300  # beside the plot, wide
+_LABEL_PX, _VALUE_PX = 230, 340  # beside the plot, wide
 _DOT_STEP_PX = 24  # between two types in the matrix of dots
 _AXIS_PX = 46
 _INSET_PX = 8  # a mark at the end of the scale is still whole

@@ -33,7 +33,7 @@ async function show(image) {
   }
   if (mine !== turn) return; // another image was asked for meanwhile
   shown = { image, pictures: found };
-  fit();
+  showCrops();
   showSides();
   showCropScores(metric);
   await Promise.all([byId("under").decode(), byId("over").decode()]).catch(() => {});
@@ -76,6 +76,7 @@ function swap() {
 
 function turnSides() {
   showSides();
+  showCrops();
   if (data.pairwise) list(); // its columns are the two sides
   remember();
 }

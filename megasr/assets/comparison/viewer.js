@@ -7,7 +7,7 @@ const LEAST_PX = 110; // of a crop
 const WIDEST = 1.6; // width of a crop over its height
 const BESIDE = "(min-width: 60rem)"; // as in the style sheet
 const view = { left: 0, right: 0, zoom: 4, x: 0, y: 0, split: 50 };
-const crops = []; // per source: canvas, score
+const crops = []; // per source: figure, canvas, score
 let shown = { image: 0, pictures: [] };
 const region = { width: 64, height: 64 }; // in pixels of the image
 
@@ -19,9 +19,19 @@ function buildCrops() {
     const score = make("span", { className: "score" });
     const key = number < 9 ? make("kbd", {}, `${number + 1}`) : "";
     const name = make("span", { className: "name", title: source.label }, source.label);
-    crops.push({ canvas, score });
-    byId("crops").append(make("figure", {}, canvas, make("figcaption", {}, key, name, score)));
+    const figure = make("figure", {}, canvas, make("figcaption", {}, key, name, score));
+    crops.push({ figure, canvas, score });
+    byId("crops").append(figure);
   });
+}
+
+// Where there are too many pictures, the crops are those of lq, hq and the two that are looked at.
+function showCrops() {
+  const last = crops.length - 1;
+  crops.forEach(({ figure }, number) => {
+    figure.hidden = data.pairwise && ![view.left, view.right, last].includes(number) && !data.sources[number].isLq;
+  });
+  fit();
 }
 
 // Pixels of the image are shown 1:1 or as whole squares where there is room, and only shrunk where there is none.
@@ -44,10 +54,11 @@ function fitCrops(room) {
   const box = byId("crops");
   const { width, height } = data.images[shown.image];
   let best = { wide: 0, high: 0, columns: 1 };
-  const counts = room === Infinity ? [Math.min(2, crops.length)] : crops.keys();
+  const number = crops.filter(({ figure }) => !figure.hidden).length;
+  const counts = room === Infinity ? [Math.min(2, number)] : Array(number).keys();
   for (const count of counts) {
     const columns = room === Infinity ? count : count + 1;
-    const rows = Math.ceil(crops.length / columns);
+    const rows = Math.ceil(number / columns);
     const across = (box.clientWidth - GAP_PX * (columns - 1)) / columns;
     const high = Math.min(across, Math.max(LEAST_PX, (room - GAP_PX * (rows - 1)) / rows - CAPTION_PX));
     const wide = Math.min(across, high * WIDEST);
