@@ -15,7 +15,7 @@ help:
 	@echo "make clean   remove .venv and caches (runs/ is kept)"
 
 study: $(INSTALLED)
-	$(BIN)/megasr study run prior_selection --config experiments/tiny/prior_selection.yaml --output runs/study
+	$(BIN)/megasr study run prior_selection_quick --config experiments/tiny/prior_selection_quick.yaml --output runs/study
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -q $(PYTEST_ARGS)
