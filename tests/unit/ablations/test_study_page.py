@@ -215,6 +215,13 @@ def test_latex_marks_the_best_and_escapes() -> None:
     assert any(line.startswith(CONTROL) for line in rows) and any(line.startswith(REFERENCE) for line in rows)
 
 
+def test_a_control_is_never_the_best() -> None:
+    control = next(row for row in PAGE.rows if row.label == CONTROL)
+    page = replace(PAGE, rows=(*(r for r in PAGE.rows if r is not control), replace(control, means={"lpips": 0.01})))
+    bold = [line for line in latex_table(page).splitlines() if r"\textbf" in line]
+    assert [line.partition(" & ")[0] for line in bold] == [BEST]
+
+
 def test_importing_the_page_does_not_import_torch() -> None:
     code = "import sys, ablations.page.page, ablations.page.tables; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
