@@ -1,7 +1,7 @@
 """One-to-one matching of boundary pixels within a tolerance: what the boundary benchmark counts.
 
 As few pixels as possible stay without a partner (a matching of maximum cardinality), and near pairs come first. The
-official benchmark solves an assignment with outlier nodes for it (Martin, Fowlkes and Malik 2004, appendix B; Goldberg
+official benchmark solves an assignment with outlier nodes for it (Martin, Fowlkes and Malik 2004; Goldberg
 and Kennedy's CSA on a random sparse subgraph): a missing partner costs a hundred times the tolerance, so it seeks the
 maximum cardinality too, and the smallest sum of distances among those. Here pairs are made greedily, the nearest first,
 and then as many more as possible are made by augmenting paths. The number of pairs is exactly the maximum, for which
