@@ -8,6 +8,7 @@ The gain of an arm is its paired difference to the first; what survives is its g
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,8 @@ from megasr.evaluation.protocol import get_protocol
 from megasr.rng import numpy_generator
 
 ARMS = ("oracle", "plain", "pgft")
-_RESAMPLES = 10_000
+_RESAMPLES = 4_000
+_FARTHEST = 10.0
 
 
 def gains(arm: Reference, none: Reference, metric: str) -> tuple[np.ndarray, list[str]]:
@@ -39,20 +41,38 @@ def gains(arm: Reference, none: Reference, metric: str) -> tuple[np.ndarray, lis
     return differences if better else -differences, keys
 
 
-def survival(arm: np.ndarray, oracle: np.ndarray, generator: np.random.Generator) -> tuple[float, float, float]:
-    """Share of the oracle's gain that an arm keeps, with its 95 % interval over seeds and images, resampled together.
+def survival(arm: np.ndarray, oracle: np.ndarray, keys: Sequence[str]) -> tuple[float, float, float]:
+    """Share of the oracle's gain that an arm keeps, with its 95 % interval.
 
-    A share of a gain that may be nothing has no finite interval: the ends are then infinite or far apart, which is the
-    right thing to say.
+    Fieller's: the shares s at which arm - s * oracle, paired, is not told apart from zero. So it holds 0 exactly when
+    the arm's own gain is not shown. A share of a gain that is hardly shown itself reaches far, or to infinity.
+
+    Args:
+        arm: (S, I) gains, seeds by images.
+        oracle: (S, I) gains of the same seeds and images, positive on the whole.
+        keys: I images.
     """
-    seeds, images = arm.shape
-    of_seeds = generator.multinomial(max(seeds - 1, 1), np.full(seeds, 1 / seeds), size=_RESAMPLES)
-    of_images = generator.multinomial(images - 1, np.full(images, 1 / images), size=_RESAMPLES)
-    kept, whole = (((of_seeds @ values) * of_images).sum(1) for values in (arm, oracle))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        shares = np.where(whole > 0, kept / whole, np.inf * np.sign(kept))
-    low, high = np.nanquantile(shares, [0.025, 0.975])
-    return float(arm.mean() / oracle.mean()), float(low), float(high)
+
+    def possible(share: float) -> bool:
+        rest = paired_bootstrap(arm - share * oracle, keys, numpy_generator(0, "share"), resamples=_RESAMPLES)
+        return not rest.excludes_zero
+
+    share = float(arm.mean() / oracle.mean())
+    low, high = (_last(lambda distance, side=side: possible(share + side * distance)) for side in (-1, 1))
+    return share, share - low, share + high
+
+
+def _last(possible: Callable[[float], bool]) -> float:
+    """The distance from 0 up to which a thing is possible, to a thousandth; infinite beyond _FARTHEST."""
+    inside, outside = 0.0, 0.05
+    while possible(outside):
+        inside, outside = outside, outside * 2
+        if inside > _FARTHEST:
+            return float("inf")
+    while outside - inside > 1e-3:
+        middle = (inside + outside) / 2
+        inside, outside = (middle, outside) if possible(middle) else (inside, middle)
+    return inside
 
 
 def table(folder: Path) -> str:
@@ -66,13 +86,15 @@ def table(folder: Path) -> str:
         for name, (differences, keys) in zip(ARMS, values, strict=True):
             i = paired_bootstrap(differences, keys, numpy_generator(0, "survival", name, metric))
             cells.append(f"{i.mean:+.4f} [{i.low:+.4f}, {i.high:+.4f}]")
-        for name, (differences, _) in list(zip(ARMS, values, strict=True))[1:]:
-            share, low, high = survival(differences, values[0][0], numpy_generator(0, "share", name, metric))
-            cells.append(
-                f"{share:.0%} [{low:.0%}, {high:.0%}]" if values[0][0].mean() > 0 else "the oracle gains nothing"
-            )
+        oracle = values[0][0]
+        for differences, keys in values[1:]:
+            cells.append(_share(*survival(differences, oracle, keys)) if oracle.mean() > 0 else "nothing to keep")
         lines.append(f"| {metric} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _share(share: float, low: float, high: float) -> str:
+    return f"{share:.0%} [{low:.0%}, {high:.0%}]"
 
 
 def main() -> None:
