@@ -58,6 +58,10 @@ class RegionAggregation(nn.Module):
 class SAFT(nn.Module):
     """Map -> (gamma, beta): h = MLP(G), gamma = Conv(h), beta = Conv(h), all convolutions 1x1.
 
+    The MLP starts with He's initialisation (1502.01852), which keeps a map's variation. Under torch's default a fiftieth
+    of it came through (of depth in scenes 0.005 of 0.23, standard deviation over pixels), and after hundreds of steps
+    guidance still changed nothing.
+
     Args:
         map_channels: channels of G.
         channels: C of the site.
@@ -72,6 +76,10 @@ class SAFT(nn.Module):
         self.mlp = nn.Sequential(*(module for pair in layers for module in pair))
         self.gamma = nn.Conv2d(width, channels, 1)
         self.beta = nn.Conv2d(width, channels, 1)
+        for layer in self.mlp:
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+                nn.init.zeros_(layer.bias)
         if zero_init:
             for parameter in (*self.gamma.parameters(), *self.beta.parameters()):
                 nn.init.zeros_(parameter)

@@ -1,5 +1,6 @@
 """MSFM against the formulas of its docstring, written out the long way."""
 
+import pytest
 import torch
 import torch.nn.functional as F
 
@@ -67,6 +68,18 @@ def test_saft_sees_three_one_by_one_layers():
     assert [c.kernel_size for c in convolutions] == [(1, 1)] * 3
     gamma, beta = saft(torch.rand(1, 3, 4, 4))
     assert gamma.abs().max() == 0 and beta.abs().max() == 0
+
+
+@pytest.mark.parametrize("channels", [1, 3, 6])
+def test_a_fresh_saft_keeps_the_variation_of_its_map(channels):
+    """What does not reach the last layer cannot be learnt from: they start at zero."""
+    maps = torch.rand(4, channels, 32, 32)
+    kept = []
+    for seed in range(10):
+        torch.manual_seed(seed)
+        hidden = SAFT(channels, C, 32, zero_init=True).mlp(maps)
+        kept.append(hidden.std((2, 3)).mean() / maps.std((2, 3)).mean())
+    assert 0.3 < torch.stack(kept).mean() < 2
 
 
 def test_modulation_depends_on_the_maps_and_not_on_the_features():
