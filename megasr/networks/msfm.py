@@ -58,7 +58,7 @@ class RegionAggregation(nn.Module):
 class SAFT(nn.Module):
     """Map -> (gamma, beta): h = MLP(G), gamma = Conv(h), beta = Conv(h), all convolutions 1x1.
 
-    The MLP starts with He's initialisation (1502.01852), which keeps a map's variation. Under torch's default a fiftieth
+    The MLP starts with He's initialisation (1502.01852), which keeps a map's variation. With torch's own a fiftieth
     of it came through (of depth in scenes 0.005 of 0.23, standard deviation over pixels), and after hundreds of steps
     guidance still changed nothing.
 
