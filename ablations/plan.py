@@ -14,9 +14,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from ablations.identity import identify_weights
 from ablations.registry import Ablation, Config, Study, apply_changes, check_diff, flatten
 from megasr.errors import UsageError
-from megasr.prior import identify_prior
 
 BICUBIC = "bicubic"
 # What the runner decides itself: a recipe that sets one of these would be overruled in silence, so it is refused.
@@ -198,14 +198,13 @@ def plan_run(study: str, ablation: str, seed: int | None, config: Config) -> Run
     """Plan one run of a resolved config; with seed None it is a baseline that is not trained.
 
     Raises:
-        MegaSRError: the config's prior is not on this machine.
+        MegaSRError: weights that the config names are not on this machine.
     """
     if seed is not None:
         # Everything random follows the run's seed: model, noise and the order of the data.
         data = {**config["data"], "init_args": {**config["data"]["init_args"], "seed": seed}}
         config = {**config, "model": {**config["model"], "seed": seed}, "data": data}
-    prior = config.get("model", {}).get("prior")
-    identity = identify_prior(prior) if prior is not None else None
+    identity = identify_weights(config["model"]) if "model" in config else {}
     text = json.dumps([study, ablation, seed, _present(config), identity], sort_keys=True)
     fingerprint = hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
     run_id = "-".join([study, ablation, *([] if seed is None else [f"s{seed}"]), fingerprint[:8]])
@@ -214,9 +213,9 @@ def plan_run(study: str, ablation: str, seed: int | None, config: Config) -> Run
     )
 
 
-def _training(config: Config, prior: str | None) -> str:
+def _training(config: Config, identity: Mapping[str, str | None]) -> str:
     model = {name: value for name, value in config["model"].items() if name != "sampler"}
-    text = json.dumps([_present({**config, "model": model}), prior], sort_keys=True)
+    text = json.dumps([_present({**config, "model": model}), identity], sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
 
 

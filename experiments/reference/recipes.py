@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ablations.identity import identify_weights
 from ablations.plan import BICUBIC, Components, RunPlan, plan_run, read_run_recipe
 from ablations.registry import Config, flatten
 from megasr.errors import unknown_name
 from megasr.evaluation.spec import Protocol
-from megasr.files import file_sha256
-from megasr.prior import identify_prior
 
 RECIPES = Path(__file__).parents[1]
 _STUDY = "reference"  # the first part of run ids
@@ -28,8 +27,8 @@ class Recipe:
         name: path below the folder of recipes, without suffix: "tiny/megasr".
         config: sections model, data and trainer with all defaults filled in, without seeds.
         fingerprints: of the recipe (the resolved config), the prior, the protocol and, where there are any, the vision
-            tower, the checkpoint to start from, and the extractors. Numbers belong together only when all are equal.
-            The code is not part of it.
+            tower, the checkpoint to start from, the tagger and the extractors. Numbers belong together only when all
+            are equal. The code is not part of it.
     """
 
     name: str
@@ -58,7 +57,7 @@ def load_recipe(name: str, folder: Path, components: Components, protocol: Proto
         raise unknown_name(f"recipe of {folder}", name, known)
     config = _without_seeds(read_run_recipe(path, components))
     fingerprints = {"recipe": digest_of(flatten(config)), "protocol": protocol.fingerprint}
-    return Recipe(name, config, {**fingerprints, **_weights(config["model"])})
+    return Recipe(name, config, {**fingerprints, **identify_weights(config["model"])})
 
 
 def digest_of(leaves: Mapping[str, Any]) -> str:
@@ -71,25 +70,3 @@ def _without_seeds(config: Config) -> Config:
     model = {key: value for key, value in config["model"].items() if key != "seed"}
     arguments = {key: value for key, value in config["data"]["init_args"].items() if key != "seed"}
     return {**config, "model": model, "data": {**config["data"], "init_args": arguments}}
-
-
-def _weights(model: Mapping[str, Any]) -> dict[str, str | None]:
-    """Frozen weights can be replaced under their names, so the config alone does not tell them apart."""
-    found: dict[str, str | None] = {"prior": identify_prior(model["prior"]) if model.get("prior") else None}
-    if vision := model.get("vision"):
-        from megasr.semantics.vision import VisionConfig
-
-        found["vision"] = file_sha256(VisionConfig(**vision).weights_file)[:12]
-    if model.get("init"):
-        found["init"] = file_sha256(Path(model["init"]))[:12]
-    return found | _extractors(model)
-
-
-def _extractors(model: Mapping[str, Any]) -> dict[str, str | None]:
-    """Of every network that makes maps of lq; rendered scenes bring those of hq themselves."""
-    from megasr.guidance.networks import ExtractorConfig, identify_source
-    from megasr.guidance.registry import resolve_guidance
-
-    config = ExtractorConfig(**(model.get("extractors") or {}))
-    types = resolve_guidance((model.get("adapter") or {}).get("guidance") or ())
-    return {f"extractor {g.name}": identify_source(config.source_of(g)) for g in types if g.load and g.source == "lq"}

@@ -18,7 +18,7 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser("upscale", help="upscale an image or a folder of images", description=__doc__)
     parser.add_argument("input", type=Path, metavar="INPUT", help="an image or a folder")
     parser.add_argument("output", type=Path, metavar="OUTPUT", help="a .png file, or a folder when INPUT is one")
-    parser.add_argument("--checkpoint", type=Path, required=True, help="checkpoint that `megasr fit` wrote")
+    parser.add_argument("--checkpoint", required=True, help="that `megasr fit` wrote, or tiny: the shipped one")
     parser.add_argument("--prior", help="`tiny`, `sd21-base`, a diffusers folder or a hub id; default: the training's")
     parser.add_argument("--tags", default="", help="comma-separated words for what the images show")
     parser.add_argument("--steps", type=int, help="sampling steps; default: the training's")

@@ -15,6 +15,23 @@ if TYPE_CHECKING:
     from megasr.training.module import MegaSRModule
 
 
+SHIPPED = {"tiny": Path(__file__).parent.parent / "assets" / "tiny_adapter" / "adapter.ckpt"}
+
+
+def find_adapter(source: str | Path) -> Path:
+    """The file of a checkpoint: `tiny` is the shipped ControlNet of the tiny prior, anything else a path.
+
+    Raises:
+        MegaSRError: there is no such file.
+    """
+    path = SHIPPED.get(str(source), Path(source))
+    if not path.is_file():
+        raise MegaSRError(
+            f"no checkpoint {source}: give the path of one that `megasr fit` wrote, or {', '.join(SHIPPED)}"
+        )
+    return path
+
+
 def trained_state(module: nn.Module, state: dict[str, Any]) -> dict[str, Any]:
     """The part of a state dict whose parameters are trained."""
     trained = {name for name, p in module.named_parameters() if p.requires_grad}
@@ -46,11 +63,12 @@ def check_trained_state(module: nn.Module, checkpoint: dict[str, Any], fingerpri
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read a checkpoint safely (tensors and plain data only).
+    """Read a checkpoint safely (tensors and plain data only); see find_adapter.
 
     Raises:
         MegaSRError: it is missing, damaged, or holds other objects.
     """
+    path = find_adapter(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, KeyError, ValueError) as error:

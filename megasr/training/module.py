@@ -43,7 +43,8 @@ class MegaSRModule(lightning.LightningModule):
             unless the batches bring them.
         extractors: networks that make the guidance maps; None takes the shipped ones.
         tagger: what makes the tags of lq; None takes those that the batches bring.
-        init: checkpoint of a trained adapter; the parts that it shares with this one start from its weights.
+        init: checkpoint of a trained adapter, or `tiny`, the shipped ControlNet of the tiny prior; the parts that it
+            shares with this one start from its weights.
         scale_factor: size of hq over size of lq.
         seed: of every draw in training and evaluation.
 

@@ -58,7 +58,7 @@ def test_a_damaged_file_is_one_clear_line(tmp_path, content):
 
 
 def test_a_missing_file_and_a_foreign_checkpoint(tmp_path):
-    with pytest.raises(MegaSRError, match="No such file"):
+    with pytest.raises(MegaSRError, match="no checkpoint .*none.ckpt: give the path"):
         MegaSRModule.from_checkpoint(tmp_path / "none.ckpt")
     torch.save({"state_dict": {}}, tmp_path / "foreign.ckpt")
     with pytest.raises(MegaSRError, match="not a checkpoint of a MegaSR adapter"):
@@ -93,3 +93,28 @@ def test_a_forked_adapter_comes_back_without_what_it_started_from(run, tmp_path)
     checkpoint["hyper_parameters"]["init"] = "gone.ckpt"
     torch.save(checkpoint, tmp_path / "forked.ckpt")
     assert not MegaSRModule.from_checkpoint(tmp_path / "forked.ckpt").training
+
+
+def test_the_shipped_adapter_restores_and_is_a_start_for_more():
+    """It fits the shipped prior, and without new parts' training the forked adapter restores the same image."""
+    base = MegaSRModule.from_checkpoint("tiny")
+    more = MegaSRModule(
+        adapter=AdapterConfig(text=False, guidance=("canny",), saft_width=8), init="tiny", sampler=base.sampler
+    ).eval()
+    batch = {"lq": torch.rand(1, 3, 16, 16), "keys": ["a"]}
+    with torch.no_grad():
+        first, second = base.restore(batch), more.restore(batch)
+    assert first.shape == (1, 3, 64, 64)
+    torch.testing.assert_close(first, second)
+
+
+def test_the_adapter_that_ships_is_half_as_large_and_the_same(run, tmp_path):
+    from experiments.tiny.ship_adapter import slim
+    from megasr.training.checkpoint import read_checkpoint
+
+    _, path, ema = run
+    torch.save(slim(read_checkpoint(path)), tmp_path / "slim.ckpt")
+    weights = dict(MegaSRModule.from_checkpoint(tmp_path / "slim.ckpt").named_parameters())
+    for name, value in ema.shadow.items():
+        torch.testing.assert_close(weights[name], value.half().float(), rtol=0, atol=0)
+    assert (tmp_path / "slim.ckpt").stat().st_size < path.stat().st_size / 3
