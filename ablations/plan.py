@@ -149,7 +149,8 @@ def plan_runs(
     """Bicubic first, then for every seed the reference and every ablation (a stopped study has whole seeds).
 
     Raises:
-        UsageError: an ablation's difference is empty or outside what it touches, or seeds are missing or repeated.
+        UsageError: an ablation's difference is empty or outside what it touches, two ablations are the same, or seeds
+            are missing or repeated.
     """
     seeds = recipe.seeds if seeds is None else tuple(seeds)
     if not seeds or len(set(seeds)) != len(seeds):
@@ -159,8 +160,9 @@ def plan_runs(
     for ablation in study.ablations:
         configs[ablation.name] = _changed(reference, ablation, components)
         check_diff(ablation, reference, configs[ablation.name])
+    _check_distinct(configs)
     runs = [plan_run(study.name, name, seed, config) for seed in seeds for name, config in configs.items()]
-    return [plan_run(study.name, BICUBIC, None, {"data": recipe.config["data"]}), *runs]
+    return [plan_run(study.name, BICUBIC, None, {"data": reference["data"]}), *runs]
 
 
 def _read_yaml(path: Path) -> Any:
@@ -192,6 +194,15 @@ def _read_study_section(path: Path, section: dict[str, Any]) -> tuple[str, tuple
 
 def _changed(config: Config, ablation: Ablation, components: Components) -> Config:
     return resolve(apply_changes(config, ablation), components)
+
+
+def _check_distinct(configs: Mapping[str, Config]) -> None:
+    """Two ablations of one config would be one answer with two names, and one too many in every correction."""
+    seen: dict[str, str] = {}
+    for name, config in configs.items():
+        other = seen.setdefault(json.dumps(_present(config), sort_keys=True), name)
+        if other != name:
+            raise UsageError(f"ablations {other!r} and {name!r} give the same config: leave one out")
 
 
 def plan_run(study: str, ablation: str, seed: int | None, config: Config) -> RunPlan:

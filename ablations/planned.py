@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ablations.launch.slots import Slot
+from ablations.registry import Study
 from ablations.runner import OpenStudy
 
 if TYPE_CHECKING:
@@ -29,6 +30,17 @@ def describe_runs(study: OpenStudy) -> str:
     counted = Counter(plan.run_id in done for plan in study.plans)
     trainings = sum(job.host.seed is not None for job in study.jobs)
     lines.append(f"{len(study.plans)} runs: {counted[True]} done, {counted[False]} to do, with {trainings} trainings")
+    return "\n".join(lines)
+
+
+def describe_hypotheses(study: Study) -> str:
+    """The question, what all is compared with, and per ablation what it is and what is expected of it."""
+    lines = [study.question, f"compared with {study.reference.name}: {study.reference.description}"]
+    for ablation in study.ablations:
+        kind = study.controls.get(ablation.name)
+        marks = [f"{kind} control"] * (kind is not None) + ["no training"] * (not ablation.retrains)
+        name = f"{ablation.name} ({', '.join(marks)})" if marks else ablation.name
+        lines += [f"{name}: {ablation.description}", f"    expected: {ablation.hypothesis}"]
     return "\n".join(lines)
 
 

@@ -12,6 +12,7 @@ from megasr.errors import UsageError, unknown_name
 
 Control = Literal["negative", "positive"]
 Config = dict[str, Any]  # nested: section -> field -> value, as the recipe's YAML has it
+SAMPLING = "model.sampler"  # what is inside changes how is restored, and no weight
 _NAME = re.compile(r"[a-z0-9][a-z0-9_+-]*")  # names become folders and run ids
 
 
@@ -21,11 +22,13 @@ class Ablation:
 
     Attributes:
         name: lower case; becomes part of the run id.
-        changes: dotted config path -> new value ("model.adapter.guidance" -> ("canny",)).
+        changes: dotted config path -> new value ("model.adapter.guidance" -> ("canny",)). A path of a section replaces
+            all of it.
         touches: dotted paths (or prefixes of paths) inside which every difference must lie.
         description: one line for the report.
         combination: the guidance types that the change stands for, () for none; None when it is about something else.
             What each type is worth is worked out from these.
+        hypothesis: one sentence, written before the runs: what is expected of it against the reference, and why.
     """
 
     name: str
@@ -33,11 +36,17 @@ class Ablation:
     touches: tuple[str, ...]
     description: str
     combination: tuple[str, ...] | None = None
+    hypothesis: str = ""
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
             raise UsageError(f"ablation name {self.name!r}: use lower case letters, digits, '_', '+' and '-'")
         object.__setattr__(self, "changes", MappingProxyType(dict(self.changes)))
+
+    @property
+    def retrains(self) -> bool:
+        """Whether it needs a training of its own: it changes more than how is sampled (see RunPlan.training)."""
+        return not all(_inside(path, (SAMPLING,)) for path in self.changes)
 
 
 @dataclass(frozen=True)
@@ -84,9 +93,15 @@ _STUDIES: dict[str, Study] = {}
 
 
 def register(study: Study) -> Study:
-    """Add a study to the registry. Raises UsageError when the name is taken."""
+    """Add a study to the registry.
+
+    Raises:
+        UsageError: the name is taken, or an ablation has no hypothesis.
+    """
     if study.name in _STUDIES:
         raise UsageError(f"study {study.name!r} is registered twice")
+    if silent := [ablation.name for ablation in study.ablations if not ablation.hypothesis]:
+        raise UsageError(f"study {study.name}: write down what is expected of {', '.join(silent)} (hypothesis)")
     _STUDIES[study.name] = study
     return study
 
@@ -114,10 +129,11 @@ def apply_changes(config: Config, ablation: Ablation) -> Config:
     """
     leaves = flatten(config)
     for path in ablation.changes:
-        if path not in leaves:
+        if not any(_inside(leaf, (path,)) for leaf in leaves):
             raise unknown_name(f"config path of ablation {ablation.name}", path, leaves)
+    kept = {leaf: value for leaf, value in leaves.items() if not _inside(leaf, ablation.changes)}
     changed: Config = {}
-    for path, value in (leaves | dict(ablation.changes)).items():
+    for path, value in (kept | dict(ablation.changes)).items():
         *sections, leaf = path.split(".")
         node = changed
         for section in sections:

@@ -52,7 +52,18 @@ def _row(result: StudyResult, report: Report, ablation: Ablation, sign: int) -> 
     cost = sum(run.train_s + run.evaluate_s for run in runs) / len(runs)
     wins = None if found is None else _share_of_better(result, name, sign)
     verdict = _verdict(result, name, found)
-    return RankedRow(ablation.combination or (), name, mean, ends[0], ends[-1], verdict, wins, cost, report.means[name])
+    return RankedRow(
+        combination=ablation.combination or (),
+        label=name,
+        mean=mean,
+        low=ends[0],
+        high=ends[-1],
+        verdict=verdict,
+        wins=wins,
+        cost_s=cost,
+        means=report.means[name],
+        hypothesis=ablation.hypothesis,
+    )
 
 
 def _verdict(result: StudyResult, name: str, found: Comparison | None) -> str:

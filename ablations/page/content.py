@@ -68,6 +68,7 @@ class RankedRow:
         wins: share of the images on which it is better than the reference, in [0, 1]; None when unknown.
         cost_s: seconds per run; None when unknown.
         means: metric -> mean, as measured, no sign turned.
+        hypothesis: what was expected before the runs; "" for the reference.
 
     Raises:
         UsageError: a number is not finite, the interval is the wrong way round, or wins is not a share.
@@ -82,6 +83,7 @@ class RankedRow:
     wins: float | None
     cost_s: float | None
     means: Mapping[str, float]
+    hypothesis: str = ""
 
     def __post_init__(self) -> None:
         _check_interval(self.label, self.low, self.mean, self.high)

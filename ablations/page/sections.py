@@ -18,6 +18,7 @@ _SYNERGY = (
     "What two types do together beyond the sum of both: blue and + more, red and \u2212 less. "
     "Hatched: the 95 % interval contains zero."
 )
+_EXPECTED = "Written before the runs; in bold what was found."
 _CURVES = "Training loss as it was logged, not smoothed; the number is the last value."
 _ABSENT = '<td class="number quiet">\u2013</td>'
 
@@ -38,7 +39,7 @@ def header(page: StudyPage) -> str:
 
 
 def findings(page: StudyPage, sources: Mapping[str, int]) -> str:
-    """The ranking as figure and table, Shapley values, synergy and learning curves: those that there are.
+    """The ranking as figure and table, hypotheses, Shapley values, synergy and learning curves: those that there are.
 
     Args:
         page: the content.
@@ -49,6 +50,8 @@ def findings(page: StudyPage, sources: Mapping[str, int]) -> str:
     if page.rows:
         both = _both(ranking_plot(page, True), ranking_plot(page, False))
         found.append(_section("ranking", "Ranking", f'{both}<ul class="legend">{legend()}</ul>{_table(page, sources)}'))
+    if any(row.hypothesis for row in page.rows):
+        found.append(_section("expected", "What was expected", _hypotheses(page), _EXPECTED))
     if page.shapley:
         both = _both(shapley_plot(page.shapley, metric, True), shapley_plot(page.shapley, metric, False))
         found.append(_section("shapley", "What each type is worth", both, _SHAPLEY))
@@ -94,6 +97,16 @@ def _section(name: str, title: str, body: str, note: str = "") -> str:
 
 def _both(wide: str, narrow: str) -> str:
     return f'<div class="figure">{wide}{narrow}</div>'
+
+
+def _hypotheses(page: StudyPage) -> str:
+    """Every hypothesis, best row first, with the verdict on its ablation."""
+    pairs = [
+        f"<dt>{escape(row.label)}</dt><dd>{escape(row.hypothesis)} <strong>{escape(row.verdict)}</strong></dd>"
+        for row in page.ranked
+        if row.hypothesis
+    ]
+    return f"<dl class='pairs'>{''.join(pairs)}</dl>"
 
 
 def _table(page: StudyPage, sources: Mapping[str, int]) -> str:

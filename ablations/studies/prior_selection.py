@@ -21,6 +21,13 @@ POOL = (*PAPERS, "canny")
 NOISE = "noise"
 # Guidance is about structure, and this is the field's structural fidelity measure.
 _PRIMARY = "ssim_y"
+_EXPECTED_ALONE = {
+    "hed": "Better: edges say where to be sharp, which is what blur has taken from lq.",
+    "canny": "Slightly better, but worse than hed: its edges are exact in place, but noise and blocks have edges too.",
+    "depth": "Slightly better: depth separates objects, but says little that lq, blurred, does not show as well.",
+    "segmentation": "Better where classes are right and worse where they are wrong, which about cancels in the mean.",
+    NOISE: "Not better: it says nothing of the image.",
+}
 
 
 def _describe(types: Sequence[str]) -> str:
@@ -29,11 +36,37 @@ def _describe(types: Sequence[str]) -> str:
 
 def _combination(path: str, types: Sequence[str]) -> Ablation:
     """Exactly these guidance types, trained (path of the adapter) or shown (path of the sampler)."""
-    return Ablation("+".join(types) or "none", {path: types}, (path,), _describe(types), tuple(types))
+    name = "+".join(types) or "none"
+    return Ablation(name, {path: types}, (path,), _describe(types), tuple(types), _expect(types))
+
+
+def _expect(types: Sequence[str]) -> str:
+    """What is expected of a combination, and why; nothing of the reference, which has no types."""
+    if len(types) < 2:
+        return "".join(_EXPECTED_ALONE[name] for name in types)
+    if NOISE in types:
+        others = "+".join(name for name in types if name != NOISE)
+        return f"Not better than {others}: noise adds nothing that could be used."
+    edges = [name for name in types if get_guidance(name).role == "edge"]
+    if set(types) == set(PAPERS):
+        return "Better than all of its parts: one type each for borders, layout and materials, as the paper claims."
+    if len(edges) == len(types):
+        return f"Hardly better than {edges[0]} alone: several maps of edges say the same."
+    if not edges:
+        return "Better than its parts, by less than their sum: both show regions, and neither fine structure."
+    if len(edges) == 1:
+        return "Better than its parts, by nearly their sum: edges and regions say different things."
+    return f"No better than without {edges[-1]}: {edges[0]} has brought its edges already."
 
 
 def _oracle(path: str, types: Sequence[str]) -> Ablation:
-    return Ablation("oracle", {path: [ORACLE + name for name in types]}, (path,), "the paper's types, of hq")
+    return Ablation(
+        "oracle",
+        {path: [ORACLE + name for name in types]},
+        (path,),
+        "the paper's types, of hq",
+        hypothesis="Better than all others: it shows structure that lq has lost.",
+    )
 
 
 def worth_training(pool: Sequence[str]) -> list[tuple[str, ...]]:

@@ -11,7 +11,8 @@ def add_parser(commands: Any) -> None:
     """Declare `study` and its actions."""
     parser = commands.add_parser("study", help="run a study: a question over many runs", description=__doc__)
     actions = parser.add_subparsers(dest="action", required=True, metavar="action")
-    show = actions.add_parser("list", help="name the studies and their questions")
+    show = actions.add_parser("list", help="name the studies and their questions, or what one expects")
+    show.add_argument("name", metavar="NAME", nargs="?", help="a study: show its ablations and their hypotheses")
     show.set_defaults(run=list_studies, passes_options_on=False)
     plan = actions.add_parser("plan", help="name the runs, what is done, and what the rest will cost here")
     plan.add_argument("--no-probe", action="store_true", help="do not take a few steps to measure the cost")
@@ -31,15 +32,24 @@ def add_parser(commands: Any) -> None:
 
 
 def list_studies(arguments: argparse.Namespace) -> None:
-    """Print one line per study: its name and its question."""
-    from ablations.registry import studies
+    """Print one line per study, its name and its question; of one study its ablations and their hypotheses.
 
+    Raises:
+        UsageError: there is no study of this name.
+    """
+    from ablations.registry import get_study, studies
+
+    if arguments.name is not None:
+        from ablations.planned import describe_hypotheses
+
+        print(describe_hypotheses(get_study(arguments.name)))
+        return
     for name, study in sorted(studies().items()):
         print(f"{name:<26} {study.question}")
 
 
 def run_plan(arguments: argparse.Namespace) -> None:
-    """Print every run with its state, then the cost of those that are not finished.
+    """Print what is expected, every run with its state, then the cost of those that are not finished.
 
     Raises:
         UsageError: the study or a value of its recipe is unknown.
@@ -47,9 +57,10 @@ def run_plan(arguments: argparse.Namespace) -> None:
     """
     from ablations.estimate import estimate
     from ablations.launch.slots import make_slots
-    from ablations.planned import describe_cost, describe_runs
+    from ablations.planned import describe_cost, describe_hypotheses, describe_runs
 
     study = _open(arguments)
+    print(describe_hypotheses(study.study) + "\n")
     print(describe_runs(study))
     if study.jobs and not arguments.no_probe:
         slots = make_slots(arguments.devices, arguments.per_device)

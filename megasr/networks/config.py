@@ -10,6 +10,7 @@ from megasr.errors import UsageError
 Gate = Literal["linear", "channel", "scalar"]
 FusionInit = Literal["as_drawn", "residual"]
 Version = Literal["v1", "v2"]
+Fusion = Literal["sum", "concat"]
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,11 @@ class AdapterConfig:
         rca: add v1's representation cross-attention over the tagger's image representation after every CSM.
         representation_width: width of that representation (512 for RAM). Used with rca on.
         gradient_checkpointing: recompute each block in the backward pass: less memory, more time, same numbers.
+        connector: `shared` is one translation of the image tokens for all sites; None is one per site, as the figure
+            has it. Used with image on.
+        fusion: `sum` gives every map a SAFT of its own, `concat` stacks all maps into one SAFT; None is the figure's
+            two stages, in which the region maps are aggregated first.
+        fusion_in: fuse the maps into the `unet` or the `controlnet` only; None is both, as the figure has it.
     """
 
     guidance: tuple[str, ...] = ()
@@ -45,6 +51,9 @@ class AdapterConfig:
     rca: bool = False
     representation_width: int = 512
     gradient_checkpointing: bool = False
+    connector: Literal["shared"] | None = None
+    fusion: Fusion | None = None
+    fusion_in: Literal["unet", "controlnet"] | None = None
 
     def __post_init__(self) -> None:
         # YAML has lists only; a list would make the frozen object unhashable.
@@ -52,3 +61,7 @@ class AdapterConfig:
         for name in ("saft_width", "image_width", "representation_width"):
             if getattr(self, name) < 1:
                 raise UsageError(f"adapter.{name} must be at least 1, got {getattr(self, name)}")
+        if self.fusion_in == "controlnet" and not self.controlnet:
+            raise UsageError(
+                "adapter.fusion_in is controlnet, but adapter.controlnet is off: the maps would go nowhere"
+            )

@@ -69,19 +69,20 @@ class CSM(nn.Module):
     Args:
         attention: the site's own text cross-attention (diffusers' Attention). K and V are copied and stay frozen;
             Q and the output projection are shared with it.
-        image_width: E, width of the image tokens.
+        image_width: E, width of the image tokens; None when they come translated, by one connector for all sites.
         gate: form of the gate.
     """
 
-    def __init__(self, attention: nn.Module, image_width: int, gate: Gate) -> None:
+    def __init__(self, attention: nn.Module, image_width: int | None, gate: Gate) -> None:
         super().__init__()
-        self.connector = nn.Linear(image_width, attention.cross_attention_dim)
+        width = attention.cross_attention_dim
+        self.connector = nn.Identity() if image_width is None else nn.Linear(image_width, width)
         self.to_k = copy.deepcopy(attention.to_k).requires_grad_(False)
         self.to_v = copy.deepcopy(attention.to_v).requires_grad_(False)
         self.gate = build_gate(gate, attention.query_dim)
 
     def keys_values(self, image_tokens: torch.Tensor, heads: int) -> KeyValue:
-        """(B, N, E) image tokens -> K' c(e_i), V' c(e_i)."""
+        """(B, N, E) image tokens, or (B, N, D) translated ones -> K' c(e_i), V' c(e_i)."""
         return project_keys_values(self.to_k, self.to_v, self.connector(image_tokens), heads)
 
     def forward(self, attention: nn.Module, features: torch.Tensor, key_value: KeyValue) -> torch.Tensor:

@@ -16,9 +16,11 @@ from megasr.errors import UsageError
 from megasr.guidance.registry import resolve_guidance
 from megasr.networks.config import AdapterConfig
 from megasr.networks.controlnet import MegaSRControlNet
+from megasr.networks.grouping import group_maps
 from megasr.networks.sites import Semantics, SiteCondition, iterate_transformers
 from megasr.networks.unet import MegaSRUNet
 from megasr.prior import Prior
+from megasr.rng import seeded_initialisation
 
 
 class Conditions(NamedTuple):
@@ -42,10 +44,18 @@ class MegaSRNetwork(nn.Module):
         super().__init__()
         self.config = config
         self.guidance = tuple(resolve_guidance(config.guidance))
-        self.unet = MegaSRUNet(prior.unet, config, self.guidance, seed)
+        self.groups = group_maps(self.guidance, config.fusion)
+        in_unet, in_controlnet = (
+            self.guidance if config.fusion_in in (None, m) else () for m in ("unet", "controlnet")
+        )
+        self.unet = MegaSRUNet(prior.unet, config, in_unet, seed)
         self.controlnet = None
         if config.controlnet:
-            self.controlnet = MegaSRControlNet(prior.unet, prior.downsampling, config, self.guidance, seed)
+            self.controlnet = MegaSRControlNet(prior.unet, prior.downsampling, config, in_controlnet, seed)
+        self.connector = None
+        if config.image and config.connector == "shared":
+            with seeded_initialisation(seed, "connector"):
+                self.connector = nn.Linear(config.image_width, prior.unet.config.cross_attention_dim)
         self.downsampling = prior.downsampling
         self.halvings = len(prior.unet.config.down_block_types) - 1
 
@@ -56,6 +66,8 @@ class MegaSRNetwork(nn.Module):
             UsageError: the size does not fit the prior, or tokens that the config asks for are missing.
         """
         self._check(lq_up, semantics)
+        if self.connector is not None:
+            semantics = semantics._replace(image=self.connector(semantics.image))
         height, width = (n // self.downsampling for n in lq_up.shape[-2:])
         pyramid = [self._resize_maps(maps, height >> level, width >> level) for level in range(self.halvings + 1)]
         models = [(self.unet.unet, self.unet.sites)]
@@ -92,8 +104,6 @@ class MegaSRNetwork(nn.Module):
     def _resize_maps(
         self, maps: Mapping[str, torch.Tensor], height: int, width: int
     ) -> tuple[list[torch.Tensor], torch.Tensor | None]:
-        """Edge maps, and all region maps concatenated, averaged over the pixels of each feature (area)."""
+        """The stacks of the groups of maps, averaged over the pixels of each feature (area)."""
         sized = {g.name: F.interpolate(maps[g.name], (height, width), mode="area") for g in self.guidance}
-        edges = [sized[g.name] for g in self.guidance if g.role == "edge"]
-        regions = [sized[g.name] for g in self.guidance if g.role == "region"]
-        return edges, torch.cat(regions, dim=1) if regions else None
+        return self.groups.stack(sized)

@@ -74,6 +74,8 @@ def parameter_table(prior: Prior, config: AdapterConfig) -> list[PartSize]:
         PartSize("U-Net", 0, _count(prior.unet)[1]),
         *_site_rows("U-Net", network.unet.sites),
     ]
+    if network.connector is not None:
+        rows.append(PartSize("CSM connector", *_count(network.connector)))
     if network.controlnet is not None:
         controlnet = network.controlnet.controlnet
         encoder = controlnet.controlnet_cond_embedding

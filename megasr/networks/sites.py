@@ -17,6 +17,7 @@ from megasr.errors import UsageError
 from megasr.guidance.registry import GuidanceType
 from megasr.networks.config import AdapterConfig
 from megasr.networks.csm import CSM, KeyValue, cross_attention, project_keys_values
+from megasr.networks.grouping import count_channels, group_maps
 from megasr.networks.msfm import MSFM, Modulation
 from megasr.networks.rca import RCA
 from megasr.rng import seeded_initialisation
@@ -46,7 +47,7 @@ class Site(nn.Module):
         transformer: diffusers' Transformer2DModel at this site (read for its sizes; not kept).
         level: how often the latents were halved here.
         config: what the adapter consists of.
-        guidance: the resolved guidance types of the config.
+        guidance: the resolved guidance types that are fused here.
         seed: of the initial weights.
         place: name of the site, to which its initial weights are keyed.
     """
@@ -72,17 +73,18 @@ class Site(nn.Module):
         self.csm = self.rca = self.msfm = None
         if config.image:
             with seeded_initialisation(seed, place, "csm"):
-                self.csm = CSM(attention, config.image_width, config.gate)
+                self.csm = CSM(attention, None if config.connector else config.image_width, config.gate)
         if config.rca:
             with seeded_initialisation(seed, place, "rca"):
                 self.rca = RCA(channels, attention.heads, config.representation_width)
         if guidance:
+            groups = group_maps(guidance, config.fusion)
             with seeded_initialisation(seed, place, "msfm"):
                 self.msfm = MSFM(
                     channels,
                     groups=transformer.norm.num_groups,
-                    edge_channels=[g.channels for g in guidance if g.role == "edge"],
-                    region_channels=sum(g.channels for g in guidance if g.role == "region"),
+                    edge_channels=[count_channels(group) for group in groups.separate],
+                    region_channels=count_channels(groups.aggregated),
                     width=config.saft_width,
                     fusion_init=config.fusion_init,
                     stage1=config.stage1,

@@ -30,7 +30,8 @@ def trained_parts(network: MegaSRNetwork) -> dict[str, list[nn.Parameter]]:
     parts: dict[str, list[nn.Parameter]] = {part: [] for part in PARTS}
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:
-            module = next((part for part in ("csm", "rca", "msfm") if f".{part}." in name), "controlnet")
+            shared = "csm" if name.startswith("connector.") else "controlnet"
+            module = next((part for part in ("csm", "rca", "msfm") if f".{part}." in name), shared)
             parts["lq_encoder" if "controlnet_cond_embedding" in name else module].append(parameter)
     return {part: parameters for part, parameters in parts.items() if parameters}
 
@@ -69,8 +70,7 @@ class SiteProbes:
 
     def __init__(self, network: MegaSRNetwork) -> None:
         self._network = network
-        edges = [g.name for g in network.guidance if g.role == "edge"]
-        self._branches = edges + ([REGION] if len(edges) < len(network.guidance) else [])
+        self._branches = network.groups.names + ([REGION] if network.groups.aggregated else [])
         self.keys = [key for name, _, site in iterate_sites(network) for key in self._keys(name, site)]
         self._totals: dict[str, tuple[torch.Tensor, int]] = {}
         self._batch: dict[str, list[torch.Tensor]] = {}

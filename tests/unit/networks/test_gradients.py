@@ -25,6 +25,17 @@ def test_gradients_reach_every_trained_parameter_and_no_frozen_one(fusion_init, 
     assert not frozen
 
 
+@pytest.mark.parametrize(
+    "changes", [{"connector": "shared"}, {"fusion": "sum"}, {"fusion": "concat", "fusion_in": "controlnet"}]
+)
+def test_gradients_reach_every_parameter_of_the_other_forms(changes):
+    prior = random_prior()
+    network = MegaSRNetwork(prior, adapter(**FULL, **changes))
+    train_steps(network, random_inputs(prior))
+    trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
+    assert not [name for name, p in trained.items() if p.grad is None or not p.grad.abs().max() > 0]
+
+
 def test_copied_keys_and_values_are_frozen_copies_of_the_priors():
     prior = random_prior()
     network = MegaSRNetwork(prior, adapter(image=True))

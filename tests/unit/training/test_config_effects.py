@@ -31,6 +31,9 @@ FLIPS = {
         "rca": False,
         "representation_width": 256,
         "gradient_checkpointing": True,
+        "connector": "shared",
+        "fusion": "sum",
+        "fusion_in": "unet",
     },
     "objective": {
         "text_dropout": 0.0,

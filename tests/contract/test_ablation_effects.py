@@ -1,0 +1,107 @@
+"""Every ablation of every study restores another image than its reference: on a twin of the recipe, small enough for this.
+
+The twins are trained by what trains the runs, a few steps at a large learning rate: adapters start as silent as zero.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from ablations.execute import build
+from ablations.plan import RunPlan, default_components, plan_runs, read_recipe
+from ablations.registry import studies
+from ablations.train import load_adapter, read_training, train
+from megasr.images import to_uint8
+from megasr.training import module as training_module
+from tests.helpers.recipes import cached_prior
+from tests.helpers.sources import ROOT
+
+SIDE_PX = 32
+SMALL_DATA = {"crop_size_px": SIDE_PX, "eval_crop_size_px": SIDE_PX, "batch_size": 1, "train_samples": 8}
+LOUD = {"learning_rate": 1.0e-2, "warmup_steps": 0, "decay_share": 0.0}
+
+
+def recipe_of(study: str) -> Path:
+    """The first recipe of a study."""
+    paths = sorted((ROOT / "experiments").rglob("*.yaml"))
+    return next(p for p in paths if yaml.safe_load(p.read_text()).get("study", {}).get("name") == study)
+
+
+@dataclass
+class Twin:
+    """A study's recipe, small, with what has been trained and restored so far."""
+
+    study: str
+    folder: Path
+    restored: dict[str, tuple[torch.Tensor, np.ndarray]] = field(default_factory=dict)
+
+    @cached_property
+    def plans(self) -> dict[str, RunPlan]:
+        """Ablation -> its run."""
+        raw = yaml.safe_load(recipe_of(self.study).read_text())
+        data = raw["data"]["init_args"]
+        data |= SMALL_DATA | {"eval_samples": 1} | ({"pool": 1} if "pool" in data else {})
+        raw["model"]["adapter"]["saft_width"] = 8
+        raw["model"]["optimizer"] |= LOUD
+        raw["trainer"] = {"max_steps": 2, "accelerator": "cpu", "devices": 1}
+        path = self.folder / f"{self.study}.yaml"
+        path.write_text(yaml.safe_dump(raw))
+        recipe = read_recipe(path, default_components())
+        return {run.ablation: run for run in plan_runs(studies()[self.study], recipe, default_components(), [0])}
+
+    def restore(self, ablation: str) -> tuple[torch.Tensor, np.ndarray]:
+        """Lq and sr (uint8) of the one evaluation image."""
+        if ablation not in self.restored:
+            plan = self.plans[ablation]
+            folder = self.folder / plan.training
+            if read_training(plan, folder) is None:
+                built = build(default_components(), plan.config)
+                train(plan, built, default_components(), folder, None, lambda step, loss: None)
+            built = build(default_components(), plan.config)
+            load_adapter(built.model, folder)
+            built.data.setup("validate")
+            (batch,) = built.data.val_dataloader()
+            batch = built.data.on_after_batch_transfer(batch, 0)
+            self.restored[ablation] = batch["lq"], to_uint8(built.model.eval().restore(batch))
+        return self.restored[ablation]
+
+
+@pytest.fixture(scope="module")
+def twins(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Twin]:
+    return {name: Twin(name, tmp_path_factory.mktemp(name)) for name in studies()}
+
+
+@pytest.fixture(autouse=True)
+def _one_prior(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training_module, "load_prior", cached_prior)
+
+
+@pytest.mark.parametrize(
+    ("study", "ablation"), [(name, a.name) for name, study in studies().items() for a in study.ablations]
+)
+def test_an_ablation_restores_another_image_of_the_same_lq(twins: dict[str, Twin], study: str, ablation: str) -> None:
+    reference_lq, reference = twins[study].restore(studies()[study].reference.name)
+    lq, sr = twins[study].restore(ablation)
+    assert torch.equal(lq, reference_lq)
+    assert not np.array_equal(sr, reference)
+    assert sr.std() > 1, "a restored image that is flat could not differ"
+
+
+@pytest.mark.parametrize("study", sorted(studies()))
+def test_no_two_ablations_of_a_study_restore_the_same_image(twins: dict[str, Twin], study: str) -> None:
+    names: dict[bytes, list[str]] = {}
+    for ablation in (studies()[study].reference, *studies()[study].ablations):
+        names.setdefault(twins[study].restore(ablation.name)[1].tobytes(), []).append(ablation.name)
+    assert [same for same in names.values() if len(same) > 1] == []
+
+
+def test_the_same_ablation_restores_the_same_image(twins: dict[str, Twin], tmp_path: Path) -> None:
+    again = Twin("fusion", tmp_path).restore("residual")[1]
+    assert np.array_equal(again, twins["fusion"].restore("residual")[1])
