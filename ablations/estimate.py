@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ablations.launch.local import Send, Task, run_tasks
 from ablations.launch.slots import Slot
-from ablations.plan import Components, RunPlan
+from ablations.plan import Components, RunPlan, build
 from ablations.runner import Job
 
 _STEPS, _COUNTED = 6, 3  # the first ones fill caches
@@ -92,7 +92,6 @@ def probe(plan: RunPlan, slot: Slot, components: Components) -> Cost:
 def _probe(plan: RunPlan, components: Components, folder: Path, send: Send) -> None:
     import torch
 
-    from ablations.execute import build
     from ablations.train import CHECKPOINT, train
 
     short = replace(plan, config={**plan.config, "trainer": {**plan.config["trainer"], "max_steps": _STEPS}})

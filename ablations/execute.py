@@ -6,7 +6,7 @@ Imports Lightning; the runner imports this file only when a run is not finished 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ import lightning
 import numpy as np
 import torch
 
-from ablations.plan import Components, RunPlan, build_parser
+from ablations.held_out import HeldOut
+from ablations.plan import Components, RunPlan, build
 from ablations.results import RunResult, write_result, write_text
 from ablations.tracking import Tracker
 from ablations.train import OnStep, load_adapter, read_training, train
@@ -32,11 +33,10 @@ Pictures = dict[str, dict[str, torch.Tensor]]  # key -> {"lq_up", "sr", "hq"}
 
 def execute_baseline(plan: RunPlan, components: Components, evaluator: Evaluator, folder: Path) -> RunResult:
     """Measure bicubic lq_up on the held-out photographs; also writes their lq and hq, which all runs share."""
-    data = build(components, {"data": plan.config["data"]}).data
+    batches = HeldOut().batches(plan.config["data"], components, torch.device("cpu"))
     scale_factor = plan.config["data"]["init_args"]["scale_factor"]
     started = time.perf_counter()
-    cpu = torch.device("cpu")
-    rows, _ = _evaluate(data, lambda batch: upsample_lq(batch["lq"], scale_factor), evaluator, folder, cpu)
+    rows, _ = _evaluate(batches, lambda batch: upsample_lq(batch["lq"], scale_factor), evaluator, folder)
     return _finish(plan, evaluator, rows, folder, evaluate_s=time.perf_counter() - started)
 
 
@@ -49,6 +49,7 @@ def execute_run(
     tracker: Tracker,
     on_step: OnStep,
     trained_in: Path | None = None,
+    held_out: HeldOut | None = None,
 ) -> RunResult:
     """Train (unless that is done) and measure one planned run; metrics.json is the last file it writes.
 
@@ -61,6 +62,7 @@ def execute_run(
         tracker: W&B.
         on_step: called after every optimizer step.
         trained_in: folder of the run that trains for this one; None is its own.
+        held_out: shared by the runs of one process.
 
     Raises:
         MegaSRError: the run took other than the planned number of steps, was given another lq than the baseline, or an
@@ -76,11 +78,11 @@ def execute_run(
             built = build(components, plan.config)
             training = train(plan, built, components, trained_in, logger, on_step)
         started = time.perf_counter()
-        built = build(components, plan.config)
-        load_adapter(built.model, trained_in)
+        model = build(components, {"model": plan.config["model"]}).model
+        load_adapter(model, trained_in)
         device = torch.device(training.device if torch.cuda.is_available() else "cpu")
-        module = built.model.to(device).eval()
-        rows, pictures = _evaluate(built.data, module.restore, evaluator, folder, device, baseline)
+        batches = (held_out or HeldOut()).batches(plan.config["data"], components, device)
+        rows, pictures = _evaluate(batches, model.to(device).eval().restore, evaluator, folder, baseline)
         result = _finish(
             plan,
             evaluator,
@@ -99,29 +101,18 @@ def execute_run(
     return result
 
 
-def build(components: Components, config: dict[str, Any]) -> Any:
-    """Namespace with `model` and `data` built from their config sections (the Trainer needs more than its config)."""
-    sections = tuple(section for section in ("model", "data") if section in config)
-    parser = build_parser(components, sections)
-    return parser.instantiate(parser.parse_object({section: config[section] for section in sections}))
-
-
 @torch.no_grad()
 def _evaluate(
-    data: lightning.LightningDataModule,
+    batches: Iterable[SRBatch],
     restore: Restore,
     evaluator: Evaluator,
     folder: Path,
-    device: torch.device,
     baseline: Path | None = None,
 ) -> tuple[list[Row], Pictures]:
     """Restore and measure the held-out photographs and write sr; without a baseline, write lq and hq as well."""
-    data.setup("validate")
     rows: list[Row] = []
     pictures: Pictures = {}
-    for batch in data.val_dataloader():
-        batch = data.transfer_batch_to_device(batch, device, 0)
-        batch = data.on_after_batch_transfer(batch, 0)
+    for batch in batches:
         sr = restore(batch).float().cpu()
         hq, lq = batch["hq"].float().cpu(), batch["lq"].float().cpu()
         rows += evaluator.rows(sr, hq, batch["keys"])

@@ -103,6 +103,13 @@ def build_parser(components: Components, sections: tuple[str, ...] = ("model", "
     return parser
 
 
+def build(components: Components, config: Mapping[str, Any]) -> Any:
+    """Namespace with `model` and `data` built from their config sections (the Trainer needs more than its config)."""
+    sections = tuple(section for section in ("model", "data") if section in config)
+    parser = build_parser(components, sections)
+    return parser.instantiate(parser.parse_object({section: config[section] for section in sections}))
+
+
 def resolve(config: Mapping[str, Any], components: Components) -> Config:
     """Check a nested config against the constructors and fill in the defaults.
 

@@ -196,11 +196,13 @@ class _Work:
     def _do(self, job: Job, send: Send) -> None:
         """In a process of its own: the training, and one evaluation after the other."""
         from ablations.execute import execute_baseline, execute_run
+        from ablations.held_out import HeldOut
         from ablations.tracking import Tracker
 
         if job.host.seed is None:
             execute_baseline(job.host, self.components, self.evaluator, self.output / job.host.run_id)
             return
+        held_out = HeldOut()
         tracker = Tracker(self.group, lambda line: send("tell", line=line))
         for number, plan in enumerate(job.todo):
             send("run", number=number, run=plan.run_id)
@@ -213,6 +215,7 @@ class _Work:
                 tracker,
                 lambda step, loss: send("step", step=step, loss=loss),
                 self.output / job.host.run_id,
+                held_out,
             )
 
     def _failures(self, job: Job, event: Event, table: StudyTable) -> Mapping[str, str]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ablations.plan import Components, RunPlan, default_components
+from ablations.plan import Components, RunPlan, build, default_components
 from ablations.progress import steps_progress
 from ablations.registry import flatten
 from ablations.tracking import Tracker
@@ -162,7 +162,6 @@ def _keep(fresh: Reference, run: SeedRun, place: Workplace) -> Reference:
 
 def prepare(plan: RunPlan, place: Workplace) -> None:
     """Make what the data keep for all runs of this process, such as a pool of scenes: no run's training time."""
-    from ablations.execute import build
 
     data = build(place.classes, {"data": plan.config["data"]}).data
     data.setup("fit")

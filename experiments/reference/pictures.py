@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ablations.plan import build
 from experiments.reference.measure import Workplace
 from experiments.reference.recipes import Recipe
 from experiments.reference.table import COMPARED
@@ -74,8 +75,6 @@ def _load(recipe: Recipe, seed: int, place: Workplace) -> Any:
 
 
 def _data(recipe: Recipe, images: str, rows: int, place: Workplace) -> Any:
-    from ablations.execute import build
-
     config = recipe.config["data"]
     arguments = {**config["init_args"], "eval_samples": rows}
     if images == "photographs":

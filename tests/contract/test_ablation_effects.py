@@ -1,4 +1,4 @@
-"""Every ablation of every study restores another image than its reference: on a twin of the recipe, small enough for this.
+"""Every ablation of every study restores another image than its reference, on a small twin of its recipe.
 
 The twins are trained by what trains the runs, a few steps at a large learning rate: adapters start as silent as zero.
 """
@@ -14,8 +14,7 @@ import pytest
 import torch
 import yaml
 
-from ablations.execute import build
-from ablations.plan import RunPlan, default_components, plan_runs, read_recipe
+from ablations.plan import RunPlan, build, default_components, plan_runs, read_recipe
 from ablations.registry import studies
 from ablations.train import load_adapter, read_training, train
 from megasr.images import to_uint8
@@ -24,7 +23,7 @@ from tests.helpers.recipes import cached_prior
 from tests.helpers.sources import ROOT
 
 SIDE_PX = 32
-SMALL_DATA = {"crop_size_px": SIDE_PX, "eval_crop_size_px": SIDE_PX, "batch_size": 1, "train_samples": 8}
+SMALL_DATA = {"crop_size_px": SIDE_PX, "eval_crop_size_px": SIDE_PX, "batch_size": 4, "train_samples": 16}
 LOUD = {"learning_rate": 1.0e-2, "warmup_steps": 0, "decay_share": 0.0}
 
 

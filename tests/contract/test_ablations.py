@@ -71,7 +71,7 @@ def test_a_recipe_starts_with_its_lab_note(path: Path) -> None:
 def test_an_unknown_key_in_a_real_recipe_is_an_error(root: Path, tmp_path: Path) -> None:
     text = (root / "experiments" / "tiny" / "prior_selection.yaml").read_text()
     path = tmp_path / "recipe.yaml"
-    path.write_text(text.replace("  controlnet:", "  controlnett:"))
+    path.write_text(text.replace("saft_width:", "saft_widht:"))
     assert path.read_text() != text
-    with pytest.raises(UsageError, match="controlnett"):
+    with pytest.raises(UsageError, match="saft_widht"):
         read_recipe(path, default_components())
