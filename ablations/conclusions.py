@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from ablations.attribution import Attribution, Ranked, ranking, shapley, synergy
+from ablations.attribution import Attribution, Ranked, Subset, ranking, shapley, synergy
 from ablations.plan import BICUBIC
 from ablations.registry import Study
 from ablations.results import StudyResult, values
@@ -109,8 +109,7 @@ def make_report(result: StudyResult) -> Report:
             not measure the primary metric.
     """
     study, reference = result.study, result.study.reference.name
-    if not result.seeds:
-        raise MegaSRError(f"study {study.name}: no seed is finished for every ablation, so nothing can be compared")
+    require_seeds(result)
     primary = result.protocol.metric(study.primary_metric)
     names = [ablation.name for ablation in study.ablations]
     family = [_compare(result, name, reference, primary) for name in names]
@@ -123,23 +122,42 @@ def make_report(result: StudyResult) -> Report:
     comparisons = (*family, *exploratory)
     means = {row: _means(result, row) for row in (BICUBIC, reference, *names)}
     judged = trust(study, comparisons), _findings(study, comparisons), _notes(result, comparisons)
-    return Report(means, comparisons, *judged, *_attribution(result, primary))
+    return Report(means, comparisons, *judged, *_attribution(result))
 
 
-def _attribution(
-    result: StudyResult, primary: MetricSpec
-) -> tuple[dict[str, Attribution], dict[tuple[str, str], Attribution], tuple[Ranked, ...]]:
-    """Worth, synergies and ranks over the combinations that were run."""
-    study, sign = result.study, 1 if primary.higher_is_better else -1
-    scores: dict[frozenset[str], np.ndarray] = {}
+def require_seeds(result: StudyResult) -> StudyResult:
+    """The result as it is. Raises MegaSRError when no seed is finished for every ablation: nothing can be compared."""
+    if not result.seeds:
+        name = result.study.name
+        raise MegaSRError(f"study {name}: no seed is finished for every ablation, so nothing can be compared")
+    return result
+
+
+def scores_of(result: StudyResult) -> tuple[dict[Subset, np.ndarray], list[str]]:
+    """Combination -> (S, I) values of the primary metric, larger being better, and the I images.
+
+    Ablations that are not a combination of guidance types (an oracle, say) are left out.
+    """
+    study = result.study
+    primary = result.protocol.metric(study.primary_metric)
+    sign = 1 if primary.higher_is_better else -1
+    scores: dict[Subset, np.ndarray] = {}
     keys: list[str] = []
     for ablation in (study.reference, *study.ablations):
         if ablation.combination is not None:
             found, keys = score_table([values(run, primary.name) for run in result.of(ablation.name)])
-            scores[frozenset(ablation.combination)] = sign * found
-    if len(scores) < 2 or frozenset() not in scores:
+            scores[Subset(ablation.combination)] = sign * found
+    return scores, keys
+
+
+def _attribution(
+    result: StudyResult,
+) -> tuple[dict[str, Attribution], dict[tuple[str, str], Attribution], tuple[Ranked, ...]]:
+    """Worth, synergies and ranks over the combinations that were run."""
+    scores, keys = scores_of(result)
+    if len(scores) < 2 or Subset() not in scores:
         return {}, {}, ()
-    draws = [numpy_generator(0, "bootstrap", study.name, part) for part in ("worth", "synergies", "ranks")]
+    draws = [numpy_generator(0, "bootstrap", result.study.name, part) for part in ("worth", "synergies", "ranks")]
     return (
         shapley(scores, keys, draws[0]),
         synergy(scores, keys, draws[1]),

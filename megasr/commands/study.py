@@ -1,4 +1,4 @@
-"""`megasr study list | plan | run | report`: answer a question over many runs."""
+"""`megasr study list | plan | run | report | agree`: answer a question over many runs."""
 
 from __future__ import annotations
 
@@ -19,6 +19,10 @@ def add_parser(commands: Any) -> None:
     start = actions.add_parser("run", help="run a study and write its report; finished runs are kept")
     start.add_argument("--retries", type=int, default=1, help="of a training whose process dies (default: 1)")
     report = actions.add_parser("report", help="write the report of what is finished, and run nothing")
+    agree = actions.add_parser("agree", help="say how well one study's ranking predicts another's")
+    agree.add_argument("--config", type=Path, nargs=2, required=True, help="recipes: of the cheap study, of the other")
+    agree.add_argument("--output", type=Path, nargs=2, required=True, help="the folders of both")
+    agree.set_defaults(run=run_agree, passes_options_on=False)
     for action, run in ((plan, run_plan), (start, run_study), (report, run_report)):
         action.add_argument("name", metavar="NAME", help="a study of `megasr study list`")
         action.add_argument("--config", type=Path, required=True, help="YAML recipe of the study")
@@ -91,6 +95,25 @@ def run_report(arguments: argparse.Namespace) -> None:
     from ablations.report import write_report
 
     write_report(_open(arguments).result(), arguments.output)
+
+
+def run_agree(arguments: argparse.Namespace) -> None:
+    """Print Kendall's tau of two studies over the combinations that both have finished.
+
+    Raises:
+        UsageError: they cannot be compared.
+        MegaSRError: one of them has no seed that is finished for every ablation.
+    """
+    from ablations.agreement import compare_studies
+    from ablations.conclusions import require_seeds
+    from ablations.plan import default_components, read_recipe
+    from ablations.runner import open_study
+
+    results = []
+    for config, output in zip(arguments.config, arguments.output, strict=True):
+        name = read_recipe(config, default_components()).study
+        results.append(require_seeds(open_study(name, config, output).result()))
+    print(compare_studies(*results).as_markdown())
 
 
 def _open(arguments: argparse.Namespace) -> Any:

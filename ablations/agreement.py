@@ -1,0 +1,84 @@
+"""Do two studies rank the combinations of guidance types alike? Such as the amortised one and that of separate runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ablations.attribution import Estimate, Scores, Subset, kendall
+from ablations.conclusions import scores_of
+from ablations.results import StudyResult
+from megasr.errors import UsageError
+from megasr.rng import numpy_generator
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How well one study predicts another.
+
+    Attributes:
+        studies: names of the one that predicts and of the one that is predicted.
+        metric: the primary metric of both.
+        gains: combination -> (gain over no guidance in the first, in the other), larger being better; the first's best
+            comes first.
+        tau: Kendall's tau-b of the two rankings, in [-1, 1].
+        regret: what is lost in the other study by taking the first's best combination, in the unit of the metric, 0 or
+            more.
+    """
+
+    studies: tuple[str, str]
+    metric: str
+    gains: dict[str, tuple[float, float]]
+    tau: Estimate
+    regret: float
+
+    @property
+    def verdict(self) -> str:
+        """One sentence for people that claims no more than the interval."""
+        first, other = self.studies
+        if self.tau.low > 0:
+            return f"{first} predicts the ranking of {other}."
+        if self.tau.high < 0:
+            return f"{first} ranks the other way round than {other}: do not use it in its place."
+        return f"Whether {first} predicts the ranking of {other} is not shown: do not use it in its place."
+
+    def as_markdown(self) -> str:
+        """Tau, the sentence, the regret, and the two gains of every combination."""
+        first, other = self.studies
+        best = next(iter(self.gains))
+        tau = f"{self.tau.mean:+.2f} [{self.tau.low:+.2f}, {self.tau.high:+.2f}]"
+        lines = [
+            f"Kendall's tau over {len(self.gains)} combinations in {self.metric}: {tau}. {self.verdict}",
+            f"Taking {best}, the best of {first}, loses {self.regret:.4f} in {other}.",
+            "",
+            f"| gain over no guidance | {first} | {other} |",
+            "| --- | --- | --- |",
+            *(f"| {name} | {a:+.4f} | {b:+.4f} |" for name, (a, b) in self.gains.items()),
+        ]
+        return "\n".join(lines)
+
+
+def compare_studies(first: StudyResult, other: StudyResult) -> Agreement:
+    """How well `first` predicts `other`, over the combinations that both have finished.
+
+    Raises:
+        UsageError: they were judged by other metrics, on other images, or have fewer than two combinations in common.
+    """
+    names = first.study.name, other.study.name
+    metric = first.study.primary_metric
+    if metric != other.study.primary_metric or first.protocol.fingerprint != other.protocol.fingerprint:
+        raise UsageError(
+            f"{names[0]} is judged by {metric} ({first.protocol.name}), {names[1]} by {other.study.primary_metric} "
+            f"({other.protocol.name}): only studies of one metric and protocol are compared"
+        )
+    (scores, keys), (theirs, other_keys) = scores_of(first), scores_of(other)
+    if keys != other_keys:
+        raise UsageError(f"{names[0]} has {len(keys)} images, {names[1]} has others: only the same images are compared")
+    tau = kendall(scores, theirs, keys, numpy_generator(0, "bootstrap", *names, "kendall"))
+    common = sorted(scores.keys() & theirs.keys(), key=lambda subset: -scores[subset].mean())
+    gains = {"+".join(sorted(subset)) or "none": (_gain(scores, subset), _gain(theirs, subset)) for subset in common}
+    regret = max(theirs[subset].mean() for subset in common) - theirs[common[0]].mean()
+    return Agreement(names, metric, gains, tau, float(regret))
+
+
+def _gain(scores: Scores, subset: Subset) -> float:
+    return float(scores[subset].mean() - scores[Subset()].mean())
