@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,36 +10,40 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ablations.plan import BICUBIC
 from ablations.results import RunResult, StudyResult, values
-from megasr.errors import UsageError
 from megasr.evaluation.intervals import photograph
+from megasr.evaluation.spec import MetricSpec
 from megasr.images import read_image, write_png
 
 ROWS = 6
 _CELL_PX = 256  # pictures are enlarged to about this by whole factors, so that their pixels stay visible
 _GAP_PX, _MARGIN_PX, _HEADER_PX, _CAPTION_PX = 12, 36, 150, 36
 _PAPER, _INK, _GREY, _BEST = (255, 255, 255), (24, 26, 31), (120, 124, 133), (0, 122, 78)
-_METRIC = "psnr_y"
 
 
 def write_contact_sheet(result: StudyResult, path: Path, rows: int = ROWS) -> None:
     """Draw the sheet from the pictures of the runs (first seed that all have) and write it as PNG.
 
-    Captions are the PSNR on Y in dB; the best of a row among the combinations is drawn in green.
+    Captions are the study's primary metric; the best of a row among the combinations is drawn in green.
 
     Raises:
-        UsageError: the protocol does not measure psnr_y.
         MegaSRError: a picture is missing or the file cannot be written.
     """
-    if _METRIC not in result.protocol.metric_names:
-        raise UsageError(f"the contact sheet shows {_METRIC}, which protocol {result.protocol.name} does not measure")
+    metric = result.protocol.metric(result.study.primary_metric)
     bicubic = result.of(BICUBIC)[0]
     names = [result.study.reference.name, *(ablation.name for ablation in result.study.ablations)]
     runs = [bicubic, *(result.of(name)[0] for name in names)]
     keys = _spread([row["key"] for row in bicubic.rows], rows)
     labels = ["lq (nearest)", "bicubic", *(_label(result, name) for name in names), "hq"]
     pictures = [_row_pictures(result.output, bicubic, runs, key) for key in keys]
-    scores = [[values(run, _METRIC)[key] for run in runs] for key in keys]
-    write_png(np.asarray(_draw(_title(result), labels, keys, pictures, scores)), path)
+    rows = [_captions([values(run, metric.name)[key] for run in runs], metric) for key in keys]
+    write_png(np.asarray(_draw(_title(result), labels, keys, pictures, rows)), path)
+
+
+def _captions(scores: Sequence[float], metric: MetricSpec) -> list[tuple[str, bool]]:
+    """Text, and whether it is the best of all but the first, which is bicubic's."""
+    digits = max(0, 4 - len(f"{abs(scores[0]):.0f}"))
+    best = (max if metric.higher_is_better else min)(scores[1:])
+    return [(f"{score:.{digits}f}", number > 0 and score == best) for number, score in enumerate(scores)]
 
 
 def _spread(keys: list[str], count: int) -> list[str]:
@@ -58,7 +63,7 @@ def _label(result: StudyResult, name: str) -> str:
 def _title(result: StudyResult) -> tuple[str, str]:
     trained = result.of(result.study.reference.name)[0]
     settings = f"{result.study.name} · {trained.steps} steps · seed {trained.seed}"
-    below = f"{settings} · PSNR on Y in dB, best of the combinations in green"
+    below = f"{settings} · {result.study.primary_metric} below, best of the combinations in green"
     return result.study.question, below
 
 
@@ -76,7 +81,7 @@ def _draw(
     labels: list[str],
     keys: list[str],
     pictures: list[list[Image.Image]],
-    scores: list[list[float]],
+    scores: list[list[tuple[str, bool]]],
 ) -> Image.Image:
     width, height = pictures[0][0].size
     size = (
@@ -95,14 +100,12 @@ def _draw(
             x = _MARGIN_PX + column * (width + _GAP_PX)
             font, colour = (small, _GREY) if text.endswith("control") else (medium, _INK)
             draw.text((x, _MARGIN_PX + _HEADER_PX - below), text, colour, font, anchor="ls")
-    for row, (key, images, values_db) in enumerate(zip(keys, pictures, scores, strict=True)):
+    for row, (key, images, numbers) in enumerate(zip(keys, pictures, scores, strict=True)):
         y = _MARGIN_PX + _HEADER_PX + row * (height + _CAPTION_PX + _GAP_PX)
-        best = max(values_db[1:])
-        captions = [key, *(f"{value:.2f}" for value in values_db), "ground truth"]
-        for column, (image, caption) in enumerate(zip(images, captions, strict=True)):
+        captions = [(key, False), *numbers, ("ground truth", False)]
+        for column, (image, (caption, is_best)) in enumerate(zip(images, captions, strict=True)):
             x = _MARGIN_PX + column * (width + _GAP_PX)
             sheet.paste(image, (x, y))
-            is_best = 2 <= column < len(images) - 1 and values_db[column - 1] == best
             draw.text(
                 (x, y + height + 25), _fit(draw, caption, small, width), _BEST if is_best else _GREY, small, anchor="ls"
             )
