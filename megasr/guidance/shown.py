@@ -23,7 +23,8 @@ def shown_guidance(types: Sequence[GuidanceType], names: Iterable[str] | None) -
 
     Args:
         types: the adapter's.
-        names: of the types that are shown; "oracle_depth" shows the map of hq in the place of depth. None shows all.
+        names: of the types that are shown; "oracle_depth" shows the map of hq, in the place of depth where the
+            adapter has no such type of its own. None shows all.
 
     Raises:
         UsageError: a name is none of the adapter's types, or a type is shown twice.
@@ -33,7 +34,7 @@ def shown_guidance(types: Sequence[GuidanceType], names: Iterable[str] | None) -
     shown: dict[GuidanceType, GuidanceType | None] = dict.fromkeys(types)
     for name in names:
         source = get_guidance(name)
-        places = [own for own in types if name == own.name or name == ORACLE + own.name]
+        places = [own for own in types if name == own.name] or [own for own in types if name == ORACLE + own.name]
         if not places:
             known = ", ".join(own.name for own in types) or "none"
             raise UsageError(f"sampler.shown_guidance: {name} is not in model.adapter.guidance: {known}")

@@ -35,6 +35,15 @@ def test_an_oracle_takes_its_types_place():
     assert shown["canny"].shape == wanted["canny"].shape
 
 
+def test_an_oracle_that_the_adapter_has_keeps_its_own_place():
+    types = resolve_guidance(["canny", "oracle_canny"])
+    shown = shown_guidance(types, ["oracle_canny"])
+    assert {own.name: source and source.name for own, source in shown.items()} == {
+        "canny": None,
+        "oracle_canny": "oracle_canny",
+    }
+
+
 @pytest.mark.parametrize(
     ("names", "message"),
     [
