@@ -35,8 +35,8 @@ def write_contact_sheet(result: StudyResult, path: Path, rows: int = ROWS) -> No
     keys = _spread([row["key"] for row in bicubic.rows], rows)
     labels = ["lq (nearest)", "bicubic", *(_label(result, name) for name in names), "hq"]
     pictures = [_row_pictures(result.output, bicubic, runs, key) for key in keys]
-    rows = [_captions([values(run, metric.name)[key] for run in runs], metric) for key in keys]
-    write_png(np.asarray(_draw(_title(result), labels, keys, pictures, rows)), path)
+    captions = [_captions([values(run, metric.name)[key] for run in runs], metric) for key in keys]
+    write_png(np.asarray(_draw(_title(result), labels, keys, pictures, captions)), path)
 
 
 def _captions(scores: Sequence[float], metric: MetricSpec) -> list[tuple[str, bool]]:

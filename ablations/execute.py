@@ -82,7 +82,9 @@ def execute_run(
         load_adapter(model, trained_in)
         device = torch.device(training.device if torch.cuda.is_available() else "cpu")
         batches = (held_out or HeldOut()).batches(plan.config["data"], components, device)
-        rows, pictures = _evaluate(batches, model.to(device).eval().restore, evaluator, folder, baseline)
+        strengths: dict[str, float] = {}
+        restore = _watched(model.to(device).eval(), strengths)
+        rows, pictures = _evaluate(batches, restore, evaluator, folder, baseline)
         result = _finish(
             plan,
             evaluator,
@@ -97,8 +99,28 @@ def execute_run(
     except BaseException:
         tracker.abort(logger)
         raise
-    tracker.close(logger, result, pictures)
+    tracker.close(logger, result, pictures, strengths)
     return result
+
+
+def _watched(model: lightning.LightningModule, strengths: dict[str, float]) -> Restore:
+    """Restore, and put into `strengths` how strong every branch is at every site on the first batch.
+
+    A module that is not the project's own is not looked into.
+    """
+    from megasr.training.module import MegaSRModule
+    from megasr.training.probes import SiteProbes
+
+    def restore(batch: SRBatch) -> torch.Tensor:
+        if strengths or not isinstance(model, MegaSRModule):
+            return model.restore(batch)
+        with SiteProbes(model.network) as probes:
+            sr = model.restore(batch)
+            probes.take()
+        strengths.update(probes.means(probes.totals(torch.device("cpu"))))
+        return sr
+
+    return restore
 
 
 @torch.no_grad()

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from ablations.page.content import StudyPage
+
 _LEAST_WIDTH = 130  # columns of text the table needs with intervals
 _HINT = "*"  # marks exploratory intervals that exclude zero
 _COLUMNS = ("row", "metric", "mean", "reference", "difference", "low", "high", "p", "p_holm", "photographs", "seeds",
@@ -63,19 +65,18 @@ def write_report(result: StudyResult, output: Path, console: Console | None = No
     for line in (report.trust, *report.findings, *report.notes, f"written to {output}"):
         console.print(line, markup=False, highlight=False)
     if len(result.reused) < len(result.runs):
-        _track(result, report, output, lambda line: console.print(line, markup=False, highlight=False))
+        _track(result, report, page, output, lambda line: console.print(line, markup=False, highlight=False))
     if result.failed:
         raise MegaSRError(f"{len(result.failed)} run(s) failed: {failures} ({again})")
     return report
 
 
-def _track(result: StudyResult, report: Report, output: Path, tell: Callable[[str], None]) -> None:
+def _track(result: StudyResult, report: Report, page: StudyPage, output: Path, tell: Callable[[str], None]) -> None:
     from ablations.tracking import Tracker
 
     protocol = {"name": result.protocol.name, "fingerprint": result.protocol.fingerprint}
     config = {"study": result.study.name, "primary_metric": result.study.primary_metric, "protocol": protocol}
-    files = output / "contact_sheet.png", output / "results.json"
-    Tracker(result.group, tell).report(_COLUMNS, _rows(report), *files, config, output / "wandb")
+    Tracker(result.group, tell).report(_COLUMNS, _rows(report), page, output, config)
 
 
 def _label(study: Study, row: str) -> str:

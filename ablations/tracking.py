@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,10 +11,16 @@ from typing import Any
 
 import torch
 
+from ablations.page.content import StudyPage
 from ablations.plan import RunPlan
 from ablations.results import RunResult
+from ablations.study_run import study_media, study_summary
 from megasr.images import to_uint8
 from megasr.tracking import WandbRuns, first_line
+from megasr.training.panels import heat_map
+
+_USE = "share of a site's features that each branch makes (one scale per column)"
+_LONGEST_TAG = 64  # W&B refuses longer ones
 
 
 class Tracker:
@@ -31,23 +38,40 @@ class Tracker:
 
     def open(self, plan: RunPlan, folder: Path) -> Any | None:
         """A WandbLogger whose run has started, or None when W&B is disabled or cannot be used (said in one line)."""
-        about = {"run_id": plan.run_id, "fingerprint": plan.fingerprint, "seed": plan.seed}
-        return self._open(plan.run_id, plan.ablation, plan.guidance, {**plan.config, **about}, folder)
+        about = {"study": plan.study, "run_id": plan.run_id, "fingerprint": plan.fingerprint, "seed": plan.seed}
+        tags = dict.fromkeys([plan.study, plan.ablation, *plan.guidance])
+        name = f"{plan.ablation} seed {plan.seed}"
+        return self._open(plan.run_id, name, plan.ablation, list(tags), {**plan.config, **about}, folder)
 
     def _open(
-        self, name: str, job_type: str, tags: Sequence[str], config: Mapping[str, Any], folder: Path
+        self, run_id: str, name: str, job_type: str, tags: Sequence[str], config: Mapping[str, Any], folder: Path
     ) -> Any | None:
+        """A run that is tried again, or a study that is reported again, goes on under the same id: none is doubled."""
         return self._runs.open(
-            folder, name=name, group=self._group, job_type=job_type, tags=list(tags), config=dict(config)
+            folder,
+            id=_wandb_id(run_id),
+            resume="allow",
+            name=name,
+            group=self._group,
+            job_type=job_type,
+            tags=[tag[:_LONGEST_TAG] for tag in tags],
+            config=dict(config),
         )
 
-    def close(self, logger: Any | None, result: RunResult, images: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
-        """Log means, the per-image table and pictures, and end the run.
+    def close(
+        self,
+        logger: Any | None,
+        result: RunResult,
+        images: Mapping[str, Mapping[str, torch.Tensor]],
+        strengths: Mapping[str, float],
+    ) -> None:
+        """Log means, the per-image table, pictures and which block uses which guidance, and end the run.
 
         Args:
             logger: what `open` returned.
             result: the finished run.
             images: key -> {"lq_up", "sr", "hq"}, each (3, H, W) in [0, 1]: the pictures to show.
+            strengths: see megasr.training.panels.heat_map.
         """
         if logger is None:
             return
@@ -60,6 +84,9 @@ class Tracker:
             for key, views in images.items():
                 pictures = [wandb.Image(to_uint8(image), caption=f"{name} {key}") for name, image in views.items()]
                 run.log({f"images/{key}": pictures}, commit=False)
+            if strengths:
+                picture = heat_map(strengths, _USE)
+                run.log({"guidance_use": wandb.Image(picture, caption=_USE), **strengths}, commit=False)
             run.log({"per_image": table, **{f"mean/{name}": mean for name, mean in result.summary.items()}})
             run.summary.update({"run_id": result.run_id, "protocol": result.protocol, "commit": result.commit})
             run.finish()
@@ -70,22 +97,21 @@ class Tracker:
         self,
         columns: Sequence[str],
         rows: Sequence[Sequence[object]],
-        sheet: Path,
-        results: Path,
+        page: StudyPage,
+        output: Path,
         config: Mapping[str, Any],
-        folder: Path,
     ) -> None:
-        """One more W&B run of the group, with the study's answer.
+        """One more W&B run of the group, with the study's answer; the same one when the study is reported again.
 
         Args:
             columns: of the final table.
             rows: of the final table; None where there is no value.
-            sheet: the contact sheet.
-            results: results.json; a copy becomes a file of the W&B run.
+            page: the answer.
+            output: folder of the study, with contact_sheet.png, index.html and results.json; a copy of the last
+                becomes a file of the W&B run.
             config: what names the answer: study, primary metric, protocol.
-            folder: for W&B's files.
         """
-        logger = self._open(f"{self._group}-report", "report", (), config, folder)
+        logger = self._open(f"{self._group}-study", page.title, "study", [page.title], config, output / "wandb")
         if logger is None:
             return
         import wandb
@@ -93,8 +119,11 @@ class Tracker:
         try:
             run = logger.experiment
             table = wandb.Table(list(columns), [list(row) for row in rows], allow_mixed_types=True)
-            run.log({"results": table, "contact_sheet": wandb.Image(str(sheet))})
-            copied = shutil.copy(results, run.dir)  # W&B alone would link to the file, which the next report replaces
+            run.log({"results": table, **study_media(page, output / "contact_sheet.png", output / "index.html")})
+            run.summary.update(study_summary(page))
+            copied = shutil.copy(
+                output / "results.json", run.dir
+            )  # W&B alone would link to the file, which the next report replaces
             run.save(copied, base_path=run.dir, policy="now")
             run.finish()
         except Exception as error:
@@ -105,3 +134,8 @@ class Tracker:
         if logger is not None:
             with contextlib.suppress(Exception):  # the run's own error is the one to be seen
                 logger.experiment.finish(exit_code=1)
+
+
+def _wandb_id(name: str) -> str:
+    """W&B's ids may not hold some characters, nor more than 128."""
+    return re.sub(r"[^\w.+-]", "-", name)[-128:]

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from megasr.evaluation.comparison.pictures import Source
 
 _OWN = files("ablations") / "page" / "assets"
+_STYLES = (ASSETS / "page.css", _OWN / "page.css")
 
 
 def write_page(content: StudyPage, path: Path, webp_quality: int | None = None) -> None:
@@ -41,7 +42,7 @@ def write_page(content: StudyPage, path: Path, webp_quality: int | None = None) 
     labels = {source.label: number for number, source in enumerate(sources)}
     head, tail = make_frame(
         _OWN / "page.html",
-        [ASSETS / "page.css", _OWN / "page.css"],
+        _STYLES,
         [*VIEWER_SCRIPTS, _OWN / "page.js"],
         facts,
         title=escape(content.title),
@@ -56,6 +57,12 @@ def write_page(content: StudyPage, path: Path, webp_quality: int | None = None) 
             for block in blocks(sources, keys, webp_quality, lambda what, done, total: None):
                 file.write(block)
         file.write(tail)
+
+
+def figure_page(svg: str) -> str:
+    """A figure of the page alone, as HTML that needs no network."""
+    style = "".join(file.read_text() for file in _STYLES)
+    return f"<!doctype html><meta charset=utf-8><style>{style}</style><body>{svg}</body>"
 
 
 def make_sources(content: StudyPage) -> list[Source]:

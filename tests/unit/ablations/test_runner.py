@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -261,18 +262,20 @@ def test_the_report_of_the_study(copy: Path, finished: StudyResult) -> None:
 def test_wandb_gets_the_report_of_new_runs_once(
     copy: Path, finished: StudyResult, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reports: list[tuple[str, list[list[object]], Path, Path]] = []
+    reports: list[tuple[str, list[list[object]], Path]] = []
 
-    def report(self: Tracker, columns: tuple[str, ...], rows: list[list[object]], *files: Path) -> None:
+    def report(
+        self: Tracker, columns: tuple[str, ...], rows: list[list[object]], page: Any, folder: Path, _: Any
+    ) -> None:
         assert {len(row) for row in rows} == {len(columns)}
-        reports.append((self._group, rows, *files[:2]))
+        reports.append((self._group, rows, folder))
 
     monkeypatch.setattr(Tracker, "report", report)
     quiet = Console(quiet=True, width=140)
     write_report(finished, copy, quiet)
-    ((group, rows, sheet, results),) = reports
+    ((group, rows, folder),) = reports
     assert group == finished.group
     assert len(rows) == (5 + 4) * 2 + 2
-    assert sheet.is_file() and results.is_file()
+    assert all((folder / name).is_file() for name in ("contact_sheet.png", "index.html", "results.json"))
     write_report(_run(copy), copy, quiet)
     assert len(reports) == 1

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,15 @@ import numpy as np
 import pytest
 import torch
 
+from ablations.page.content import StudyPage
+from ablations.page.page import write_page
 from ablations.plan import RunPlan
 from ablations.results import RunResult
 from ablations.tracking import Tracker
 from megasr import tracking
 from megasr.images import write_png
-from tests.helpers.wandb_record import read_records
+from tests.helpers.study_page import study_page, with_pictures
+from tests.helpers.wandb_record import history, offline_runs, read_records
 
 PLAN = RunPlan(
     "study-canny-s0-1234", "study", "canny", 0, {"model": {"adapter": {"guidance": ["canny"]}, "seed": 0}}, "1234"
@@ -42,9 +46,24 @@ def test_disabled_opens_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     said: list[str] = []
     tracker = Tracker("group", said.append)
     assert tracker.open(PLAN, tmp_path / "run") is None
-    tracker.close(None, RESULT, {})
+    tracker.close(None, RESULT, {}, {})
     assert said == []
     assert not (tmp_path / "run").exists()
+
+
+def _answer(output: Path) -> StudyPage:
+    """A study's page with pictures, and the files that stand beside it."""
+    output.mkdir()
+    page = with_pictures(study_page(6), output, 2)
+    write_page(page, output / "index.html")
+    write_png(np.zeros((8, 8, 3), np.uint8), output / "contact_sheet.png")
+    (output / "results.json").write_text('{"trust": "care"}')
+    return page
+
+
+def _media(folder: Path) -> Counter[str]:
+    """How many files of each kind W&B has kept."""
+    return Counter("".join(path.suffixes[-2:]) for path in folder.rglob("media/**/*") if path.is_file())
 
 
 def test_an_offline_run_holds_config_group_tags_pictures_and_table(
@@ -53,34 +72,57 @@ def test_an_offline_run_holds_config_group_tags_pictures_and_table(
     said: list[str] = []
     monkeypatch.setattr(sys, "stdin", io.StringIO())  # a prompt would read it
     tracker = Tracker("study-abcd", said.append)
-    logger = tracker.open(PLAN, tmp_path / "run")
-    assert logger is not None, said
-    assert "WANDB_MODE" not in os.environ  # Lightning's own offline switch would change it for what comes next
-    run = logger.experiment
-    assert (run.group, run.job_type, run.tags, run.name) == ("study-abcd", "canny", ("canny",), PLAN.run_id)
-    assert run.config["model"]["adapter"]["guidance"] == ["canny"]
-    assert run.config["seed"] == 0
     views = {name: torch.full((3, 8, 8), value) for name, value in (("lq_up", 0.1), ("sr", 0.5), ("hq", 0.9))}
-    tracker.close(logger, RESULT, {"a/0": views})
-    sheet, results = tmp_path / "sheet.png", tmp_path / "results.json"
-    write_png(np.zeros((8, 8, 3), np.uint8), sheet)
-    results.write_text('{"trust": "care"}')
-    table = [["canny", 0.5], ["none", None]]
-    tracker.report(("row", "p_holm"), table, sheet, results, {"primary_metric": "psnr_y"}, tmp_path / "report")
+    for attempt in range(2):  # a training that has failed and is tried again
+        logger = tracker.open(PLAN, tmp_path / "run")
+        assert logger is not None, said
+        assert "WANDB_MODE" not in os.environ  # Lightning's own offline switch would change it for what comes next
+        run = logger.experiment
+        assert (run.group, run.job_type, run.name) == ("study-abcd", "canny", "canny seed 0")
+        assert run.tags == ("study", "canny")
+        assert run.id == PLAN.run_id
+        assert run.config["model"]["adapter"]["guidance"] == ["canny"]
+        assert (run.config["seed"], run.config["fingerprint"]) == (0, "1234")
+        if attempt == 0:
+            tracker.abort(logger)
+    tracker.close(logger, RESULT, {"a/0": views}, {"modulation/unet.mid/canny": 0.2, "gate/unet.mid": 0.1})
     assert said == []
-    media = [path.name for path in (tmp_path / "run").rglob("media/**/*") if path.is_file()]
-    assert sum(name.endswith(".png") for name in media) == 3
-    assert sum(name.endswith(".table.json") for name in media) == 1
-    report = {path.name: path for path in (tmp_path / "report").rglob("files/**/*") if path.is_file()}
-    assert sum(name.endswith(".png") for name in report) == 1
-    (stored,) = (path for name, path in report.items() if name.endswith(".table.json"))
-    assert json.loads(stored.read_text())["data"] == table
-    results.write_text("the next report")  # must not change what was logged
-    assert report["results.json"].read_text() == '{"trust": "care"}'
-    (offline,) = (tmp_path / "report").rglob("*.wandb")
-    record = json.dumps(read_records(offline))
-    assert all(word in record for word in ("study-abcd-report", "results.json", "primary_metric"))
+    assert _media(tmp_path / "run") == {".png": 4, ".table.json": 1}
+    *_, record = offline_runs(tmp_path / "run")
+    (row,) = [row for row in history(record) if "mean/psnr_y" in row]
+    assert (row["mean/psnr_y"], row["modulation/unet.mid/canny"]) == (20.0, 0.2)
+    assert row["guidance_use._type"] == "image-file"
     assert capfd.readouterr() == ("", "")
+
+
+def test_the_run_of_a_study_holds_the_answer_and_is_one_however_often_it_is_reported(tmp_path: Path) -> None:
+    said: list[str] = []
+    output = tmp_path / "study"
+    page = _answer(output)
+    for _ in range(2):
+        Tracker("study-abcd", said.append).report(("row", "p"), [["canny", 0.5]], page, output, {"primary_metric": "x"})
+    assert said == []
+    first, second = offline_runs(output)
+    (one,), (other,) = ([r["run"] for r in read_records(record) if r["type"] == "run"] for record in (first, second))
+    assert one["run_id"] == other["run_id"] == "study-abcd-study"
+    assert (one["run_group"], one["job_type"], one["display_name"]) == ("study-abcd", "study", page.title)
+    (row,) = [row for row in history(first) if "ranking._type" in row]
+    kinds = {key.removesuffix("._type"): value for key, value in row.items() if key.endswith("._type")}
+    figures = {f"figures/{name}": "html-file" for name in ("ranking", "shapley", "synergy")}
+    tables = dict.fromkeys(("results", "ranking", "shapley", "synergy"), "table-file")
+    pictures = {f"pictures/{shown.key}": "images/separated" for shown in page.pictures}
+    assert kinds == figures | tables | pictures | {"page": "html-file", "contact_sheet": "image-file"}
+    files = first.parent / "files"
+    ranking = json.loads((files / row["ranking.path"]).read_text())
+    assert [cells[0] for cells in ranking["data"]] == [ranked.label for ranked in page.ranked]
+    assert [cells[2:5] for cells in ranking["data"]] == [[r.mean, r.low, r.high] for r in page.ranked]
+    assert (files / row["page.path"]).read_text() == (output / "index.html").read_text()
+    shown = page.pictures[0]
+    assert row[f"pictures/{shown.key}.count"] == 2 + (shown.bicubic is not None) + len(shown.restorations)
+    (output / "results.json").write_text("the next report")  # must not change what was logged
+    assert (files / "results.json").read_text() == '{"trust": "care"}'
+    summary = json.dumps([record for record in read_records(first) if record["type"] == "summary"])
+    assert page.trust in summary and page.ranked[0].label in summary
 
 
 def test_failures_are_one_line_and_fall_back(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -112,10 +154,10 @@ def test_a_failure_at_the_end_does_not_lose_the_result(monkeypatch: pytest.Monke
 
     said: list[str] = []
     tracker = Tracker("group", said.append)
-    tracker.close(Broken(), RESULT, {})
+    tracker.close(Broken(), RESULT, {}, {})
     tracker.abort(Broken())
     monkeypatch.setattr(tracker, "_open", lambda *_: Broken())
-    tracker.report((), [], Path("sheet.png"), Path("results.json"), {}, Path("report"))
+    tracker.report((), [], study_page(), Path("report"), {})
     assert said == [
         f"W&B lost the end of {PLAN.run_id} (No space left on device); its results are on disk",
         "W&B lost the report (No space left on device); it is on disk",
