@@ -70,7 +70,7 @@ def execute_run(
     """
     trained_in = trained_in or folder
     write_text(folder / "config.yaml", _as_yaml(plan))
-    logger = tracker.open(plan, folder / "wandb")
+    logger, strengths = tracker.open(plan, folder / "wandb"), dict[str, float]()
     try:
         training = read_training(plan, trained_in)
         if training is None:
@@ -82,7 +82,6 @@ def execute_run(
         load_adapter(model, trained_in)
         device = torch.device(training.device if torch.cuda.is_available() else "cpu")
         batches = (held_out or HeldOut()).batches(plan.config["data"], components, device)
-        strengths: dict[str, float] = {}
         restore = _watched(model.to(device).eval(), strengths)
         rows, pictures = _evaluate(batches, restore, evaluator, folder, baseline)
         result = _finish(

@@ -13,7 +13,7 @@ from ablations.page.content import Bar, RankedRow, StudyPage
 from ablations.page.svg import Scale, decimals, element, figure, line, number, scale_over, text, width_of
 
 WIDE_PX, NARROW_PX = 1080, 358
-_LABEL_PX, _VALUE_PX = 230, 340  # beside the plot, wide
+_LABEL_PX, _VALUE_PX = 230, 425  # beside the plot, wide
 _DOT_STEP_PX = 24  # between two types in the matrix of dots
 _AXIS_PX = 46
 _INSET_PX = 8  # a mark at the end of the scale is still whole
@@ -144,7 +144,7 @@ def _words(one: Line, bars: Sequence[Bar], layout: Layout, place: int) -> list[s
     if layout.wide:
         right = layout.plot[1] + _INSET_PX + 14
         found = [text(one.bar.label, 0, middle + 4, "label", _LABEL_PX - 8), text(value, right, middle + 4, "value")]
-        after = right + 190
+        after = right + max(width_of(interval_text(bar, bars), 12) for bar in bars) + 16
         return [*found, text(verdict, after, middle + 4, f"verdict {one.kind}", WIDE_PX - after)] if verdict else found
     y = middle - 13
     room = NARROW_PX - width_of(value, 12) - 10
