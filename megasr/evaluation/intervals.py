@@ -272,7 +272,8 @@ def _clusters(keys: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
 
 def _sums(values: np.ndarray, cluster: np.ndarray, count: int) -> np.ndarray:
     """Sums over the crops of each photograph: (S, I) -> (S, P)."""
-    return np.stack([np.bincount(cluster, row, minlength=count) for row in values])
+    sums = [np.bincount(cluster, row, minlength=count) for row in values]
+    return np.reshape(sums, (len(values), count))  # also of no rows: a set may be measured by FID alone
 
 
 def _multinomial(generator: np.random.Generator, count: int, resamples: int) -> np.ndarray:

@@ -167,3 +167,8 @@ def test_intervals_of_means_are_those_of_the_paired_bootstrap() -> None:
     assert mean_intervals(data[:3], crops[:3], numpy_generator(0)) == []
     (two,) = mean_intervals(np.array([[1.0], [5.0]]), ["a", "b"], numpy_generator(0))
     assert two == pytest.approx((3 - 12.706 * 2, 3 + 12.706 * 2), abs=1e-3)
+
+
+def test_no_metric_has_no_interval() -> None:
+    """A set that is measured by FID alone has no values of single images."""
+    assert mean_intervals(np.zeros((3, 0)), ["a", "b", "c"], numpy_generator(0)) == []
