@@ -10,7 +10,7 @@ BIN := .venv/bin
 help:
 	@echo "make study   train and compare the guidance types on the tiny prior; results in runs/study"
 	@echo "make test    run the tests"
-	@echo "make prior   make the tiny prior and extractors anew, from nothing, in runs/tiny; hours on two cores"
+	@echo "make prior   make the tiny prior, extractors and adapter anew, from nothing, in runs/tiny; hours on two cores"
 	@echo "make lint    check style and types"
 	@echo "make clean   remove .venv and caches (runs/ is kept)"
 
@@ -28,6 +28,8 @@ prior: $(INSTALLED)
 	$(BIN)/megasr pretrain --config experiments/tiny/extractors.yaml
 	$(BIN)/megasr pretrain --config experiments/tiny/pgft_extractors.yaml
 	$(BIN)/megasr pretrain --config experiments/tiny/pgft_clip.yaml
+	$(BIN)/megasr fit --config experiments/survival/warmup.yaml
+	$(BIN)/python -m experiments.tiny.ship_adapter runs/survival/warmup/last.ckpt --output runs/tiny/adapter/adapter.ckpt
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
