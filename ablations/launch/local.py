@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 import traceback
@@ -140,6 +141,7 @@ def _listen(one: _Running) -> Iterator[Event]:
 def _child(task: Task, slot: Slot, outbox: Connection, lifeline: tuple[int, int]) -> None:
     os.close(lifeline[1])
     os.setpgrp()  # Ctrl-C reaches the driver alone, which then asks every task once to save and end
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a driver in the background of a script ignores it
     threading.Thread(target=_die_with_parent, args=(lifeline[0],), daemon=True).start()
     os.environ.update(slot.environment)
     task.folder.mkdir(parents=True, exist_ok=True)
@@ -175,8 +177,6 @@ def _die_with_parent(descriptor: int) -> None:
 
 
 def _stop(running: Sequence[_Running]) -> None:
-    import signal
-
     for one in running:
         if one.process.is_alive():
             os.kill(one.process.pid, signal.SIGINT)

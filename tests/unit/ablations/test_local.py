@@ -106,6 +106,15 @@ def test_tasks_may_save_when_the_caller_stops_listening(tmp_path: Path) -> None:
     assert (tmp_path / "saved").exists() and time.monotonic() - started < 20
 
 
+def test_tasks_may_save_in_the_background_of_a_script(tmp_path: Path) -> None:
+    """There SIGINT is ignored, by all that is started."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        test_tasks_may_save_when_the_caller_stops_listening(tmp_path)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_tasks_die_with_a_driver_that_is_killed(tmp_path: Path, root: Path) -> None:
     script = f"""
 import os, sys, time
