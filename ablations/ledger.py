@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,6 +35,7 @@ class Ledger:
         line = json.dumps({"time": now, "training": event.task, "event": event.kind, **details}) + "\n"
         try:
             with self._path.open("a") as file:
+                fcntl.flock(file, fcntl.LOCK_EX)  # the jobs of a cluster write to the same file
                 file.write(line)
         except OSError as error:
             raise MegaSRError(f"cannot write {self._path}: {error.strerror or error}") from error

@@ -60,6 +60,8 @@ class StudyTable:
         row = self._rows[event.task]
         if event.kind == "started":
             row.state, row.slot, row.since, row.done = "starting", event.details["slot"], time.monotonic(), 0
+        elif event.kind == "queue":
+            row.state, row.slot = event.details["state"], event.details["slot"]
         elif event.kind == "step":
             if row.state != "training":
                 row.state, row.since, row.first_step = "training", time.monotonic(), event.details["step"] - 1
@@ -74,7 +76,7 @@ class StudyTable:
         if self._console.is_terminal:
             self._draw(changed)
         elif changed and event.kind != "run":
-            self.tell(f"{row.label}: {row.state}{f' on {row.slot}' if row.state == 'starting' else ''}")
+            self.tell(f"{row.label}: {row.state}{f' on {row.slot}' if event.kind in ('started', 'queue') else ''}")
 
     @contextmanager
     def shown(self) -> Iterator[None]:

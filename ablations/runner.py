@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,8 @@ from megasr.evaluation.evaluator import Evaluator
 from megasr.evaluation.protocol import WEIGHT_FREE_V1
 from megasr.evaluation.spec import Protocol
 from megasr.files import locked_folder
+
+Hear = Callable[[Event], None]
 
 
 @dataclass(frozen=True)
@@ -90,12 +92,69 @@ class OpenStudy:
             MegaSRError: another process works in `output`, or bicubic, which every run is checked against, cannot be
                 measured. Any other run that fails is named in the result, and the study goes on.
         """
+        return self.driven(lambda: self._work().all(self.jobs, slots, retries))
+
+    def driven(self, launch: Callable[[], Mapping[str, str]]) -> StudyResult:
+        """Do what is left by a launcher, which returns run id -> reason of the runs that failed; see run.
+
+        Raises:
+            MegaSRError: another driver works in `output`, or the launcher cannot go on.
+        """
         with locked_folder(self.output):
-            reused, jobs = tuple(self.finished), self.jobs
-            evaluator = Evaluator(self.protocol)
-            work = _Work(self.output, self.group, self.components, evaluator, self.output / self.plans[0].run_id)
-            failed = work.all(jobs, slots, retries) if jobs else {}
+            reused = tuple(self.finished)
+            failed = launch() if self.jobs else {}
         return self.result(reused, failed)
+
+    def run_one(self, run_id: str, slot: Slot, retries: int = 1, hear: Hear | None = None) -> dict[str, str]:
+        """Do one training and what rests on it, beside other processes that do others of the same study.
+
+        Args:
+            run_id: the run that hosts the training, or one that rests on it.
+            slot: where.
+            retries: see run.
+            hear: is told what happens.
+
+        Returns:
+            Run id -> reason of runs that failed; empty when nothing is left to do.
+
+        Raises:
+            UsageError: the study has no such run, or a config does not fit.
+            MegaSRError: bicubic is not measured yet, or cannot be.
+        """
+        plans = {plan.run_id: plan for plan in self.plans}
+        if run_id not in plans:
+            raise UsageError(f"study {self.study.name} has no run {run_id!r} with this recipe; see `megasr study plan`")
+        jobs = [job for job in self.jobs if job.host.training == plans[run_id].training]
+        baseline = self.plans[0]
+        if jobs and run_id != baseline.run_id and baseline.run_id not in self.finished:
+            raise MegaSRError(f"run {baseline.run_id} comes first: every other one is checked against it")
+        return self._work().all(jobs, [slot], retries, hear) if jobs else {}
+
+    def unfinished(self, job: Job) -> list[str]:
+        """The runs of a job that have no result."""
+        runs = [plan for plan in job.todo if read_finished(plan, self.protocol, self.output / plan.run_id) is None]
+        return [plan.run_id for plan in runs]
+
+    def failures(self, job: Job, event: Event, tell: Callable[[str], None]) -> dict[str, str]:
+        """Run id -> reason of the runs of a failed job that have no result; each is told.
+
+        Raises:
+            UsageError: what stops the study: a config does not fit.
+            MegaSRError: the same: bicubic cannot be measured.
+        """
+        error = event.details["error"]
+        if isinstance(error, UsageError):
+            raise UsageError(f"run {event.task}: {error}") from error
+        if job.host.seed is None:
+            raise MegaSRError(f"run {event.task}: {error}; no other run can be checked without it") from error
+        reason = " ".join(str(error).split())
+        lost = self.unfinished(job)
+        for run_id in lost:
+            tell(f"run {run_id} failed: {reason}")
+        return dict.fromkeys(lost, reason)
+
+    def _work(self) -> _Work:
+        return _Work(self, Evaluator(self.protocol), self.output / self.plans[0].run_id)
 
     def result(self, reused: Sequence[str] | None = None, failed: Mapping[str, str] | None = None) -> StudyResult:
         """What is finished. Nothing is new unless said."""
@@ -157,19 +216,17 @@ def plan_jobs(plans: Sequence[RunPlan], finished: Sequence[str]) -> list[Job]:
 class _Work:
     """What the processes of one study share."""
 
-    output: Path
-    group: str
-    components: Components
+    study: OpenStudy
     evaluator: Evaluator
     baseline: Path
 
-    def all(self, jobs: Sequence[Job], slots: Sequence[Slot], retries: int) -> dict[str, str]:
+    def all(self, jobs: Sequence[Job], slots: Sequence[Slot], retries: int, hear: Hear | None = None) -> dict[str, str]:
         """Do all jobs, bicubic before the others. Returns run id -> reason, in one line, of runs that failed."""
         from rich.console import Console
 
         import ablations.execute  # noqa: F401  here, not in every process: that takes seconds
 
-        ledger, table = Ledger(self.output), StudyTable(Console())
+        ledger, table = Ledger(self.study.output), StudyTable(Console())
         failed: dict[str, str] = {}
         for job in jobs:
             table.add(job.host.run_id, job.label, len(job.todo), job.host.max_steps)
@@ -179,59 +236,47 @@ class _Work:
                 by_name = {job.host.run_id: job for job in stage}
                 for event in run_tasks([self._task(job) for job in stage], slots, retries):
                     table.heard(event)
+                    if hear is not None:
+                        hear(event)
                     if event.kind == "tell":
                         table.tell(event.details["line"])
                     elif event.kind != "step":
                         ledger.add(event)
                     if event.kind == "failed":
-                        failed |= self._failures(by_name[event.task], event, table)
+                        failed |= self.study.failures(by_name[event.task], event, table.tell)
         return failed
 
     def _task(self, job: Job) -> Task:
+        folder = self.study.output / job.host.run_id
+
         def work(send: Send) -> None:
-            self._do(job, send)
+            with locked_folder(folder):  # a driver on another machine may have been given the same training
+                self._do(job, folder, send)
 
-        return Task(job.host.run_id, work, self.output / job.host.run_id)
+        return Task(job.host.run_id, work, folder)
 
-    def _do(self, job: Job, send: Send) -> None:
+    def _do(self, job: Job, folder: Path, send: Send) -> None:
         """In a process of its own: the training, and one evaluation after the other."""
         from ablations.execute import execute_baseline, execute_run
         from ablations.held_out import HeldOut
         from ablations.tracking import Tracker
 
+        components = self.study.components
         if job.host.seed is None:
-            execute_baseline(job.host, self.components, self.evaluator, self.output / job.host.run_id)
+            execute_baseline(job.host, components, self.evaluator, folder)
             return
         held_out = HeldOut()
-        tracker = Tracker(self.group, lambda line: send("tell", line=line))
+        tracker = Tracker(self.study.group, lambda line: send("tell", line=line))
         for number, plan in enumerate(job.todo):
             send("run", number=number, run=plan.run_id)
             execute_run(
                 plan,
-                self.components,
+                components,
                 self.evaluator,
-                self.output / plan.run_id,
+                self.study.output / plan.run_id,
                 self.baseline,
                 tracker,
                 lambda step, loss: send("step", step=step, loss=loss),
-                self.output / job.host.run_id,
+                folder,
                 held_out,
             )
-
-    def _failures(self, job: Job, event: Event, table: StudyTable) -> Mapping[str, str]:
-        """The runs of a failed job that have no result. Raises what stops the study."""
-        error = event.details["error"]
-        if isinstance(error, UsageError):
-            raise UsageError(f"run {event.task}: {error}") from error
-        if job.host.seed is None:
-            raise MegaSRError(f"run {event.task}: {error}; no other run can be checked without it") from error
-        reason = " ".join(str(error).split())
-        lost = [plan.run_id for plan in self._unfinished(job)]
-        for run_id in lost:
-            table.tell(f"run {run_id} failed: {reason}")
-        return dict.fromkeys(lost, reason)
-
-    def _unfinished(self, job: Job) -> Iterator[RunPlan]:
-        for plan in job.todo:
-            if read_finished(plan, self.evaluator.protocol, self.output / plan.run_id) is None:
-                yield plan

@@ -96,7 +96,7 @@ def run_tasks(tasks: Sequence[Task], slots: Sequence[Slot], retries: int = 1) ->
                     reason = f"{one.end.details['reason']}; see {one.task.folder / LOG_FILE}"
                     yield Event(one.task.name, "failed", {"error": MegaSRError(reason)})
     finally:
-        _stop(running)
+        _stop([one.process for one in running])
         for end in lifeline:
             os.close(end)
 
@@ -142,6 +142,9 @@ def _child(task: Task, slot: Slot, outbox: Connection, lifeline: tuple[int, int]
     os.close(lifeline[1])
     os.setpgrp()  # Ctrl-C reaches the driver alone, which then asks every task once to save and end
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a driver in the background of a script ignores it
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for other in (signal.SIGUSR1, signal.SIGUSR2):  # SLURM warns a job by them: the driver's affair
+        signal.signal(other, signal.SIG_IGN)
     threading.Thread(target=_die_with_parent, args=(lifeline[0],), daemon=True).start()
     os.environ.update(slot.environment)
     task.folder.mkdir(parents=True, exist_ok=True)
@@ -176,12 +179,17 @@ def _die_with_parent(descriptor: int) -> None:
     os._exit(1)
 
 
-def _stop(running: Sequence[_Running]) -> None:
-    for one in running:
-        if one.process.is_alive():
-            os.kill(one.process.pid, signal.SIGINT)
-    for one in running:
-        one.process.join(_PATIENCE_S)
-        if one.process.is_alive():
-            one.process.kill()
-            one.process.join()
+def stop_children() -> None:
+    """Give all tasks of this process half a minute to save and end."""
+    _stop(multiprocessing.active_children())
+
+
+def _stop(processes: Sequence[Any]) -> None:
+    for process in processes:
+        if process.is_alive():
+            os.kill(process.pid, signal.SIGINT)
+    for process in processes:
+        process.join(_PATIENCE_S)
+        if process.is_alive():
+            process.kill()
+            process.join()

@@ -3,8 +3,17 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from megasr.errors import MegaSRError, UsageError
+from megasr.files import locked_folder
+
+if TYPE_CHECKING:
+    from ablations.runner import OpenStudy
+
+_LAUNCHERS = ("local", "slurm", "wandb")
 
 
 def add_parser(commands: Any) -> None:
@@ -18,6 +27,16 @@ def add_parser(commands: Any) -> None:
     plan.add_argument("--no-probe", action="store_true", help="do not take a few steps to measure the cost")
     start = actions.add_parser("run", help="run a study and write its report; finished runs are kept")
     start.add_argument("--retries", type=int, default=1, help="of a training whose process dies (default: 1)")
+    start.add_argument(
+        "--launcher",
+        choices=_LAUNCHERS,
+        default="local",
+        help="where the runs are made: in processes here (default), SLURM jobs, or by the agents of a W&B sweep",
+    )
+    start.add_argument(
+        "--slurm", nargs="+", default=[], metavar="KEY=VALUE", help="of the jobs: partition=a time=600 .."
+    )
+    start.add_argument("--only", metavar="RUN_ID", help="do the training of this run alone, and write no report")
     report = actions.add_parser("report", help="write the report of what is finished, and run nothing")
     agree = actions.add_parser("agree", help="say how well one study's ranking predicts another's")
     agree.add_argument("--config", type=Path, nargs=2, required=True, help="recipes: of the cheap study, of the other")
@@ -74,15 +93,74 @@ def run_plan(arguments: argparse.Namespace) -> None:
 def run_study(arguments: argparse.Namespace) -> None:
     """Run the study, then write its report into the output folder.
 
+    With `--only` one training is done and no report is written; with `--launcher wandb` a sweep is written, whose
+    agents do that.
+
     Raises:
-        UsageError: the study or a value of its recipe is unknown.
+        UsageError: the study or a value of its recipe is unknown, or options do not go together.
         MegaSRError: a run failed.
     """
     from ablations.launch.slots import make_slots
     from ablations.report import write_report
 
-    slots = make_slots(arguments.devices, arguments.per_device)
-    write_report(_open(arguments).run(slots, arguments.retries), arguments.output)
+    _check_options(arguments)
+    study = _open(arguments)
+    if arguments.only is not None:
+        _run_one(study, arguments)
+    elif arguments.launcher == "wandb":
+        _make_sweep(study, arguments)
+    elif arguments.launcher == "slurm":
+        from ablations.launch.slurm import run_on_slurm
+
+        parameters = _pairs(arguments.slurm)
+        write_report(study.driven(lambda: run_on_slurm(study, parameters, arguments.retries)), arguments.output)
+    else:
+        slots = make_slots(arguments.devices, arguments.per_device)
+        write_report(study.run(slots, arguments.retries), arguments.output)
+
+
+def _check_options(arguments: argparse.Namespace) -> None:
+    if arguments.slurm and arguments.launcher != "slurm":
+        raise UsageError("--slurm goes with --launcher slurm")
+    if arguments.only is not None and arguments.launcher != "local":
+        raise UsageError(f"--only does a run here and now; leave out --launcher {arguments.launcher}")
+    if arguments.launcher != "local" and (arguments.devices != "auto" or arguments.per_device is not None):
+        raise UsageError("--devices and --per-device are of --launcher local; a job takes the device that it is given")
+
+
+def _pairs(options: Sequence[str]) -> dict[str, str]:
+    if wrong := [option for option in options if "=" not in option]:
+        raise UsageError(f"--slurm takes KEY=VALUE, got {wrong[0]!r}")
+    return dict(option.split("=", 1) for option in options)
+
+
+def _run_one(study: OpenStudy, arguments: argparse.Namespace) -> None:
+    from ablations.launch.slots import make_slots
+    from ablations.launch.sweep import leave_sweep
+
+    leave_sweep()
+    slot = make_slots(arguments.devices, arguments.per_device)[0]
+    if failed := study.run_one(arguments.only, slot, arguments.retries):
+        raise MegaSRError("; ".join(f"{run_id}: {reason}" for run_id, reason in failed.items()))
+
+
+def _make_sweep(study: OpenStudy, arguments: argparse.Namespace) -> None:
+    from ablations.launch.slots import make_slots
+    from ablations.launch.sweep import write_sweep
+
+    with locked_folder(study.output):
+        study.run_one(study.plans[0].run_id, make_slots("cpu", 1)[0])
+        path = write_sweep(study, _command(arguments))
+    print(f"wandb sweep {path}\nwandb agent SWEEP_ID   # on every device, from this folder; the sweep prints its id")
+    print("then the command that made the sweep, without --launcher wandb: it does what is left and writes the report")
+
+
+def _command(arguments: argparse.Namespace) -> list[str]:
+    """What a sweep's agent starts to do one training of this study."""
+    command = ["megasr", "study", "run", arguments.name, "--config", str(arguments.config)]
+    command += ["--output", str(arguments.output), "--retries", str(arguments.retries)]
+    command += ["--seeds", *map(str, arguments.seeds)] if arguments.seeds else []
+    return command + (["--steps", str(arguments.steps)] if arguments.steps else [])
 
 
 def run_report(arguments: argparse.Namespace) -> None:
@@ -116,7 +194,7 @@ def run_agree(arguments: argparse.Namespace) -> None:
     print(compare_studies(*results).as_markdown())
 
 
-def _open(arguments: argparse.Namespace) -> Any:
+def _open(arguments: argparse.Namespace) -> OpenStudy:
     from ablations.runner import open_study
 
     return open_study(arguments.name, arguments.config, arguments.output, arguments.seeds, arguments.steps)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from torch.utils.data import DataLoader
 from ablations.plan import Components
 from ablations.registry import Ablation, Study
 from megasr.batch import SRBatch
+from megasr.errors import MegaSRError
 from megasr.images import resize, upsample_lq
 from megasr.rng import torch_generator
 
@@ -78,7 +80,7 @@ class TinyModule(lightning.LightningModule):
         sampler: TinySampler = TinySampler(),
     ) -> None:
         super().__init__()
-        self.scale_factor, self.brightness = scale_factor, sampler.brightness
+        self.scale_factor, self.brightness, self.seed = scale_factor, sampler.brightness, seed
         self.weight = torch.nn.Parameter(torch.randn(3, generator=torch_generator(seed, "init")) * 0.01)
         self.shift = 0.02 * len(adapter.guidance)
 
@@ -144,3 +146,22 @@ def write_recipe(folder: Path, text: str = "") -> Path:
         "trainer: {max_steps: 2, accelerator: cpu, devices: 1, log_every_n_steps: 1}\n" + text
     )
     return path
+
+
+class SlowModule(TinyModule):
+    """Takes its time, so that it can be stopped on the way."""
+
+    def training_step(self, batch: SRBatch, batch_index: int) -> torch.Tensor:
+        """As quick steps, later."""
+        time.sleep(0.05)
+        return super().training_step(batch, batch_index)
+
+
+class FailingModule(TinyModule):
+    """Cannot be trained with seed 1."""
+
+    def training_step(self, batch: SRBatch, batch_index: int) -> torch.Tensor:
+        """Raise for seed 1."""
+        if self.seed == 1:
+            raise MegaSRError("the loss is not finite at step 1")
+        return super().training_step(batch, batch_index)
