@@ -232,12 +232,14 @@ def _read_step(output: Path, run_id: str) -> dict[str, Any] | None:
 
 
 def _last_words(folder: Path, job_id: str | None) -> str:
-    """Why a job ended without its result: the last line of its log."""
+    """Why a job ended without its result: the last line of its log that is not srun's, which only repeats that."""
     logs = sorted(folder.glob(f"{job_id}_*_log.err")) if job_id else []
     lines = [line for log in logs for line in log.read_text(errors="replace").splitlines() if line.strip()]
     if not lines:
         return f"SLURM job {job_id or 'unknown'} ended without a result and without a log in {folder}"
-    said = lines[-1].removeprefix(f"{MegaSRError.__module__}.{MegaSRError.__name__}: ")
+    said = next((line for line in reversed(lines) if not line.startswith("srun:")), lines[-1]).removeprefix(
+        f"{MegaSRError.__module__}.{MegaSRError.__name__}: "
+    )
     return f"{said} (SLURM job {job_id}; see {logs[-1]})"
 
 

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -49,7 +49,7 @@ def slurm_cluster(slots: int = 2) -> Iterator[dict[str, str]]:
         for command in (munge, ["slurmctld", "-D", "-i"], ["slurmd", "-D", "-N", "node"]):
             with (folder / f"{command[0]}.out").open("w") as log:
                 running.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
-            _wait(lambda: command is not munge or (folder / "munge.socket").exists(), folder)
+            _wait((folder / "munge.socket").exists, folder)
         _wait(lambda: "idle" in _said(["sinfo", "-h", "-o", "%t"], environment), folder)
         yield environment
     finally:
@@ -64,6 +64,7 @@ def slurm_cluster(slots: int = 2) -> Iterator[dict[str, str]]:
 
 
 def _config(folder: Path, slots: int) -> str:
+    # A requeued job may start again when its old credential has expired: after two minutes unless told otherwise.
     controller, node = _free_port(), _free_port()
     host, user = socket.gethostname(), getpass.getuser()
     return f"""
@@ -74,7 +75,7 @@ SlurmdUser={user}
 SlurmctldPort={controller}
 SlurmdPort={node}
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge.socket
+AuthInfo=socket={folder}/munge.socket,cred_expire=5
 CredType=cred/munge
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool
@@ -112,9 +113,9 @@ def _said(command: list[str], environment: dict[str, str]) -> str:
     return subprocess.run(command, env=environment, capture_output=True, text=True).stdout
 
 
-def _wait(ready: object, folder: Path) -> None:
+def _wait(ready: Callable[[], bool], folder: Path) -> None:
     deadline = time.monotonic() + _START_S
-    while not ready():  # type: ignore[operator]
+    while not ready():
         if time.monotonic() > deadline:
             logs = [path.read_text(errors="replace")[-2000:] for path in (*folder.glob("*.log"), *folder.glob("*.out"))]
             raise RuntimeError("SLURM does not start:\n" + "\n".join(logs))
