@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ablations.conclusions import Comparison, Report
-from ablations.page.content import Bar, Curve, Failure, Heat, PictureRow, RankedRow, StudyPage
+from ablations.learning import learning_curves
+from ablations.page.content import Bar, Failure, Heat, PictureRow, RankedRow, StudyPage
 from ablations.plan import BICUBIC
 from ablations.registry import Ablation
 from ablations.results import RunResult, StudyResult, values
-from ablations.train import read_losses
 
 _SHOWN_IMAGES = 12
 
@@ -21,6 +21,7 @@ def study_page(result: StudyResult, report: Report) -> StudyPage:
     ablations = (study.reference, *study.ablations)
     bars = {name: _bar(name, found) for name, found in report.worth.items()}
     cells = {pair: _bar(" + ".join(pair), found) for pair, found in report.synergies.items()}
+    curves, curves_show = learning_curves(result)
     return StudyPage(
         title=study.name,
         question=study.question,
@@ -31,7 +32,8 @@ def study_page(result: StudyResult, report: Report) -> StudyPage:
         rows=[_row(result, report, ablation, sign) for ablation in ablations],
         shapley=list(bars.values()) or None,
         synergy=Heat(tuple(bars), cells) if cells else None,
-        curves=list(_curves(result)),
+        curves=curves,
+        curves_show=curves_show,
         pictures=list(_pictures(result)),
         failures=[Failure(run_id, reason) for run_id, reason in result.failed.items()],
         notes=report.notes,
@@ -107,7 +109,7 @@ def _answer(result: StudyResult, report: Report) -> Iterator[str]:
     if report.ranks:
         first = max(report.ranks, key=lambda ranked: ranked.wins)
         yield (
-            f"Drawn again with other images and seeds, {'+'.join(sorted(first.subset)) or 'none'} would be first in "
+            f"Drawn again with other images and seeds, {_named(result, first.subset)} would be first in "
             f"{first.wins:.0%} of the draws."
         )
     trained = {run.train_s for run in result.runs if run.seed is not None}
@@ -115,12 +117,11 @@ def _answer(result: StudyResult, report: Report) -> Iterator[str]:
     yield f"It took {sum(trained) / 60:.0f} min of training and {evaluated / 60:.0f} min of restoring and measuring."
 
 
-def _curves(result: StudyResult) -> Iterator[Curve]:
-    for run in result.runs:
-        losses = read_losses(result.output / run.run_id)
-        if losses:
-            steps, values_ = zip(*losses, strict=True)
-            yield Curve(f"{run.ablation} s{run.seed}", [int(step) for step in steps], values_)
+def _named(result: StudyResult, subset: frozenset[str]) -> str:
+    """A combination as the ranking calls it."""
+    ablations = (result.study.reference, *result.study.ablations)
+    named = (ablation.name for ablation in ablations if set(ablation.combination or ()) == subset)
+    return next(named, "+".join(sorted(subset)) or "none")
 
 
 def _pictures(result: StudyResult) -> Iterator[PictureRow]:

@@ -203,6 +203,7 @@ class StudyPage:
         shapley: share of each type in the gain, None when it was not computed.
         synergy: of pairs of types, None when it was not computed.
         curves: learning curves.
+        curves_show: name of their axis, and a sentence on what they show.
         pictures: images to look at.
         failures: runs without numbers.
         notes: what limits the answer.
@@ -222,6 +223,7 @@ class StudyPage:
     shapley: Sequence[Bar] | None = None
     synergy: Heat | None = None
     curves: Sequence[Curve] = ()
+    curves_show: tuple[str, str] = ("training loss", "Training loss as it was logged.")
     pictures: Sequence[PictureRow] = ()
     failures: Sequence[Failure] = ()
     notes: Sequence[str] = ()

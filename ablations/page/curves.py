@@ -14,8 +14,8 @@ _NAME_STEP_PX = 16
 _BEGINNING = 0.1  # share of the steps whose losses may be cut off
 
 
-def curves_plot(curves: Sequence[Curve], wide: bool) -> str:
-    """All curves over one pair of axes."""
+def curves_plot(curves: Sequence[Curve], wide: bool, axis: str = "training loss") -> str:
+    """All curves over one pair of axes; `axis` says what they are."""
     width, left, right = (WIDE_PX, 52, 236) if wide else (NARROW_PX, 38, 128)
     height = max(300.0, _NAME_STEP_PX * len(curves) + 24)
     size = "wide" if wide else "narrow"
@@ -25,7 +25,7 @@ def curves_plot(curves: Sequence[Curve], wide: bool) -> str:
     up = scale_over(shown, height, 22)
     digits = decimals(shown)
     cut = max(filter(math.isfinite, (loss for curve in curves for loss in curve.losses))) > up.high
-    children = [*_axes(across, up, 6 if wide else 3), _clip(f"plot-area-{size}", across, up)]
+    children = [*_axes(across, up, 6 if wide else 3, axis), _clip(f"plot-area-{size}", across, up)]
     paths = [element("path", d=path(curve, across, up), class_=f"curve {_look(i)}") for i, curve in enumerate(curves)]
     children.append(element("g", *paths, clip_path=f"url(#plot-area-{size})"))
     lasts = [(curve, next((x for x in reversed(curve.losses) if math.isfinite(x)), None)) for curve in curves]
@@ -45,7 +45,9 @@ def curves_plot(curves: Sequence[Curve], wide: bool) -> str:
     if note:
         children.append(text(note, left, 12, "tick start", width - left, 12))
     described = "; ".join(f"{c.label} ends at {number(v, digits) if v is not None else '-'}" for c, v in lasts)
-    return figure(f"curves-{size}", size, width, height + 42, "Training loss over steps", described, *children)
+    return figure(
+        f"curves-{size}", size, width, height + 42, f"{axis[0].upper()}{axis[1:]} over steps", described, *children
+    )
 
 
 def visible_losses(curves: Sequence[Curve]) -> list[float]:
@@ -103,7 +105,7 @@ def _look(place: int) -> str:
     return f"hue-{place % _HUES} dash-{place // _HUES % 3}"
 
 
-def _axes(across: Scale, up: Scale, count: int) -> list[str]:
+def _axes(across: Scale, up: Scale, count: int, axis: str) -> list[str]:
     levels, stations = up.ticks(5), across.ticks(count)
     digits = decimals([levels[1] - levels[0]], 1) if len(levels) > 1 else decimals(levels)
     found = []
@@ -115,7 +117,7 @@ def _axes(across: Scale, up: Scale, count: int) -> list[str]:
         ]
     found += [text(f"{station:,.0f}", across.at(station), up.start + 18, "tick") for station in stations]
     found.append(line(across.start, up.start, across.end, up.start, "zero"))
-    return [*found, text("training loss over steps", (across.start + across.end) / 2, up.start + 38, "tick title")]
+    return [*found, text(f"{axis} over steps", (across.start + across.end) / 2, up.start + 38, "tick title")]
 
 
 def _clip(name: str, across: Scale, up: Scale) -> str:

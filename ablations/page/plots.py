@@ -196,7 +196,8 @@ def _dot_x(place: int) -> float:
 
 def legend() -> str:
     """What the marks of the ranking mean, as HTML."""
-    words = [("better", "better or worse: the interval excludes zero"), ("undecided", "undecided"),
+    words = [("better", "better or worse: the interval excludes zero, and p < 0.05 after Holm's correction"),
+             ("undecided", "undecided"),
              ("reference", "reference"), ("control", "control: it shows whether the study can be trusted")]  # fmt: skip
     signs = [element("svg", mark(kind, 8, 8), viewBox="0 0 16 16", width=16, height=16, class_="plot sign",
                      aria_hidden="true") for kind, _ in words]  # fmt: skip

@@ -19,7 +19,6 @@ _SYNERGY = (
     "Hatched: the 95 % interval contains zero."
 )
 _EXPECTED = "Written before the runs; in bold what was found."
-_CURVES = "Training loss as it was logged, not smoothed; the number is the last value."
 _ABSENT = '<td class="number quiet">\u2013</td>'
 
 
@@ -58,9 +57,15 @@ def findings(page: StudyPage, sources: Mapping[str, int]) -> str:
     if page.synergy and page.synergy.cells:
         both = _both(synergy_plot(page.synergy, metric, True), synergy_plot(page.synergy, metric, False))
         found.append(_section("synergy", "Pairs of types", both, _SYNERGY))
+    axis, note = page.curves_show
     if curves := [curve for curve in page.curves if any(map(math.isfinite, curve.losses))]:
         found.append(
-            _section("curves", "Learning curves", _both(curves_plot(curves, True), curves_plot(curves, False)), _CURVES)
+            _section(
+                "curves",
+                "Learning curves",
+                _both(curves_plot(curves, True, axis), curves_plot(curves, False, axis)),
+                note,
+            )
         )
     return "\n".join(found)
 

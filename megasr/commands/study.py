@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megasr.errors import MegaSRError, UsageError
-from megasr.files import locked_folder
 
 if TYPE_CHECKING:
     from ablations.runner import OpenStudy
@@ -147,6 +146,7 @@ def _run_one(study: OpenStudy, arguments: argparse.Namespace) -> None:
 def _make_sweep(study: OpenStudy, arguments: argparse.Namespace) -> None:
     from ablations.launch.slots import make_slots
     from ablations.launch.sweep import write_sweep
+    from megasr.files import locked_folder
 
     with locked_folder(study.output):
         study.run_one(study.plans[0].run_id, make_slots("cpu", 1)[0])

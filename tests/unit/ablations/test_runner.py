@@ -16,11 +16,13 @@ from rich.console import Console
 
 from ablations.execute import execute_run
 from ablations.launch.slots import Slot
+from ablations.learning import learning_curves
 from ablations.plan import BICUBIC, RunPlan
 from ablations.report import write_report
 from ablations.results import METRICS_FILE, RunResult, StudyResult
 from ablations.runner import open_study
 from ablations.tracking import Tracker
+from ablations.train import read_losses
 from megasr.batch import SRBatch
 from megasr.errors import MegaSRError, UsageError
 from megasr.evaluation.protocol import WEIGHT_FREE_V1
@@ -279,3 +281,14 @@ def test_wandb_gets_the_report_of_new_runs_once(
     assert all((folder / name).is_file() for name in ("contact_sheet.png", "index.html", "results.json"))
     write_report(_run(copy), copy, quiet)
     assert len(reports) == 1
+
+
+def test_learning_curves_are_differences_to_the_reference_of_the_same_seed(finished: StudyResult) -> None:
+    curves, (axis, note) = learning_curves(finished)
+    assert [curve.label for curve in curves] == ["canny", "superpixel", "canny+superpixel", "noise"]
+    assert axis == "training loss minus none's"
+    assert "same seed" in note
+    own, reference = (read_losses(finished.output / finished.of(name)[0].run_id) for name in ("canny", "none"))
+    assert list(curves[0].steps) == [1, 2]
+    assert list(curves[0].losses) == pytest.approx([a[1] - b[1] for a, b in zip(own, reference, strict=True)])
+    assert curves[0].losses[0] != 0

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from ablations.launch.slots import Slot
+from ablations.learning import learning_curves
 from ablations.ledger import LEDGER_FILE, read_ledger
 from ablations.results import METRICS_FILE, StudyResult
 from ablations.runner import open_study
@@ -119,3 +120,10 @@ def test_two_drivers_in_one_folder_are_refused(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr("megasr.files._LOCK_WAIT_S", 0.1)
     with locked_folder(tmp_path / "out"), pytest.raises(MegaSRError, match="another process"):
         _run(tmp_path)
+
+
+def test_a_single_training_is_shown_as_it_was_logged(finished: StudyResult) -> None:
+    curves, (axis, _) = learning_curves(finished)
+    assert [curve.label for curve in curves] == ["as-it-is s0", "as-it-is s1"]
+    assert axis == "training loss"
+    assert len(curves[0].losses) == 2
