@@ -103,6 +103,8 @@ class Tracker:
     ) -> None:
         """One more W&B run of the group, with the study's answer; the same one when the study is reported again.
 
+        On-line there is a W&B Report as well.
+
         Args:
             columns: of the final table.
             rows: of the final table; None where there is no value.
@@ -125,9 +127,21 @@ class Tracker:
                 output / "results.json", run.dir
             )  # W&B alone would link to the file, which the next report replaces
             run.save(copied, base_path=run.dir, policy="now")
+            entity, project = run.entity, run.project
             run.finish()
         except Exception as error:
             self._tell(f"W&B lost the report ({first_line(error)}); it is on disk")
+            return
+        if self._runs.mode == "online":
+            self._write(page, entity, project, output)
+
+    def _write(self, page: StudyPage, entity: str, project: str, output: Path) -> None:
+        from ablations.wandb_report import save_report
+
+        try:
+            self._tell(f"W&B Report: {save_report(page, self._group, entity, project, output)}")
+        except Exception as error:
+            self._tell(f"W&B took no Report ({first_line(error)}); its run of the study holds the same")
 
     def abort(self, logger: Any | None) -> None:
         """End the W&B run of a run that failed."""
