@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ablations.jobs import Job
 from ablations.launch.local import Send, Task, run_tasks
 from ablations.launch.slots import Slot
 from ablations.plan import Components, RunPlan, build
-from ablations.runner import Job
 
 _STEPS, _COUNTED = 6, 3  # the first ones fill caches
 _IMAGE_BYTES_PER_PIXEL = 2.0  # a PNG of a photograph

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from ablations.jobs import Job, plan_jobs
 from ablations.launch.local import Event, Send, Task, run_tasks
 from ablations.launch.slots import Slot
 from ablations.ledger import Ledger
@@ -19,30 +21,10 @@ from megasr.errors import MegaSRError, UsageError
 from megasr.evaluation.evaluator import Evaluator
 from megasr.evaluation.protocol import WEIGHT_FREE_V1
 from megasr.evaluation.spec import Protocol
-from megasr.files import locked_folder
+from megasr.files import locked_folder, write_whole
 
+STUDY_FILE = "study.txt"  # whose folder it is
 Hear = Callable[[Event], None]
-
-
-@dataclass(frozen=True)
-class Job:
-    """A training and the runs that rest on it, done one after the other in one process.
-
-    Attributes:
-        host: the run in whose folder the training lies.
-        todo: the runs that are not finished.
-    """
-
-    host: RunPlan
-    todo: tuple[RunPlan, ...]
-
-    @property
-    def label(self) -> str:
-        """For people."""
-        if self.host.seed is None:
-            return self.host.ablation
-        others = f" (and {len(self.todo) - 1} that share its training)" if len(self.todo) > 1 else ""
-        return f"{self.host.ablation} seed {self.host.seed}{others}"
 
 
 @dataclass(frozen=True)
@@ -98,12 +80,29 @@ class OpenStudy:
         """Do what is left by a launcher, which returns run id -> reason of the runs that failed; see run.
 
         Raises:
+            UsageError: `output` is another study's.
             MegaSRError: another driver works in `output`, or the launcher cannot go on.
         """
-        with locked_folder(self.output):
+        with self.claimed():
             reused = tuple(self.finished)
             failed = launch() if self.jobs else {}
         return self.result(reused, failed)
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Be the only driver that works in `output`. A folder is one study's: its report would replace the other's.
+
+        Raises:
+            UsageError: `output` is another study's.
+            MegaSRError: another driver works in `output`.
+        """
+        with locked_folder(self.output):
+            path = self.output / STUDY_FILE
+            owner = path.read_text().strip() if path.is_file() else self.study.name
+            if owner != self.study.name:
+                raise UsageError(f"{self.output} holds study {owner}; give {self.study.name} a folder of its own")
+            write_whole(path, f"{owner}\n".encode())
+            yield
 
     def run_one(self, run_id: str, slot: Slot, retries: int = 1, hear: Hear | None = None) -> dict[str, str]:
         """Do one training and what rests on it, beside other processes that do others of the same study.
@@ -199,17 +198,6 @@ def open_study(
     plans = plan_runs(chosen, recipe, components, seeds)
     group = f"{chosen.name}-{hashlib.blake2b(json.dumps(recipe.config).encode(), digest_size=4).hexdigest()}"
     return OpenStudy(chosen, tuple(plans), output, group, protocol, components)
-
-
-def plan_jobs(plans: Sequence[RunPlan], finished: Sequence[str]) -> list[Job]:
-    """The trainings that runs still need, in the order of the plan; bicubic is a job of its own, and the first."""
-    hosts: dict[str, RunPlan] = {}
-    todo: dict[str, list[RunPlan]] = {}
-    for plan in plans:
-        hosts.setdefault(plan.training, plan)
-        if plan.run_id not in finished:
-            todo.setdefault(plan.training, []).append(plan)
-    return [Job(hosts[training], tuple(runs)) for training, runs in todo.items()]
 
 
 @dataclass(frozen=True)

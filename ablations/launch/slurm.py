@@ -23,7 +23,8 @@ from megasr.errors import MegaSRError, UsageError
 from megasr.files import write_whole
 
 if TYPE_CHECKING:
-    from ablations.runner import Job, OpenStudy
+    from ablations.jobs import Job
+    from ablations.runner import OpenStudy
 
 FOLDER = "slurm"  # of a study: submissions, logs, and the step of every training
 _DEFAULTS = {"time": 24 * 60, "array_parallelism": 10_000}  # minutes until a job is stopped and goes on in a new one

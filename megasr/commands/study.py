@@ -146,9 +146,8 @@ def _run_one(study: OpenStudy, arguments: argparse.Namespace) -> None:
 def _make_sweep(study: OpenStudy, arguments: argparse.Namespace) -> None:
     from ablations.launch.slots import make_slots
     from ablations.launch.sweep import write_sweep
-    from megasr.files import locked_folder
 
-    with locked_folder(study.output):
+    with study.claimed():
         study.run_one(study.plans[0].run_id, make_slots("cpu", 1)[0])
         path = write_sweep(study, _command(arguments))
     print(f"wandb sweep {path}\nwandb agent SWEEP_ID   # on every device, from this folder; the sweep prints its id")
