@@ -292,14 +292,3 @@ def test_learning_curves_are_differences_to_the_reference_of_the_same_seed(finis
     assert list(curves[0].steps) == [1, 2]
     assert list(curves[0].losses) == pytest.approx([a[1] - b[1] for a, b in zip(own, reference, strict=True)])
     assert curves[0].losses[0] != 0
-
-
-def test_a_folder_is_one_study_s(tmp_path: Path) -> None:
-    study = open_study(
-        TINY_STUDY, write_recipe(tmp_path), tmp_path / "out", protocol=FAST, components=tiny_components()
-    )
-    with study.claimed():
-        pass
-    other = replace(study, study=replace(TINY_STUDY, name="other"))
-    with pytest.raises(UsageError, match=r"out holds study tiny; give other a folder of its own"), other.claimed():
-        pass

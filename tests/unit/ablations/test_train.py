@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from ablations.ledger import LEDGER_FILE, read_ledger
 from ablations.results import METRICS_FILE, StudyResult
 from ablations.runner import open_study
 from ablations.train import CHECKPOINT, TRAINING_FILE
-from megasr.errors import MegaSRError
+from megasr.errors import MegaSRError, UsageError
 from megasr.evaluation.protocol import WEIGHT_FREE_V1
 from megasr.evaluation.spec import Protocol
 from megasr.files import locked_folder
@@ -127,3 +128,14 @@ def test_a_single_training_is_shown_as_it_was_logged(finished: StudyResult) -> N
     assert [curve.label for curve in curves] == ["as-it-is s0", "as-it-is s1"]
     assert axis == "training loss"
     assert len(curves[0].losses) == 2
+
+
+def test_a_folder_is_one_study_s(tmp_path: Path) -> None:
+    study = open_study(
+        TINY_SAMPLING, write_recipe(tmp_path), tmp_path / "out", protocol=FAST, components=tiny_components()
+    )
+    with study.claimed():
+        pass
+    other = replace(study, study=replace(TINY_SAMPLING, name="other"))
+    with pytest.raises(UsageError, match=r"out holds study tiny; give other a folder of its own"), other.claimed():
+        pass
