@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ablations.attribution import Estimate, Scores, Subset, kendall
+from ablations.attribution import Estimate, Scores, Subset, kendall, seed_agreement
 from ablations.conclusions import scores_of
 from ablations.results import StudyResult
 from megasr.errors import UsageError
@@ -23,6 +23,7 @@ class Agreement:
         tau: Kendall's tau-b of the two rankings, in [-1, 1].
         regret: what is lost in the other study by taking the first's best combination, in the unit of the metric, 0 or
             more.
+        own: mean tau between single seeds of the other study, the scale of `tau`; None with one seed.
     """
 
     studies: tuple[str, str]
@@ -30,6 +31,7 @@ class Agreement:
     gains: dict[str, tuple[float, float]]
     tau: Estimate
     regret: float
+    own: float | None = None
 
     @property
     def verdict(self) -> str:
@@ -48,6 +50,7 @@ class Agreement:
         tau = f"{self.tau.mean:+.2f} [{self.tau.low:+.2f}, {self.tau.high:+.2f}]"
         lines = [
             f"Kendall's tau over {len(self.gains)} combinations in {self.metric}: {tau}. {self.verdict}",
+            *self._scale(),
             f"Taking {best}, the best of {first}, loses {self.regret:.4f} in {other}.",
             "",
             f"| gain over no guidance | {first} | {other} |",
@@ -55,6 +58,11 @@ class Agreement:
             *(f"| {name} | {a:+.4f} | {b:+.4f} |" for name, (a, b) in self.gains.items()),
         ]
         return "\n".join(lines)
+
+    def _scale(self) -> list[str]:
+        if self.own is None:
+            return [f"{self.studies[1]} has one seed: whether it predicts itself is not known."]
+        return [f"For scale: single seeds of {self.studies[1]} predict one another with a tau of {self.own:+.2f}."]
 
 
 def compare_studies(first: StudyResult, other: StudyResult) -> Agreement:
@@ -77,7 +85,7 @@ def compare_studies(first: StudyResult, other: StudyResult) -> Agreement:
     common = sorted(scores.keys() & theirs.keys(), key=lambda subset: -scores[subset].mean())
     gains = {"+".join(sorted(subset)) or "none": (_gain(scores, subset), _gain(theirs, subset)) for subset in common}
     regret = max(theirs[subset].mean() for subset in common) - theirs[common[0]].mean()
-    return Agreement(names, metric, gains, tau, float(regret))
+    return Agreement(names, metric, gains, tau, float(regret), seed_agreement(theirs, common))
 
 
 def _gain(scores: Scores, subset: Subset) -> float:

@@ -181,6 +181,19 @@ def kendall(
     return Estimate(tau, max(-1.0, min(low, 2 * tau - high)), min(1.0, max(high, 2 * tau - low)))
 
 
+def seed_agreement(scores: Scores, subsets: Sequence[Subset]) -> float | None:
+    """Mean tau-b between the rankings that single seeds of one study give, in [-1, 1]; None with fewer than two seeds.
+
+    The scale of `kendall`: a study whose own seeds disagree cannot be predicted by another.
+    """
+    rankings = np.stack([scores[subset].mean(-1) for subset in subsets])  # (K, seeds)
+    pairs = list(combinations(range(rankings.shape[1]), 2))
+    if not pairs:
+        return None
+    first, second = (rankings[:, list(side)] for side in zip(*pairs, strict=True))
+    return float(np.nanmean(_tau_b(first, second)))
+
+
 def _tau_b(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """tau-b of the columns of two (K, R) arrays: (R,), NaN where a column is constant."""
     agreement, untied_first, untied_second = (np.zeros(first.shape[1]) for _ in range(3))

@@ -72,7 +72,9 @@ def _verdict(result: StudyResult, name: str, found: Comparison | None) -> str:
     if found is None:
         return "reference"
     kind = result.study.controls.get(name)
-    return f"control ({kind}): {found.verdict}" if kind else found.verdict
+    if kind is None:
+        return found.verdict
+    return f"control: {'gain' if found.leans_better else 'no gain'}"  # of an uncorrected interval, as in `trust`
 
 
 def _share_of_better(result: StudyResult, name: str, sign: int) -> float:

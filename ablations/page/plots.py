@@ -143,7 +143,7 @@ def _words(one: Line, bars: Sequence[Bar], layout: Layout, place: int) -> list[s
     verdict = one.verdict
     if layout.wide:
         right = layout.plot[1] + _INSET_PX + 14
-        found = [text(one.bar.label, 0, middle + 4, "label", _LABEL_PX - 8), text(value, right, middle + 4, "value")]
+        found = [text(one.bar.label, 0, middle + 4, "label", _LABEL_PX - 24), text(value, right, middle + 4, "value")]
         after = right + max(width_of(interval_text(bar, bars), 12) for bar in bars) + 16
         return [*found, text(verdict, after, middle + 4, f"verdict {one.kind}", WIDE_PX - after)] if verdict else found
     y = middle - 13

@@ -74,6 +74,16 @@ def test_noise_predicts_nothing() -> None:
     assert "is not shown" in found.verdict
 
 
+def test_the_scale_is_how_well_single_seeds_of_the_other_agree() -> None:
+    sure = compare_studies(_study("cheap", GAINS), _study("costly", GAINS, (5, 6, 7)))
+    assert sure.own == 1
+    assert "single seeds of costly predict one another with a tau of +1.00" in sure.as_markdown()
+    unsure = compare_studies(_study("cheap", GAINS), _study("costly", GAINS, tuple(range(9)), spread=5.0))
+    assert unsure.own == pytest.approx(0, abs=0.35)
+    alone = compare_studies(_study("cheap", GAINS), _study("costly", GAINS, (5,)))
+    assert alone.own is None and "costly has one seed" in alone.as_markdown()
+
+
 def test_combinations_of_one_study_alone_are_left_out() -> None:
     few = {k: v for k, v in GAINS.items() if k != "canny"}
     assert "canny" not in compare_studies(_study("cheap", GAINS), _study("costly", few)).gains

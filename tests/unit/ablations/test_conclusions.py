@@ -167,6 +167,15 @@ def test_a_negative_control_that_hurts_does_not() -> None:
     assert make_report(_result(noise=-0.5)).trust.startswith("May be trusted: the negative control noise is not seen")
 
 
+def test_a_control_that_helps_only_uncorrected_is_not_said_to_do_nothing() -> None:
+    many = tuple(_ablation(f"other{i}") for i in range(12))
+    study = replace(STUDY, ablations=(*STUDY.ablations, *many))
+    report = make_report(_result(study, seeds=1, photos=8, oracle=5.0, **{a.name: 0.0 for a in many}))
+    assert _verdict(report, "oracle", "psnr_y") == "undecided"
+    finding = next(line for line in report.findings if line.startswith("oracle: "))
+    assert "as a control it is read uncorrected, and so it helps" in finding
+
+
 def test_a_positive_control_that_does_not_help_spoils_the_study() -> None:
     report = make_report(_result(oracle=-1.0))
     assert report.trust == "Not trustworthy: the positive control oracle does not help in psnr_y."
