@@ -215,13 +215,13 @@ def _findings(study: Study, comparisons: tuple[Comparison, ...]) -> tuple[str, .
         mine = [c for c in comparisons if (c.ablation, c.reference) == (ablation.name, study.reference.name)]
         decided = {c.verdict for c in mine} & {"better", "worse"}
         than = f"{study.reference.name} in {study.primary_metric}"
-        line = f"{decided.pop()} than {than}" if decided else f"no difference to {than} is shown"
-        if (
-            ablation.name in study.controls
-            and not decided
-            and any(c.leans_better and c.p_holm is not None for c in mine)
-        ):
-            line += " after correction, but as a control it is read uncorrected, and so it helps"
+        leans = any(c.leans_better for c in mine if c.p_holm is not None)
+        if decided:
+            line = f"{decided.pop()} than {than}"
+        elif leans and ablation.name in study.controls:
+            line = f"a gain over {than} before the correction, which is how a control is read"
+        else:
+            line = f"no difference to {than} is shown"
         hints = [c.direction for c in mine if c.p_holm is None and c.interval.excludes_zero]
         lines.append(f"{ablation.name}: {line}{'; exploratory: ' * bool(hints)}{', '.join(hints)}.")
     return tuple(lines)
