@@ -10,12 +10,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from typing import TypeVar
 
 import numpy as np
 
+from ablations.statistics import pool_of_contrasts
 from megasr.errors import UsageError
-from megasr.evaluation.intervals import Resampler, paired_bootstrap
+from megasr.evaluation.intervals import paired_bootstrap
+from megasr.evaluation.resampling import Resampler
 
+_Name = TypeVar("_Name", str, tuple[str, str])
 Subset = frozenset[str]
 Scores = Mapping[Subset, np.ndarray]  # subset -> (S, I), seeds by images, larger is better; Subset() is "none"
 
@@ -88,15 +92,13 @@ def shapley(
         UsageError: a type has no pair, or the scores do not fit together.
     """
     types = _types(scores, keys)
-    found = {}
-    for name in types:
-        contrasts = _contrasts(scores, (name,))
-        if not contrasts:
+    contrasts = {name: _contrasts(scores, (name,)) for name in types}
+    for name, pairs in contrasts.items():
+        if not pairs:
             raise UsageError(
                 f"guidance type {name!r} has no pair of subsets that differ by it alone: run one, as none and {name}"
             )
-        found[name] = _attribution(contrasts, 2 ** (len(types) - 1), keys, generator, resamples)
-    return found
+    return _attributions(contrasts, 2 ** (len(types) - 1), keys, generator, resamples)
 
 
 def synergy(
@@ -111,11 +113,8 @@ def synergy(
         UsageError: the scores do not fit together.
     """
     types = _types(scores, keys)
-    found = {}
-    for pair in combinations(types, 2):
-        if contrasts := _contrasts(scores, pair):
-            found[pair] = _attribution(contrasts, 2 ** (len(types) - 2), keys, generator, resamples)
-    return found
+    contrasts = {pair: found for pair in combinations(types, 2) if (found := _contrasts(scores, pair))}
+    return _attributions(contrasts, 2 ** (len(types) - 2), keys, generator, resamples)
 
 
 def ranking(
@@ -221,18 +220,25 @@ def _contrasts(scores: Scores, joining: tuple[str, ...]) -> dict[int, list[np.nd
     return found
 
 
-def _attribution(
-    contrasts: Mapping[int, list[np.ndarray]],
+def _attributions(
+    contrasts: Mapping[_Name, dict[int, list[np.ndarray]]],
     possible: int,
     keys: Sequence[str],
     generator: np.random.Generator,
     resamples: int,
-) -> Attribution:
-    """The mean over sizes of the mean within each size: with all subsets these are Shapley's weights."""
-    contrast = np.mean([np.mean(of_size, axis=0) for of_size in contrasts.values()], axis=0)
-    interval = paired_bootstrap(contrast, keys, generator, resamples=resamples)
-    used = sum(len(of_size) for of_size in contrasts.values())
-    return Attribution(interval.mean, interval.low, interval.high, interval.p_value, used, possible)
+) -> dict[_Name, Attribution]:
+    """For each name the mean over sizes of the mean within each size: with all subsets these are Shapley's weights."""
+    means = {
+        name: np.mean([np.mean(of_size, axis=0) for of_size in sizes.values()], axis=0)
+        for name, sizes in contrasts.items()
+    }
+    pool = pool_of_contrasts(list(means.values())) if means else None
+    found = {}
+    for name, contrast in means.items():
+        one = paired_bootstrap(contrast, keys, generator, resamples=resamples, pool=pool)
+        used = sum(len(of_size) for of_size in contrasts[name].values())
+        found[name] = Attribution(one.mean, one.low, one.high, one.p_value, used, possible)
+    return found
 
 
 def _types(scores: Scores, keys: Sequence[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Study result -> the printed table, results.csv, results.md, results.json, the contact sheet and W&B."""
+"""Study result -> the printed table, results.csv, .md and .json, scores.csv, the contact sheet and W&B."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from ablations.registry import Study
 from ablations.results import StudyResult, write_text
 from megasr.errors import MegaSRError
 from megasr.evaluation.protocol import MetricSpec
+from megasr.evaluation.tables import csv_text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,7 +30,7 @@ _COLUMNS = ("row", "metric", "mean", "reference", "difference", "low", "high", "
 
 
 def write_report(result: StudyResult, output: Path, console: Console | None = None) -> Report:
-    """Print the report and write index.html, ranking.csv and .tex, results.csv, .md and .json, and contact_sheet.png.
+    """Print the report; write index.html, the ranking, results and scores as files, and contact_sheet.png.
 
     W&B gets the report too, unless no run is new.
 
@@ -51,6 +52,7 @@ def write_report(result: StudyResult, output: Path, console: Console | None = No
         raise MegaSRError(f"no report, for no seed is finished for every ablation. Failed: {failures} ({again})")
     report = make_report(result)
     write_text(output / "results.csv", _csv(report))
+    write_text(output / "scores.csv", _scores(result))
     write_text(output / "results.md", _markdown(result, report))
     write_text(output / "results.json", _json(result, report))
     write_contact_sheet(result, output / "contact_sheet.png")
@@ -186,6 +188,17 @@ def _csv(report: Report) -> str:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([_COLUMNS, *_rows(report)])
     return text.getvalue()
+
+
+def _scores(result: StudyResult) -> str:
+    """Every image of every run: what all else is worked out from, for other statistics than ours."""
+    metrics = [metric.name for metric in result.protocol.metrics]
+    rows = [
+        {"ablation": run.ablation, "seed": run.seed, "key": row["key"], **{name: row[name] for name in metrics}}
+        for run in result.runs
+        for row in run.rows
+    ]
+    return csv_text(["ablation", "seed", "key", *metrics], rows)
 
 
 def _json(result: StudyResult, report: Report) -> str:

@@ -1,14 +1,7 @@
-"""Bootstrap intervals over images and seeds. NumPy and SciPy's quantiles; the generator is an argument.
-
-What is resampled: photographs and seeds, not crops. Crops of one photograph share its content and its noise, so they
-are not independent. A key "<photograph>/<top>-<left>" names a crop of a photograph, as does "<photograph>_pch_<number>"
-in StableSR's DIV2K-Val; any other key is an image of its own. Runs of one seed share their noise across all
-photographs, so seeds are resampled whole as well.
-"""
+"""Confidence intervals over photographs and seeds (see resampling). The generator is an argument."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
@@ -16,8 +9,8 @@ from statistics import NormalDist
 import numpy as np
 
 from megasr.errors import UsageError
+from megasr.evaluation.resampling import cluster_keys, draw_counts, sum_clusters
 
-_CROP = re.compile(r"(?<=.)(/\d+-\d+|_pch_\d+)$")
 _CHUNK = 1000
 _LEAST_FOR_SHAPE = 8  # photographs; fewer do not show the skewness of what they are drawn from
 
@@ -50,45 +43,19 @@ class Interval:
         return self.low > 0 or self.high < 0
 
 
-def photograph(key: str) -> str:
-    """The photograph a key belongs to: "lake/0-128" and "lake_pch_7" (crops) -> "lake", "eval-scene/3" is one."""
-    return _CROP.sub("", key)
+@dataclass(frozen=True)
+class SeedPool:
+    """How far seeds move comparable differences of one study, which the few seeds of one difference cannot show.
 
+    Two or three seeds that happen to agree look like no variance at all, and among many comparisons some always do.
 
-class Resampler:
-    """Resamples of photographs and seeds, drawn once, so that all scores of the same images move together.
-
-    Each resample draws P - 1 of the P photographs and S - 1 of the S seeds, with replacement: drawing n of n makes the
-    bootstrap variance too small by (n - 1) / n, which matters for the few photographs and seeds of a study (Efron 1982,
-    The Jackknife, the Bootstrap and Other Resampling Plans, sec. 6.2; McCarthy and Snowden 1985). Seeds and photographs
-    are crossed and drawn independently, which errs on the wide side (Owen 2007, the pigeonhole bootstrap).
+    Attributes:
+        variance: between seeds, of a difference's mean over images; the mean over comparable differences.
+        degrees: degrees of freedom it counts for, beside the S - 1 of a difference's own seeds.
     """
 
-    def __init__(self, keys: Sequence[str], generator: np.random.Generator, resamples: int = 10_000) -> None:
-        """Draw the photographs.
-
-        Args:
-            keys: I keys; see `photograph`.
-            generator: from `megasr.rng`.
-            resamples: R.
-
-        Raises:
-            UsageError: fewer than two photographs.
-        """
-        self._cluster, self._sizes = _clusters(keys)
-        if len(self._sizes) < 2:
-            raise UsageError(f"{len(self._sizes)} photograph(s): an interval needs at least two")
-        self._generator, self._resamples = generator, resamples
-        self._photographs = _multinomial(generator, len(self._sizes), resamples)
-
-    def seeds(self, count: int) -> np.ndarray:
-        """(R, S) how often each of S seeds is drawn: one draw for all runs that share their seeds."""
-        return _multinomial(self._generator, count, self._resamples)
-
-    def means(self, values: np.ndarray, seeds: np.ndarray) -> np.ndarray:
-        """(R,) means of values (S, I) on the resamples, the seeds drawn as `seeds` (R, S) says."""
-        totals = ((seeds @ _sums(values, self._cluster, len(self._sizes))) * self._photographs).sum(1)
-        return totals / (seeds.sum(1) * (self._photographs @ self._sizes))
+    variance: float
+    degrees: float
 
 
 def paired_bootstrap(
@@ -98,6 +65,7 @@ def paired_bootstrap(
     *,
     confidence: float = 0.95,
     resamples: int = 10_000,
+    pool: SeedPool | None = None,
 ) -> Interval:
     """Interval of the mean difference over photographs as clusters and over seeds, from their separate errors.
 
@@ -106,13 +74,12 @@ def paired_bootstrap(
     in `Resampler`. Seeds: a bootstrap of two or three of them has next to no outcomes, so their variance component
     (crossed random effects, method of moments, at least 0) takes Student's quantile with S - 1 degrees of freedom. The
     half-width is the root of the sum of both squares, each with a quantile of its own (Howe 1974): Satterthwaite's
-    single number of degrees of freedom held the truth in 88 % where the seeds rule.
+    single number of degrees of freedom held the truth in 88 % where the seeds rule. With a `pool` the variance between
+    seeds is the mean of its own and the pool's, weighted by their degrees of freedom, which add up (the moderated t of
+    Smyth 2004, with a fixed weight).
 
-    Seeds that differ make it wide, with two of them up to 12.7 standard errors: that is what two seeds can say.
-    Measured coverage of 95 % intervals, 8 to 96 photographs with normal, skewed and heavy-tailed effects: 95 to 98 %
-    where seeds do not differ, 93 to 97 % where their variance is a twentieth of the photographs'. Where it is equal: 94
-    to 96 % with three seeds, but 88 to 96 % with two, whose claims after Holm's correction are then wrong in 16 to 40 %
-    of studies (experiments/statistics/results).
+    Seeds that differ make it wide, with two of them and no pool up to 12.7 standard errors: that is what two seeds can
+    say. Measured: experiments/statistics/results, drawn by experiments.statistics.coverage.
 
     Args:
         differences: (S, I), seeds by images.
@@ -120,26 +87,28 @@ def paired_bootstrap(
         generator: from `megasr.rng`.
         confidence: of the interval, in (0, 1).
         resamples: bootstrap resamples.
+        pool: what comparable differences say of the seeds; without seeds to compare (S = 1) it is not used.
 
     Raises:
         UsageError: fewer than two photographs, from which no interval can be had, or shapes do not fit.
     """
     if differences.ndim != 2 or differences.shape[1] != len(keys):
         raise UsageError(f"differences of shape {differences.shape} do not fit {len(keys)} keys")
-    cluster, sizes = _clusters(keys)
+    cluster, sizes = cluster_keys(keys)
     seeds, count = len(differences), len(sizes)
     if count < 2:
         raise UsageError(f"{count} photograph(s): an interval needs at least two")
-    sums = _sums(differences, cluster, count)
+    sums = sum_clusters(differences, cluster, count)
     seed_means = sums.sum(1) / sizes.sum()
     deviations = (sums - seed_means[:, None] * sizes) / sizes.mean()  # (S, P), each row sums to 0
     of_photos = deviations.mean(0)
     (studentised,) = _studentised(of_photos[:, None], sizes, generator, resamples)
-    seed_variance = 0.0
+    seed_error, degrees = 0.0, 0.0
     if seeds > 1:
         noise = ((deviations - of_photos) ** 2).sum() / ((seeds - 1) * (count - 1))
-        seed_variance = max(0.0, seed_means.var(ddof=1) / seeds - noise / (seeds * count))
-    spread = _Spread(_standard_error(of_photos), studentised, count, seed_variance**0.5, seeds)
+        between, degrees = _pooled(float(seed_means.var(ddof=1)), seeds - 1, pool)
+        seed_error = max(0.0, between / seeds - noise / (seeds * count)) ** 0.5
+    spread = _Spread(_standard_error(of_photos), studentised, count, seed_error, degrees)
     mean = float(differences.mean())
     below, above = spread.half_widths(1 - confidence)
     p_value = spread.p_value(mean, max(2 / (resamples + 1), 2.0 ** (1 - count)))
@@ -163,11 +132,11 @@ def mean_intervals(
     Returns:
         M pairs (low, high); none for fewer than two photographs, from which no interval can be had.
     """
-    cluster, sizes = _clusters(keys)
+    cluster, sizes = cluster_keys(keys)
     if len(sizes) < 2:
         return []
     means = values.mean(0)
-    deviations = ((_sums(values.T, cluster, len(sizes)) - means[:, None] * sizes) / sizes.mean()).T  # (P, M)
+    deviations = ((sum_clusters(values.T, cluster, len(sizes)) - means[:, None] * sizes) / sizes.mean()).T  # (P, M)
     found = []
     for mean, own, studentised in zip(
         means, deviations.T, _studentised(deviations, sizes, generator, resamples), strict=True
@@ -186,20 +155,20 @@ class _Spread:
         studentised: sorted bootstrap-t statistics; empty where Student's t stands in.
         photographs: P.
         seed_error: standard error from the seeds, beyond what the photographs explain.
-        seeds: S.
+        seed_degrees: degrees of freedom of that.
     """
 
     photo_error: float
     studentised: np.ndarray
     photographs: int
     seed_error: float = 0.0
-    seeds: int = 1
+    seed_degrees: float = 0.0
 
     def half_widths(self, alpha: float) -> tuple[float, float]:
         """How far the interval at level 1 - alpha reaches below and above the mean."""
         from scipy.special import stdtrit
 
-        of_seeds = self.seed_error * float(stdtrit(self.seeds - 1, 1 - alpha / 2)) if self.seed_error else 0.0
+        of_seeds = self.seed_error * float(stdtrit(self.seed_degrees, 1 - alpha / 2)) if self.seed_error else 0.0
         if len(self.studentised):
             least = NormalDist().inv_cdf(1 - alpha / 2)
             low, high = (_quantile(self.studentised, share) for share in (alpha / 2, 1 - alpha / 2))
@@ -227,6 +196,14 @@ class _Spread:
         return outside
 
 
+def _pooled(variance: float, degrees: float, pool: SeedPool | None) -> tuple[float, float]:
+    """The variance between seeds and its degrees of freedom, with the pool's when there is one."""
+    if pool is None:
+        return variance, degrees
+    together = degrees + pool.degrees
+    return (degrees * variance + pool.degrees * pool.variance) / together, together
+
+
 def _studentised(
     deviations: np.ndarray, sizes: np.ndarray, generator: np.random.Generator, resamples: int
 ) -> list[np.ndarray]:
@@ -242,7 +219,7 @@ def _studentised(
     scale = (deviations**2).sum(0)
     found = []
     for start in range(0, resamples, _CHUNK):  # thousands of photographs would need gigabytes at once
-        drawn = _multinomial(generator, count, min(_CHUNK, resamples - start)) @ moments
+        drawn = draw_counts(generator, count, min(_CHUNK, resamples - start)) @ moments
         first, second, mixed, shares, squares = np.split(drawn, np.cumsum([columns, columns, columns, 1]), axis=1)
         shift = first / shares
         squared = second - 2 * shift * mixed + shift**2 * squares
@@ -262,24 +239,3 @@ def _quantile(ordered: np.ndarray, share: float) -> float:
 
 def _standard_error(deviations: np.ndarray) -> float:
     return float(deviations.std(ddof=1) / len(deviations) ** 0.5)
-
-
-def _clusters(keys: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Which photograph each key is of (I,), and how many keys each has (P,)."""
-    _, cluster, sizes = np.unique([photograph(key) for key in keys], return_inverse=True, return_counts=True)
-    return cluster, sizes
-
-
-def _sums(values: np.ndarray, cluster: np.ndarray, count: int) -> np.ndarray:
-    """Sums over the crops of each photograph: (S, I) -> (S, P)."""
-    sums = [np.bincount(cluster, row, minlength=count) for row in values]
-    return np.reshape(sums, (len(values), count))  # also of no rows: a set may be measured by FID alone
-
-
-def _multinomial(generator: np.random.Generator, count: int, resamples: int) -> np.ndarray:
-    """(resamples, count) how often each unit is drawn when count - 1 (at least one) of count are drawn."""
-    drawn = generator.integers(
-        count, size=(resamples, max(count - 1, 1))
-    )  # counted here: five times as fast as binomials
-    places = drawn + count * np.arange(resamples)[:, None]
-    return np.bincount(places.ravel(), minlength=resamples * count).reshape(resamples, count)

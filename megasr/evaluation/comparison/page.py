@@ -17,7 +17,7 @@ from megasr.evaluation.against import paired_differences
 from megasr.evaluation.comparison.frame import ASSETS, VIEWER_SCRIPTS, make_frame, viewer_html
 from megasr.evaluation.comparison.pictures import Source, blocks, sizes
 from megasr.evaluation.evaluator import check_keys
-from megasr.evaluation.intervals import photograph
+from megasr.evaluation.resampling import photograph
 from megasr.evaluation.result import Evaluation
 from megasr.files import open_whole
 

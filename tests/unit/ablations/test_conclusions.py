@@ -98,6 +98,17 @@ def test_no_difference_is_not_claimed() -> None:
     assert "good: no difference to none in psnr_y is shown." in report.findings
 
 
+def test_two_seeds_that_agree_by_chance_prove_nothing_where_those_of_other_ablations_differ() -> None:
+    """good gains 0.5 with both seeds; noise and oracle move by +-1 from seed to seed, as good's next seed would."""
+    result = _result(good=0.5)
+    moved = {("noise", 0): 1.0, ("noise", 1): -1.0, ("oracle", 0): -1.0, ("oracle", 1): 1.0}
+    runs = tuple(
+        _run(r.ablation, r.seed, moved[r.ablation, r.seed]) if (r.ablation, r.seed) in moved else r for r in result.runs
+    )
+    assert _verdict(make_report(result), "good", "psnr_y") == "better"
+    assert _verdict(make_report(replace(result, runs=runs)), "good", "psnr_y") == "undecided"
+
+
 def test_means_and_differences_are_over_seeds_and_images() -> None:
     result = _result(good=0.5)
     expected = sum(run.summary["psnr_y"] for run in result.of("good")) / 2

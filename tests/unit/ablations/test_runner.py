@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 import shutil
@@ -259,6 +260,11 @@ def test_the_report_of_the_study(copy: Path, finished: StudyResult) -> None:
     assert stored["primary_metric"] == "ssim_y"
     assert [run["run_id"] for run in stored["runs"]] == [run.run_id for run in finished.runs]
     assert (copy / "results.md").read_text().count("\n| ") == 6 + 1
+    with (copy / "scores.csv").open() as file:
+        scores = {(row["ablation"], row["seed"], row["key"]): float(row["ssim_y"]) for row in csv.DictReader(file)}
+    last = finished.runs[-1]
+    assert scores[last.ablation, str(last.seed), last.rows[-1]["key"]] == last.rows[-1]["ssim_y"]
+    assert len(scores) == sum(len(run.rows) for run in finished.runs)
 
 
 def test_wandb_gets_the_report_of_new_runs_once(

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import combinations
+
+import numpy as np
 import pytest
 
-from ablations.statistics import holm, paired_differences
+from ablations.statistics import holm, paired_differences, pool_of_contrasts, pool_of_pairs
 from megasr.errors import UsageError
+from megasr.evaluation.intervals import SeedPool
+from megasr.rng import numpy_generator
 
 
 def test_differences_are_paired_by_key_and_seed() -> None:
@@ -31,3 +36,21 @@ def test_holm_worked_example() -> None:
     assert holm([0.5, 0.6]) == [1.0, 1.0]
     assert holm([0.01]) == [0.01]
     assert holm([]) == []
+
+
+def test_the_pool_is_the_mean_over_all_pairs_of_ablations() -> None:
+    runs = list(numpy_generator(0, "pool").normal(size=(5, 3, 4)))
+    of_pairs = [np.var((a - b).mean(1), ddof=1) for a, b in combinations(runs, 2)]
+    assert pool_of_pairs(runs) == SeedPool(pytest.approx(np.mean(of_pairs)), 4)
+    moved_together = [run + np.array([[0.0], [5.0], [-9.0]]) for run in runs]
+    assert pool_of_pairs(moved_together) == SeedPool(pytest.approx(np.mean(of_pairs)), 4)
+
+
+def test_the_pool_weighs_no_more_than_the_others_have_seeds() -> None:
+    runs = list(numpy_generator(0, "pool").normal(size=(3, 2, 4)))
+    assert pool_of_pairs(runs).degrees == 1  # three ablations with two seeds: one other, which brings one
+    assert pool_of_pairs(runs[:2]) is None
+    assert pool_of_pairs([run[:1] for run in runs]) is None
+    variance = np.mean([np.var(run.mean(1), ddof=1) for run in runs])
+    assert pool_of_contrasts(runs) == SeedPool(pytest.approx(variance), 2)
+    assert pool_of_contrasts(runs[:1]) is None

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from megasr.errors import UsageError
-from megasr.evaluation.intervals import mean_intervals, paired_bootstrap, photograph
+from megasr.evaluation.intervals import SeedPool, mean_intervals, paired_bootstrap
+from megasr.evaluation.resampling import photograph
 from megasr.rng import numpy_generator
 
 
@@ -58,6 +59,16 @@ def test_seeds_add_their_own_error_with_their_own_quantile() -> None:
     """Nothing but the seeds varies: Student's interval of two numbers, 12.706 times their standard error."""
     interval = paired_bootstrap(np.repeat([[0.0], [2.0]], 10, axis=1), _keys(10), numpy_generator(0))
     assert (interval.low, interval.high) == pytest.approx((1 - 12.706, 1 + 12.706), abs=1e-3)
+
+
+def test_a_pool_lends_variance_and_degrees_of_freedom_to_seeds_that_agree() -> None:
+    """Its own seeds do not differ (1 degree), the pool's variance is 10 (4 degrees): together 8 with 5 degrees."""
+    agreeing = np.ones((2, 10))
+    interval = paired_bootstrap(agreeing, _keys(10), numpy_generator(0), pool=SeedPool(10.0, 4))
+    half_width = 2.5706 * math.sqrt(8 / 2)
+    assert (interval.low, interval.high) == pytest.approx((1 - half_width, 1 + half_width), abs=1e-3)
+    alone = paired_bootstrap(agreeing[:1], _keys(10), numpy_generator(0), pool=SeedPool(10.0, 4))
+    assert (alone.low, alone.high) == (1.0, 1.0)
 
 
 def test_noise_of_the_crops_is_not_taken_for_a_difference_of_the_seeds() -> None:
