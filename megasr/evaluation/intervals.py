@@ -79,7 +79,10 @@ def paired_bootstrap(
     Smyth 2004, with a fixed weight).
 
     Seeds that differ make it wide, with two of them and no pool up to 12.7 standard errors: that is what two seeds can
-    say. Measured: experiments/statistics/results, drawn by experiments.statistics.coverage.
+    say. Measured on simulated studies with two and three seeds (experiments/statistics/results): 95 to 98 % of the
+    intervals of pooled comparisons hold the truth, whether seeds differ or not; claims after Holm's correction are
+    wrong in 3 % of studies, 8 % at worst. Without a pool 88 % and 40 % were the worst, where seeds differ as much as
+    photographs.
 
     Args:
         differences: (S, I), seeds by images.
