@@ -144,11 +144,16 @@ def _lock(descriptor: int, folder: Path) -> None:
             raise MegaSRError(f"cannot lock {folder}: {error.strerror or error}") from error
 
 
+def part_of(folder: Path) -> Path:
+    """Where `write_whole_folder` fills a folder."""
+    return folder.with_name(f"{folder.name}{PART}")
+
+
 @contextmanager
 def write_whole_folder(folder: Path) -> Iterator[Path]:
     """A folder to fill: it takes the place of `folder` when the block ends without an error, else nothing changes."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary, old = folder.with_name(f"{folder.name}.part"), folder.with_name(f"{folder.name}.old")
+    temporary, old = part_of(folder), folder.with_name(f"{folder.name}.old")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
@@ -156,6 +161,8 @@ def write_whole_folder(folder: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+    if folder.is_file():
+        folder.unlink()
     if folder.exists():
         shutil.rmtree(old, ignore_errors=True)
         folder.rename(old)

@@ -8,6 +8,7 @@ import lightning
 import torch
 
 from megasr.errors import UsageError
+from megasr.training.sharding import like
 
 
 class EMA(lightning.Callback):
@@ -32,10 +33,13 @@ class EMA(lightning.Callback):
         return {name: p for name, p in module.named_parameters() if p.requires_grad}
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        device = pl_module.device
         if not self.shadow:
             self.shadow = {name: p.detach().clone() for name, p in self._trained(pl_module).items()}
-        self.shadow = {name: value.to(device) for name, value in self.shadow.items()}
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        # What was restored is whole and on the CPU, and with some strategies it is restored after on_fit_start.
+        trained = self._trained(pl_module)
+        self.shadow = {name: like(value, trained[name]) for name, value in self.shadow.items()}
 
     @torch.no_grad()
     def on_train_batch_end(
@@ -55,7 +59,7 @@ class EMA(lightning.Callback):
             trained = self._trained(pl_module)
             self._raw = {name: p.detach().clone() for name, p in trained.items()}
             for name, parameter in trained.items():
-                parameter.copy_(self.shadow[name])
+                parameter.copy_(like(self.shadow[name], parameter))
 
     @torch.no_grad()
     def swap_out(self, pl_module: lightning.LightningModule) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from megasr.errors import MegaSRError
+from megasr.training.sharded_checkpoint import is_sharded, read_sharded
 
 if TYPE_CHECKING:
     from megasr.training.module import MegaSRModule
@@ -19,13 +20,13 @@ SHIPPED = {"tiny": Path(__file__).parent.parent / "assets" / "tiny_adapter" / "a
 
 
 def find_adapter(source: str | Path) -> Path:
-    """The file of a checkpoint: `tiny` is the shipped ControlNet of the tiny prior, anything else a path.
+    """The file or folder of a checkpoint: `tiny` is the shipped ControlNet of the tiny prior, anything else a path.
 
     Raises:
         MegaSRError: there is no such file.
     """
     path = SHIPPED.get(str(source), Path(source))
-    if not path.is_file():
+    if not path.is_file() and not is_sharded(path):
         raise MegaSRError(
             f"no checkpoint {source}: give the path of one that `megasr fit` wrote, or {', '.join(SHIPPED)}"
         )
@@ -62,15 +63,21 @@ def check_trained_state(module: nn.Module, checkpoint: dict[str, Any], fingerpri
         )
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
+def read_checkpoint(path: str | Path, mmap: bool = False) -> dict[str, Any]:
     """Read a checkpoint safely (tensors and plain data only); see find_adapter.
+
+    Args:
+        path: a file, or a folder that several processes have written.
+        mmap: leave the tensors of a file on the disk until they are used.
 
     Raises:
         MegaSRError: it is missing, damaged, or holds other objects.
     """
     path = find_adapter(path)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        if is_sharded(path):
+            return read_sharded(path)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, KeyError, ValueError) as error:
         reason = getattr(error, "strerror", None) or (str(error).splitlines() or ["the file is empty or cut off"])[0]
         raise MegaSRError(f"cannot read checkpoint {path}: {reason}") from error

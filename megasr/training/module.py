@@ -28,6 +28,7 @@ from megasr.training.checkpoint import check_trained_state, initialise, trained_
 from megasr.training.config import ObjectiveConfig, OptimizerConfig, SamplerConfig
 from megasr.training.dropout import draw_dropout, without_dropped
 from megasr.training.schedule import trapezoid
+from megasr.training.strategies import ShardedStrategy
 
 
 class MegaSRModule(lightning.LightningModule):
@@ -108,6 +109,11 @@ class MegaSRModule(lightning.LightningModule):
         self.register_buffer("alphas_cumprod", self.prior.scheduler.alphas_cumprod.clone(), persistent=False)
         if init is not None:
             initialise(self, init)
+
+    def configure_model(self) -> None:
+        """Let a strategy that spreads what is trained over the processes do so."""
+        if isinstance(self.trainer.strategy, ShardedStrategy):
+            self.trainer.strategy.spread(self.network)
 
     # Conditions ------------------------------------------------------------------------------------------------------
 

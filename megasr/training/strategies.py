@@ -1,0 +1,105 @@
+"""ShardedStrategy: Lightning's ModelParallelStrategy (FSDP2) with checkpoints that hold what was trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+
+from megasr.networks.network import MegaSRNetwork
+from megasr.training.sharded_checkpoint import gather, write_sharded
+from megasr.training.sharding import like, shard_network
+
+
+class ShardedStrategy(ModelParallelStrategy):
+    """Spread what is trained over all processes (FSDP2).
+
+    Checkpoints hold the same as those of a single process, and any number of processes, with any strategy, goes on from
+    them: `single_file` is the very same file, else a folder into which every process writes its own share.
+
+    Args:
+        shard_frozen: spread the frozen U-Net as well: less memory, and its weights travel in every pass.
+        single_file: gather checkpoints in the first process's memory; False writes a folder (DCP).
+        timeout_s: how long a process waits for the others before it gives up.
+    """
+
+    def __init__(self, shard_frozen: bool = False, single_file: bool = True, timeout_s: float = 1800) -> None:
+        super().__init__(
+            data_parallel_size=1,  # of all processes: set when their number is known
+            tensor_parallel_size=1,
+            save_distributed_checkpoint=not single_file,
+            timeout=timedelta(seconds=timeout_s),
+        )
+        self.shard_frozen = shard_frozen
+
+    @property
+    def lightning_restore_optimizer(self) -> bool:
+        """Lightning hands the optimizer's state to load_optimizer_state_dict."""
+        return True
+
+    def setup_environment(self) -> None:
+        """All processes share the data, and no tensor."""
+        self._data_parallel_size = self.num_nodes * self.num_processes
+        super().setup_environment()
+
+    def spread(self, network: MegaSRNetwork) -> None:
+        """Spread a network, once: a trainer that validates after it has trained asks again."""
+        if not isinstance(network, FSDPModule):
+            shard_network(network, self.device_mesh["data_parallel"], self.shard_frozen)
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """What was trained, spread as it is: `save_checkpoint` gathers or writes it."""
+        assert self.lightning_module is not None
+        return {n: p.detach() for n, p in self.lightning_module.named_parameters() if p.requires_grad}
+
+    def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
+        """The optimizer's state, spread as it is."""
+        state: dict[str, Any] = getattr(optimizer, "_optimizer", optimizer).state_dict()
+        return state
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        """Write the checkpoint; all processes take part, and wait until it is whole."""
+        path = Path(self.broadcast(filepath))
+        if self._save_distributed_checkpoint:
+            write_sharded(checkpoint, path)
+        else:
+            checkpoint = gather(checkpoint, keep=self.is_global_zero)
+            if self.is_global_zero:
+                self.checkpoint_io.save_checkpoint(checkpoint, path, storage_options=storage_options)
+        self.barrier()
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        """The whole checkpoint, on the CPU of every process; what is of a single file stays on the disk until used."""
+        from megasr.training.checkpoint import read_checkpoint
+
+        return read_checkpoint(Path(self.broadcast(checkpoint_path)), mmap=True)
+
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        """Every process takes its share of the weights."""
+        assert self.lightning_module is not None
+        parameters = dict(self.lightning_module.named_parameters())
+        with torch.no_grad():
+            for name, value in checkpoint["state_dict"].items():
+                parameters[name].copy_(like(value, parameters[name]))
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        """Every process takes its share of the optimizers' states."""
+        for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            shares = {
+                index: {name: _share(value, parameters[index]) for name, value in of_one.items()}
+                for index, of_one in state["state"].items()
+            }
+            optimizer.load_state_dict({**state, "state": shares})
+
+
+def _share(value: Any, parameter: torch.Tensor) -> Any:
+    """What is as large as the parameter is spread as it is; step counts and the like are not."""
+    spread = isinstance(parameter, DTensor) and isinstance(value, torch.Tensor) and value.shape == parameter.shape
+    return like(value, parameter) if spread else value
