@@ -150,10 +150,15 @@ def part_of(folder: Path) -> Path:
 
 
 @contextmanager
-def write_whole_folder(folder: Path) -> Iterator[Path]:
-    """A folder to fill: it takes the place of `folder` when the block ends without an error, else nothing changes."""
+def write_whole_folder(folder: Path, keep: Path | None = None) -> Iterator[Path]:
+    """A folder to fill: it takes the place of `folder` when the block ends without an error, else nothing changes.
+
+    Args:
+        folder: where it appears.
+        keep: where the one goes that was there; None removes it.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary, old = part_of(folder), folder.with_name(f"{folder.name}.old")
+    temporary, old = part_of(folder), keep or folder.with_name(f"{folder.name}.old")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
@@ -167,4 +172,5 @@ def write_whole_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
         folder.rename(old)
     temporary.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+    if keep is None:
+        shutil.rmtree(old, ignore_errors=True)

@@ -19,6 +19,7 @@ from megasr.commands.benchmark_options import expand_benchmark, scale_factor_of_
 from megasr.commands.shards import tower_name
 from megasr.errors import MegaSRError, UsageError, unknown_name
 from megasr.semantics.vision import VisionConfig
+from megasr.training.last_checkpoint import LastCheckpoint, find_last
 from megasr.training.module import MegaSRModule
 from megasr.training.monitor import TrainingMonitor
 from megasr.training.protocol_metrics import ProtocolMetrics
@@ -88,6 +89,17 @@ class OneLineCLI(LightningCLI):
             self.config = parser.parse_args(args)
         except argparse.ArgumentError as error:
             raise explain(str(error), options.get_defaults().keys()) from error
+
+    def before_fit(self) -> None:
+        """Go on from the newest checkpoint that is whole: Lightning would take the newest one.
+
+        Raises:
+            UsageError: there is none.
+            MegaSRError: all are damaged.
+        """
+        options = self.config_init.fit
+        if options.ckpt_path == "last" and any(isinstance(c, LastCheckpoint) for c in self.trainer.callbacks):
+            options.ckpt_path = str(find_last(Path(self.trainer.default_root_dir)))
 
     def _parse_ckpt_path(self) -> None:
         """What was typed or configured holds: Lightning would silently replace it by the checkpoint's hyper-parameters.

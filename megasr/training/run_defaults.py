@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 
 from megasr.errors import UsageError
-from megasr.training.last_checkpoint import LastCheckpoint
+from megasr.training.last_checkpoint import LastCheckpoint, find_last
 from megasr.training.loggers import METRICS_FILE, open_loggers, read_rows
 
 
@@ -30,8 +30,8 @@ def trainer_defaults(command: str, trainer: Mapping[str, Any], config: Mapping[s
     given = trainer.get("callbacks") or []
     callbacks = list(given) if isinstance(given, list | tuple) else [given]
     has_own = any(isinstance(callback, Checkpoint) for callback in callbacks)
-    if config.get("ckpt_path") == "last" and not has_own and not any(folder.glob("last*.ckpt")):
-        raise UsageError(f"--ckpt_path last: there is no last.ckpt in {folder}; leave the option out to start anew")
+    if config.get("ckpt_path") == "last" and not has_own:
+        find_last(folder)  # before anything is opened
     defaults: dict[str, Any] = {}
     if trainer.get("logger") is None:
         defaults["logger"] = False

@@ -42,8 +42,13 @@ def gather(checkpoint: dict[str, Any], keep: bool) -> dict[str, Any]:
     return _replaced(checkpoint, whole)
 
 
-def write_sharded(checkpoint: dict[str, Any], folder: Path) -> None:
+def write_sharded(checkpoint: dict[str, Any], folder: Path, keep: Path | None = None) -> None:
     """Write a checkpoint as a folder. All processes must call it together.
+
+    Args:
+        checkpoint: nested dictionaries and lists.
+        folder: where it appears when it is whole.
+        keep: where the one goes that was there; None removes it.
 
     Raises:
         MegaSRError: it cannot be written; what was there before is still there.
@@ -52,15 +57,27 @@ def write_sharded(checkpoint: dict[str, Any], folder: Path) -> None:
 
     first = not dist.is_initialized() or dist.get_rank() == 0
     spread = {_SEPARATOR.join(path): value for path, value in _spread(checkpoint, ())}
+    problem = None
     try:
-        with write_whole_folder(folder) if first else nullcontext(part_of(folder)) as place:
+        with write_whole_folder(folder, keep) if first else nullcontext(part_of(folder)) as place:
             if dist.is_initialized():
                 dist.barrier()  # the folder is there
             dcp.save(spread, checkpoint_id=place)
             if first:
                 torch.save(_replaced(checkpoint, lambda _: None), place / PLAIN)
     except (OSError, RuntimeError, dcp.api.CheckpointException) as error:
-        raise MegaSRError(f"checkpoint {folder} was not written: {error}") from error
+        problem = str(error)
+    if any(problems := _everyones(problem)):
+        raise MegaSRError(f"checkpoint {folder} was not written: {next(filter(None, problems))}")
+
+
+def _everyones(value: str | None) -> list[str | None]:
+    """What every process says: all of them must know when one has failed, or the others would wait for it."""
+    if not dist.is_initialized():
+        return [value]
+    values: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
 
 
 def read_sharded(folder: Path) -> dict[str, Any]:
@@ -111,3 +128,18 @@ def _replaced(value: Any, change: Any) -> Any:
     if isinstance(value, list):
         return [_replaced(inner, change) for inner in value]
     return value
+
+
+def damage_of_folder(folder: Path) -> str | None:
+    """What is wrong with a folder, None when every share is there in full length."""
+    import torch.distributed.checkpoint as dcp
+
+    try:
+        torch.load(folder / PLAIN, map_location="cpu", weights_only=True)
+        shares = dcp.FileSystemReader(folder).read_metadata().storage_data
+        for share in shares.values():
+            if (folder / share.relative_path).stat().st_size < share.offset + share.length:
+                return f"{share.relative_path} is cut off"
+    except Exception as error:  # whatever torch or pickle make of damaged bytes
+        return str(error) or type(error).__name__
+    return None

@@ -9,10 +9,13 @@ from typing import Any
 
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
+from megasr.errors import MegaSRError
 from megasr.networks.network import MegaSRNetwork
+from megasr.training.last_checkpoint import LAST, PREVIOUS
 from megasr.training.sharded_checkpoint import gather, write_sharded
 from megasr.training.sharding import like, shard_network
 
@@ -67,7 +70,12 @@ class ShardedStrategy(ModelParallelStrategy):
         """Write the checkpoint; all processes take part, and wait until it is whole."""
         path = Path(self.broadcast(filepath))
         if self._save_distributed_checkpoint:
-            write_sharded(checkpoint, path)
+            try:
+                write_sharded(checkpoint, path, keep=path.with_name(PREVIOUS) if path.name == LAST else None)
+            except MegaSRError as error:
+                if path.name != LAST:
+                    raise
+                rank_zero_warn(f"{error}: this checkpoint is left out, the training goes on, the one before is kept")
         else:
             checkpoint = gather(checkpoint, keep=self.is_global_zero)
             if self.is_global_zero:
