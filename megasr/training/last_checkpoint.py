@@ -140,7 +140,7 @@ def find_last(folder: Path) -> Path:
     found = [path for name in (LAST, PREVIOUS) if (path := folder / name).exists()]
     if not found:
         raise UsageError(f"--ckpt_path last: there is no {LAST} in {folder}; leave the option out to start anew")
-    damaged = []
+    damaged: list[str] = []
     for path in found:
         problem = damage(path)
         if problem is None:

@@ -7,7 +7,7 @@ It is written beside its place and renamed when it is whole.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -57,27 +57,31 @@ def write_sharded(checkpoint: dict[str, Any], folder: Path, keep: Path | None = 
 
     first = not dist.is_initialized() or dist.get_rank() == 0
     spread = {_SEPARATOR.join(path): value for path, value in _spread(checkpoint, ())}
-    problem = None
-    try:
-        with write_whole_folder(folder, keep) if first else nullcontext(part_of(folder)) as place:
-            if dist.is_initialized():
-                dist.barrier()  # the folder is there
+    place, problem = part_of(folder), None
+    with ExitStack() as stack:
+        try:
+            if first:
+                stack.enter_context(write_whole_folder(folder, keep))
+        except OSError as error:
+            problem = str(error)
+        _raise_together(folder, problem)
+        try:
             dcp.save(spread, checkpoint_id=place)
             if first:
                 torch.save(_replaced(checkpoint, lambda _: None), place / PLAIN)
-    except (OSError, RuntimeError, dcp.api.CheckpointException) as error:
-        problem = str(error)
-    if any(problems := _everyones(problem)):
+        except (OSError, RuntimeError, dcp.api.CheckpointException) as error:
+            problem = str(error)
+        _raise_together(folder, problem)
+
+
+def _raise_together(folder: Path, problem: str | None) -> None:
+    """Raise in all processes when one has failed: the others would wait for it."""
+    problems: list[str | None] = [problem]
+    if dist.is_initialized():
+        problems = [None] * dist.get_world_size()
+        dist.all_gather_object(problems, problem)
+    if any(problems):
         raise MegaSRError(f"checkpoint {folder} was not written: {next(filter(None, problems))}")
-
-
-def _everyones(value: str | None) -> list[str | None]:
-    """What every process says: all of them must know when one has failed, or the others would wait for it."""
-    if not dist.is_initialized():
-        return [value]
-    values: list[str | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
-    return values
 
 
 def read_sharded(folder: Path) -> dict[str, Any]:
