@@ -8,6 +8,7 @@ from typing import Any
 import lightning
 import torch
 from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from megasr.batch import SRBatch
 from megasr.errors import UsageError
@@ -21,6 +22,7 @@ from megasr.training.loggers import RunWandbLogger
 from megasr.training.loss_bins import LossBins
 from megasr.training.probes import SiteProbes, gradient_norms, trained_parts
 from megasr.training.stopwatch import Stopwatch
+from megasr.training.throughput import OperationCount, describe_batch
 
 
 class TrainingMonitor(lightning.Callback):
@@ -51,6 +53,7 @@ class TrainingMonitor(lightning.Callback):
         self._fixed: list[SRBatch] = []
         self._scores: FixedScores | None = None
         self._probes: Any = None
+        self._operations = OperationCount()
 
     # Statistics ------------------------------------------------------------------------------------------------------
 
@@ -63,6 +66,7 @@ class TrainingMonitor(lightning.Callback):
         self._steps = trainer.global_step
         self._num_images = 0
         self._gradients: dict[str, float] = {}
+        self._described: str | None = None
         self._bins = LossBins(self.loss_bins, len(pl_module.alphas_cumprod), pl_module.device)
         self._probes = SiteProbes(pl_module.network)
         self._parts = trained_parts(pl_module.network)
@@ -82,6 +86,11 @@ class TrainingMonitor(lightning.Callback):
         # Lightning numbers its rows with a count that is one too high after a resume from the end of an epoch.
         trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
         self.stopwatch.start()
+        if self._described is None:
+            self._described = describe_batch(trainer, len(batch["keys"]))
+            rank_zero_info(self._described)
+        if trainer.loggers and trainer.log_every_n_steps > 0 and not pl_module.compiles:
+            self._operations.begin()
         if self._is_logged(trainer, self._steps + 1) and not self._probes.watching:
             self._probes.start()
 
@@ -94,6 +103,7 @@ class TrainingMonitor(lightning.Callback):
         self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: SRBatch, batch_idx: int
     ) -> None:
         """Count, and log or restore when an optimizer step is done that asks for it."""
+        self._operations.end(len(batch["keys"]))
         self._bins.add(outputs["sample_loss"], outputs["timesteps"])
         self._num_images += len(batch["keys"])
         self._probes.take(~outputs["guidance_dropped"])
@@ -119,6 +129,7 @@ class TrainingMonitor(lightning.Callback):
 
     def on_exception(self, trainer: lightning.Trainer, pl_module: Any, exception: BaseException) -> None:
         """Leave no hooks in the network."""
+        self._operations.abandon()
         if self._probes is not None:
             self._probes.stop()
 
@@ -135,7 +146,10 @@ class TrainingMonitor(lightning.Callback):
         bins, strengths = both[: bins.numel()].view_as(bins), both[bins.numel() : -1].view_as(strengths)
         num_images = float(both[-1])  # waits for the device: only now the time is that of the work
         seconds = self.stopwatch.lap()
-        numbers = {**self._bins.means(bins), "train/images_per_s": num_images / seconds}
+        images_per_s = num_images / seconds
+        numbers = {**self._bins.means(bins), "train/images_per_s": images_per_s}
+        dtype = torch.bfloat16 if "bf16" in str(trainer.precision) else torch.float32
+        numbers |= self._operations.rates(images_per_s, trainer.world_size, module.device, dtype)
         _log(trainer, {**numbers, **self._gradients, **self._probes.means(strengths)})
         self._num_images, self._gradients = 0, {}
 

@@ -20,6 +20,7 @@ from torch import nn
 from megasr.networks.msfm import MSFM, Modulation
 from megasr.networks.network import MegaSRNetwork
 from megasr.networks.sites import Site, iterate_transformers
+from megasr.training.sharding import gathered, whole
 
 PARTS = ("lq_encoder", "controlnet", "csm", "rca", "msfm")
 REGION = "region"
@@ -40,7 +41,7 @@ def trained_parts(network: MegaSRNetwork) -> dict[str, list[nn.Parameter]]:
 def gradient_norms(parts: dict[str, list[nn.Parameter]]) -> dict[str, float]:
     """L2 norm of the gradient of every part, and of all of them (total)."""
     norms = {
-        part: torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        part: whole(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
         for part, parameters in parts.items()
     }
     total = torch.stack([norm.float() for norm in norms.values()]).norm()
@@ -160,9 +161,10 @@ class SiteProbes:
         @torch.no_grad()
         def after_fusion(module: nn.Module, inputs: Sequence[Any], output: torch.Tensor) -> None:
             normalised = msfm.norm(inputs[0])
-            for key, saft in zip(keys, msfm.safts, strict=True):
-                (gamma, beta), (gamma_0, beta_0) = saft.forward(maps[id(saft)]), _answer_to_nothing(msfm, saft)
-                self._record(key, normalised * (gamma - gamma_0) + (beta - beta_0), output)
+            with gathered(msfm.safts[0]):  # where weights are spread, all of a network's SAFTs are gathered together
+                for key, saft in zip(keys, msfm.safts, strict=True):
+                    (gamma, beta), (gamma_0, beta_0) = saft.forward(maps[id(saft)]), _answer_to_nothing(msfm, saft)
+                    self._record(key, normalised * (gamma - gamma_0) + (beta - beta_0), output)
 
         self._handles += [saft.register_forward_hook(after_saft) for saft in msfm.safts]
         self._handles.append(msfm.register_forward_hook(after_fusion))
