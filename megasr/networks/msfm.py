@@ -11,7 +11,9 @@ Source: 2503.08096 v2, figure 2; the form of SAFT follows its nearest public rel
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
+from functools import reduce
 from itertools import pairwise
 
 import torch
@@ -125,8 +127,9 @@ class MSFM(nn.Module):
         """Maps at the size of the site -> (scale, shift), each (B, C, h, w)."""
         maps = [*edges, *([self.aggregation(regions)] if self.aggregation is not None else [])]
         gammas, betas = zip(*(saft(guidance) for saft, guidance in zip(self.safts, maps, strict=True)), strict=True)
-        scale = sum(gammas) if self.residual else sum(1 + gamma for gamma in gammas)
-        return scale, sum(betas)
+        scales = gammas if self.residual else [1 + gamma for gamma in gammas]
+        # reduce, because sum() begins at 0 and would add that as a tensor
+        return reduce(operator.add, scales), reduce(operator.add, betas)
 
     def forward(self, features: torch.Tensor, modulation: Modulation) -> torch.Tensor:
         """F -> F', (B, C, h, w)."""
