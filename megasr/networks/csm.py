@@ -29,15 +29,19 @@ def project_keys_values(to_k: nn.Module, to_v: nn.Module, tokens: torch.Tensor, 
     return split_heads(to_k(tokens), heads), split_heads(to_v(tokens), heads)
 
 
-def cross_attention(attention: nn.Module, features: torch.Tensor, key_value: KeyValue) -> torch.Tensor:
-    """diffusers' Attention with keys and values at hand: memory-efficient SDPA, then the output projection.
+def project_query(attention: nn.Module, features: torch.Tensor) -> torch.Tensor:
+    """Q F of a site: normalised (B, h*w, C) -> (B, heads, h*w, C / heads). Both branches of CSM ask with it."""
+    return split_heads(attention.to_q(features), attention.heads)
+
+
+def attend(attention: nn.Module, query: torch.Tensor, key_value: KeyValue) -> torch.Tensor:
+    """diffusers' Attention with query, keys and values at hand: memory-efficient SDPA, then the output projection.
 
     Args:
-        attention: diffusers' Attention (its to_q and to_out are used).
-        features: (B, h*w, C), normalised.
+        attention: diffusers' Attention (its to_out is used).
+        query: (B, heads, h*w, C / heads).
         key_value: two (B, heads, N, C / heads).
     """
-    query = split_heads(attention.to_q(features), attention.heads)
     attended = F.scaled_dot_product_attention(query, *key_value)
     return attention.to_out[0](attended.transpose(1, 2).flatten(2))
 
@@ -85,6 +89,6 @@ class CSM(nn.Module):
         """(B, N, E) image tokens, or (B, N, D) translated ones -> K' c(e_i), V' c(e_i)."""
         return project_keys_values(self.to_k, self.to_v, self.connector(image_tokens), heads)
 
-    def forward(self, attention: nn.Module, features: torch.Tensor, key_value: KeyValue) -> torch.Tensor:
+    def forward(self, attention: nn.Module, query: torch.Tensor, key_value: KeyValue) -> torch.Tensor:
         """gate(A_i), to be added to the text branch: (B, h*w, C)."""
-        return self.gate(cross_attention(attention, features, key_value))
+        return self.gate(attend(attention, query, key_value))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from megasr.networks.csm import KeyValue, cross_attention, project_keys_values
+from megasr.networks.csm import KeyValue, attend, project_keys_values, project_query
 
 
 class RCA(nn.Module):
@@ -42,5 +42,5 @@ class RCA(nn.Module):
     def forward(self, features: torch.Tensor, key_value: KeyValue) -> torch.Tensor:
         """F -> F', (B, C, h, w)."""
         tokens = self.norm(features.flatten(2).transpose(1, 2))
-        attended = cross_attention(self.attention, tokens, key_value)
+        attended = attend(self.attention, project_query(self.attention, tokens), key_value)
         return features + attended.transpose(1, 2).reshape(features.shape)

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from megasr.errors import UsageError
 from megasr.guidance.registry import GuidanceType
 from megasr.networks.config import AdapterConfig
-from megasr.networks.csm import CSM, KeyValue, cross_attention, project_keys_values
+from megasr.networks.csm import CSM, KeyValue, attend, project_keys_values, project_query
 from megasr.networks.grouping import count_channels, group_maps
 from megasr.networks.msfm import MSFM, Modulation
 from megasr.networks.rca import RCA
@@ -125,8 +125,8 @@ class Site(nn.Module):
 
     def _transformer_block(self, block: nn.Module, tokens: torch.Tensor, condition: SiteCondition) -> torch.Tensor:
         tokens = block.attn1(block.norm1(tokens)) + tokens
-        query = block.norm2(tokens)
-        semantics = cross_attention(block.attn2, query, condition.text)
+        query = project_query(block.attn2, block.norm2(tokens))
+        semantics = attend(block.attn2, query, condition.text)
         if self.csm is not None:
             semantics = semantics + self.csm(block.attn2, query, condition.image)
         tokens = semantics + tokens
