@@ -46,6 +46,32 @@ def test_copied_keys_and_values_are_frozen_copies_of_the_priors():
     assert network.unet.sites[0].csm.to_k.weight is not attention.to_k.weight
 
 
+def test_no_graph_is_built_for_what_is_frozen():
+    """Keys and values of the prior's text attention, and its encoder up to the first trained site."""
+    prior = random_prior()
+    inputs = random_inputs(prior)
+    network = MegaSRNetwork(prior, adapter(guidance=("canny",), image=True))
+    conditions = network.conditions(inputs["lq_up"], inputs["semantics"], inputs["maps"])
+    assert not any(tensor.requires_grad for condition in conditions.unet for tensor in condition.text)
+    assert all(tensor.requires_grad for condition in conditions.unet for tensor in condition.image)
+    grown = []
+    prior.unet.down_blocks[0].attentions[0].proj_in.register_forward_hook(lambda *call: grown.append(call[2]))
+    network(inputs["z_t"], inputs["timesteps"], conditions)
+    assert [tensor.requires_grad for tensor in grown] == [False]
+
+
+def test_without_trained_sites_the_priors_encoder_has_no_graph():
+    """The ControlNet enters after the encoder: there is no backward pass through it."""
+    prior = random_prior()
+    inputs = random_inputs(prior)
+    network = MegaSRNetwork(prior, adapter(guidance=("canny",), fusion_in="controlnet"))
+    middle = []
+    prior.unet.mid_block.resnets[-1].register_forward_hook(lambda *call: middle.append(call[2]))
+    prediction = predict(network, inputs)
+    assert [tensor.requires_grad for tensor in middle] == [False]
+    assert prediction.requires_grad
+
+
 def test_gradient_checkpointing_changes_no_number():
     prior = random_prior()
     inputs = random_inputs(prior)
