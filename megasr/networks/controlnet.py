@@ -18,6 +18,7 @@ from megasr.networks.sites import (
     SiteCondition,
     build_sites,
     embed_time,
+    run_block,
     run_encoder,
     run_middle,
 )
@@ -50,6 +51,7 @@ class MegaSRControlNet(nn.Module):
             controlnet.controlnet_cond_embedding = LQEncoder(unet.config.block_out_channels[0], downsampling)
         self.controlnet = controlnet.requires_grad_(True).train()
         self.recompute = config.gradient_checkpointing
+        self.run_block = run_block
         self.sites = build_sites(controlnet, config, guidance, seed, "controlnet")
 
     def encode_lq(self, lq_up: torch.Tensor) -> torch.Tensor:
@@ -61,7 +63,7 @@ class MegaSRControlNet(nn.Module):
     ) -> Residuals:
         """What to add to the U-Net's skips and middle block."""
         model = self.controlnet
-        run = BlockRunner(self.sites, conditions, self.recompute)
+        run = BlockRunner(self.sites, conditions, self.recompute, self.run_block)
         time_embedding = embed_time(model, timesteps, z_t.dtype)
         features, skips = run_encoder(model, run, model.conv_in(z_t) + f_lq, time_embedding)
         features = run_middle(model, run, features, time_embedding)

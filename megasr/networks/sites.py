@@ -163,12 +163,28 @@ def run_block(
     return site(transformer, resnet(features, time_embedding), condition)
 
 
+def compiled_block() -> Callable[..., torch.Tensor]:
+    """run_block through torch.compile: each kind of block is compiled once, in the first step."""
+    import torch._dynamo
+
+    # A network has more kinds of blocks, by width, size and parts, than dynamo compiles of one function by default.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
+    return torch.compile(run_block, dynamic=False)
+
+
 class BlockRunner:
     """Runs blocks in order, handing each site its condition; recomputes them in the backward pass when asked."""
 
-    def __init__(self, sites: nn.ModuleList, conditions: tuple[SiteCondition, ...], recompute: bool) -> None:
+    def __init__(
+        self,
+        sites: nn.ModuleList,
+        conditions: tuple[SiteCondition, ...],
+        recompute: bool,
+        run_block: Callable[..., torch.Tensor] = run_block,
+    ) -> None:
         self.pairs = iter(zip(sites, conditions, strict=True))
         self.recompute = recompute and torch.is_grad_enabled()
+        self.run_block = run_block
 
     def __call__(
         self, block: nn.Module, index: int, features: torch.Tensor, time_embedding: torch.Tensor
@@ -179,7 +195,7 @@ class BlockRunner:
         if not attentions:
             return self.run(resnet, features, time_embedding)
         site, condition = next(self.pairs)
-        return self.run(run_block, resnet, attentions[index], site, features, time_embedding, condition)
+        return self.run(self.run_block, resnet, attentions[index], site, features, time_embedding, condition)
 
     def run(self, function: Callable[..., torch.Tensor], *arguments: object) -> torch.Tensor:
         """Call a block, to be recomputed in the backward pass when asked."""
@@ -209,7 +225,9 @@ def run_middle(
     """ResBlock, then (site, ResBlock): the middle block has its attention between two ResBlocks."""
     middle = model.mid_block
     site, condition = next(run.pairs)
-    features = run.run(run_block, middle.resnets[0], middle.attentions[0], site, features, time_embedding, condition)
+    features = run.run(
+        run.run_block, middle.resnets[0], middle.attentions[0], site, features, time_embedding, condition
+    )
     return run.run(middle.resnets[1], features, time_embedding)
 
 

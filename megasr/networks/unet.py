@@ -18,6 +18,7 @@ from megasr.networks.sites import (
     SiteCondition,
     build_sites,
     embed_time,
+    run_block,
     run_encoder,
     run_middle,
 )
@@ -64,6 +65,7 @@ class MegaSRUNet(nn.Module):
         check_plain_unet(unet)
         self.unet = unet
         self.recompute = config.gradient_checkpointing
+        self.run_block = run_block
         self.sites = build_sites(unet, config, guidance, seed, "unet")
 
     def train(self, mode: bool = True) -> MegaSRUNet:
@@ -81,7 +83,7 @@ class MegaSRUNet(nn.Module):
     ) -> torch.Tensor:
         """Prediction (B, C, h, w), noise or v as the prior was trained."""
         unet = self.unet
-        run = BlockRunner(self.sites, conditions, self.recompute)
+        run = BlockRunner(self.sites, conditions, self.recompute, self.run_block)
         time_embedding = embed_time(unet, timesteps, z_t.dtype)
         features, skips = run_encoder(unet, run, unet.conv_in(z_t), time_embedding)
         if residuals is not None:

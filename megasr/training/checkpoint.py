@@ -103,6 +103,7 @@ def build_from_checkpoint(
         if settings.get(name) is not None:
             settings[name] = config_type(**settings[name])
     settings["init"] = None  # the checkpoint holds what came of it
+    settings["frozen_dtype"] = settings["compile"] = None  # how it was trained; what it restores does not depend on it
     module = cls(**settings | ({"prior": prior} if prior else {}) | changes)
     module.on_load_checkpoint(checkpoint)
     module.load_state_dict(final_weights(checkpoint), strict=False)

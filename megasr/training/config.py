@@ -49,6 +49,8 @@ class OptimizerConfig:
         weight_decay: AdamW's.
         beta1: AdamW's.
         beta2: AdamW's.
+        state_bits: 8 keeps both averages of AdamW in 8 bits (2110.02861, bitsandbytes; a GPU is needed), a quarter of
+            the memory; None keeps them as precise as the weights.
     """
 
     learning_rate: float = 5e-5
@@ -57,6 +59,7 @@ class OptimizerConfig:
     weight_decay: float = 1e-2
     beta1: float = 0.9
     beta2: float = 0.999
+    state_bits: Literal[8] | None = None
 
     def __post_init__(self) -> None:
         if not self.learning_rate > 0:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning
 import torch
@@ -12,7 +12,7 @@ import torch
 from megasr.batch import SRBatch, check_image
 from megasr.diffusion.objective import Denoiser, add_noise, diffusion_loss, stratified_timesteps
 from megasr.diffusion.sampling import ddim, guided, spaced_timesteps
-from megasr.errors import MegaSRError, UsageError
+from megasr.errors import UsageError
 from megasr.guidance.extract import extract_guidance
 from megasr.guidance.networks import ExtractorConfig, Networks
 from megasr.guidance.shown import extract_shown, shown_guidance
@@ -27,6 +27,9 @@ from megasr.semantics.vision import VisionConfig, VisionEncoder
 from megasr.training.checkpoint import check_trained_state, initialise, trained_state
 from megasr.training.config import ObjectiveConfig, OptimizerConfig, SamplerConfig
 from megasr.training.dropout import draw_dropout, without_dropped
+from megasr.training.nonfinite import stop_if_not_finite
+from megasr.training.optimizer import build_optimizer
+from megasr.training.precision import check_precision, hold_frozen
 from megasr.training.schedule import trapezoid
 from megasr.training.strategies import ShardedStrategy
 
@@ -44,6 +47,9 @@ class MegaSRModule(lightning.LightningModule):
             unless the batches bring them.
         extractors: networks that make the guidance maps; None takes the shipped ones.
         tagger: what makes the tags of lq; None takes those that the batches bring.
+        frozen_dtype: `bfloat16` holds the weights of the frozen prior in half the memory; it needs trainer.precision
+            bf16-mixed. None holds them in single precision.
+        compile: `blocks` runs every block through torch.compile; None compiles nothing.
         init: checkpoint of a trained adapter, or `tiny`, the shipped ControlNet of the tiny prior; the parts that it
             shares with this one start from its weights.
         scale_factor: size of hq over size of lq.
@@ -67,6 +73,8 @@ class MegaSRModule(lightning.LightningModule):
         vision: VisionConfig | None = None,
         extractors: ExtractorConfig | None = None,
         tagger: TaggerConfig | None = None,
+        frozen_dtype: Literal["bfloat16"] | None = None,
+        compile: Literal["blocks"] | None = None,
         init: str | None = None,
         scale_factor: int = 4,
         seed: int = 0,
@@ -85,7 +93,11 @@ class MegaSRModule(lightning.LightningModule):
         }
         plain |= {"sampler": asdict(sampler), "vision": None if vision is None else asdict(vision)}
         plain |= {"extractors": None if extractors is None else asdict(extractors), "init": init}
-        plain |= {"tagger": None if tagger is None else asdict(tagger)}
+        plain |= {
+            "tagger": None if tagger is None else asdict(tagger),
+            "frozen_dtype": frozen_dtype,
+            "compile": compile,
+        }
         self.save_hyperparameters({"prior": prior, **plain, "scale_factor": scale_factor, "seed": seed})
         self.adapter, self.objective, self.optimizer, self.sampler = adapter, objective, optimizer, sampler
         self.scale_factor, self.seed = scale_factor, seed
@@ -109,6 +121,14 @@ class MegaSRModule(lightning.LightningModule):
         self.register_buffer("alphas_cumprod", self.prior.scheduler.alphas_cumprod.clone(), persistent=False)
         if init is not None:
             initialise(self, init)
+        self.frozen_dtype, self.compiles = frozen_dtype, compile == "blocks"
+        if self.compiles:
+            self.network.compile_blocks()
+        hold_frozen(self)
+
+    def setup(self, stage: str) -> None:
+        """Check what the module and the trainer must agree on. Raises UsageError."""
+        check_precision(self)
 
     def configure_model(self) -> None:
         """Let a strategy that spreads what is trained over the processes do so."""
@@ -159,7 +179,7 @@ class MegaSRModule(lightning.LightningModule):
         fractions = keyed_uniform(self.seed, keys, "timestep", step)
         timesteps = (fractions * self._trained_timesteps).long().to(z0.device)
         loss = self._loss(conditions, z0, noise, timesteps)
-        self._stop_if_not_finite(loss, batch, timesteps)
+        stop_if_not_finite(self, loss, batch, timesteps)
         self.log("train/loss", loss.mean(), prog_bar=True, batch_size=len(keys), sync_dist=True)
         dropped = batch["guidance_dropped"]
         return {"loss": loss.mean(), "sample_loss": loss.detach(), "timesteps": timesteps, "guidance_dropped": dropped}
@@ -205,20 +225,6 @@ class MegaSRModule(lightning.LightningModule):
     def _trained_timesteps(self) -> int:
         return max(1, round(self.objective.timestep_fraction * self._num_train_timesteps))
 
-    def _stop_if_not_finite(self, loss: torch.Tensor, batch: SRBatch, timesteps: torch.Tensor) -> None:
-        if torch.isfinite(loss).all():
-            return
-        path = Path(self.trainer.default_root_dir) / "nonfinite.pt"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        report = {"step": self.global_step, "keys": batch["keys"], "loss": loss.detach().cpu()}
-        drawn = {name: batch.get(name) for name in ("degradation", "text_dropped", "guidance_dropped", "types_dropped")}
-        torch.save(report | drawn | {"timesteps": timesteps.cpu()}, path)
-        bad = [key for key, value in zip(batch["keys"], loss, strict=True) if not torch.isfinite(value)]
-        raise MegaSRError(
-            f"loss is not finite at step {self.global_step} for {', '.join(bad)}; the weights were not changed, "
-            f"the batch's keys and degradation are in {path}"
-        )
-
     # Sampling --------------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
@@ -262,13 +268,7 @@ class MegaSRModule(lightning.LightningModule):
     # Optimizer and checkpoints ---------------------------------------------------------------------------------------
 
     def configure_optimizers(self) -> dict[str, Any]:
-        settings = self.optimizer
-        optimizer = torch.optim.AdamW(
-            [p for p in self.parameters() if p.requires_grad],
-            lr=settings.learning_rate,
-            betas=(settings.beta1, settings.beta2),
-            weight_decay=settings.weight_decay,
-        )
+        settings, optimizer = self.optimizer, build_optimizer(self.parameters(), self.optimizer)
         decay = settings.decay_share
         steps = self.trainer.estimated_stepping_batches if decay else float("inf")
         schedule = torch.optim.lr_scheduler.LambdaLR(

@@ -19,9 +19,8 @@ def describe_batch(trainer: lightning.Trainer, micro_batch: int) -> str:
     in_all = micro_batch * trainer.world_size * accumulated
     steps = trainer.num_training_batches
     epoch = f"; an epoch is {steps / accumulated:,.0f} steps" if steps != float("inf") else ""
-    return (
-        f"global batch {in_all} = {micro_batch} images x {trainer.world_size} device(s) x {accumulated} accumulated{epoch}"
-    )
+    parts = f"{micro_batch} images x {trainer.world_size} device(s) x {accumulated} accumulated"
+    return f"global batch {in_all} = {parts}{epoch}"
 
 
 class OperationCount:

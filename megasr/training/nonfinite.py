@@ -1,0 +1,52 @@
+"""A loss that is not finite stops the training before it reaches a weight, in all processes together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+
+from megasr.batch import SRBatch
+from megasr.errors import MegaSRError
+
+if TYPE_CHECKING:
+    from megasr.training.module import MegaSRModule
+
+_DRAWN = ("degradation", "text_dropped", "guidance_dropped", "types_dropped")
+
+
+def stop_if_not_finite(module: MegaSRModule, loss: torch.Tensor, batch: SRBatch, timesteps: torch.Tensor) -> None:
+    """Look at the losses (B,) of a batch.
+
+    Raises:
+        MegaSRError: one is not finite, here or in another process; names the images of this one, and writes
+            nonfinite.pt with what was drawn for them (nonfinite.rank1.pt of the second process, and so on).
+    """
+    finite = bool(torch.isfinite(loss).all())
+    everywhere = _everywhere(finite, loss.device)  # the others would wait for this one's gradients
+    if everywhere:
+        return
+    if finite:
+        raise MegaSRError(f"loss is not finite at step {module.global_step} in another process; see its line")
+    rank = module.trainer.global_rank
+    path = Path(module.trainer.default_root_dir) / ("nonfinite.pt" if rank == 0 else f"nonfinite.rank{rank}.pt")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    report = {"step": module.global_step, "keys": batch["keys"], "loss": loss.detach().cpu()}
+    drawn = {name: batch.get(name) for name in _DRAWN}
+    torch.save(report | drawn | {"timesteps": timesteps.cpu()}, path)
+    bad = [key for key, value in zip(batch["keys"], loss, strict=True) if not torch.isfinite(value)]
+    raise MegaSRError(
+        f"loss is not finite at step {module.global_step} for {', '.join(bad)}; the weights were not changed, "
+        f"the batch's keys and degradation are in {path}"
+    )
+
+
+def _everywhere(flag: bool, device: torch.device) -> bool:
+    """Whether it is true in all processes, which must ask together."""
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return flag
+    flags = torch.tensor(int(flag), device=device)
+    dist.all_reduce(flags, op=dist.ReduceOp.MIN)
+    return bool(flags)
