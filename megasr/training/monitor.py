@@ -89,8 +89,8 @@ class TrainingMonitor(lightning.Callback):
         if self._described is None:
             self._described = describe_batch(trainer, len(batch["keys"]))
             rank_zero_info(self._described)
-        if trainer.loggers and trainer.log_every_n_steps > 0 and not pl_module.compiles:
-            self._operations.begin()
+            if pl_module.device.type == "cuda" and trainer.loggers:  # of other devices no peak is known
+                self._operations.watch(pl_module.network)
         if self._is_logged(trainer, self._steps + 1) and not self._probes.watching:
             self._probes.start()
 
@@ -103,7 +103,6 @@ class TrainingMonitor(lightning.Callback):
         self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: SRBatch, batch_idx: int
     ) -> None:
         """Count, and log or restore when an optimizer step is done that asks for it."""
-        self._operations.end(len(batch["keys"]))
         self._bins.add(outputs["sample_loss"], outputs["timesteps"])
         self._num_images += len(batch["keys"])
         self._probes.take(~outputs["guidance_dropped"])
@@ -129,7 +128,6 @@ class TrainingMonitor(lightning.Callback):
 
     def on_exception(self, trainer: lightning.Trainer, pl_module: Any, exception: BaseException) -> None:
         """Leave no hooks in the network."""
-        self._operations.abandon()
         if self._probes is not None:
             self._probes.stop()
 

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import lightning
 import torch
 from lightning.fabric.utilities.throughput import get_available_flops
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed.fsdp import FSDPModule
 from torch.utils.flop_counter import FlopCounterMode
+
+from megasr.networks.csm import KeyValue
+from megasr.networks.network import Conditions, MegaSRNetwork
+from megasr.networks.sites import Semantics
 
 
 def describe_batch(trainer: lightning.Trainer, micro_batch: int) -> str:
@@ -24,34 +32,51 @@ def describe_batch(trainer: lightning.Trainer, micro_batch: int) -> str:
 
 
 class OperationCount:
-    """Floating-point operations of a forward and a backward pass, counted once, in the first batch.
+    """Floating-point operations of a forward and a backward pass of the adapted U-Net and the ControlNet.
 
-    Matrix products, convolutions and attention are counted, as is usual for MFU (2204.02311, appendix B); what gradient
-    checkpointing computes again is counted too. A compiled network hides its operations, and is not counted.
+    Matrix products, convolutions and attention are counted, as is usual for MFU (2204.02311, appendix B), on tensors
+    without numbers (FakeTensorMode): counting operations as they run would change the order of their sums. Extractors,
+    VAE and text encoder are left out. Weights that are spread over processes are not counted.
     """
 
     def __init__(self) -> None:
         self.per_image: float | None = None
-        self._mode: FlopCounterMode | None = None
 
-    def begin(self) -> None:
-        """Count from here on, unless that was done before."""
-        if self.per_image is None and self._mode is None:
-            self._mode = FlopCounterMode(display=False)
-            self._mode.__enter__()
+    def watch(self, network: MegaSRNetwork) -> None:
+        """Count when the network has been called for the first time from now on."""
+        if isinstance(network, FSDPModule):
+            return
 
-    def end(self, images: int) -> None:
-        """The pass of so many images is done."""
-        if self._mode is not None:
-            self._mode.__exit__(None, None, None)
-            self.per_image = self._mode.get_total_flops() / images
-            self._mode = None
+        def seen(module: MegaSRNetwork, inputs: Any, output: torch.Tensor) -> None:
+            handle.remove()
+            self.count(module, inputs)
 
-    def abandon(self) -> None:
-        """Leave nothing behind after an error."""
-        if self._mode is not None:
-            self._mode.__exit__(None, None, None)
-            self._mode = None
+        handle = network.register_forward_hook(seen)
+
+    def count(self, network: MegaSRNetwork, inputs: tuple[torch.Tensor, torch.Tensor, Conditions]) -> None:
+        """Count a pass with inputs of these shapes: what `MegaSRNetwork.forward` was called with."""
+        z_t, _, conditions = inputs
+        site, config = conditions.unet[0], network.config
+        images, height, width = len(z_t), *(n * network.downsampling for n in z_t.shape[-2:])
+        trained = [p for p in network.parameters() if p.requires_grad]
+        with FakeTensorMode(allow_non_fake_inputs=True), FlopCounterMode(display=False) as counter:
+
+            def blank(*shape: int) -> torch.Tensor:
+                return torch.zeros(*shape, device=z_t.device)
+
+            def tokens(keys_values: KeyValue | None, width: int) -> torch.Tensor | None:
+                return None if keys_values is None else blank(images, keys_values[0].shape[2], width)
+
+            semantics = Semantics(
+                blank(images, site.text[0].shape[2], network.unet.unet.config.cross_attention_dim),
+                tokens(site.image, config.image_width),
+                tokens(site.representation, config.representation_width),
+            )
+            maps = {g.name: blank(images, g.channels, height, width) for g in network.guidance}
+            made = network.conditions(blank(images, 3, height, width), semantics, maps)
+            predicted = network(blank(*z_t.shape), blank(images).long(), made)
+            torch.autograd.grad(predicted.square().mean(), trained, allow_unused=True)
+        self.per_image = counter.get_total_flops() / images
 
     def rates(self, images_per_s: float, devices: int, device: torch.device, dtype: torch.dtype) -> dict[str, float]:
         """train/tflops_per_device per second, and train/mfu in [0, 1] where the peak of the device is known."""
