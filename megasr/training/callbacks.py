@@ -8,7 +8,7 @@ import lightning
 import torch
 
 from megasr.errors import UsageError
-from megasr.training.sharding import like
+from megasr.training.sharding import like, local
 
 
 class EMA(lightning.Callback):
@@ -50,8 +50,9 @@ class EMA(lightning.Callback):
             return
         self._updates = trainer.global_step
         decay = min(self.decay, (1 + self._updates) / (10 + self._updates))
-        for name, parameter in self._trained(pl_module).items():
-            self.shadow[name].lerp_(parameter.detach(), 1 - decay)
+        trained = self._trained(pl_module)
+        shadows, parameters = ([local(values[name]) for name in trained] for values in (self.shadow, trained))
+        torch._foreach_lerp_(shadows, parameters, 1 - decay)  # one call: there are hundreds of small tensors
 
     @torch.no_grad()
     def swap_in(self, pl_module: lightning.LightningModule) -> None:

@@ -16,7 +16,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from megasr.errors import MegaSRError, UsageError
 from megasr.files import open_whole
 from megasr.tracking import first_line
-from megasr.training.sharded_checkpoint import damage_of_folder, is_sharded
+from megasr.training.sharded_checkpoint import damage_of_folder, is_sharded, read_sharded
 from megasr.training.stop import Stopped, StopRequest
 
 SAVE_EVERY_N_STEPS = 500
@@ -47,7 +47,7 @@ class LastCheckpoint(ModelCheckpoint):
         """Let the strategy write whole files: Lightning copies from the machine's folder for temporary files."""
         super().setup(trainer, pl_module, stage)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
-            trainer.strategy.checkpoint_io = _WholeFiles()
+            trainer.strategy.checkpoint_io = CheckpointFiles()
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """From here on everything is restored that a checkpoint holds."""
@@ -97,7 +97,16 @@ class LastCheckpoint(ModelCheckpoint):
         self._stop.restore()
 
 
-class _WholeFiles(TorchCheckpointIO):
+class CheckpointFiles(TorchCheckpointIO):
+    """Reads and writes checkpoints: whole files, and folders of several processes."""
+
+    def load_checkpoint(self, path: Any, *unused: Any, **settings: Any) -> dict[str, Any]:
+        """A checkpoint with tensors on the CPU."""
+        if is_sharded(Path(path)):
+            return read_sharded(Path(path))
+        found: dict[str, Any] = super().load_checkpoint(path, *unused, **settings)
+        return found
+
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Write a file, whole or not at all. Only that of LastCheckpoint may fail: it is not what training is for.
 

@@ -124,6 +124,12 @@ def like(value: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     return value
 
 
+def local(value: torch.Tensor) -> torch.Tensor:
+    """What lies here of a tensor that may be spread; it shares its memory."""
+    value = value.detach()
+    return value.to_local() if isinstance(value, DTensor) else value
+
+
 def whole(value: torch.Tensor) -> torch.Tensor:
     """A tensor that may be spread, as one. All processes must ask for it together."""
     return value.full_tensor() if isinstance(value, DTensor) else value

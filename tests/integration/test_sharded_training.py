@@ -15,7 +15,9 @@ from megasr.networks.config import AdapterConfig
 from megasr.training.callbacks import EMA
 from megasr.training.checkpoint import read_checkpoint
 from megasr.training.config import OptimizerConfig
+from megasr.training.last_checkpoint import CheckpointFiles
 from megasr.training.module import MegaSRModule
+from megasr.training.sharding import whole
 from megasr.training.strategies import ShardedStrategy
 from tests.helpers.ranks import run_ranks
 from tests.helpers.training import LossCurve, make_module
@@ -34,24 +36,54 @@ class Tokens(lightning.Callback):
         batch["representation"] = pixels[:, : 512 // 4].repeat(1, 4)[:, None]
 
 
-def train(strategy: Any, devices: int, steps: int, resume: Path | None = None, save: Path | None = None) -> Any:
-    """(losses, share of the trained weights that lies here, same of the optimizer's state) of a training."""
+class Draws(lightning.Callback):
+    """Remembers what is drawn in this process: the images and their timesteps, and a sum over the initial weights."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, int]] = []
+
+    def on_fit_start(self, trainer: Any, module: Any) -> None:
+        self.initial = float(sum(whole(p.detach()).double().sum() for p in module.parameters() if p.requires_grad))
+
+    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.seen += zip(batch["keys"], outputs["timesteps"].tolist(), strict=True)
+
+
+class SaveAt(lightning.Callback):
+    """Saves after a step."""
+
+    def __init__(self, step: int, path: Path) -> None:
+        self.step, self.path = step, path
+
+    def on_train_batch_end(self, trainer: Any, *unused: Any) -> None:
+        if trainer.global_step == self.step:
+            trainer.save_checkpoint(self.path)
+
+
+def train(
+    strategy: Any,
+    devices: int,
+    resume: Path | None = None,
+    save: SaveAt | None = None,
+    adapter: AdapterConfig = ADAPTER,
+) -> Any:
+    """(losses, shares of the trained weights, optimizer's state and averages that lie here, draws) of a training."""
     torch.set_num_threads(1)
-    module = make_module(adapter=ADAPTER, optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=3))
+    module = make_module(adapter=adapter, optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=3))
     data = PhotoDataModule(crop_size_px=32, batch_size=4 // devices, train_samples=12, eval_samples=1, seed=3)
-    curve, ema = LossCurve(), EMA(0.9)
+    curve, ema, draws = LossCurve(), EMA(0.9), Draws()
+    callbacks = [Tokens(), curve, ema, draws, *([save] if save else [])]
     trainer = lightning.Trainer(
-        accelerator="cpu", devices=devices, strategy=strategy, max_steps=steps, callbacks=[Tokens(), curve, ema],
-        gradient_clip_val=0.5, limit_val_batches=0, logger=False, enable_checkpointing=False,
+        accelerator="cpu", devices=devices, strategy=strategy, plugins=CheckpointFiles(), max_steps=STEPS,
+        callbacks=callbacks, gradient_clip_val=0.5, limit_val_batches=0, logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
     trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
-    if save is not None:
-        trainer.save_checkpoint(save)
     trained = [p for p in module.parameters() if p.requires_grad]
     state = [value for of_one in trainer.optimizers[0].state.values() for value in of_one.values() if value.dim()]
     total = sum(p.numel() for p in trained)
-    return curve.losses, _here(trained) / total, _here(state) / (2 * total), _here([*ema.shadow.values()]) / total
+    shares = _here(trained) / total, _here(state) / (2 * total), _here([*ema.shadow.values()]) / total
+    return curve.losses, shares, (draws.seen, draws.initial)
 
 
 def _here(tensors: list[torch.Tensor]) -> int:
@@ -60,15 +92,15 @@ def _here(tensors: list[torch.Tensor]) -> int:
 
 def all_of_two(folder: Path) -> dict[str, Any]:
     """Everything that is asked of two processes, in one start of them."""
-    one, spread = folder / "one.ckpt", folder / "folder.ckpt"
-    found = {"ddp": train("ddp", 2, STEPS), "whole": train(ShardedStrategy(), 2, STEPS)}
-    train(ShardedStrategy(), 2, HALF, save=one)
-    train(ShardedStrategy(shard_frozen=True, single_file=False), 2, HALF, save=spread)
-    found["from_file"] = train(ShardedStrategy(), 2, STEPS, resume=one)
-    found["from_folder"] = train(ShardedStrategy(), 2, STEPS, resume=spread)
-    found["from_single"] = train(ShardedStrategy(), 2, STEPS, resume=folder / "single.ckpt")
-    found["as_ddp"] = train("ddp", 2, STEPS, resume=one)
-    return found
+    spread, one = folder / "folder.ckpt", folder / "one.ckpt"
+    return {
+        "ddp": train("ddp", 2),
+        "whole": train(ShardedStrategy(single_file=False), 2, save=SaveAt(HALF, spread)),
+        "from_folder": train(ShardedStrategy(), 2, resume=spread, save=SaveAt(HALF + 1, one)),
+        "from_file": train(ShardedStrategy(), 2, resume=one),
+        "from_single": train(ShardedStrategy(shard_frozen=True), 2, resume=folder / "single.ckpt"),
+        "as_ddp": train("ddp", 2, resume=spread),
+    }
 
 
 @pytest.fixture(scope="module")
@@ -78,8 +110,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def single(folder: Path) -> list[float]:
-    train("auto", 1, HALF, save=folder / "single.ckpt")
-    return train("auto", 1, STEPS)[0]
+    return train("auto", 1, save=SaveAt(HALF, folder / "single.ckpt"))[0]
 
 
 @pytest.fixture(scope="module")
@@ -100,19 +131,28 @@ def test_the_losses_are_those_of_one_process_and_of_ddp(ranks: list[dict[str, An
 
 def test_two_processes_hold_half_of_what_is_trained_each(ranks: list[dict[str, Any]]) -> None:
     for rank in ranks:
-        assert rank["whole"][1:] == pytest.approx((0.5, 0.5, 0.5), abs=0.01)  # weights, optimizer, average
-        assert rank["ddp"][1:] == (1.0, 1.0, 1.0)
+        assert rank["whole"][1] == pytest.approx((0.5, 0.5, 0.5), abs=0.01)  # weights, optimizer, average
+        assert rank["ddp"][1] == (1.0, 1.0, 1.0)
+
+
+@pytest.mark.parametrize("name", ["ddp", "whole"])
+def test_processes_draw_differently_and_start_alike(ranks: list[dict[str, Any]], name: str) -> None:
+    (first, initial), (second, other) = (rank[name][2] for rank in ranks)
+    assert initial == other
+    assert len({key for key, _ in first} | {key for key, _ in second}) == 2 * 2 * STEPS, "no image is drawn twice"
+    assert len({timestep for _, timestep in first + second}) > STEPS  # as many as there are images, but for chance
 
 
 def test_four_processes_hold_a_quarter_each() -> None:
-    for _, *shares in run_ranks(4, train, ShardedStrategy(), 4, 1):
+    for _, shares, _ in run_ranks(4, train, ShardedStrategy(), 4, None, None, AdapterConfig()):
         assert shares == pytest.approx((0.25, 0.25, 0.25), abs=0.025)
 
 
-@pytest.mark.parametrize("name", ["from_file", "from_folder"])
+@pytest.mark.parametrize("name", ["from_folder", "from_file"])
 def test_a_resumed_training_is_the_same_to_the_bit(ranks: list[dict[str, Any]], name: str) -> None:
     for rank in ranks:
-        assert rank[name][0] == rank["whole"][0][HALF:]
+        assert 0 < len(rank[name][0]) <= STEPS - HALF
+        assert rank[name][0] == rank["whole"][0][-len(rank[name][0]) :]
 
 
 def test_any_number_of_processes_goes_on_with_any_strategy(
@@ -120,8 +160,8 @@ def test_any_number_of_processes_goes_on_with_any_strategy(
 ) -> None:
     for name in ("from_single", "as_ddp"):
         assert mean_losses(ranks, name) == pytest.approx(single[HALF:], rel=1e-5)
-    for checkpoint in ("one.ckpt", "folder.ckpt"):
-        assert train("auto", 1, STEPS, resume=folder / checkpoint)[0] == pytest.approx(single[HALF:], rel=1e-5)
+    assert train("auto", 1, resume=folder / "folder.ckpt")[0] == pytest.approx(single[HALF:], rel=1e-5)
+    assert train("auto", 1, resume=folder / "one.ckpt")[0] == pytest.approx(single[HALF + 1 :], rel=1e-5)
 
 
 def test_a_checkpoint_holds_what_was_trained_as_file_or_as_folder(ranks: list[dict[str, Any]], folder: Path) -> None:
@@ -129,7 +169,8 @@ def test_a_checkpoint_holds_what_was_trained_as_file_or_as_folder(ranks: list[di
     module = MegaSRModule.from_checkpoint(folder / "folder.ckpt")
     trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
     assert file["state_dict"].keys() == spread["state_dict"].keys() == trained.keys()
+    assert file.keys() == spread.keys()
     for name, parameter in trained.items():
-        assert torch.equal(file["state_dict"][name], spread["state_dict"][name]), name
         assert torch.equal(parameter, spread["callbacks"]["EMA"]["shadow"][name]), name
+        assert not torch.equal(parameter, file["callbacks"]["EMA"]["shadow"][name]), name  # of a later step
     assert not list(folder.glob("*.part"))
