@@ -23,7 +23,10 @@ from tests.helpers.ranks import run_ranks
 from tests.helpers.training import LossCurve, make_module
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-ADAPTER = AdapterConfig(guidance=("canny", "superpixel"), image=True, image_width=16, rca=True, saft_width=8)
+# The ControlNet has hundreds of tensors, which DTensor handles one by one: only the test with four processes trains it.
+ADAPTER = AdapterConfig(
+    guidance=("canny", "superpixel"), image=True, image_width=16, rca=True, saft_width=8, controlnet=False
+)
 STEPS, HALF = 4, 2  # HALF is in the middle of an epoch of 3 steps
 
 
@@ -143,8 +146,11 @@ def test_processes_draw_differently_and_start_alike(ranks: list[dict[str, Any]],
     assert len({timestep for _, timestep in first + second}) > STEPS  # as many as there are images, but for chance
 
 
-def test_four_processes_hold_a_quarter_each() -> None:
-    for _, shares, _ in run_ranks(4, train, ShardedStrategy(), 4, None, None, AdapterConfig()):
+def test_four_processes_train_a_controlnet_and_hold_a_quarter_each() -> None:
+    ranks = run_ranks(4, train, ShardedStrategy(), 4, None, None, AdapterConfig())
+    alone, *_ = train("auto", 1, adapter=AdapterConfig())
+    assert [sum(losses) / 4 for losses in zip(*(losses for losses, *_ in ranks), strict=True)] == pytest.approx(alone)
+    for _, shares, _ in ranks:
         assert shares == pytest.approx((0.25, 0.25, 0.25), abs=0.025)
 
 
