@@ -70,7 +70,7 @@ class WeightlessParts(FrozenParts):
             if source != "sd21-base":
                 raise
             built = build_sd21()
-            built.text_encoder.tokenizer = _Tokens(_CONTEXT_LENGTH)
+            built.text_encoder.tokenizer = Tokens(_CONTEXT_LENGTH)
         else:
             built = _read_prior(folder, source)
         return WeightlessPrior(built.vae, built.unet, built.text_encoder, built.scheduler).freeze()  # type: ignore[return-value]
@@ -117,7 +117,7 @@ class _Tower(VisionEncoder):
         self.visual = visual.requires_grad_(False).eval()
 
 
-class _Tokens:
+class Tokens:
     """A tokenizer that knows how many tokens there are."""
 
     def __init__(self, length: int) -> None:
@@ -199,7 +199,7 @@ def _read_text_encoder(folder: Path) -> TextEncoder:
     from transformers import CLIPTextConfig, CLIPTextModel
 
     config = CLIPTextConfig.from_pretrained(folder / "text_encoder")
-    return TransformersTextEncoder(CLIPTextModel(config), _Tokens(config.max_position_embeddings))
+    return TransformersTextEncoder(CLIPTextModel(config), Tokens(config.max_position_embeddings))
 
 
 def _read_json(folder: Path | None, name: str) -> dict[str, Any] | None:
