@@ -23,8 +23,9 @@ import torch
 
 from experiments.benchmarks.record import publish
 from megasr.networks.parameters import build_sd21
-from megasr.training.memory_plan import GIB, Planner, TrainingSetup, build_batch, module_arguments
-from megasr.training.memory_trace import StepSettings
+from megasr.training.memory_plan import GIB, Planner
+from megasr.training.memory_setup import TrainingSetup, build_batch, module_arguments
+from megasr.training.memory_trace import load_extractors
 from megasr.training.module import MegaSRModule
 from megasr.training.weightless import Tokens, WeightlessParts, WeightlessPrior
 from tests.helpers.measured_memory import measure_step
@@ -90,13 +91,13 @@ class _RandomModule(MegaSRModule):
 
 
 def _train_on(setup: TrainingSetup, device: str) -> None:
-    settings = StepSettings(setup.precision)
     with torch.device(device):
         module = _RandomModule(**module_arguments(setup.model)).to(device).train()
         batch: Any = build_batch(setup, module.scale_factor, module)
+        load_extractors(module, batch)
     optimizer = module.configure_optimizers()["optimizer"]
     for _ in range(2):
-        with torch.autocast(device, torch.bfloat16, enabled=settings.precision == "bf16-mixed"):
+        with torch.autocast(device, torch.bfloat16, enabled=setup.precision == "bf16-mixed"):
             loss = module.training_step(batch, 0)["loss"]
         optimizer.zero_grad()
         loss.backward()

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from megasr.errors import UsageError
 
 if TYPE_CHECKING:
-    from megasr.training.memory_plan import MemoryPlan, Strategy, TrainingSetup
+    from megasr.training.memory_plan import MemoryPlan
+    from megasr.training.memory_setup import Strategy, TrainingSetup
 
 _STRATEGIES = {
     "ddp": "ddp", "DDPStrategy": "ddp", "fsdp": "fsdp", "FSDPStrategy": "fsdp",
@@ -39,7 +40,8 @@ def run(arguments: argparse.Namespace) -> None:
     """
     from megasr.commands.lightning_cli import read_fit
     from megasr.training.memory_advice import advise
-    from megasr.training.memory_plan import Planner, known_options
+    from megasr.training.memory_plan import Planner
+    from megasr.training.memory_setup import known_options
 
     if arguments.gpu_gib <= arguments.reserve_gib or arguments.reserve_gib < 0:
         raise UsageError(f"--gpu-gib {arguments.gpu_gib} must be more than --reserve-gib {arguments.reserve_gib}")
@@ -71,7 +73,7 @@ def read_setup(config: Mapping[str, Any], devices: int | None = None) -> Trainin
     Raises:
         UsageError: the number of devices or the size of a batch is not known, or the strategy is not planned for.
     """
-    from megasr.training.memory_plan import TrainingSetup
+    from megasr.training.memory_setup import TrainingSetup
 
     trainer, data = config["trainer"], config["data"].get("init_args") or {}
     count = devices if devices is not None else _count_devices(trainer.get("devices", 1))

@@ -6,7 +6,8 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 
 from megasr.errors import MegaSRError, UsageError
-from megasr.training.memory_plan import MemoryPlan, Planner, TrainingSetup
+from megasr.training.memory_plan import MemoryPlan, Planner
+from megasr.training.memory_setup import TrainingSetup
 
 Change = tuple[tuple[str, ...], Callable[[TrainingSetup], TrainingSetup]]
 
@@ -35,7 +36,7 @@ def advise(planner: Planner, setup: TrainingSetup, usable_gib: float, known: Col
         usable_gib: what the peak may be.
         known: options that the module has (see known_options).
     """
-    best, lines = planner.plan(setup), {}
+    best, lines = planner.plan(setup), dict[str, str]()
     for keys, change in _changes(setup, known):
         try:
             plan = planner.plan(change(best.setup))

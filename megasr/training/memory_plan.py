@@ -14,79 +14,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, is_dataclass, replace
-from typing import Any, Literal, get_args, get_type_hints
+from dataclasses import asdict, dataclass, replace
 
 import torch
 
-from megasr.batch import SRBatch
 from megasr.errors import MegaSRError, UsageError
-from megasr.training.memory_trace import FakeAnswers, MemoryTrace, StepSettings, load_extractors, trace_step
+from megasr.training.live_bytes import FakeAnswers, MemoryTrace
+from megasr.training.memory_setup import TrainingSetup, build_batch, module_arguments
+from megasr.training.memory_trace import StepSettings, load_extractors, trace_step
 from megasr.training.module import MegaSRModule
 from megasr.training.weightless import WeightlessParts, cast
 
 GIB = 2**30
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "bf16-true")
-Strategy = Literal["single", "ddp", "fsdp2", "fsdp"]
 # One byte for each of AdamW's two moments, and one float32 scale of each per block of 256 values (2110.02861).
 _EIGHT_BIT_BYTES = 2 + 2 * 4 / 256
-_TOKENS = 256  # image tokens that come with the data: ViT-H-14's
-# Options of the module that the step itself need not know: they are arithmetic, or done by `cast`.
-_NOT_PASSED = ("frozen_dtype", "shard_frozen", "init")
-
-
-@dataclass(frozen=True)
-class TrainingSetup:
-    """What a recipe says about memory.
-
-    Attributes:
-        model: arguments of MegaSRModule as plain data.
-        batch_size: samples per device and micro-batch.
-        crop_size_px: height and width of hq.
-        devices: N.
-        strategy: how the devices share the work.
-        bucket_view: DDP's gradients live in its buckets.
-        precision: Lightning's.
-        accumulation: micro-batches per optimizer step.
-        clips: the norm of the gradients is clipped.
-        ema: the trained weights are averaged.
-        on_gpu: count as CUDA does it (see StepSettings).
-        brings_maps: the guidance maps come with the data.
-    """
-
-    model: Mapping[str, Any]
-    batch_size: int
-    crop_size_px: int
-    devices: int = 1
-    strategy: Strategy = "single"
-    bucket_view: bool = False
-    precision: str = "32-true"
-    accumulation: int = 1
-    clips: bool = False
-    ema: bool = False
-    on_gpu: bool = True
-    brings_maps: bool = False
-
-    @property
-    def global_batch(self) -> int:
-        """Samples per optimizer step."""
-        return self.batch_size * self.devices * self.accumulation
-
-    @property
-    def frozen_dtype(self) -> torch.dtype:
-        """In which frozen weights are held."""
-        return getattr(torch, str(self.model.get("frozen_dtype") or "float32"))
-
-    @property
-    def eight_bit(self) -> bool:
-        """The optimizer's moments take a byte each."""
-        return bool((self.model.get("optimizer") or {}).get("eight_bit"))
-
-    def with_model(self, path: str, value: object) -> TrainingSetup:
-        """The same with another value of a dotted key of the model."""
-        section, _, name = path.rpartition(".")
-        changes = {section: {**(self.model.get(section) or {}), name: value}} if section else {name: value}
-        return replace(self, model={**self.model, **changes})
 
 
 @dataclass(frozen=True)
@@ -155,51 +97,6 @@ class Planner:
         if key not in self._traces:
             self._traces[key] = _trace_without_bytes(same)
         return self._traces[key]
-
-
-def build_batch(setup: TrainingSetup, scale_factor: int, module: MegaSRModule) -> SRBatch:
-    """A batch of zeros with everything that the data bring."""
-    size, side, small = setup.batch_size, setup.crop_size_px, setup.crop_size_px // scale_factor
-    dtype = torch.bfloat16 if setup.precision == "bf16-true" else torch.float32
-    keys = [f"image-{i}" for i in range(size)]
-    batch = SRBatch(
-        keys=keys,
-        hq=torch.zeros(size, 3, side, side, dtype=dtype),
-        lq=torch.zeros(size, 3, small, small, dtype=dtype),
-        tags=list(keys),  # distinct, as equal prompts are embedded once
-        text_dropped=[False] * size,  # type: ignore[typeddict-item]
-    )
-    if setup.brings_maps:
-        batch["maps"] = {
-            g.name: torch.zeros(size, g.channels, side, side, dtype=dtype) for g in module.network.guidance
-        }
-    if module.vision is None:
-        batch["image_tokens"] = torch.zeros(size, _TOKENS, module.adapter.image_width, dtype=dtype)
-        batch["representation"] = torch.zeros(size, _TOKENS, module.adapter.representation_width, dtype=dtype)
-    return batch
-
-
-def module_arguments(model: Mapping[str, Any]) -> dict[str, Any]:
-    """Plain data -> arguments of MegaSRModule, without what a plan does by itself or must not do."""
-    optimizer = {**(model.get("optimizer") or {}), "decay_share": 0.0}  # a decay asks the trainer for its steps
-    optimizer.pop("eight_bit", None)
-    arguments: dict[str, Any] = {k: v for k, v in model.items() if k not in _NOT_PASSED} | {"optimizer": optimizer}
-    for name, hint in get_type_hints(MegaSRModule.__init__).items():
-        config = next((kind for kind in (hint, *get_args(hint)) if is_dataclass(kind)), None)
-        if config is not None and isinstance(arguments.get(name), Mapping):
-            arguments[name] = config(**arguments[name])  # type: ignore[operator]
-    return arguments
-
-
-def known_options() -> frozenset[str]:
-    """The options that save memory and that this version's module and recipes know, besides those of the trainer."""
-    hints = get_type_hints(MegaSRModule.__init__)
-    known = {name for name in ("frozen_dtype", "shard_frozen") if name in hints}
-    if "eight_bit" in {field.name for field in fields(hints["optimizer"])}:
-        known.add("optimizer.eight_bit")
-    if "configure_model" in vars(MegaSRModule):
-        known.add("fsdp2")
-    return frozenset(known)
 
 
 def _trace_without_bytes(setup: TrainingSetup) -> tuple[MemoryTrace, tuple[str, ...]]:

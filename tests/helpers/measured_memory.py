@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from megasr.training.memory_plan import TrainingSetup, build_batch, module_arguments
+from megasr.training.memory_setup import TrainingSetup, build_batch, module_arguments
 from megasr.training.module import MegaSRModule
 
 

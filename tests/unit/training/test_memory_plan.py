@@ -11,9 +11,10 @@ import torch
 
 from megasr.errors import MegaSRError, UsageError
 from megasr.training import memory_plan
+from megasr.training.live_bytes import LiveBytes, MemoryTrace
 from megasr.training.memory_advice import advise
-from megasr.training.memory_plan import GIB, Planner, TrainingSetup, module_arguments
-from megasr.training.memory_trace import LiveBytes, MemoryTrace
+from megasr.training.memory_plan import GIB, MemoryPlan, Planner
+from megasr.training.memory_setup import TrainingSetup, module_arguments
 from tests.helpers.measured_memory import measure_step
 from tests.helpers.training import prior_folder
 
@@ -73,6 +74,7 @@ def test_saved_tensors_live_until_the_backward_pass() -> None:
     assert tracker.totals["activations"] == 4
 
 
+@pytest.mark.slow
 def test_a_larger_batch_and_recomputing_change_the_activations_alone(planner: Planner) -> None:
     two, four = planner.plan(_small()), planner.plan(_small(batch_size=4))
     assert 1.8 < four.parts["activations"] / two.parts["activations"] < 2.1
@@ -106,6 +108,7 @@ def test_eight_bit_moments_take_two_bytes_for_each_trained_value(planner: Planne
     assert plan.parts["optimizer state"] == pytest.approx(plan.parts["trained weights"] / 4 * (2 + 1 / 32))
 
 
+@pytest.mark.slow
 def test_half_of_the_bytes_of_frozen_weights(planner: Planner) -> None:
     mixed = _small(precision="bf16-mixed")
     full, half = planner.plan(mixed), planner.plan(mixed.with_model("frozen_dtype", "bfloat16"))
@@ -114,6 +117,12 @@ def test_half_of_the_bytes_of_frozen_weights(planner: Planner) -> None:
     assert half.parts["activations"] < full.parts["activations"]
 
 
+def test_blocks_are_computed_again_under_the_autocast_of_a_gpu(planner: Planner) -> None:
+    setup = _small(on_gpu=True, precision="bf16-mixed").with_model("adapter.gradient_checkpointing", True)
+    assert planner.plan(setup).parts["activations"] > 0
+
+
+@pytest.mark.slow
 def test_gradients_of_earlier_micro_batches_stay(planner: Planner) -> None:
     once, twice = planner.plan(_small()), planner.plan(_small(accumulation=2))
     extra = twice.phases["backward"] - once.phases["backward"]
@@ -139,28 +148,53 @@ def test_a_prior_that_is_not_here_is_said(planner: Planner) -> None:
         planner.plan(_small().with_model("prior", "no-such/prior"))
 
 
-def test_advice_is_the_first_combination_that_fits(planner: Planner) -> None:
-    setup = _small(batch_size=4, strategy="ddp", devices=2)
-    peak = planner.plan(setup).total_gib
-    advice = advise(planner, setup, 0.99 * peak, known=())
-    assert advice is not None
-    assert advice.lines == ("model.adapter.gradient_checkpointing: true",)
-    smaller = advise(planner, setup, 0.62 * peak, known=())
-    assert smaller is not None
-    assert smaller.plan.setup.global_batch == setup.global_batch
-    assert any(line.startswith("data.init_args.batch_size: ") for line in smaller.lines)
-    assert advise(planner, setup, 1e-6, known=()) is None
+class MadeUpPlanner(Planner):
+    """Plans of made-up numbers, in GiB: advice is about their order alone."""
+
+    def plan(self, setup: TrainingSetup) -> MemoryPlan:
+        adapter, optimizer = setup.model["adapter"], setup.model.get("optimizer", {})
+        parts = {
+            "frozen weights": 7.0 if setup.frozen_dtype == torch.float32 else 3.5,
+            "optimizer state": 3.0 if not optimizer.get("eight_bit") else 0.8,
+            "activations": setup.batch_size * (2.0 if adapter.get("gradient_checkpointing") else 4.0),
+            "gradient buckets": 0.0 if setup.bucket_view or setup.strategy == "single" else 1.0,
+        }
+        if setup.frozen_dtype != torch.float32 and setup.precision == "32-true":
+            raise MegaSRError("the dtypes differ")
+        return MemoryPlan(setup, "forward", {name: value * GIB for name, value in parts.items()}, {})
 
 
-def test_advice_names_only_options_that_the_module_has(planner: Planner) -> None:
-    setup = _small(precision="bf16-mixed", strategy="ddp", devices=2)
-    known = ("frozen_dtype", "optimizer.eight_bit", "fsdp2")
-    best = advise(planner, setup, 1e-6, known=())
-    assert best is None
-    peak = planner.plan(setup.with_model("adapter.gradient_checkpointing", True)).total_gib
-    advice = advise(planner, setup, 0.97 * peak, known=known)
+FULL = TrainingSetup({"adapter": {}}, 4, 512, devices=2, strategy="ddp", precision="bf16-mixed")  # 27 GiB as above
+CHECKPOINTING, HALF = "model.adapter.gradient_checkpointing: true", "model.frozen_dtype: bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("usable_gib", "known", "lines"),
+    [
+        (20, (), [CHECKPOINTING]),
+        (16, ("frozen_dtype",), [CHECKPOINTING, HALF]),
+        (13.5, ("frozen_dtype", "optimizer.eight_bit"), [CHECKPOINTING, HALF, "model.optimizer.eight_bit: true"]),
+    ],
+)
+def test_advice_is_the_first_combination_that_fits(usable_gib: float, known: tuple[str, ...], lines: list[str]) -> None:
+    advice = advise(MadeUpPlanner(), FULL, usable_gib, known)
     assert advice is not None
-    assert "model.frozen_dtype: bfloat16" in advice.lines
+    assert list(advice.lines) == lines
+    assert advice.plan.total_gib <= usable_gib
+
+
+def test_advice_keeps_the_global_batch() -> None:
+    advice = advise(MadeUpPlanner(), FULL, 12.5, known=())
+    assert advice is not None
+    assert advice.plan.setup.global_batch == FULL.global_batch
+    assert advice.lines[-2:] == ("data.init_args.batch_size: 1", "trainer.accumulate_grad_batches: 4")
+
+
+def test_advice_leaves_out_what_cannot_be_run_and_says_when_nothing_fits() -> None:
+    advice = advise(MadeUpPlanner(), replace(FULL, precision="32-true"), 18, known=("frozen_dtype",))
+    assert advice is not None
+    assert HALF not in advice.lines
+    assert advise(MadeUpPlanner(), FULL, 1, known=("frozen_dtype", "optimizer.eight_bit")) is None
 
 
 def test_module_arguments_are_typed_and_lack_what_a_plan_does_itself() -> None:
