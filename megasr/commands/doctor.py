@@ -1,4 +1,8 @@
-"""`megasr doctor`: what this machine has: versions, devices, tracking, priors. Changes nothing, needs no network."""
+"""`megasr doctor`: what this machine has: versions, devices, tracking, priors. Changes nothing, needs no network.
+
+With --config: the memory that training with a recipe needs on each GPU, and what to change so that it fits. Any option
+of `megasr fit` may follow (--data.batch_size 4).
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,8 @@ from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from megasr.errors import MegaSRError
+from megasr.commands import memory
+from megasr.errors import MegaSRError, UsageError
 from megasr.weights import MANIFEST, fetch_command, find_local
 
 PACKAGES = (
@@ -21,11 +26,22 @@ PACKAGES = (
 def add_parser(commands: Any) -> None:
     """Declare `doctor`."""
     parser = commands.add_parser("doctor", help="say what this machine has and lacks", description=__doc__)
-    parser.set_defaults(run=run, passes_options_on=False)
+    memory.add_arguments(parser)
+    parser.set_defaults(run=run, passes_options_on=True)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Print every finding, one per line."""
+    """Print every finding, one per line; with a recipe, its memory plan instead.
+
+    Raises:
+        UsageError: an option is unknown, or the recipe cannot be used.
+        MegaSRError: the memory of the recipe cannot be planned.
+    """
+    if arguments.config:
+        memory.run(arguments)
+        return
+    if arguments.rest:
+        raise UsageError(f"unrecognized arguments: {' '.join(arguments.rest)} (see megasr doctor --help)")
     from megasr.tracking import describe_wandb
 
     sections = {

@@ -202,13 +202,42 @@ def _parameters(class_name: str) -> list[str]:
     ]
 
 
+class ParsedCLI(MegaSRCLI):
+    """Reads and checks a recipe as `megasr fit` does, and builds nothing."""
+
+    def _set_seed(self) -> None:
+        """Nothing is drawn."""
+
+    def instantiate_classes(self) -> None:
+        """Nothing is built."""
+
+    def after_instantiate_classes(self) -> None:
+        """Nothing was built."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Nothing is run."""
+
+
 def run_lightning(args: Sequence[str]) -> None:
     """Parse and run `[fit | validate | test, options...]`.
 
     Raises:
         UsageError: an option, a key of the configuration or a value cannot be used.
     """
-    MegaSRCLI(
+    _call(MegaSRCLI, args)
+
+
+def read_fit(args: Sequence[str]) -> dict[str, Any]:
+    """The resolved configuration of `megasr fit` with these options, as plain data.
+
+    Raises:
+        UsageError: an option, a key of the configuration or a value cannot be used.
+    """
+    return _call(ParsedCLI, ["fit", *args]).config.fit.as_dict()
+
+
+def _call(cli: type[MegaSRCLI], args: Sequence[str]) -> MegaSRCLI:
+    return cli(
         MegaSRModule,
         LightningDataModule,
         subclass_mode_data=True,

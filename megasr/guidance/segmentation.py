@@ -128,7 +128,7 @@ class _Mask2Former(SegmentationNetwork):
         return torch.einsum("bqc,bqhw->bchw", classes, masks).clamp_min(_LEAST_PROBABILITY).log()
 
 
-_ARCHITECTURES: dict[str, type[SegmentationNetwork]] = {
+ARCHITECTURES: dict[str, type[SegmentationNetwork]] = {
     "SegformerForSemanticSegmentation": _Segformer,
     "UperNetForSemanticSegmentation": _UperNet,
     "Mask2FormerForUniversalSegmentation": _Mask2Former,
@@ -146,11 +146,11 @@ def load_segmentation(source: str) -> SegmentationNetwork:
         UsageError: its classes are not ADE20K's.
     """
     what = f"segmentation network {source!r}"
-    folder, config = read_config(source, "segmentation network", _ARCHITECTURES)
+    folder, config = read_config(source, "segmentation network", ARCHITECTURES)
     _check_classes(config.get("id2label"), f"{what} in {folder}")
     architecture = config["architectures"][0]
     model = load_transformers(folder, architecture, what)
-    return _ARCHITECTURES[architecture](model, read_preprocessing(folder, what, _SHORTER_PX)).freeze()
+    return ARCHITECTURES[architecture](model, read_preprocessing(folder, what, _SHORTER_PX)).freeze()
 
 
 def _check_classes(id2label: Any, what: str) -> None:

@@ -8,8 +8,6 @@ Shapes: F (B, h*w, C) tokens of a site; e_t (B, L, D); e_i (B, N, E) image token
 
 from __future__ import annotations
 
-import copy
-
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -44,6 +42,17 @@ def attend(attention: nn.Module, query: torch.Tensor, key_value: KeyValue) -> to
     """
     attended = F.scaled_dot_product_attention(query, *key_value)
     return attention.to_out[0](attended.transpose(1, 2).flatten(2))
+
+
+def frozen_copy(layer: nn.Linear) -> nn.Linear:
+    """A layer with the same weights, which are not trained.
+
+    Not copy.deepcopy: it reads the storage of a weight, and the fake tensors of a memory plan have none (it crashes).
+    """
+    has_bias, weight = layer.bias is not None, layer.weight
+    copied = nn.Linear(layer.in_features, layer.out_features, has_bias, device=weight.device, dtype=weight.dtype)
+    copied.load_state_dict(layer.state_dict())
+    return copied.requires_grad_(False)
 
 
 class ScaleGate(nn.Module):
@@ -81,8 +90,7 @@ class CSM(nn.Module):
         super().__init__()
         width = attention.cross_attention_dim
         self.connector = nn.Identity() if image_width is None else nn.Linear(image_width, width)
-        self.to_k = copy.deepcopy(attention.to_k).requires_grad_(False)
-        self.to_v = copy.deepcopy(attention.to_v).requires_grad_(False)
+        self.to_k, self.to_v = frozen_copy(attention.to_k), frozen_copy(attention.to_v)
         self.gate = build_gate(gate, attention.query_dim)
 
     def keys_values(self, image_tokens: torch.Tensor, heads: int) -> KeyValue:

@@ -46,17 +46,25 @@ class PartSize:
     sites: int | None = None
 
 
-def build_sd21_on_meta() -> Prior:
-    """Stable Diffusion 2.1-base without weights, on the meta device: sizes only."""
+def build_sd21() -> Prior:
+    """Stable Diffusion 2.1-base with random weights and without a tokenizer, on torch's default device.
+
+    It is 5 GB: ask for it on the meta device, or under torch's FakeTensorMode.
+    """
     from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
     from megasr.semantics.text import TransformersTextEncoder
 
-    with torch.device("meta"):
-        text = TransformersTextEncoder(CLIPTextModel(CLIPTextConfig(**_SD21_TEXT)), tokenizer=None)
-        prior = Prior(AutoencoderKL(**_SD21_VAE), UNet2DConditionModel(**_SD21_UNET), text, DDPMScheduler())
+    text = TransformersTextEncoder(CLIPTextModel(CLIPTextConfig(**_SD21_TEXT)), tokenizer=None)
+    prior = Prior(AutoencoderKL(**_SD21_VAE), UNet2DConditionModel(**_SD21_UNET), text, DDPMScheduler())
     return prior.freeze()
+
+
+def build_sd21_on_meta() -> Prior:
+    """Stable Diffusion 2.1-base without weights, on the meta device: sizes only."""
+    with torch.device("meta"):
+        return build_sd21()
 
 
 def parameter_table(prior: Prior, config: AdapterConfig) -> list[PartSize]:

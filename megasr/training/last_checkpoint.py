@@ -21,6 +21,7 @@ from megasr.training.stop import Stopped, StopRequest
 
 SAVE_EVERY_N_STEPS = 500
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
+STOPPED = "stopped"  # an empty file: a signal ended the training, which wants to go on
 
 
 class LastCheckpoint(ModelCheckpoint):
@@ -54,6 +55,8 @@ class LastCheckpoint(ModelCheckpoint):
         super().on_train_start(trainer, pl_module)
         self._steps, self._between_steps = trainer.global_step, True
         self._stop.install()
+        if trainer.is_global_zero:
+            self._path.with_name(STOPPED).unlink(missing_ok=True)
 
     def on_before_optimizer_step(self, trainer: lightning.Trainer, pl_module: Any, optimizer: Any) -> None:
         """Weights, averages and schedule belong to different steps until the step is done."""
@@ -74,6 +77,8 @@ class LastCheckpoint(ModelCheckpoint):
         if (due or stops) and not self._should_skip_saving_checkpoint(trainer):
             trainer.save_checkpoint(self._path)
         if stops:
+            if trainer.is_global_zero:
+                self._path.with_name(STOPPED).touch()  # exit codes of many processes are not told apart by schedulers
             rank_zero_info(f"stopped by a signal after {self._steps} steps: go on with --ckpt_path last")
             raise Stopped
 

@@ -14,21 +14,21 @@ from megasr.diffusion.objective import Denoiser, add_noise, diffusion_loss, stra
 from megasr.diffusion.sampling import ddim, guided, spaced_timesteps
 from megasr.errors import UsageError
 from megasr.guidance.extract import extract_guidance
-from megasr.guidance.networks import ExtractorConfig, Networks
+from megasr.guidance.networks import ExtractorConfig
 from megasr.guidance.shown import extract_shown, shown_guidance
 from megasr.images import pad_to_multiple, upsample_lq
 from megasr.networks.config import AdapterConfig
 from megasr.networks.network import Conditions, MegaSRNetwork
 from megasr.networks.sites import Semantics
-from megasr.prior import load_prior
 from megasr.rng import keyed_normal, keyed_uniform
-from megasr.semantics.tags import TaggerConfig, build_tagger
-from megasr.semantics.vision import VisionConfig, VisionEncoder
+from megasr.semantics.tags import TaggerConfig
+from megasr.semantics.vision import VisionConfig
 from megasr.training.checkpoint import check_trained_state, initialise, trained_state
 from megasr.training.config import ObjectiveConfig, OptimizerConfig, SamplerConfig
 from megasr.training.dropout import draw_dropout, without_dropped
 from megasr.training.nonfinite import stop_if_not_finite
 from megasr.training.optimizer import build_optimizer
+from megasr.training.parts import FrozenParts
 from megasr.training.precision import check_precision, hold_frozen
 from megasr.training.schedule import trapezoid
 from megasr.training.strategies import ShardedStrategy
@@ -61,6 +61,7 @@ class MegaSRModule(lightning.LightningModule):
         MegaSRError: the prior or the vision tower is not on this machine, or init does not fit.
     """
 
+    parts = FrozenParts()
     strict_loading = False  # a checkpoint lacks the prior on purpose; on_load_checkpoint checks what it must hold
 
     def __init__(
@@ -101,18 +102,18 @@ class MegaSRModule(lightning.LightningModule):
         self.save_hyperparameters({"prior": prior, **plain, "scale_factor": scale_factor, "seed": seed})
         self.adapter, self.objective, self.optimizer, self.sampler = adapter, objective, optimizer, sampler
         self.scale_factor, self.seed = scale_factor, seed
-        self.prior = load_prior(prior)
+        self.prior = self.parts.prior(prior)
         self.prior_fingerprint = self.prior.fingerprint()
         self.network = MegaSRNetwork(self.prior, adapter, seed)
         if not any(p.requires_grad for p in self.network.parameters()):
             raise UsageError(
-                "model.adapter is empty: turn on controlnet, guidance, image or rca, or nothing is trained"
+                "model.adapter is empty: turn on controlnet, guidance, image or rca, else nothing is trained"
             )
-        self.vision = VisionEncoder(vision) if vision is not None else None
+        self.vision = self.parts.vision(vision)
         if tagger is not None and not adapter.text:
             raise UsageError("model.tagger would do nothing: model.adapter.text is off")
-        self.tagger = build_tagger(tagger) if tagger is not None else None
-        self.networks = Networks(extractors)
+        self.tagger = self.parts.tagger(tagger)
+        self.networks = self.parts.networks(extractors)
         self.networks.config.check_used(self.network.guidance)
         if objective.type_dropout is not None and not adapter.guidance:
             raise UsageError("model.objective.type_dropout would do nothing: model.adapter.guidance is empty")
@@ -127,7 +128,6 @@ class MegaSRModule(lightning.LightningModule):
         hold_frozen(self)
 
     def setup(self, stage: str) -> None:
-        """Check what the module and the trainer must agree on. Raises UsageError."""
         check_precision(self)
 
     def configure_model(self) -> None:

@@ -18,7 +18,7 @@ from ablations.plan import RunPlan, build, default_components, plan_runs, read_r
 from ablations.registry import studies
 from ablations.train import load_adapter, read_training, train
 from megasr.images import to_uint8
-from megasr.training import module as training_module
+from megasr.training import parts
 from tests.helpers.recipes import cached_prior
 from tests.helpers.sources import ROOT
 
@@ -79,7 +79,7 @@ def twins(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Twin]:
 
 @pytest.fixture(autouse=True)
 def _one_prior(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training_module, "load_prior", cached_prior)
+    monkeypatch.setattr(parts, "load_prior", cached_prior)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ import yaml
 from megasr.commands import lightning_cli
 from megasr.images import write_png
 from megasr.prior import Prior, load_prior
-from megasr.training import module as training_module
+from megasr.training import parts
 from megasr.training.module import MegaSRModule
 from tests.helpers.sources import ROOT
 from tests.helpers.towers import random_tower
@@ -172,6 +172,6 @@ def fit(
             self.trainer.callbacks.append(watch)
 
     monkeypatch.setattr(lightning_cli, "MegaSRCLI", Watched)
-    monkeypatch.setattr(training_module, "load_prior", cached_prior)
+    monkeypatch.setattr(parts, "load_prior", cached_prior)
     lightning_cli.run_lightning(["fit", "--config", str(path)])
     return commands[0]
