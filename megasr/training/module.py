@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -86,20 +86,13 @@ class MegaSRModule(lightning.LightningModule):
                 f"sampler.start_fraction {sampler.start_fraction} begins where nothing is trained: "
                 f"objective.timestep_fraction is {objective.timestep_fraction}; lower the first or raise the second"
             )
+        given: dict[str, Any] = {"prior": prior, "adapter": adapter, "objective": objective, "optimizer": optimizer}
+        given |= {"sampler": sampler, "vision": vision, "extractors": extractors, "tagger": tagger, "init": init}
+        given |= {"frozen_dtype": frozen_dtype, "compile": compile, "scale_factor": scale_factor, "seed": seed}
         # Plain data only, so that checkpoints load with weights_only=True.
-        plain: dict[str, Any] = {
-            "adapter": asdict(adapter),
-            "objective": asdict(objective),
-            "optimizer": asdict(optimizer),
-        }
-        plain |= {"sampler": asdict(sampler), "vision": None if vision is None else asdict(vision)}
-        plain |= {"extractors": None if extractors is None else asdict(extractors), "init": init}
-        plain |= {
-            "tagger": None if tagger is None else asdict(tagger),
-            "frozen_dtype": frozen_dtype,
-            "compile": compile,
-        }
-        self.save_hyperparameters({"prior": prior, **plain, "scale_factor": scale_factor, "seed": seed})
+        self.save_hyperparameters(
+            {n: asdict(v) if is_dataclass(v) and not isinstance(v, type) else v for n, v in given.items()}
+        )
         self.adapter, self.objective, self.optimizer, self.sampler = adapter, objective, optimizer, sampler
         self.scale_factor, self.seed = scale_factor, seed
         self.prior = self.parts.prior(prior)
