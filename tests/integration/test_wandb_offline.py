@@ -67,7 +67,7 @@ def test_an_offline_run_holds_numbers_pictures_and_a_table(tmp_path: Path) -> No
     vision = [f"--model.vision.weights={tower.weights}", f"--model.vision.model={tower.model}"]
     assert cli.main(recipe(folder, 3, *image, *vision)) == 0
     assert {path.name for path in folder.iterdir()} == {
-        "config.yaml", "last.ckpt", "metrics.csv", "wandb", "wandb_id.txt"
+        "config.yaml", "last.ckpt", "previous.ckpt", "metrics.csv", "wandb", "wandb_id.txt"
     }  # fmt: skip
     (record,) = offline_runs(folder)
     rows = history(record)
