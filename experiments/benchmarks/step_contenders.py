@@ -120,13 +120,9 @@ def build_megasr(network: MegaSRNetwork) -> Steps:
 
 
 def build_compiled() -> Steps:
-    """Steps of the network with every ResBlock and site compiled."""
-    torch._dynamo.config.recompile_limit = 256  # one function, many shapes
+    """Steps of the network with every block compiled, as model.compile does it."""
     network = build_network()
-    for model in (network.unet, network.controlnet):
-        for module in model.modules():
-            if type(module).__name__ in ("ResnetBlock2D", "Site"):
-                module.compile()
+    network.compile_blocks()
     return build_megasr(network)
 
 

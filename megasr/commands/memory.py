@@ -41,7 +41,6 @@ def run(arguments: argparse.Namespace) -> None:
     from megasr.commands.lightning_cli import read_fit
     from megasr.training.memory_advice import advise
     from megasr.training.memory_plan import Planner
-    from megasr.training.memory_setup import known_options
 
     if arguments.gpu_gib <= arguments.reserve_gib or arguments.reserve_gib < 0:
         raise UsageError(f"--gpu-gib {arguments.gpu_gib} must be more than --reserve-gib {arguments.reserve_gib}")
@@ -55,7 +54,7 @@ def run(arguments: argparse.Namespace) -> None:
         print(f"fits {limit}")
         return
     print(f"does not fit {limit}")
-    advice = advise(planner, setup, usable, known_options())
+    advice = advise(planner, setup, usable)
     if advice is None:
         print("no change of the recipe makes it fit: take fewer guidance types, a smaller crop, or a larger GPU")
         return

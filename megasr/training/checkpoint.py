@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Mapping
+from dataclasses import is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 import torch
 from torch import nn
@@ -87,27 +89,26 @@ def build_from_checkpoint(
     cls: type[MegaSRModule], path: str | Path, prior: str | None, changes: dict[str, Any]
 ) -> MegaSRModule:
     """See MegaSRModule.from_checkpoint."""
-    from megasr.guidance.networks import ExtractorConfig
-    from megasr.networks.config import AdapterConfig
-    from megasr.semantics.tags import TaggerConfig
-    from megasr.semantics.vision import VisionConfig
-    from megasr.training.config import ObjectiveConfig, OptimizerConfig, SamplerConfig
-
     checkpoint = read_checkpoint(path)
     if "prior_fingerprint" not in checkpoint:
         raise MegaSRError(f"{path}: not a checkpoint of a MegaSR adapter (it has no prior_fingerprint)")
-    settings = dict(checkpoint["hyper_parameters"])
-    types = {"adapter": AdapterConfig, "objective": ObjectiveConfig, "optimizer": OptimizerConfig}
-    types |= {"sampler": SamplerConfig, "vision": VisionConfig, "extractors": ExtractorConfig, "tagger": TaggerConfig}
-    for name, config_type in types.items():
-        if settings.get(name) is not None:
-            settings[name] = config_type(**settings[name])
+    settings = typed_arguments(cls, checkpoint["hyper_parameters"])
     settings["init"] = None  # the checkpoint holds what came of it
     settings["frozen_dtype"] = settings["compile"] = None  # how it was trained; what it restores does not depend on it
     module = cls(**settings | ({"prior": prior} if prior else {}) | changes)
     module.on_load_checkpoint(checkpoint)
     module.load_state_dict(final_weights(checkpoint), strict=False)
     return module.eval()
+
+
+def typed_arguments(cls: type[MegaSRModule], plain: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain data -> arguments of the module's constructor, whose types say which are configurations."""
+    arguments = dict(plain)
+    for name, hint in get_type_hints(cls.__init__).items():
+        config = next((kind for kind in (hint, *get_args(hint)) if is_dataclass(kind)), None)
+        if config is not None and isinstance(arguments.get(name), Mapping):
+            arguments[name] = config(**arguments[name])  # type: ignore[operator]
+    return arguments
 
 
 def final_weights(checkpoint: dict[str, Any]) -> dict[str, torch.Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from megasr.errors import MegaSRError, UsageError
@@ -25,7 +25,7 @@ class Advice:
     lines: tuple[str, ...]
 
 
-def advise(planner: Planner, setup: TrainingSetup, usable_gib: float, known: Collection[str]) -> Advice | None:
+def advise(planner: Planner, setup: TrainingSetup, usable_gib: float) -> Advice | None:
     """Add one change after another until the plan fits; None when even all of them are not enough.
 
     A change that saves nothing, or with which the step cannot be run, is left out again.
@@ -34,10 +34,9 @@ def advise(planner: Planner, setup: TrainingSetup, usable_gib: float, known: Col
         planner: makes the plans.
         setup: what does not fit.
         usable_gib: what the peak may be.
-        known: options that the module has (see known_options).
     """
     best, lines = planner.plan(setup), dict[str, str]()
-    for keys, change in _changes(setup, known):
+    for keys, change in _changes(setup):
         try:
             plan = planner.plan(change(best.setup))
         except (MegaSRError, UsageError):
@@ -51,21 +50,21 @@ def advise(planner: Planner, setup: TrainingSetup, usable_gib: float, known: Col
     return None
 
 
-def _changes(setup: TrainingSetup, known: Collection[str]) -> Iterator[Change]:
+def _changes(setup: TrainingSetup) -> Iterator[Change]:
     """The changes in the order of what they cost: time, then exactness, then machinery."""
     adapter, optimizer = setup.model.get("adapter") or {}, setup.model.get("optimizer") or {}
     if not adapter.get("gradient_checkpointing"):
         key = "adapter.gradient_checkpointing"
         yield (f"model.{key}: true",), lambda s: s.with_model(key, True)
-    if "frozen_dtype" in known and setup.model.get("frozen_dtype") != "bfloat16":
+    if setup.model.get("frozen_dtype") != "bfloat16":
         yield ("model.frozen_dtype: bfloat16",), lambda s: s.with_model("frozen_dtype", "bfloat16")
     if setup.precision == "32-true":
         yield ("trainer.precision: bf16-mixed",), lambda s: replace(s, precision="bf16-mixed")
-    if "optimizer.state_bits" in known and not optimizer.get("state_bits"):
+    if not optimizer.get("state_bits"):
         yield ("model.optimizer.state_bits: 8",), lambda s: s.with_model("optimizer.state_bits", 8)
     if setup.strategy == "ddp" and not setup.bucket_view:
         yield _BUCKET_VIEW, lambda s: replace(s, bucket_view=True)
-    if "fsdp2" in known and setup.devices > 1 and setup.strategy != "fsdp2":
+    if setup.devices > 1 and setup.strategy != "fsdp2":
         name = "trainer.strategy: {class_path: megasr.training.strategies.ShardedStrategy}"
         yield (name,), lambda s: replace(s, strategy="fsdp2", bucket_view=False)
     size, accumulation = setup.batch_size, setup.accumulation

@@ -22,6 +22,7 @@ from megasr.training.live_bytes import FakeAnswers, MemoryTrace
 from megasr.training.memory_setup import TrainingSetup, build_batch, module_arguments
 from megasr.training.memory_trace import StepSettings, load_extractors, trace_step
 from megasr.training.module import MegaSRModule
+from megasr.training.precision import held_parts
 from megasr.training.weightless import WeightlessParts, cast
 
 GIB = 2**30
@@ -115,7 +116,8 @@ def _trace_without_bytes(setup: TrainingSetup) -> tuple[MemoryTrace, tuple[str, 
             if setup.precision == "bf16-true":
                 cast(module, torch.bfloat16)
             elif setup.frozen_dtype != torch.float32:
-                cast(module, setup.frozen_dtype, frozen_only=True)
+                for part in held_parts(module):
+                    cast(part, setup.frozen_dtype, frozen_only=True)
             batch = build_batch(setup, module.scale_factor, module)
             load_extractors(module, batch)
         try:

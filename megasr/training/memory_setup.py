@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any, Literal, get_args, get_type_hints
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 
 from megasr.batch import SRBatch
+from megasr.training.checkpoint import typed_arguments
 from megasr.training.module import MegaSRModule
 
 Strategy = Literal["single", "ddp", "fsdp2", "fsdp"]
@@ -97,20 +98,5 @@ def module_arguments(model: Mapping[str, Any]) -> dict[str, Any]:
     """Plain data -> arguments of MegaSRModule, without what a plan does by itself or must not do."""
     optimizer = {**(model.get("optimizer") or {}), "decay_share": 0.0}  # a decay asks the trainer for its steps
     optimizer.pop("state_bits", None)
-    arguments: dict[str, Any] = {k: v for k, v in model.items() if k not in _NOT_PASSED} | {"optimizer": optimizer}
-    for name, hint in get_type_hints(MegaSRModule.__init__).items():
-        config = next((kind for kind in (hint, *get_args(hint)) if is_dataclass(kind)), None)
-        if config is not None and isinstance(arguments.get(name), Mapping):
-            arguments[name] = config(**arguments[name])  # type: ignore[operator]
-    return arguments
-
-
-def known_options() -> frozenset[str]:
-    """The options that save memory and that this version's module and recipes know, besides those of the trainer."""
-    hints = get_type_hints(MegaSRModule.__init__)
-    known: set[str] = {name for name in ("frozen_dtype", "shard_frozen") if name in hints}
-    if "state_bits" in {field.name for field in fields(hints["optimizer"])}:
-        known.add("optimizer.state_bits")
-    if "configure_model" in vars(MegaSRModule):
-        known.add("fsdp2")
-    return frozenset(known)
+    passed = {name: value for name, value in model.items() if name not in _NOT_PASSED}
+    return typed_arguments(MegaSRModule, passed | {"optimizer": optimizer})

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
 from megasr.errors import UsageError
 
@@ -12,13 +13,19 @@ if TYPE_CHECKING:
     from megasr.training.module import MegaSRModule
 
 
+def held_parts(module: MegaSRModule) -> tuple[nn.Module, nn.Module]:
+    """The parts whose frozen weights module.frozen_dtype is about; towers and extractors have dtypes of their own."""
+    return module.prior, module.network
+
+
 def hold_frozen(module: MegaSRModule) -> None:
     """Cast what is frozen of the prior and the network to module.frozen_dtype, in place; None leaves it as it is."""
     if module.frozen_dtype is not None:
         dtype = getattr(torch, module.frozen_dtype)
-        for parameter in (*module.prior.parameters(), *module.network.parameters()):
-            if not parameter.requires_grad:
-                parameter.data = parameter.data.to(dtype)
+        for part in held_parts(module):
+            for parameter in part.parameters():
+                if not parameter.requires_grad:
+                    parameter.data = parameter.data.to(dtype)
 
 
 def check_precision(module: MegaSRModule) -> None:
