@@ -1,8 +1,12 @@
-"""Every test runs without network, offline for W&B and the hubs, on one torch thread, and writes in pytest's folder."""
+"""Every test runs without network, offline for W&B and the hubs, on one torch thread, and writes in pytest's folder.
+
+Each test and each fixture begins with the same random numbers, whichever ran before it in its process.
+"""
 
 from __future__ import annotations
 
 import os
+import random
 import socket
 import tempfile
 from pathlib import Path
@@ -28,6 +32,27 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
         if not torch.cuda.is_available():
             pytest.skip("needs a CUDA device")
+
+
+def _seed() -> None:
+    import numpy
+    import torch
+
+    random.seed(0)
+    numpy.random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_fixture_setup() -> None:
+    """What a fixture draws does not depend on the tests before it."""
+    _seed()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call() -> None:
+    """What a test draws does not depend on the tests before it, nor on which of its fixtures were there already."""
+    _seed()
 
 
 class NetworkBlockedError(RuntimeError):
