@@ -26,6 +26,7 @@ from megasr.semantics.vision import VisionConfig
 from megasr.training.checkpoint import check_trained_state, initialise, trained_state
 from megasr.training.config import ObjectiveConfig, OptimizerConfig, SamplerConfig
 from megasr.training.dropout import draw_dropout, without_dropped
+from megasr.training.local_step import clip_norm
 from megasr.training.nonfinite import stop_if_not_finite
 from megasr.training.optimizer import build_optimizer
 from megasr.training.parts import FrozenParts
@@ -268,6 +269,12 @@ class MegaSRModule(lightning.LightningModule):
             optimizer, lambda step: trapezoid(step, steps, settings.warmup_steps, decay)
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def configure_gradient_clipping(self, optimizer: Any, gradient_clip_val: Any, gradient_clip_algorithm: Any) -> None:
+        if gradient_clip_algorithm == "value":
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif gradient_clip_val:
+            clip_norm(self.parameters(), gradient_clip_val)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["state_dict"] = trained_state(self, checkpoint["state_dict"])

@@ -20,7 +20,8 @@ from torch import nn
 from megasr.networks.msfm import MSFM, Modulation
 from megasr.networks.network import MegaSRNetwork
 from megasr.networks.sites import Site, iterate_transformers
-from megasr.training.sharding import gathered, whole
+from megasr.training.local_step import total_norm
+from megasr.training.sharding import gathered
 
 PARTS = ("lq_encoder", "controlnet", "csm", "rca", "msfm")
 REGION = "region"
@@ -40,10 +41,7 @@ def trained_parts(network: MegaSRNetwork) -> dict[str, list[nn.Parameter]]:
 @torch.no_grad()
 def gradient_norms(parts: dict[str, list[nn.Parameter]]) -> dict[str, float]:
     """L2 norm of the gradient of every part, and of all of them (total)."""
-    norms = {
-        part: whole(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
-        for part, parameters in parts.items()
-    }
+    norms = {part: total_norm([p.grad for p in parameters if p.grad is not None]) for part, parameters in parts.items()}
     total = torch.stack([norm.float() for norm in norms.values()]).norm()
     return {f"grad_norm/{part}": float(norm) for part, norm in {**norms, "total": total}.items()}
 

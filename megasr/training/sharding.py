@@ -124,6 +124,14 @@ def like(value: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     return value
 
 
+def spread_like(share: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """The tensor spread as `other` of which this process has `share`; a share of another shape is left as it is."""
+    if not isinstance(other, DTensor) or share.shape != other.to_local().shape:
+        return share
+    spread = other.device_mesh, other.placements
+    return DTensor.from_local(share, *spread, run_check=False, shape=other.shape, stride=other.stride())
+
+
 def local(value: torch.Tensor) -> torch.Tensor:
     """What lies here of a tensor that may be spread; it shares its memory."""
     value = value.detach()

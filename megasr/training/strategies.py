@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,13 @@ import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
 
 from megasr.errors import MegaSRError
 from megasr.networks.network import MegaSRNetwork
 from megasr.training.last_checkpoint import LAST, PREVIOUS
+from megasr.training.local_step import step_locally
 from megasr.training.sharded_checkpoint import gather, write_sharded
-from megasr.training.sharding import like, shard_network
+from megasr.training.sharding import like, local, shard_network, spread_like
 
 
 class ShardedStrategy(ModelParallelStrategy):
@@ -56,15 +56,21 @@ class ShardedStrategy(ModelParallelStrategy):
         if not isinstance(network, FSDPModule):
             shard_network(network, self.device_mesh["data_parallel"], self.shard_frozen)
 
+    def setup_optimizers(self, trainer: Any) -> None:
+        """Every process steps on its own share."""
+        super().setup_optimizers(trainer)
+        for optimizer in self.optimizers:
+            step_locally(optimizer)
+
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """What was trained, spread as it is: `save_checkpoint` gathers or writes it."""
         assert self.lightning_module is not None
         return {n: p.detach() for n, p in self.lightning_module.named_parameters() if p.requires_grad}
 
     def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
-        """The optimizer's state, spread as it is."""
+        """The optimizer's state, of which every process has its share, as spread tensors."""
         state: dict[str, Any] = getattr(optimizer, "_optimizer", optimizer).state_dict()
-        return state
+        return _with_state(state, optimizer, spread_like)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
         """Write the checkpoint; all processes take part, and wait until it is whole."""
@@ -99,15 +105,19 @@ class ShardedStrategy(ModelParallelStrategy):
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         """Every process takes its share of the optimizers' states."""
         for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
-            parameters = [p for group in optimizer.param_groups for p in group["params"]]
-            shares = {
-                index: {name: _share(value, parameters[index]) for name, value in of_one.items()}
-                for index, of_one in state["state"].items()
-            }
-            optimizer.load_state_dict({**state, "state": shares})
+            optimizer.load_state_dict(_with_state(state, optimizer, _share))
 
 
-def _share(value: Any, parameter: torch.Tensor) -> Any:
+def _share(value: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
     """What is as large as the parameter is spread as it is; step counts and the like are not."""
-    spread = isinstance(parameter, DTensor) and isinstance(value, torch.Tensor) and value.shape == parameter.shape
-    return like(value, parameter) if spread else value
+    return local(like(value, parameter)) if value.shape == parameter.shape else value
+
+
+def _with_state(state: dict[str, Any], optimizer: Any, change: Callable[..., torch.Tensor]) -> dict[str, Any]:
+    """An optimizer's state_dict with every tensor changed; `change` gets the parameter that it belongs to as well."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    changed = {
+        index: {n: change(v, parameters[index]) if isinstance(v, torch.Tensor) else v for n, v in of_one.items()}
+        for index, of_one in state["state"].items()
+    }
+    return {**state, "state": changed}
