@@ -121,7 +121,7 @@ class ShardDataModule(SourceDataModule):
         baked: name of a baked set of the training shards, "" for none; its crop size, scale factor, degradation and
             usm_target must be those that are set here.
         baked_share: share of the draws that show a baked variant. Below 1 it needs backend cpu, and a batch keeps the
-            baked maps and tokens only when all of its samples have them; else they are extracted.
+            baked maps, tokens and latents only when all of its samples have them; else they are extracted.
         shuffle_shards: number of shards between which samples are shuffled.
         cache_dir: where copies are kept of what cannot be read in ranges; None is the user's cache folder.
         cache_gb: size of these copies together, in 1e9 bytes.

@@ -31,6 +31,7 @@ class Sample:
         maps: guidance name -> (C, H, W) float32 in [0, 1].
         lq: (3, h, w) float32 in [0, 1] when it exists already: a real pair, a baked variant, or made in the worker.
         degradation: the parameters that made lq.
+        latents: (C, h, w) float32, what the prior's VAE makes of hq, when baked.
         patch_tags: the tag of what each part of hq shows, row by row; empty when nobody asked.
         image_tokens: (N, D) CLIP vision tokens of lq, when baked.
         skipped: (key, reason, damaged) of every unusable image that this sample stands in for.
@@ -43,6 +44,7 @@ class Sample:
     lq: torch.Tensor | None = None
     degradation: dict[str, Any] | None = None
     image_tokens: torch.Tensor | None = None
+    latents: torch.Tensor | None = None
     patch_tags: tuple[str, ...] = ()
     skipped: tuple[tuple[str, str, bool], ...] = ()
 
@@ -179,7 +181,9 @@ def collate_or_error(samples: Sequence[Sample | Exception]) -> SRBatch | Excepti
 
 
 def collate(samples: Sequence[Sample]) -> SRBatch:
-    """Samples of one size -> batch. Of maps and tokens, those stay that every sample has; lq is there for all or none.
+    """Samples of one size -> batch. Of maps, tokens and latents, those stay that every sample has.
+
+    Lq is there for all samples or for none.
 
     Raises:
         UsageError: only some samples bring lq.
@@ -199,9 +203,10 @@ def collate(samples: Sequence[Sample]) -> SRBatch:
         batch["lq"] = torch.stack(lq)
     if all(sample.degradation is not None for sample in samples):
         batch["degradation"] = [sample.degradation or {} for sample in samples]
-    tokens = [sample.image_tokens for sample in samples if sample.image_tokens is not None]
-    if len(tokens) == len(samples):
-        batch["image_tokens"] = torch.stack(tokens).float()
+    for name in ("image_tokens", "latents"):
+        found = [value for sample in samples if (value := getattr(sample, name)) is not None]
+        if len(found) == len(samples):
+            batch[name] = torch.stack(found).float()  # type: ignore[literal-required]
     if all(sample.patch_tags for sample in samples):
         batch["patch_tags"] = [sample.patch_tags for sample in samples]
     if any(sample.skipped for sample in samples):

@@ -22,6 +22,7 @@ class SRBatch(TypedDict, total=False):
     tags: list[str]  # B comma-separated tag lists, "" when unknown
     patch_tags: list[tuple[str, ...]]  # B times N: what each part of hq shows, "" when unknown (pretraining)
     maps: dict[str, torch.Tensor]  # guidance name -> (B, C, H, W) in [0, 1]
+    latents: torch.Tensor  # (B, C, h, w) float32, what the prior's VAE makes of hq; C, h, w are the prior's
     image_tokens: torch.Tensor  # (B, N, D) CLIP vision patch tokens of lq
     representation: torch.Tensor  # (B, M, D) the tagger's image representation of lq (the v1 network only)
     degradation: list[dict[str, Any]]  # B parameter sets: what made lq from hq, replayable

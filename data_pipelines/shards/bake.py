@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import io
 import json
 import shlex
 from collections import Counter
@@ -12,17 +11,18 @@ from dataclasses import asdict, dataclass, replace
 from datetime import date
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from data_pipelines.degradations.presets import get_degradation
 from data_pipelines.samples import Sample, UnusableSampleError
 from data_pipelines.shards.baked import (
     BAKED,
+    LATENTS_FIELD,
     TOKENS_FIELD,
     BakeOptions,
     baked_url,
     cut_variant,
+    dump_array,
     dump_options,
     dump_variant,
     load_options,
@@ -42,8 +42,8 @@ from megasr.guidance.networks import ExtractorConfig, Networks, identify_source
 from megasr.guidance.registry import resolve_guidance
 from megasr.images import from_uint8, upsample_lq
 
-# lq_up (1, 3, H, W) in [0, 1] -> image tokens (1, N, D)
-Tokens = Callable[[torch.Tensor], torch.Tensor]
+# (1, 3, H, W) in [0, 1]: lq_up -> image tokens (1, N, D), or hq -> latents (1, C, h, w)
+Encoder = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,7 @@ class VariantJob:
         variant: its number.
         options: see BakeOptions.
         load_tokens: makes the encoder of the image tokens, once per process; None when none are baked.
+        load_latents: the same for the latents.
         sources: guidance type -> where the weights of its network come from (see ExtractorConfig).
     """
 
@@ -67,7 +68,8 @@ class VariantJob:
     end: int
     variant: int
     options: BakeOptions
-    load_tokens: Callable[[], Tokens] | None
+    load_tokens: Callable[[], Encoder] | None
+    load_latents: Callable[[], Encoder] | None
     sources: tuple[tuple[str, str], ...]
 
 
@@ -76,10 +78,11 @@ def bake(
     name: str,
     options: BakeOptions,
     variants: int,
-    load_tokens: Callable[[], Tokens] | None = None,
+    load_tokens: Callable[[], Encoder] | None = None,
     workers: int = 1,
     progress: Progress = no_progress,
     sources: Mapping[str, str] | None = None,
+    load_latents: Callable[[], Encoder] | None = None,
 ) -> Manifest:
     """Write variants 0 to `variants` - 1 into SHARDS/baked/NAME, leaving those that are there as they are.
 
@@ -92,12 +95,13 @@ def bake(
         workers: processes.
         progress: is told what is done.
         sources: guidance type -> where the weights of its network come from; see ExtractorConfig.
+        load_latents: makes the encoder of the latents; needed with options.latents, picklable.
 
     Raises:
         UsageError: a value cannot be used, or the set was begun with other options.
         MegaSRError: the originals or the disk fail. Running it again goes on.
     """
-    _check_request(options, variants, load_tokens)
+    _check_request(options, variants, load_tokens, load_latents)
     sources = dict(sources or {})
     options = _with_extractors(options, sources)
     _forget_earlier_calls()
@@ -107,7 +111,8 @@ def bake(
         remove_parts(output)
         _same_options(output, options, originals_fingerprint(originals))
         _check_not_fewer(output, variants, len(originals))
-        jobs = list(_jobs(originals, output, options, variants, load_tokens, tuple(sorted(sources.items()))))
+        given = options, load_tokens, load_latents, tuple(sorted(sources.items()))
+        jobs = [VariantJob(*place, *given) for place in _places(originals, output, variants)]
         entries: list[ShardEntry] = []
         fields: Counter[str] = Counter()
         for entry, names in map_ordered(write_variant, jobs, workers):
@@ -129,13 +134,17 @@ def bake(
     return manifest
 
 
-def _check_request(options: BakeOptions, variants: int, load_tokens: Callable[[], Tokens] | None) -> None:
+def _check_request(
+    options: BakeOptions,
+    variants: int,
+    load_tokens: Callable[[], Encoder] | None,
+    load_latents: Callable[[], Encoder] | None,
+) -> None:
     if variants < 1:
         raise UsageError(f"variants must be at least 1, got {variants}")
-    if bool(options.tokens) != (load_tokens is not None):
-        raise UsageError(
-            f"tokens are {options.tokens!r}, and there is {'an' if load_tokens else 'no'} encoder for them"
-        )
+    for name, value, load in (("tokens", options.tokens, load_tokens), ("latents", options.latents, load_latents)):
+        if bool(value) != (load is not None):
+            raise UsageError(f"{name} are {value!r}, and there is {'an' if load else 'no'} encoder for them")
 
 
 def _forget_earlier_calls() -> None:
@@ -181,20 +190,14 @@ def _check_not_fewer(output: Path, variants: int, images: int) -> None:
             raise UsageError(f"{output} holds {present} variants already, {variants} would lose some")
 
 
-def _jobs(
-    originals: ShardSource,
-    output: Path,
-    options: BakeOptions,
-    variants: int,
-    load_tokens: Callable[[], Tokens] | None,
-    sources: tuple[tuple[str, str], ...],
-) -> Iterator[VariantJob]:
+def _places(originals: ShardSource, output: Path, variants: int) -> Iterator[tuple[Path, str, int, int, int]]:
+    """(path, shards, begin, end, variant) of every tar."""
     for variant in range(variants):
         begin = 0
         for shard in originals.manifest.shards:
             path = output / f"{shard.name.removesuffix('.tar')}-v{variant:03d}.tar"
             end = begin + shard.samples
-            yield VariantJob(path, originals.url, begin, end, variant, options, load_tokens, sources)
+            yield path, originals.url, begin, end, variant
             begin = end
 
 
@@ -232,10 +235,11 @@ def _degraded_files(key: str, crop: Sample, job: VariantJob) -> dict[str, bytes]
     maps = extract_guidance(batch, resolve_guidance(options.maps), options.scale_factor, _networks(job.sources))
     files = dump_variant(lq, params, {name: value[0] for name, value in maps.items()})
     if job.load_tokens is not None:
-        tokens = _tokens(options.tokens, job.load_tokens)(upsample_lq(batch["lq"], options.scale_factor))[0]
-        content = io.BytesIO()
-        np.save(content, tokens.half().numpy())
-        files[TOKENS_FIELD] = content.getvalue()
+        tokens = _encoder(options.tokens, job.load_tokens)(upsample_lq(batch["lq"], options.scale_factor))[0]
+        files[TOKENS_FIELD] = dump_array(tokens.half())
+    if job.load_latents is not None:
+        latents = _encoder(options.latents, job.load_latents)(batch["hq"])[0]
+        files[LATENTS_FIELD] = dump_array(latents.float())  # half precision would not be what on-line training sees
     return files
 
 
@@ -250,14 +254,14 @@ def _networks(sources: tuple[tuple[str, str], ...]) -> Networks:
     return Networks(ExtractorConfig(dict(sources)))
 
 
-def _tokens(name: str, load: Callable[[], Tokens]) -> Tokens:
+def _encoder(name: str, load: Callable[[], Encoder]) -> Encoder:
     """The encoder of this name: a worker process makes it for its first tar and keeps it for the others."""
     if name not in _ENCODERS:
         _ENCODERS[name] = load()
     return _ENCODERS[name]
 
 
-_ENCODERS: dict[str, Tokens] = {}
+_ENCODERS: dict[str, Encoder] = {}
 
 
 def _command(shards: Path, name: str, options: BakeOptions, variants: int, sources: Mapping[str, str]) -> str:
@@ -269,4 +273,5 @@ def _command(shards: Path, name: str, options: BakeOptions, variants: int, sourc
     words += ["--extractors", *(f"{name}={source}" for name, source in sorted(sources.items()))] if sources else []
     # Which weights, baked.json says by their hash; where they lie is another matter on every machine.
     words += ["--tokens-model", options.tokens.split()[0], "--tokens-weights", "FILE"] if options.tokens else []
+    words += ["--latents", "PRIOR"] if options.latents else []
     return shlex.join(words)

@@ -1,8 +1,8 @@
 """Baked variants: degraded crops, their maps and tokens, made beforehand and kept beside the originals.
 
 Variant v of image i is a function of (seed, key, v): crop, flip and degradation are drawn as on-line training draws
-them, under keys of their own. Only what is expensive is stored (lq and maps at 8 bits, tokens); hq is cut out of the
-original again.
+them, under keys of their own. Only what is expensive is stored (lq and maps at 8 bits, tokens, latents of hq); hq is
+cut out of the original again.
 
 A baked set is a shard set of its own, SHARDS/baked/NAME. Its tars hold the samples of the original tars in the same
 order, one tar per original and variant, so that image i of variant v is found without a table.
@@ -32,7 +32,7 @@ from megasr.images import decode_image, from_uint8, to_uint8
 
 BAKED_FORMAT = "megasr-baked-1"
 BAKED = "baked.json"
-LQ_FIELD, TOKENS_FIELD = "lq.png", "tokens.npy"
+LQ_FIELD, TOKENS_FIELD, LATENTS_FIELD = "lq.png", "tokens.npy", "latents.npy"
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ class BakeOptions:
         usm_target: sharpen hq before lq is made of it.
         maps: guidance types whose maps are baked, made from lq as training would.
         tokens: what makes the image tokens of lq ("" bakes none).
+        latents: fingerprint of the prior whose VAE makes the latents of hq ("" bakes none).
         seed: of crops and degradations.
         extractors: guidance type -> the weights of the network that makes its maps (identify_source); bake fills it in.
     """
@@ -56,6 +57,7 @@ class BakeOptions:
     usm_target: bool = False
     maps: tuple[str, ...] = ()
     tokens: str = ""
+    latents: str = ""
     seed: int = 0
     extractors: dict[str, str] = field(default_factory=dict)
 
@@ -143,10 +145,11 @@ class BakedSource:
             lq = from_uint8(decode_image(files[LQ_FIELD], key))
             size = self.options.crop_size_px
             maps = {name: decode_map(files[map_field(name)], size, size) for name in self.options.maps}
-            tokens = torch.from_numpy(np.load(io.BytesIO(files[TOKENS_FIELD]))) if self.options.tokens else None
+            tokens = load_array(files[TOKENS_FIELD]) if self.options.tokens else None
+            latents = load_array(files[LATENTS_FIELD]) if self.options.latents else None
         except (KeyError, ValueError) as error:
             raise UnusableSampleError(key, "damaged variant", repr(error)) from error
-        return replace(crop, lq=lq, degradation=params, maps=maps, image_tokens=tokens)
+        return replace(crop, lq=lq, degradation=params, maps=maps, image_tokens=tokens, latents=latents)
 
 
 class BakedDraw:
@@ -202,6 +205,22 @@ def baked_url(url: str, name: str) -> str:
 def originals_fingerprint(source: ShardSource) -> str:
     """What tells whether a baked set belongs to a shard set: the hash of its tars."""
     return names_fingerprint(f"{shard.name} {shard.samples} {shard.sha256}" for shard in source.manifest.shards)
+
+
+def dump_array(values: torch.Tensor) -> bytes:
+    """A tensor as an .npy file."""
+    content = io.BytesIO()
+    np.save(content, values.numpy())
+    return content.getvalue()
+
+
+def load_array(content: bytes) -> torch.Tensor:
+    """The tensor of an .npy file.
+
+    Raises:
+        ValueError: it is none.
+    """
+    return torch.from_numpy(np.load(io.BytesIO(content)))
 
 
 def png(image: np.ndarray) -> bytes:

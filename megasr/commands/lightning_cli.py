@@ -134,13 +134,16 @@ class MegaSRCLI(OneLineCLI):
         """Build trainer, module and data.
 
         Raises:
-            UsageError: what a class has to say, or the data's baked tokens are those of another vision tower.
+            UsageError: what a class has to say, or the data's baked tokens or latents are those of another
+                vision tower or prior.
             MegaSRError: what a class has to say.
         """
         super().instantiate_classes()
         baked = getattr(self.datamodule, "baked", None)
         if baked is not None and baked.options.tokens:
             _check_tower(self.config[self.config.subcommand].model.vision, baked.options.tokens)
+        if baked is not None and baked.options.latents:
+            _check_prior(self.model, baked.options.latents)
 
     def before_test(self) -> None:
         """Tell the evaluation which configuration its numbers come from."""
@@ -165,6 +168,20 @@ def _check_tower(vision: Any, tokens: str) -> None:
     found = "not set" if file is None else tower_name(vision.model, file)
     if found != tokens:
         raise UsageError(f"the baked image tokens are those of {tokens}, model.vision is {found}: make them equal")
+
+
+def _check_prior(module: LightningModule, latents: str) -> None:
+    """Refuse to train one prior on the baked latents of another.
+
+    Raises:
+        UsageError: the module's prior is not the one that made the latents.
+    """
+    found = getattr(module, "prior_fingerprint", latents)  # other modules have no use for latents
+    if found != latents:
+        raise UsageError(
+            f"the baked latents are those of the prior {latents}, model.prior is {found}: bake another set with "
+            "--latents of this prior"
+        )
 
 
 def explain(message: str, keys: Iterable[str]) -> UsageError:

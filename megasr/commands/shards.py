@@ -81,6 +81,7 @@ def _add_bake(actions: Any) -> None:
     )
     bake.add_argument("--tokens-weights", metavar="FILE", type=Path, help="OpenCLIP weights: bakes image tokens of lq")
     bake.add_argument("--tokens-model", default="ViT-H-14", help="OpenCLIP model of these weights (default: ViT-H-14)")
+    bake.add_argument("--latents", metavar="PRIOR", help="bake the latents of hq: `tiny`, `sd21-base` or a folder")
     bake.add_argument("--seed", type=int, default=0, help="of crops and degradations (default: 0)")
     _add_workers(bake)
     bake.set_defaults(run=run_bake, passes_options_on=False)
@@ -100,6 +101,9 @@ def run_bake(arguments: argparse.Namespace) -> None:
     if arguments.tokens_weights is not None:
         tokens = tower_name(arguments.tokens_model, arguments.tokens_weights)
         load_tokens = partial(load_vision, arguments.tokens_model, str(arguments.tokens_weights))
+    latents, encode = "", None
+    if arguments.latents is not None:
+        latents, encode = prior_name(arguments.latents), partial(load_latents, arguments.latents)
     options = BakeOptions(
         degradation=arguments.degradation,
         scale_factor=arguments.scale_factor,
@@ -107,13 +111,16 @@ def run_bake(arguments: argparse.Namespace) -> None:
         usm_target=arguments.usm_target,
         maps=tuple(arguments.maps),
         tokens=tokens,
+        latents=latents,
         seed=arguments.seed,
     )
     sources = _pairs("--extractors", "TYPE=SOURCE", arguments.extractors)
     name = arguments.name or f"{options.degradation}-x{options.scale_factor}-{options.crop_size_px}px"
     workers = _workers(arguments)
     with _progress() as progress:
-        manifest = bake(arguments.folder, name, options, arguments.variants, load_tokens, workers, progress, sources)
+        manifest = bake(
+            arguments.folder, name, options, arguments.variants, load_tokens, workers, progress, sources, encode
+        )
     size = f"{manifest.samples} samples in {len(manifest.shards)} shards, {manifest.bytes / 2**20:.1f} MiB"
     print(f"{arguments.folder / 'baked' / name}: {arguments.variants} variants, {size}")
 
@@ -134,6 +141,24 @@ def load_vision(model: str, weights: str) -> Any:
     from megasr.semantics.vision import VisionConfig, VisionEncoder
 
     return VisionEncoder(VisionConfig(weights, model))
+
+
+def prior_name(source: str) -> str:
+    """What baked latents are told apart by: the fingerprint of the prior.
+
+    Raises:
+        MegaSRError: it cannot be loaded.
+    """
+    from megasr.prior import load_prior
+
+    return load_prior(source).fingerprint()
+
+
+def load_latents(source: str) -> Any:
+    """The prior's encoder of hq; called in every worker process."""
+    from megasr.prior import load_prior
+
+    return load_prior(source).encode
 
 
 def run_pack(arguments: argparse.Namespace) -> None:

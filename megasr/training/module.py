@@ -168,7 +168,7 @@ class MegaSRModule(lightning.LightningModule):
         lq_up = upsample_lq(batch["lq"], self.scale_factor)
         prompts, maps = self._drop_conditions(batch, lq_up)
         conditions = self.network.conditions(lq_up, self.semantics(batch, lq_up, prompts), maps)
-        z0 = self._latents(batch["hq"])
+        z0 = self._latents(batch)
         noise = keyed_normal(self.seed, keys, z0.shape[1:], "training_noise", step).to(z0)
         fractions = keyed_uniform(self.seed, keys, "timestep", step)
         timesteps = (fractions * self._trained_timesteps).long().to(z0.device)
@@ -184,7 +184,7 @@ class MegaSRModule(lightning.LightningModule):
         lq_up = upsample_lq(batch["lq"], self.scale_factor)
         semantics = self.semantics(batch, lq_up, self.prompts(batch, lq_up))
         conditions = self.network.conditions(lq_up, semantics, self.guidance_maps(batch))
-        z0 = self._latents(batch["hq"])
+        z0 = self._latents(batch)
         noise = keyed_normal(self.seed, keys, z0.shape[1:], "validation_noise").to(z0)
         strata = stratified_timesteps(self.objective.validation_timesteps, self._trained_timesteps)
         losses = [self._loss(conditions, z0, noise, t.expand(len(keys)).to(z0.device)) for t in strata]
@@ -198,10 +198,10 @@ class MegaSRModule(lightning.LightningModule):
         ]
         return prompts, without_dropped(batch, self.guidance_maps(batch, fixed_images=False))
 
-    def _latents(self, hq: torch.Tensor) -> torch.Tensor:
-        check_image(hq, "hq")
+    def _latents(self, batch: SRBatch) -> torch.Tensor:
+        check_image(batch["hq"], "hq")
         with torch.no_grad():
-            return self.prior.encode(hq).float()
+            return batch["latents"] if "latents" in batch else self.prior.encode(batch["hq"]).float()
 
     def _loss(
         self, conditions: Conditions, z0: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor

@@ -48,6 +48,13 @@ def test_a_samples_loss_does_not_depend_on_its_neighbours():
     torch.testing.assert_close(step_loss(module, batch), torch.stack(parts).mean())
 
 
+def test_latents_that_a_batch_brings_are_not_made_again():
+    module, batch = make_module(), make_batch()
+    latents = module.prior.encode(batch["hq"])
+    assert torch.equal(step_loss(module, {**batch, "latents": latents}), step_loss(module, batch))
+    assert not torch.equal(step_loss(module, {**batch, "latents": 0.9 * latents}), step_loss(module, batch))
+
+
 def test_text_dropout_is_the_empty_prompt():
     dropped = make_module(objective=ObjectiveConfig(text_dropout=1.0, guidance_dropout=0.0))
     kept = make_module(objective=ObjectiveConfig(text_dropout=0.0, guidance_dropout=0.0))

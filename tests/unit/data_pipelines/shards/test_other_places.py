@@ -16,12 +16,13 @@ from data_pipelines.shards.baked import BakedSource, BakeOptions
 from data_pipelines.shards.foreign import index_shards
 from data_pipelines.shards.reader import ShardSource
 from data_pipelines.shards.verify import verify
-from megasr.commands.lightning_cli import _check_tower
+from megasr.commands.lightning_cli import _check_prior, _check_tower
 from megasr.commands.shards import tower_name
 from megasr.errors import MegaSRError, UsageError
 from megasr.files import locked_folder
 from megasr.semantics.vision import VisionConfig
 from tests.helpers.shard_sets import encoded, make_shards, photo_files, pixels, shard_module, train_and_eval
+from tests.helpers.training import make_module
 
 
 def test_tars_whose_headers_spell_names_in_ascii(tmp_path: Path) -> None:
@@ -125,3 +126,10 @@ def test_tokens_of_another_tower_are_refused(tmp_path: Path) -> None:
             _check_tower(vision, tokens)
     with pytest.raises(MegaSRError, match="cannot read .*none.pt: No such file"):
         _check_tower(VisionConfig(str(tmp_path / "none.pt"), "ViT-H-14"), tokens)
+
+
+def test_latents_of_another_prior_are_refused() -> None:
+    module = make_module()
+    _check_prior(module, module.prior_fingerprint)
+    with pytest.raises(UsageError, match=f"those of the prior 0123abcd, model.prior is {module.prior_fingerprint}"):
+        _check_prior(module, "0123abcd")
