@@ -27,7 +27,7 @@ from megasr.training.checkpoint import check_trained_state, initialise, trained_
 from megasr.training.config import ObjectiveConfig, OptimizerConfig, SamplerConfig
 from megasr.training.dropout import draw_dropout, without_dropped
 from megasr.training.local_step import clip_norm
-from megasr.training.nonfinite import stop_if_not_finite
+from megasr.training.nonfinite import finite_mean
 from megasr.training.optimizer import build_optimizer
 from megasr.training.parts import FrozenParts
 from megasr.training.precision import check_precision, hold_frozen
@@ -173,8 +173,7 @@ class MegaSRModule(lightning.LightningModule):
         fractions = keyed_uniform(self.seed, keys, "timestep", step)
         timesteps = (fractions * self._trained_timesteps).long().to(z0.device)
         loss = self._loss(conditions, z0, noise, timesteps)
-        stop_if_not_finite(self, loss, batch, timesteps)
-        self.log("train/loss", loss.mean(), prog_bar=True, batch_size=len(keys), sync_dist=True)
+        self.log("train/loss", finite_mean(self, loss, batch, timesteps), prog_bar=True, batch_size=len(keys))
         dropped = batch["guidance_dropped"]
         return {"loss": loss.mean(), "sample_loss": loss.detach(), "timesteps": timesteps, "guidance_dropped": dropped}
 

@@ -17,18 +17,20 @@ if TYPE_CHECKING:
 _DRAWN = ("degradation", "text_dropped", "guidance_dropped", "types_dropped")
 
 
-def stop_if_not_finite(module: MegaSRModule, loss: torch.Tensor, batch: SRBatch, timesteps: torch.Tensor) -> None:
-    """Look at the losses (B,) of a batch.
+def finite_mean(module: MegaSRModule, loss: torch.Tensor, batch: SRBatch, timesteps: torch.Tensor) -> torch.Tensor:
+    """The mean () of the losses (B,) of all processes, which must ask together.
 
     Raises:
         MegaSRError: one is not finite, here or in another process; names the images of this one, and writes
             nonfinite.pt with what was drawn for them (nonfinite.rank1.pt of the second process, and so on).
     """
-    finite = bool(torch.isfinite(loss).all())
-    everywhere = _everywhere(finite, loss.device)  # the others would wait for this one's gradients
-    if everywhere:
-        return
-    if finite:
+    mean = loss.detach().mean()
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(mean)
+        mean /= dist.get_world_size()
+    if torch.isfinite(mean):
+        return mean
+    if torch.isfinite(loss).all():
         raise MegaSRError(f"loss is not finite at step {module.global_step} in another process; see its line")
     rank = module.trainer.global_rank
     path = Path(module.trainer.default_root_dir) / ("nonfinite.pt" if rank == 0 else f"nonfinite.rank{rank}.pt")
@@ -41,12 +43,3 @@ def stop_if_not_finite(module: MegaSRModule, loss: torch.Tensor, batch: SRBatch,
         f"loss is not finite at step {module.global_step} for {', '.join(bad)}; the weights were not changed, "
         f"the batch's keys and degradation are in {path}"
     )
-
-
-def _everywhere(flag: bool, device: torch.device) -> bool:
-    """Whether it is true in all processes, which must ask together."""
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
-        return flag
-    flags = torch.tensor(int(flag), device=device)
-    dist.all_reduce(flags, op=dist.ReduceOp.MIN)
-    return bool(flags)

@@ -134,8 +134,10 @@ def spread_like(share: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
 
 def local(value: torch.Tensor) -> torch.Tensor:
     """What lies here of a tensor that may be spread; it shares its memory."""
-    value = value.detach()
-    return value.to_local() if isinstance(value, DTensor) else value
+    if isinstance(value, DTensor):
+        with torch.no_grad():  # else DTensor makes a graph, which takes it longer than an optimizer's step
+            value = value.to_local()
+    return value.detach()
 
 
 def whole(value: torch.Tensor) -> torch.Tensor:
