@@ -12,10 +12,7 @@ if TYPE_CHECKING:
     from megasr.training.memory_plan import MemoryPlan
     from megasr.training.memory_setup import Strategy, TrainingSetup
 
-_STRATEGIES = {
-    "ddp": "ddp", "DDPStrategy": "ddp", "fsdp": "fsdp", "FSDPStrategy": "fsdp",
-    "ShardedStrategy": "fsdp2", "SingleDeviceStrategy": "single",
-}  # fmt: skip
+_STRATEGIES = {"ddp": "ddp", "DDPStrategy": "ddp", "ShardedStrategy": "fsdp2", "SingleDeviceStrategy": "single"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import tempfile
 from collections.abc import Iterable
@@ -56,8 +57,16 @@ def load_tokenizer(folder: Path | None, context_length: int) -> Any:
     from open_clip.tokenizer import SimpleTokenizer
 
     if folder is None or not (folder / FILE).is_file():
-        return SimpleTokenizer(context_length=context_length)
+        return _whole_tokenizer(context_length)
     return SimpleTokenizer(str(folder / FILE), context_length=context_length)
+
+
+@functools.cache
+def _whole_tokenizer(context_length: int) -> Any:
+    """The same for everybody: its 49 thousand merges take as long to read as a small network to build."""
+    from open_clip.tokenizer import SimpleTokenizer
+
+    return SimpleTokenizer(context_length=context_length)
 
 
 def save_merges(tokenizer: Any, folder: Path) -> None:

@@ -6,7 +6,6 @@ The step is the module's own, run once without bytes (megasr.training.memory_tra
     ddp       the same, and the buckets of the gradients; with gradient_as_bucket_view the gradients live in them
     fsdp2     trained weights, gradients, optimizer state and EMA divided by N, frozen weights only with its
               shard_frozen; the largest block is gathered whole twice (one is fetched early), with its gradient once
-    fsdp      optimizer state and EMA divided by N; Lightning wraps the module as one unit, which is gathered whole
 """
 
 from __future__ import annotations
@@ -146,11 +145,6 @@ def _arithmetic(setup: TrainingSetup, trace: MemoryTrace) -> tuple[dict[str, flo
         if setup.model.get("shard_frozen"):
             shares["frozen"] = ema_share
         constants["gathered weights"] = 3.0 * trace.largest_group if setup.devices > 1 else 0.0
-    elif setup.strategy == "fsdp":
-        shares |= dict.fromkeys(("optimizer", "step"), 1 / setup.devices)
-        ema_share = 1 / setup.devices
-        own = (weights + trace.bytes_of("frozen")) / setup.devices
-        constants["weights' own shard"] = own if setup.devices > 1 else 0.0
     if setup.eight_bit:
         shares["optimizer"] *= trace.trained * _EIGHT_BIT_BYTES / trace.bytes_of("optimizer")
         shares["step"] = 0.0  # its kernels work in place

@@ -12,7 +12,7 @@ from megasr.batch import SRBatch
 from megasr.training.checkpoint import typed_arguments
 from megasr.training.module import MegaSRModule
 
-Strategy = Literal["single", "ddp", "fsdp2", "fsdp"]
+Strategy = Literal["single", "ddp", "fsdp2"]
 _TOKENS = 256  # image tokens that come with the data: ViT-H-14's
 # Options of the module that the step itself need not know: they are arithmetic, or done by `cast`.
 _NOT_PASSED = ("frozen_dtype", "shard_frozen", "init", "compile")

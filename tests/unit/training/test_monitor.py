@@ -19,7 +19,10 @@ from megasr.training.config import ObjectiveConfig, OptimizerConfig
 from megasr.training.fixed_images import as_in_test, first_images
 from megasr.training.loggers import CSVLog, RunWandbLogger, read_rows
 from megasr.training.monitor import TrainingMonitor
+from megasr.training.protocol_metrics import ProtocolMetrics
 from megasr.training.stopwatch import Stopwatch
+from megasr.training.strategies import ShardedStrategy
+from tests.helpers.ranks import run_ranks
 from tests.helpers.training import Clock, LossCurve, fit, make_module
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -239,20 +242,38 @@ def test_a_row_is_closed_before_the_next_step_is_trained(tmp_path: Path) -> None
     assert run.calls == [(0, False), (0, False), (0, True), (1, False), (1, False), (1, True)]
 
 
+def logged(folder: Path, strategy: Any, devices: int) -> list[dict[str, str]]:
+    """The rows of a training with validation, and of the test of its last weights, by some processes."""
+    module = make_module(adapter=AdapterConfig(guidance=("canny", "superpixel"), saft_width=8))
+    data = photos(batch_size=4 // devices, eval_samples=2)
+    settings = {"devices": devices, "strategy": strategy, "log_every_n_steps": 1, "logger": CSVLog(folder, [])}
+    callbacks = [TrainingMonitor(every_n_steps=2, images=1), ProtocolMetrics("rgb-v1", ["psnr_rgb"])]
+    trainer = fit(
+        module,
+        data,
+        2,
+        callbacks=callbacks,
+        limit_val_batches=1,
+        val_check_interval=2,
+        default_root_dir=folder,
+        **settings,
+    )
+    trainer.test(module, datamodule=data, verbose=False)
+    return read_rows(folder / "metrics.csv")
+
+
 def test_two_processes_log_what_one_does(tmp_path: Path) -> None:
-    rows = {}
-    for devices in (1, 2):
-        folder = tmp_path / str(devices)
-        folder.mkdir()
-        log = CSVLog(folder, [])
-        module = make_module(adapter=AdapterConfig(guidance=("canny", "superpixel"), saft_width=8))
-        strategy = "ddp_fork" if devices > 1 else "auto"
-        settings = {"devices": devices, "strategy": strategy, "log_every_n_steps": 1, "logger": log}
-        monitor = TrainingMonitor(every_n_steps=2, images=1)
-        fit(module, photos(batch_size=4 // devices), 2, callbacks=[monitor], **settings)
-        rows[devices] = read_rows(folder / "metrics.csv")
-    assert [list(row) for row in rows[1]] == [list(row) for row in rows[2]]
-    assert any("monitor/psnr_y" in row for row in rows[1])
-    for alone, together in zip(rows[1], rows[2], strict=True):
-        numbers = {key: float(value) for key, value in alone.items() if key != "train/images_per_s"}
-        assert {key: float(together[key]) for key in numbers} == pytest.approx(numbers, rel=1e-3, abs=1e-7)
+    for name in ("alone", "ddp", "sharded"):
+        (tmp_path / name).mkdir()
+    alone = logged(tmp_path / "alone", "auto", 1)
+    seen = {key for row in alone for key in row}
+    assert {"monitor/psnr_y", "val/loss", "test/psnr_rgb", "grad_norm/msfm"} <= seen, seen
+    others = {
+        name: run_ranks(2, logged, tmp_path / name, strategy, 2)[0]
+        for name, strategy in (("ddp", "ddp"), ("sharded", ShardedStrategy()))
+    }
+    for name, rows in others.items():
+        assert [list(row) for row in rows] == [list(row) for row in alone], name
+        for one, together in zip(alone, rows, strict=True):
+            numbers = {key: float(value) for key, value in one.items() if key != "train/images_per_s"}
+            assert {key: float(together[key]) for key in numbers} == pytest.approx(numbers, rel=1e-3, abs=1e-7), name
