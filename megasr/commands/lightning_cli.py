@@ -23,6 +23,7 @@ from megasr.training.changed_config import CONFIG, GLOBAL_BATCH, plain, refuse_c
 from megasr.training.module import MegaSRModule
 from megasr.training.monitor import TrainingMonitor
 from megasr.training.protocol_metrics import ProtocolMetrics
+from megasr.training.rank_watch import RankWatch
 from megasr.training.run_defaults import refuse_another_run, resumed_from, trainer_defaults
 from megasr.training.throughput import global_batch
 
@@ -115,6 +116,20 @@ class OneLineCLI(LightningCLI):
             options.ckpt_path = str(resumed)
             refuse_changed_batch(resumed, global_batch(self.trainer, self.datamodule), options)
         self.config.fit.allow_changed_config = False  # it is no part of the run: the next resume asks again
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run it.
+
+        Raises:
+            MegaSRError: instead of what the connections have to say, which process it was that died or hangs.
+        """
+        try:
+            super()._run_subcommand(subcommand)
+        except RuntimeError as error:
+            watches = (c for c in self.trainer.callbacks if isinstance(c, RankWatch))
+            if found := next((watch.found for watch in watches if watch.found), None):
+                raise MegaSRError(found) from error
+            raise
 
     def _parse_ckpt_path(self) -> None:
         """What was typed or configured holds: Lightning would silently replace it by the checkpoint's hyper-parameters.

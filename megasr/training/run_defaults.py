@@ -13,10 +13,11 @@ from megasr.errors import UsageError
 from megasr.training.changed_config import refuse_changes
 from megasr.training.last_checkpoint import LastCheckpoint, find_last
 from megasr.training.loggers import METRICS_FILE, open_loggers, read_rows
+from megasr.training.rank_watch import RankWatch
 
 
 def trainer_defaults(command: str, trainer: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of the trainer that were not given: loggers and last.ckpt (LastCheckpoint) in the run's folder.
+    """Arguments of the trainer that were not given: loggers, LastCheckpoint in the run's folder, and RankWatch.
 
     Args:
         command: fit, validate or test. Only a fit logs by default: the others write their results into files.
@@ -32,10 +33,11 @@ def trainer_defaults(command: str, trainer: Mapping[str, Any], config: Mapping[s
     callbacks = list(given) if isinstance(given, list | tuple) else [given]
     adds = trainer.get("enable_checkpointing") is not False and not any(_keeps_last(callback) for callback in callbacks)
     callbacks += [LastCheckpoint(folder)] if adds else []
+    callbacks = [*([RankWatch()] if command == "fit" else []), *callbacks]  # before one that might hang
     resumed = resumed_from(config.get("ckpt_path"), folder, callbacks)
     if command == "fit" and resumed is not None:
         refuse_changes(resumed, config)  # before anything is opened
-    defaults: dict[str, Any] = {}
+    defaults: dict[str, Any] = {"callbacks": callbacks}
     if trainer.get("logger") is None:
         defaults["logger"] = False
         if command == "fit" and not trainer.get("fast_dev_run"):
@@ -45,7 +47,6 @@ def trainer_defaults(command: str, trainer: Mapping[str, Any], config: Mapping[s
             defaults["logger"] = open_loggers(folder, config, resumes, rank_zero_info)
     if adds:
         warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # it holds the run
-        defaults["callbacks"] = callbacks
     return defaults
 
 
