@@ -30,6 +30,7 @@ import torch
 
 from experiments.benchmarks.record import publish
 from megasr import cli
+from megasr.prior import load_prior
 from megasr.rng import numpy_generator
 from megasr.training.checkpoint import read_checkpoint
 from megasr.training.last_checkpoint import LAST
@@ -213,9 +214,10 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.processes > 1 and arguments.strategy == "single":
         parser.error("--processes needs --strategy ddp, fsdp2 or fsdp")
-    import megasr.commands.lightning_cli  # noqa: F401  once: the trainings are forked from this process
+    import megasr.commands.lightning_cli  # noqa: F401
 
     os.environ["WANDB_MODE"] = "disabled"
+    load_prior("tiny")  # what is imported here, and above, is imported once: the trainings are forked from this process
     with tempfile.TemporaryDirectory() as temporary:
         calm, killed = (Training(Path(temporary) / name, arguments) for name in ("calm", "killed"))
         calm.start()
