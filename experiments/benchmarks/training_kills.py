@@ -53,7 +53,7 @@ OPTIONS = {
     "model.optimizer.decay_share": 0.5,
     "data": "PhotoDataModule",
     "data.degradation": "realesrgan_strong",
-    "data.crop_size_px": 64,
+    "data.crop_size_px": 32,
     "data.eval_samples": 1,
     "data.num_workers": 2,
     "trainer.gradient_clip_val": 1.0,
