@@ -59,7 +59,7 @@ OPTIONS = {
     "trainer.gradient_clip_val": 1.0,
     "trainer.limit_val_batches": 0,
     "trainer.num_sanity_val_steps": 0,
-    "trainer.log_every_n_steps": 1,
+    "trainer.log_every_n_steps": 50,
     "trainer.accelerator": "cpu",
     "trainer.enable_progress_bar": "false",
     "trainer.enable_model_summary": "false",
@@ -155,7 +155,7 @@ def disturb(training: Training, kills: int, every: int, seed: int) -> dict[str, 
     training.start()
     while sum(killed.values()) < kills:
         what = "starting" if generator.random() < 0.1 else "training"
-        until = training.steps() + int(generator.integers(1, 3 * every)) if what == "training" else 0
+        until = training.steps() + int(generator.integers(1, 2 * every)) if what == "training" else 0
         while training.steps() < until and not training.ended():
             time.sleep(0.02)
         time.sleep(generator.uniform(0, 0.3 if what == "training" else 2))
@@ -205,7 +205,7 @@ def main() -> None:
     """Parse, train undisturbed and through the kills, compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--steps", type=int, default=300, help="of the training (default: 300)")
+    parser.add_argument("--steps", type=int, default=240, help="of the training (default: 240)")
     parser.add_argument("--every", type=int, default=4, help="steps between two checkpoints (default: 4)")
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--strategy", choices=STRATEGIES, default="single")
