@@ -41,7 +41,7 @@ MAY_DIFFER = {
     "trainer.logger*, trainer.log_every_n_steps, trainer.default_root_dir, trainer.enable_*, trainer.profiler*, "
     "trainer.detect_anomaly, trainer.barebones, trainer.model_registry": "what is written down",
     "trainer.callbacks.*Checkpoint.*, trainer.callbacks.*Monitor.*, trainer.callbacks.*ProgressBar.*, "
-    "trainer.callbacks.*Summary.*, trainer.callbacks.Timer.*": "they only look on",
+    "trainer.callbacks.*Summary.*, trainer.callbacks.Timer.*, trainer.plugins.*CheckpointFiles.*": "they only look on",
     "trainer.min_*, trainer.max_*": "when it ends; compared where the learning rate falls towards the end",
 }
 _LENGTH, _DECAY = "trainer.max_*", "model.*decay_share"
@@ -118,10 +118,10 @@ def _may_differ(key: str) -> bool:
 
 
 def _leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
-    """Keys as the command line has them (without init_args) and values other than None. Callbacks go by their class."""
-    if path == ("trainer", "callbacks"):
+    """Keys as the command line has them, without init_args, and values but None. Callbacks go by their class."""
+    if path in (("trainer", "callbacks"), ("trainer", "plugins")):
         listed = value if isinstance(value, list) else [value] if value else []
-        value = {one["class_path"].rpartition(".")[2]: one for one in listed}
+        value = {one["class_path"].rpartition(".")[2]: one for one in listed if isinstance(one, dict)} or value
     if isinstance(value, dict):
         for key, inner in value.items():
             yield from _leaves(inner, path if key == "init_args" else (*path, key))
