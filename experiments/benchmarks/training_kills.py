@@ -35,13 +35,8 @@ from megasr.rng import numpy_generator
 from megasr.training.checkpoint import read_checkpoint
 from megasr.training.last_checkpoint import LAST
 
-_SHARDED = "megasr.training.strategies.ShardedStrategy"
-STRATEGIES = {
-    "single": ["--trainer.strategy=auto"],
-    "ddp": ["--trainer.strategy=ddp"],
-    "fsdp2": [f"--trainer.strategy={_SHARDED}"],
-    "fsdp": [f"--trainer.strategy={_SHARDED}", "--trainer.strategy.single_file=false"],
-}
+_SHARDED = "{class_path: megasr.training.strategies.ShardedStrategy, init_args: {single_file: %s}}"
+STRATEGIES = {"single": "auto", "ddp": "ddp", "fsdp2": _SHARDED % "true", "fsdp": _SHARDED % "false"}
 OPTIONS = {
     "model.adapter.guidance": "[canny, superpixel]",
     "model.adapter.saft_width": 8,
@@ -92,8 +87,9 @@ class Training:
             "megasr.training.last_checkpoint.LastCheckpoint": {"folder": str(folder), "every_n_steps": arguments.every},
             "experiments.benchmarks.training_kills.Losses": {"path": str(self.losses)},
         }
+        options["trainer.strategy"] = STRATEGIES[arguments.strategy]
         options["trainer.callbacks"] = json.dumps([{"class_path": c, "init_args": a} for c, a in callbacks.items()])
-        self.options = [f"--{name}={value}" for name, value in options.items()] + STRATEGIES[arguments.strategy]
+        self.options = [f"--{name}={value}" for name, value in options.items()]
         self.ranks: list[Any] = []
 
     def start(self) -> None:
