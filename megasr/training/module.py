@@ -33,7 +33,7 @@ from megasr.training.parts import FrozenParts
 from megasr.training.precision import check_precision, hold_frozen
 from megasr.training.schedule import trapezoid
 from megasr.training.strategies import ShardedStrategy
-from megasr.training.uneven import mean_of_counted
+from megasr.training.uneven import mean_without_repeated
 
 
 class MegaSRModule(lightning.LightningModule):
@@ -187,8 +187,8 @@ class MegaSRModule(lightning.LightningModule):
         noise = keyed_normal(self.seed, batch["keys"], z0.shape[1:], "validation_noise").to(z0)
         strata = stratified_timesteps(self.objective.validation_timesteps, self._trained_timesteps)
         losses = [self._loss(conditions, z0, noise, t.expand(len(z0)).to(z0.device)) for t in strata]
-        mean, count = mean_of_counted(self.trainer, batch_index, torch.stack(losses))
-        self.log("val/loss", mean, prog_bar=True, batch_size=count, sync_dist=True)
+        mean = mean_without_repeated(self._trainer, batch_index, torch.stack(losses))
+        self.log("val/loss", mean, prog_bar=True, batch_size=len(z0), sync_dist=True)
 
     def _drop_conditions(self, batch: SRBatch, lq_up: torch.Tensor) -> tuple[list[str], dict[str, torch.Tensor]]:
         """Prompts and maps of a training batch without what is dropped."""

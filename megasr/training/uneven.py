@@ -6,24 +6,23 @@ import lightning
 import torch
 
 
-def mean_of_counted(trainer: lightning.Trainer, batch_index: int, losses: torch.Tensor) -> tuple[torch.Tensor, int]:
-    """The mean over those images of a validation batch that are no repetition, and how many they are; 0 of none.
+def mean_without_repeated(trainer: lightning.Trainer | None, batch_index: int, losses: torch.Tensor) -> torch.Tensor:
+    """What a validation batch adds to the mean over the set, in which every image counts once.
+
+    Averaged over the batches of all processes, by their sizes, it is that mean. (Lightning cannot average over batches
+    that count less than others: it divides the numbers of images by that of the processes, and rounds.)
 
     Args:
-        trainer: that of the validation, which has one loader.
+        trainer: that of the validation, which has one loader; None counts all.
         batch_index: number of the batch in this process.
         losses: (any, B).
     """
-    count = counted(trainer.val_dataloaders, batch_index, losses.shape[1])
-    return losses[:, :count].sum() / max(1, count * len(losses)), count
-
-
-def counted(loader: object, batch_index: int, size: int) -> int:
-    """How many images of a batch of so many count: those after them fill it up, and other processes have them too."""
-    if not isinstance(loader, torch.utils.data.DataLoader) or loader.batch_size is None:
-        return size
-    sampler = loader.sampler
-    if not isinstance(sampler, torch.utils.data.DistributedSampler):
-        return size
-    first, step = batch_index * loader.batch_size * sampler.num_replicas + sampler.rank, sampler.num_replicas
-    return len(range(first, min(len(loader.dataset), first + size * step), step))  # type: ignore[arg-type]
+    loader = None if trainer is None else trainer.val_dataloaders
+    sampler = getattr(loader, "sampler", None)
+    if trainer is None or loader is None or not isinstance(sampler, torch.utils.data.DistributedSampler):
+        return losses.mean()
+    ranks, images = sampler.num_replicas, len(loader.dataset)
+    first = batch_index * loader.batch_size * ranks + sampler.rank
+    counted = len(range(first, min(images, first + losses.shape[1] * ranks), ranks))
+    shown = min(trainer.num_val_batches[0] * loader.batch_size, len(sampler)) * ranks
+    return losses[:, :counted].sum() / losses.numel() * (shown / min(shown, images))

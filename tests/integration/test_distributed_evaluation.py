@@ -126,4 +126,4 @@ def test_the_validation_loss_counts_every_image_once(tmp_path: Path) -> None:
         data = PhotoDataModule(crop_size_px=32, batch_size=2, eval_samples=3)
         (logged,) = several(tmp_path, devices, lightning.Callback()).validate(module, datamodule=data, verbose=False)
         losses.append(logged["val/loss"])
-    assert losses[1] == pytest.approx(losses[0], rel=1e-6)
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)  # batches of another size are rounded differently
