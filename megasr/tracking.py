@@ -107,6 +107,6 @@ def _start(folder: Path, mode: str, logger_class: type | None, arguments: dict[s
     return logger
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """What an error says, in one line."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

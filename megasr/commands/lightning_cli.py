@@ -19,11 +19,13 @@ from megasr.commands.benchmark_options import expand_benchmark, scale_factor_of_
 from megasr.commands.shards import tower_name
 from megasr.errors import MegaSRError, UsageError, unknown_name
 from megasr.semantics.vision import VisionConfig
-from megasr.training.last_checkpoint import LastCheckpoint, find_last
+from megasr.training.changed_config import CONFIG, GLOBAL_BATCH, plain, refuse_changed_batch
 from megasr.training.module import MegaSRModule
 from megasr.training.monitor import TrainingMonitor
 from megasr.training.protocol_metrics import ProtocolMetrics
-from megasr.training.run_defaults import refuse_another_run, trainer_defaults
+from megasr.training.rank_watch import RankWatch
+from megasr.training.run_defaults import refuse_another_run, resumed_from, trainer_defaults
+from megasr.training.throughput import global_batch
 
 _UNKNOWN_KEY = re.compile(
     r"unrecognized arguments: --([^\s=]+)|not accept option '([^']+)'|Option '([^']+)' is not accepted"
@@ -54,9 +56,20 @@ class SaveResolvedConfig(SaveConfigCallback):
         self.overwrite = True
         super().setup(trainer, pl_module, stage)
 
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """A checkpoint says what it was made with, wherever it is taken."""
+        checkpoint[CONFIG] = plain(self.config.as_dict())
+        checkpoint[GLOBAL_BATCH] = global_batch(trainer, getattr(trainer, "datamodule", None))
+
 
 class OneLineCLI(LightningCLI):
     """LightningCLI whose arguments are given, not taken from sys.argv, and whose errors are one line."""
+
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Every command reads the configuration that a fit has written, with all of its options."""
+        super().add_default_arguments_to_parser(parser)
+        help_text = "let fit go on from ckpt_path with another configuration than it was trained with"
+        parser.add_argument("--allow_changed_config", type=bool, default=False, help=help_text)
 
     def instantiate_classes(self) -> None:
         """Build trainer, module and data.
@@ -94,12 +107,29 @@ class OneLineCLI(LightningCLI):
         """Go on from the newest checkpoint that is whole: Lightning would take the newest one.
 
         Raises:
-            UsageError: there is none.
+            UsageError: there is none, or its optimizer steps had another number of images.
             MegaSRError: all are damaged.
         """
         options = self.config_init.fit
-        if options.ckpt_path == "last" and any(isinstance(c, LastCheckpoint) for c in self.trainer.callbacks):
-            options.ckpt_path = str(find_last(Path(self.trainer.default_root_dir)))
+        resumed = resumed_from(options.ckpt_path, Path(self.trainer.default_root_dir), self.trainer.callbacks)
+        if resumed is not None:
+            options.ckpt_path = str(resumed)
+            refuse_changed_batch(resumed, global_batch(self.trainer, self.datamodule), options)
+        self.config.fit.allow_changed_config = False  # it is no part of the run: the next resume asks again
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run it.
+
+        Raises:
+            MegaSRError: instead of what the connections have to say, which process it was that died or hangs.
+        """
+        try:
+            super()._run_subcommand(subcommand)
+        except RuntimeError as error:
+            watches = (c for c in self.trainer.callbacks if isinstance(c, RankWatch))
+            if found := next((watch.found for watch in watches if watch.found), None):
+                raise MegaSRError(found) from error
+            raise
 
     def _parse_ckpt_path(self) -> None:
         """What was typed or configured holds: Lightning would silently replace it by the checkpoint's hyper-parameters.

@@ -33,6 +33,7 @@ from megasr.training.parts import FrozenParts
 from megasr.training.precision import check_precision, hold_frozen
 from megasr.training.schedule import trapezoid
 from megasr.training.strategies import ShardedStrategy
+from megasr.training.uneven import mean_without_repeated
 
 
 class MegaSRModule(lightning.LightningModule):
@@ -179,15 +180,15 @@ class MegaSRModule(lightning.LightningModule):
 
     def validation_step(self, batch: SRBatch, batch_index: int) -> None:
         """Loss at fixed stratified timesteps with noise keyed by the image: the same for every model and epoch."""
-        keys = batch["keys"]
         lq_up = upsample_lq(batch["lq"], self.scale_factor)
         semantics = self.semantics(batch, lq_up, self.prompts(batch, lq_up))
         conditions = self.network.conditions(lq_up, semantics, self.guidance_maps(batch))
         z0 = self._latents(batch)
-        noise = keyed_normal(self.seed, keys, z0.shape[1:], "validation_noise").to(z0)
+        noise = keyed_normal(self.seed, batch["keys"], z0.shape[1:], "validation_noise").to(z0)
         strata = stratified_timesteps(self.objective.validation_timesteps, self._trained_timesteps)
-        losses = [self._loss(conditions, z0, noise, t.expand(len(keys)).to(z0.device)) for t in strata]
-        self.log("val/loss", torch.stack(losses).mean(), prog_bar=True, batch_size=len(keys), sync_dist=True)
+        losses = [self._loss(conditions, z0, noise, t.expand(len(z0)).to(z0.device)) for t in strata]
+        mean = mean_without_repeated(self._trainer, batch_index, torch.stack(losses))
+        self.log("val/loss", mean, prog_bar=True, batch_size=len(z0), sync_dist=True)
 
     def _drop_conditions(self, batch: SRBatch, lq_up: torch.Tensor) -> tuple[list[str], dict[str, torch.Tensor]]:
         """Prompts and maps of a training batch without what is dropped."""

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 
 from megasr.errors import UsageError
+from megasr.training.changed_config import refuse_changes
 from megasr.training.last_checkpoint import LastCheckpoint, find_last
 from megasr.training.loggers import METRICS_FILE, open_loggers, read_rows
+from megasr.training.rank_watch import RankWatch
 
 
 def trainer_defaults(command: str, trainer: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of the trainer that were not given: loggers and last.ckpt (LastCheckpoint) in the run's folder.
+    """Arguments of the trainer that were not given: loggers, LastCheckpoint in the run's folder, and RankWatch.
 
     Args:
         command: fit, validate or test. Only a fit logs by default: the others write their results into files.
@@ -24,15 +25,19 @@ def trainer_defaults(command: str, trainer: Mapping[str, Any], config: Mapping[s
         config: the resolved configuration, as plain data.
 
     Raises:
-        UsageError: the folder already holds another run, or no checkpoint to go on from.
+        UsageError: the folder already holds another run, or no checkpoint to go on from, or one that was made with
+            another configuration.
     """
     folder = Path(trainer["default_root_dir"])
     given = trainer.get("callbacks") or []
     callbacks = list(given) if isinstance(given, list | tuple) else [given]
-    has_own = any(isinstance(callback, Checkpoint) for callback in callbacks)
-    if config.get("ckpt_path") == "last" and not has_own:
-        find_last(folder)  # before anything is opened
-    defaults: dict[str, Any] = {}
+    adds = trainer.get("enable_checkpointing") is not False and not any(_keeps_last(callback) for callback in callbacks)
+    callbacks += [LastCheckpoint(folder)] if adds else []
+    callbacks = [*([RankWatch()] if command == "fit" else []), *callbacks]  # before one that might hang
+    resumed = resumed_from(config.get("ckpt_path"), folder, callbacks)
+    if command == "fit" and resumed is not None:
+        refuse_changes(resumed, config)  # before anything is opened
+    defaults: dict[str, Any] = {"callbacks": callbacks}
     if trainer.get("logger") is None:
         defaults["logger"] = False
         if command == "fit" and not trainer.get("fast_dev_run"):
@@ -40,10 +45,29 @@ def trainer_defaults(command: str, trainer: Mapping[str, Any], config: Mapping[s
             if rank_zero_only.rank == 0:  # before W&B is opened
                 refuse_another_run(folder / "config.yaml", resumes)
             defaults["logger"] = open_loggers(folder, config, resumes, rank_zero_info)
-    if trainer.get("enable_checkpointing") is not False and not has_own:
+    if adds:
         warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # it holds the run
-        defaults["callbacks"] = [*callbacks, LastCheckpoint(folder)]
     return defaults
+
+
+def _keeps_last(callback: Any) -> bool:
+    return isinstance(callback, LastCheckpoint) or bool(getattr(callback, "save_last", False))
+
+
+def resumed_from(ckpt_path: str | None, folder: Path, callbacks: Sequence[Any]) -> Path | None:
+    """The checkpoint that a training goes on from; `last` is the newest whole one of LastCheckpoint, if that is used.
+
+    Returns:
+        None when there is none, or Lightning is to find it.
+
+    Raises:
+        UsageError, MegaSRError: as find_last.
+    """
+    if ckpt_path is None:
+        return None
+    if ckpt_path != "last":
+        return path if (path := Path(ckpt_path)).exists() else None
+    return find_last(folder) if any(isinstance(callback, LastCheckpoint) for callback in callbacks) else None
 
 
 def refuse_another_run(config_file: Path, resumes: bool) -> None:

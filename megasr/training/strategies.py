@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.plugins.io import AsyncCheckpointIO
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch.distributed.fsdp import FSDPModule
 
-from megasr.errors import MegaSRError
+from megasr.errors import MegaSRError, UsageError
 from megasr.networks.network import MegaSRNetwork
 from megasr.training.last_checkpoint import LAST, PREVIOUS
 from megasr.training.local_step import step_locally
@@ -47,7 +48,13 @@ class ShardedStrategy(ModelParallelStrategy):
         return True
 
     def setup_environment(self) -> None:
-        """All processes share the data, and no tensor."""
+        """All processes share the data, and no tensor.
+
+        Raises:
+            UsageError: folders are to be written asynchronously.
+        """
+        if self._save_distributed_checkpoint and isinstance(self.checkpoint_io, AsyncCheckpointIO):
+            raise UsageError("AsyncCheckpointFiles cannot write folders: set trainer.strategy.single_file to true")
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
 

@@ -16,6 +16,12 @@ from megasr.networks.network import Conditions, MegaSRNetwork
 from megasr.networks.sites import Semantics
 
 
+def global_batch(trainer: lightning.Trainer, data: lightning.LightningDataModule | None) -> int | None:
+    """Images per optimizer step in all processes; None when the data do not say how large their batches are."""
+    micro_batch: int | None = getattr(data, "batch_size", None)
+    return None if micro_batch is None else micro_batch * trainer.world_size * trainer.accumulate_grad_batches
+
+
 def describe_batch(trainer: lightning.Trainer, micro_batch: int) -> str:
     """One line: how many images make an optimizer step, and how long an epoch is.
 

@@ -18,8 +18,22 @@ STRATEGIES = {
 }
 
 
+ADDED = {"keep_best": ("callbacks", "ModelCheckpoint"), "async_save": ("plugins", "AsyncCheckpointFiles")}
+
+
 def test_all_overlays_are_here() -> None:
-    assert {path.stem for path in (EXPERIMENTS / "overlays").glob("*.yaml")} == set(STRATEGIES)
+    assert {path.stem for path in (EXPERIMENTS / "overlays").glob("*.yaml")} == {*STRATEGIES, *ADDED}
+
+
+@pytest.mark.parametrize("name", ADDED)
+def test_an_overlay_adds_to_what_a_recipe_has(name: str, tmp_path: Path) -> None:
+    overlay, recipe = EXPERIMENTS / "overlays" / f"{name}.yaml", tmp_path / "recipe.yaml"
+    recipe.write_text("data: PhotoDataModule\ntrainer:\n  callbacks: [{class_path: megasr.training.callbacks.EMA}]\n")
+    trainer = read_fit(["--config", str(recipe), "--config", str(overlay)])["trainer"]
+    key, added = ADDED[name]
+    assert trainer[key][-1]["class_path"].rpartition(".")[2] == added
+    assert trainer["callbacks"][0]["class_path"] == "megasr.training.callbacks.EMA"
+    assert f"--config experiments/overlays/{name}.yaml" in overlay.read_text()
 
 
 @pytest.mark.parametrize("name", STRATEGIES)

@@ -20,7 +20,7 @@ def run_ranks(world_size: int, function: Callable[..., Any], *arguments: Any, ti
     port, pipes, processes = _free_port(), [], []
     for rank in range(world_size):
         receiver, sender = context.Pipe(duplex=False)
-        process = context.Process(target=_run, args=(rank, world_size, port, sender, function, arguments), daemon=True)
+        process = context.Process(target=_run, args=(rank, world_size, port, sender, function, arguments))
         process.start()
         sender.close()
         pipes.append(receiver)

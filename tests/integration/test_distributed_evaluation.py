@@ -9,10 +9,12 @@ import lightning
 import pytest
 import torch
 
+from data_pipelines.datamodules import PhotoDataModule
 from megasr.evaluation import evaluator, metrics
 from megasr.evaluation.distribution import FEATURES
 from megasr.evaluation.result import Evaluation, read_evaluation
 from megasr.training import protocol_metrics
+from megasr.training.config import ObjectiveConfig
 from megasr.training.module import MegaSRModule
 from megasr.training.protocol_metrics import ProtocolMetrics
 from tests.helpers.evaluation_sets import Enlarger, NamedPictures, picture, quiet_trainer
@@ -114,3 +116,14 @@ def test_a_process_that_fails_ends_the_test_without_numbers(tmp_path: Path) -> N
             Enlarger(diverges_at=KEYS[3]), datamodule=NamedPictures(KEYS, 1), verbose=False
         )
     assert [name for name in files(tmp_path) if not name.startswith("sr/")] == [protocol_metrics._MARK]
+
+
+def test_the_validation_loss_counts_every_image_once(tmp_path: Path) -> None:
+    """Three images in batches of two: two processes take two each, one of them twice."""
+    losses = []
+    for devices in (1, 2):
+        module = make_module(objective=ObjectiveConfig(validation_timesteps=1))
+        data = PhotoDataModule(crop_size_px=32, batch_size=2, eval_samples=3)
+        (logged,) = several(tmp_path, devices, lightning.Callback()).validate(module, datamodule=data, verbose=False)
+        losses.append(logged["val/loss"])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)  # batches of another size are rounded differently

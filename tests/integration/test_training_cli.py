@@ -96,7 +96,18 @@ def test_a_run_keeps_its_config_and_is_not_overwritten(
 
     (checkpoint,) = (tmp_path / "run").rglob("*.ckpt")
     resumed = [*options, "--trainer.max_steps=2", f"--ckpt_path={checkpoint}"]
-    assert cli.main(["fit", *resumed]) == 0
+    for changes, says in (
+        (["--model.seed=8", "--trainer.gradient_clip_val=0.5"], "another model.seed, trainer.gradient_clip_val: set"),
+        (
+            ["--data.batch_size=2"],
+            "another global batch (data.batch_size x devices x trainer.accumulate_grad_batches): ",
+        ),
+    ):
+        assert cli.main(["fit", *resumed, *changes]) == 2
+        assert says in capsys.readouterr().err
+        assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text()) == resolved
+    assert cli.main(["fit", *resumed, "--data.batch_size=2", "--allow_changed_config=true"]) == 0
+    assert not yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["allow_changed_config"]
     assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["trainer"]["max_steps"] == 2
 
     # A checkpoint's hyper-parameters do not replace what was typed.
