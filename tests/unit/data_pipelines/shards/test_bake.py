@@ -23,12 +23,11 @@ from data_pipelines.samples import Sample, UnusableSampleError
 from data_pipelines.shards.bake import bake
 from data_pipelines.shards.baked import BakeOptions, cut_variant
 from data_pipelines.shards.verify import verify
-from megasr.commands.shards import load_latents, load_vision
+from megasr.commands.shards import load_vision
 from megasr.errors import MegaSRError, UsageError
 from megasr.guidance.extract import extract_guidance
 from megasr.guidance.registry import resolve_guidance
 from megasr.images import upsample_lq
-from megasr.prior import load_prior
 from tests.helpers.shard_sets import (
     SIZES,
     encoded,
@@ -259,20 +258,6 @@ def test_tokens_are_those_of_the_encoder(shards: Path, tmp_path: Path) -> None:
     torch.testing.assert_close(batch["image_tokens"], expected, atol=2e-3, rtol=2e-3)
     with pytest.raises(UsageError, match="tokens are 'tiny', and there is no encoder"):
         bake(shards, "other", BakeOptions("bicubic", 4, 32, tokens="tiny"), 1)
-
-
-def test_latents_are_those_that_training_would_have_made(shards: Path) -> None:
-    prior = load_prior()
-    bake(
-        shards, "latents", BakeOptions("bicubic", 4, 32, latents="tiny"), 1, load_latents=partial(load_latents, "tiny")
-    )
-    batch = next(iter(shard_module(shards, baked="latents").train_dataloader()))
-    torch.testing.assert_close(batch["latents"], prior.encode(batch["hq"]))
-    mixed = shard_module(shards, baked="latents", baked_share=0.5, train_samples=30).train_dataloader()
-    found = [(all(key.count("/") == 2 for key in batch["keys"]), "latents" in batch) for batch in mixed]
-    assert all(baked == kept for baked, kept in found) and len({kept for _, kept in found}) == 2
-    with pytest.raises(UsageError, match="latents are '', and there is an encoder"):
-        bake(shards, "other", BakeOptions("bicubic", 4, 32), 1, load_latents=partial(load_latents, "tiny"))
 
 
 @pytest.mark.parametrize(
