@@ -96,7 +96,7 @@ class MegaSRNetwork(nn.Module):
                 site.read(transformer, semantics)
                 for (transformer, _), site in zip(iterate_transformers(model), sites, strict=True)
             )
-            for model, sites in self._models
+            for model, sites in self.models
         ]
         return Conditions(None, per_model[0], per_model[1] if self.controlnet is not None else ())
 
@@ -105,7 +105,7 @@ class MegaSRNetwork(nn.Module):
         pyramid = [self._resize_maps(maps, height >> level, width >> level) for level in range(self.halvings + 1)]
         return tuple(
             tuple(site.msfm.saft_maps(*pyramid[site.level]) if site.msfm is not None else () for site in sites)
-            for _, sites in self._models
+            for _, sites in self.models
         )
 
     def guide(self, known: Conditions, lq_up: torch.Tensor, shown: Sequence[tuple[float, SaftMaps]]) -> Conditions:
@@ -121,13 +121,14 @@ class MegaSRNetwork(nn.Module):
                 condition._replace(modulation=_weighted(site.msfm, [(weight, maps[m][n]) for weight, maps in shown]))
                 for n, (site, condition) in enumerate(zip(sites, conditions, strict=True))
             )
-            for m, ((_, sites), conditions) in enumerate(zip(self._models, known[1:], strict=False))
+            for m, ((_, sites), conditions) in enumerate(zip(self.models, known[1:], strict=False))
         ]
         f_lq = self.controlnet.encode_lq(lq_up) if self.controlnet is not None else None
         return Conditions(f_lq, chosen[0], chosen[1] if self.controlnet is not None else ())
 
     @property
-    def _models(self) -> list[tuple[nn.Module, nn.ModuleList]]:
+    def models(self) -> list[tuple[nn.Module, nn.ModuleList]]:
+        """diffusers' U-Net and, when there is one, ControlNet, each with its sites."""
         models = [(self.unet.unet, self.unet.sites)]
         return models + ([(self.controlnet.controlnet, self.controlnet.sites)] if self.controlnet is not None else [])
 
