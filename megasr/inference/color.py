@@ -16,6 +16,16 @@ ColorFix = Literal["adain", "wavelet"]
 _LEVELS = 5  # StableSR's number of blurs, 1, 2, 4, 8 and 16 px wide
 
 
+def check_color_fix(kind: str | None) -> None:
+    """Refuse kinds that are not known.
+
+    Raises:
+        UsageError: shows those that are.
+    """
+    if kind is not None and kind not in get_args(ColorFix):
+        raise unknown_name("color_fix", kind, get_args(ColorFix))
+
+
 def fix_color(sr: torch.Tensor, lq_up: torch.Tensor, kind: ColorFix | None) -> torch.Tensor:
     """Sr with colours of lq_up; None leaves it as it is.
 
@@ -25,13 +35,9 @@ def fix_color(sr: torch.Tensor, lq_up: torch.Tensor, kind: ColorFix | None) -> t
         kind: `adain` gives every channel the mean and standard deviation of lq_up's (1703.06868); `wavelet` takes
             everything coarser than about 32 px from lq_up (StableSR, 2305.07015).
 
-    Raises:
-        UsageError: the kind is unknown.
     """
     if kind is None:
         return sr
-    if kind not in get_args(ColorFix):
-        raise unknown_name("color_fix", kind, get_args(ColorFix))
     fixed = adain(sr, lq_up) if kind == "adain" else sr - blur(sr) + blur(lq_up)
     return fixed.clamp(0, 1)
 

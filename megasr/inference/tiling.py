@@ -38,7 +38,9 @@ class Tiling:
         if self.size < 1 or self.batch < 1:
             raise UsageError(f"tile must be at least 1 px and at least one at once, got {self.size} px, {self.batch}")
         if self.overlap is not None and not 0 < self.overlap <= self.size // 2:
-            raise UsageError(f"tile_overlap must be from 1 px to half of the tile of {self.size} px, got {self.overlap}")
+            raise UsageError(
+                f"tile_overlap must be from 1 px to half of the tile of {self.size} px, got {self.overlap}"
+            )
 
     def grid(self, height: int, width: int, multiple: int) -> Grid:
         """The grid over an image whose sides are multiples of `multiple` px."""

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 
 from megasr.errors import UsageError
@@ -36,7 +37,7 @@ class Conditions(NamedTuple):
 
 
 class MegaSRNetwork(nn.Module):
-    """Adapted U-Net and ControlNet on a frozen prior.
+    """Adapted U-Net and ControlNet on a frozen prior. What is made beside the forward pass calls its hooks as well.
 
     Args:
         prior: the frozen prior.
@@ -80,6 +81,7 @@ class MegaSRNetwork(nn.Module):
         known = self.read(semantics)
         return self.guide(known, lq_up, [(1.0, self.saft_maps(maps, height, width))])
 
+    @apply_forward_hook
     def read(self, semantics: Semantics) -> Conditions:
         """The part of the conditions that knows no place: keys and values of every site.
 
@@ -100,6 +102,7 @@ class MegaSRNetwork(nn.Module):
         ]
         return Conditions(None, per_model[0], per_model[1] if self.controlnet is not None else ())
 
+    @apply_forward_hook
     def saft_maps(self, maps: Mapping[str, torch.Tensor], height: int, width: int) -> SaftMaps:
         """What the SAFTs of every site see of whole images whose latents have this size."""
         pyramid = [self._resize_maps(maps, height >> level, width >> level) for level in range(self.halvings + 1)]
@@ -108,6 +111,7 @@ class MegaSRNetwork(nn.Module):
             for _, sites in self.models
         )
 
+    @apply_forward_hook
     def guide(self, known: Conditions, lq_up: torch.Tensor, shown: Sequence[tuple[float, SaftMaps]]) -> Conditions:
         """Add what has a place: f_lq, and at every site the weighted sum of the modulations by one or more sets of maps.
 

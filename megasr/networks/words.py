@@ -42,6 +42,7 @@ def _map_words(change: Callable[..., torch.Tensor], *known: Conditions) -> Condi
         return SiteCondition(*(pair(*(s[i] for s in sites)) for i in range(3)), None)  # type: ignore[arg-type]
 
     unet, controlnet = (
-        tuple(starmap(site, zip(*models, strict=True))) for models in ([k.unet for k in known], [k.controlnet for k in known])
+        tuple(starmap(site, zip(*models, strict=True)))
+        for models in ([k.unet for k in known], [k.controlnet for k in known])
     )
     return Conditions(None, unet, controlnet)

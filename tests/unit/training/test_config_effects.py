@@ -58,7 +58,7 @@ FLIPS = {
         "positive_prompt": "sharp",
         "negative_prompt": "blur",
         "shown_guidance": ("oracle_canny", "superpixel"),
-        "solver": "dpm++",
+        "solver": "ddpm",
         "guidance_interval": (0.0, 0.5),
     },
 }
