@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-_LAST = "last.ckpt"
+_CHECKPOINTS = ("last.ckpt", "adapter.ckpt")  # of `megasr fit`, and of a study's training
 
 
 def add_parser(commands: Any) -> None:
@@ -14,9 +14,7 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "export", help="make a folder of a run's adapter, to use it or share it", description=__doc__
     )
-    parser.add_argument(
-        "source", metavar="RUN", help=f"a folder with {_LAST}, a checkpoint, or tiny: the shipped adapter"
-    )
+    parser.add_argument("source", metavar="RUN", help="a run's folder, a checkpoint, or tiny: the shipped adapter")
     parser.add_argument("output", type=Path, metavar="OUT", help="the folder; one that was exported before is replaced")
     parser.add_argument("--prior", help="`tiny`, `sd21-base`, a diffusers folder or a hub id; default: the training's")
     parser.add_argument(
@@ -34,8 +32,8 @@ def run(arguments: argparse.Namespace) -> None:
     """
     from megasr.inference.pipeline import MegaSRPipeline
 
-    last = Path(arguments.source) / _LAST
-    source = str(last) if last.exists() else arguments.source
+    inside = [Path(arguments.source) / name for name in _CHECKPOINTS]
+    source = next((path for path in inside if path.exists()), arguments.source)
     MegaSRPipeline.from_checkpoint(source, prior=arguments.prior).save_pretrained(
         arguments.output, arguments.include_prior
     )

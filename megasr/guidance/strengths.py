@@ -1,14 +1,14 @@
 """Strengths: how much each guidance type contributes to an image, between not shown at all and as trained.
 
 Training knows two states of a type: its map is shown, or it is zero (dropout). A map that is scaled would be neither:
-half of a colour of the segmentation is another class. So maps are never scaled. What a subset of the types does to the
-features, the modulation M(subset), is mixed instead, and every subset that is mixed is one of those that training shows:
+half of a colour of the segmentation is another class. So maps are never scaled. Mixed is what subsets of the types do
+to the features, the modulation M(subset), and every subset that is mixed is one that training can show:
 
     M(s) = sum over the levels v of s of (v - next lower level) M(types at least as strong as v) + (1 - max s) M(none)
 
-the Lovasz extension of M (Lovasz 1983). It is M itself where all strengths are 0 or 1, continuous in between, and treats
-all types alike. For edge maps, each of which has a SAFT of its own, it is the straight line between with and without
-for every type; for region maps, which stage 1 mixes, it also says what a half of one beside all of another is.
+the Lovasz extension of M (Lovasz 1983). It is M itself where all strengths are 0 or 1, continuous in between, and
+treats all types alike. For edge maps, each of which has a SAFT of its own, it is the straight line between with and
+without for every type; for region maps, which stage 1 mixes, it also says what half of one beside all of another is.
 """
 
 from __future__ import annotations

@@ -80,7 +80,8 @@ class TiledDenoiser:
         if guidance is None:
             return self.network(tiles, timesteps, conditions)
         both = self.network(tiles.repeat(2, 1, 1, 1), timesteps.repeat(2), conditions)
-        return guided(*both.chunk(2), guidance.scale)
+        positive, negative = both.chunk(2)
+        return guided(positive, negative, guidance.scale)
 
     def _conditions(self, boxes: list[Box], guidance: Guidance | None) -> Conditions:
         known = repeat_words(self.known, len(boxes))

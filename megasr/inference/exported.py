@@ -114,5 +114,5 @@ pipeline = MegaSRPipeline.from_pretrained("path/to/this/folder")
 sr = pipeline(image).images[0]
 ```
 
-The prior's licence holds for its outputs. What the adapter was trained on and how well it restores is for its maker to add.
+The prior's licence holds for its outputs. What the adapter was trained on, and how well it restores, its maker may add.
 """

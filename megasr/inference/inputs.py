@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from megasr.batch import check_range, extremes
 from megasr.errors import UsageError, unknown_name
 from megasr.images import from_uint8, to_uint8
 
-AnyImage = Image.Image | np.ndarray | torch.Tensor
+AnyImage: TypeAlias = Image.Image | np.ndarray | torch.Tensor
 OutputType = Literal["pil", "pt", "np"]
 
 
@@ -71,7 +71,7 @@ def check_output_type(kind: str) -> None:
 def to_output(
     images: list[torch.Tensor], kind: OutputType
 ) -> list[Image.Image] | list[Any] | torch.Tensor | np.ndarray:
-    """Images (3, H, W) in [0, 1] as a list of PIL images, or one tensor or array where all have one size, else a list."""
+    """Images (3, H, W) in [0, 1] as PIL images, or as one tensor or array where all have one size, else a list."""
     same_size = len({image.shape for image in images}) == 1
     if kind == "pt":
         return torch.stack(images) if same_size else images

@@ -83,9 +83,8 @@ def restore(module: MegaSRModule, batch: SRBatch, lq_up: torch.Tensor, wanted: W
     prior = module.prior
     height, width = lq_up.shape[-2:]
     padded = pad_to_multiple(lq_up, prior.size_multiple)
-    grid = Grid.whole(*padded.shape[-2:])
-    if wanted.tiling is not None:
-        grid = wanted.tiling.grid(*padded.shape[-2:], prior.size_multiple)
+    sides = padded.shape[-2], padded.shape[-1]
+    grid = Grid.whole(*sides) if wanted.tiling is None else wanted.tiling.grid(*sides, prior.size_multiple)
     seen, padded_seen = (lq_up, padded) if grid.is_whole else (_shrink(padded),) * 2
     maps = extract_shown(SRBatch(**{**batch, "lq": seen}), wanted.shown, 1, module.networks)
     known, guidance = _read_words(module, batch, padded_seen, wanted)

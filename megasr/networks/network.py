@@ -24,7 +24,6 @@ from megasr.networks.unet import MegaSRUNet
 from megasr.prior import Prior
 from megasr.rng import seeded_initialisation
 
-
 SaftMaps = tuple[tuple[Sequence[torch.Tensor], ...], ...]  # per model and site: what each of its SAFTs sees
 
 
@@ -113,7 +112,7 @@ class MegaSRNetwork(nn.Module):
 
     @apply_forward_hook
     def guide(self, known: Conditions, lq_up: torch.Tensor, shown: Sequence[tuple[float, SaftMaps]]) -> Conditions:
-        """Add what has a place: f_lq, and at every site the weighted sum of the modulations by one or more sets of maps.
+        """Add what has a place: f_lq, and at every site the weighted sum of the modulations by sets of maps.
 
         Args:
             known: from `read`.

@@ -39,7 +39,9 @@ def _map_words(change: Callable[..., torch.Tensor], *known: Conditions) -> Condi
         return (change(*(p[0] for p in present)), change(*(p[1] for p in present))) if present else None
 
     def site(*sites: SiteCondition) -> SiteCondition:
-        return SiteCondition(*(pair(*(s[i] for s in sites)) for i in range(3)), None)  # type: ignore[arg-type]
+        text, image, representation = (pair(*(s[i] for s in sites)) for i in range(3))
+        assert text is not None
+        return SiteCondition(text, image, representation, None)
 
     unet, controlnet = (
         tuple(starmap(site, zip(*models, strict=True)))
