@@ -13,29 +13,30 @@ without for every type; for region maps, which stage 1 mixes, it also says what 
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from megasr.errors import UsageError
 
 MAX_STRENGTH = 2.0  # beyond 1 it extrapolates: more than training ever showed
 
 
-def check_strengths(strengths: Mapping[str, float], types: Iterable[str]) -> dict[str, float]:
-    """The strength of every type of an adapter, 1 where none is given.
+def check_strengths(strengths: Mapping[str, float], default: Mapping[str, float]) -> dict[str, float]:
+    """The strength of every type of an adapter.
+
+    Args:
+        strengths: of some of its types.
+        default: of all of them, where nothing is said.
 
     Raises:
         UsageError: a type is none of the adapter's, or a strength is out of range.
     """
-    complete = dict.fromkeys(types, 1.0)
     for name, strength in strengths.items():
-        if name not in complete:
-            known = ", ".join(complete) or "no guidance"
+        if name not in default:
+            known = ", ".join(default) or "no guidance"
             raise UsageError(f"guidance strength of {name}: the adapter was trained with {known}")
-        if not (math.isfinite(strength) and 0 <= strength <= MAX_STRENGTH):
+        if not 0 <= strength <= MAX_STRENGTH:
             raise UsageError(f"guidance strength of {name} must be from 0 to {MAX_STRENGTH:g}, got {strength}")
-        complete[name] = float(strength)
-    return complete
+    return {**default, **{name: float(strength) for name, strength in strengths.items()}}
 
 
 def mix_subsets(strengths: Mapping[str, float]) -> list[tuple[float, frozenset[str]]]:
