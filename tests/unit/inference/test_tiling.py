@@ -71,11 +71,11 @@ def test_the_vae_in_tiles_is_the_vae():
 
 
 def test_tiled_is_like_untiled_without_seams(shipped):
-    lq = photograph(40, 48)
-    whole = shipped(lq, output_type="pt").images
+    lq = photograph(24, 48)
+    whole, other_noise = (shipped(lq, output_type="pt", seed=seed).images for seed in (0, 1))
     tiled = shipped(lq, tile=96, tile_overlap=32, output_type="pt").images
-    assert psnr(whole, tiled) > 35 and not torch.equal(whole, tiled)
-    grid = Tiling(96, 32).grid(160, 192, 16)
+    assert psnr(whole, tiled) > psnr(whole, other_noise) + 3 and not torch.equal(whole, tiled)
+    grid = Tiling(96, 32).grid(96, 192, 16)
     borders = torch.zeros(192, dtype=torch.bool)
     for start in grid.columns.starts:
         for edge in (start, start + 96):
