@@ -15,6 +15,7 @@ from megasr.images import from_uint8, to_uint8
 
 AnyImage: TypeAlias = Image.Image | np.ndarray | torch.Tensor
 OutputType = Literal["pil", "pt", "np"]
+_ROWS = 256
 
 
 def to_tensors(image: AnyImage | Sequence[AnyImage]) -> list[torch.Tensor]:
@@ -58,6 +59,14 @@ def _to_tensor(image: Any, name: str) -> torch.Tensor:
     return lq
 
 
+def _to_array(image: torch.Tensor) -> np.ndarray:
+    """(3, H, W) -> (H, W, 3) uint8, a few rows at a time: of a large image the whole in float32 once more is much."""
+    array = np.empty((*image.shape[1:], 3), np.uint8)
+    for top in range(0, len(array), _ROWS):
+        array[top : top + _ROWS] = to_uint8(image[:, top : top + _ROWS])
+    return array
+
+
 def check_output_type(kind: str) -> None:
     """Refuse kinds that are not known.
 
@@ -75,7 +84,7 @@ def to_output(
     same_size = len({image.shape for image in images}) == 1
     if kind == "pt":
         return torch.stack(images) if same_size else images
-    arrays = [to_uint8(image) for image in images]
+    arrays = [_to_array(image) for image in images]
     if kind == "pil":
         return [Image.fromarray(array) for array in arrays]
     return np.stack(arrays) if same_size else arrays

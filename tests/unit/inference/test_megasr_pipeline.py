@@ -111,7 +111,9 @@ def test_presets_scales_and_steps(pipeline, lq):
 
 
 def test_a_callback_may_change_the_latents(pipeline, lq, sr):
-    changed = pipeline(lq, output_type="pt", callback_on_step_end=lambda p, s, t, k: {"latents": k["latents"] * 0}).images
+    changed = pipeline(
+        lq, output_type="pt", callback_on_step_end=lambda p, s, t, k: {"latents": k["latents"] * 0}
+    ).images
     assert not torch.equal(changed, sr)
 
 
