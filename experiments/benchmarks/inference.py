@@ -190,7 +190,13 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     if arguments.restore_once:
-        return restore_once(*arguments.restore_once)
+        restore_once(*arguments.restore_once)
+    else:
+        measure(arguments)
+
+
+def measure(arguments: argparse.Namespace) -> None:
+    """Measure the parts that are asked for, and publish."""
     parts: dict[str, Callable[[], dict[str, Any]]] = {
         "step": lambda: measure_step(arguments.rounds, arguments.threads),
         "guidance": lambda: measure_guidance(arguments.rounds, arguments.side, arguments.steps),

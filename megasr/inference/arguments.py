@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from megasr.errors import UsageError, unknown_name
+from megasr.inference.tiling import Tiling
 
 if TYPE_CHECKING:
     from megasr.training.config import SamplerConfig
@@ -87,3 +88,14 @@ def check_scale(scale_factor: float) -> float:
     if not 0 < scale_factor < float("inf"):
         raise UsageError(f"scale_factor must be above 0, got {scale_factor}")
     return scale_factor
+
+
+def choose_tiling(tile: int | None, overlap: int | None) -> Tiling | None:
+    """How an image is cut, None when it is not.
+
+    Raises:
+        UsageError: a size cannot be used, or an overlap is given without tiles.
+    """
+    if tile is None and overlap is not None:
+        raise UsageError(f"tile_overlap={overlap} does nothing without tile")
+    return None if tile is None else Tiling(tile, overlap)

@@ -16,14 +16,15 @@ ColorFix = Literal["adain", "wavelet"]
 _LEVELS = 5  # StableSR's number of blurs, 1, 2, 4, 8 and 16 px wide
 
 
-def check_color_fix(kind: str | None) -> None:
-    """Refuse kinds that are not known.
+def check_color_fix(kind: ColorFix | None) -> ColorFix | None:
+    """The kind, if it is known.
 
     Raises:
         UsageError: shows those that are.
     """
     if kind is not None and kind not in get_args(ColorFix):
         raise unknown_name("color_fix", kind, get_args(ColorFix))
+    return kind
 
 
 def fix_color(sr: torch.Tensor, lq_up: torch.Tensor, kind: ColorFix | None) -> torch.Tensor:

@@ -15,15 +15,21 @@ from PIL import Image
 
 from megasr.batch import SRBatch
 from megasr.errors import UsageError
-from megasr.guidance.shown import Shown, shown_guidance
+from megasr.guidance.shown import shown_guidance
 from megasr.guidance.strengths import check_strengths
 from megasr.images import resize
 from megasr.inference import devices, exported
-from megasr.inference.arguments import change_sampler, check_scale, choose_seed, name_images, spread_prompts
+from megasr.inference.arguments import (
+    change_sampler,
+    check_scale,
+    choose_seed,
+    choose_tiling,
+    name_images,
+    spread_prompts,
+)
 from megasr.inference.color import ColorFix, check_color_fix
 from megasr.inference.inputs import AnyImage, OutputType, check_output_type, to_output, to_tensors
 from megasr.inference.restore import Restored, Wanted, restore
-from megasr.inference.tiling import Tiling
 
 if TYPE_CHECKING:
     from megasr.training.config import SamplerConfig
@@ -171,27 +177,25 @@ class MegaSRPipeline:
         output_type: OutputType = "pil",
         callback_on_step_end: Callback | None = None,
     ) -> MegaSROutput:
-        """Restore one or more photographs; images of one size are restored together.
+        """Restore one or more photographs; images of one size are restored together. None is as trained everywhere.
 
         Args:
             image: PIL image, array (h, w, 3) uint8, tensor (3, h, w) or (B, 3, h, w) in [0, 1], or a list of these.
-            num_inference_steps: steps; None takes the preset's, or the training's.
-            guidance_scale: of classifier-free guidance; None is the training's.
-            guidance: strength of each guidance type, 0 (off) to 2, 1 as trained; those not named as in training.
+            num_inference_steps: steps of the sampler.
+            guidance_scale: of classifier-free guidance on the words.
+            guidance: strength of each guidance type, from 0 (off) to 2, 1 as trained (megasr.guidance.strengths).
             prompt: comma-separated words for what is shown: for all images, or one per image.
-            negative_prompt: used when guidance_scale is not 1; None is the training's.
-            seed: of the noise; None is the training's.
+            negative_prompt: used when guidance_scale is not 1.
+            seed: of the noise.
             generator: draws the seed, in its place.
-            keys: names of the images; noise is keyed by seed and name, whatever they are restored with. None is
-                "image", or "image0", "image1", ...
+            keys: names, to which noise is keyed whatever the batch; None is "image", or "image0", "image1", ...
             tile: px of the sides of the tiles in which each image is restored; None restores whole images.
-            tile_overlap: px that tiles share; None is a quarter.
-            color_fix: `adain` or `wavelet` takes colours from lq.
-            scale_factor: any number above 0: size of sr over size of lq, rounded; None is the training's.
+            tile_overlap: px that neighbouring tiles share; None is a quarter.
+            color_fix: `adain` or `wavelet` takes colours from lq; None leaves them.
+            scale_factor: size of sr over size of lq, any number above 0; sizes are rounded.
             preset: `quality` (50 steps), `balanced` (20) or `fast` (8).
             output_type: `pil`, `pt` or `np`.
-            callback_on_step_end: called with the pipeline, the number of the step, its timestep and {"latents": z}
-                after every step; latents that it returns in such a dictionary are gone on with.
+            callback_on_step_end: called as (pipeline, step, timestep, {"latents": z}); may return such a dictionary.
 
         Raises:
             UsageError: an image or an option cannot be used.
@@ -199,29 +203,43 @@ class MegaSRPipeline:
         """
         images = to_tensors(image)
         check_output_type(output_type)
-        check_color_fix(color_fix)
         names = name_images(keys, len(images))
         prompts = spread_prompts(prompt, len(images), self.module.adapter.text)
-        shown, strengths = self._strengths(guidance)
-        if tile is None and tile_overlap is not None:
-            raise UsageError(f"tile_overlap={tile_overlap} does nothing without tile")
-        wanted = Wanted(
-            sampler=change_sampler(self.module.sampler, num_inference_steps, preset, guidance_scale, negative_prompt),
-            shown=shown,
-            strengths=strengths,
-            seed=choose_seed(seed, generator, self.module.seed),
-            tiling=None if tile is None else Tiling(tile, tile_overlap),
-            color_fix=color_fix,
-            dtype=self.dtype,
-            on_step=self._on_step(callback_on_step_end),
-        )
         scale = check_scale(self.scale_factor if scale_factor is None else scale_factor)
+        wanted = self._wanted(
+            guidance,
+            callback_on_step_end,
+            sampler=change_sampler(self.module.sampler, num_inference_steps, preset, guidance_scale, negative_prompt),
+            seed=choose_seed(seed, generator, self.module.seed),
+            tiling=choose_tiling(tile, tile_overlap),
+            color_fix=check_color_fix(color_fix),
+        )
+        return _output(self._restore_all(images, names, prompts, scale, wanted), output_type)
+
+    def _wanted(self, guidance: Mapping[str, float] | None, callback: Callback | None, **chosen: Any) -> Wanted:
+        """How to restore. Types of strength 0 are not even extracted."""
+        shown, strengths = self.module.shown, None
+        if guidance is not None:
+            strengths = check_strengths(
+                guidance, {own.name: float(source is not None) for own, source in shown.items()}
+            )
+            shown = shown_guidance(tuple(shown), [name for name, strength in strengths.items() if strength > 0])
+
+        def on_step(step: int, timestep: int, z: torch.Tensor) -> torch.Tensor | None:
+            return ((callback and callback(self, step, timestep, {"latents": z})) or {}).get("latents")
+
+        return Wanted(shown=shown, strengths=strengths, dtype=self.dtype, on_step=on_step, **chosen)
+
+    def _restore_all(
+        self, images: list[torch.Tensor], names: list[str], prompts: list[str], scale: float, wanted: Wanted
+    ) -> list[Restored]:
+        """Every image, in batches of one size; alone where it is cut into tiles."""
         done: dict[int, Restored] = {}
-        for indices in _batches(images, alone=tile is not None):
+        for indices in _batches(images, alone=wanted.tiling is not None):
             batch = SRBatch(keys=[names[i] for i in indices], tags=[prompts[i] for i in indices])
             restored = self._restore(torch.stack([images[i] for i in indices]), batch, scale, wanted)
             done |= {i: Restored(*_sample(restored, n)) for n, i in enumerate(indices)}
-        return _output([done[i] for i in range(len(images))], output_type)
+        return [done[i] for i in range(len(images))]
 
     def _restore(self, lq: torch.Tensor, batch: SRBatch, scale: float, wanted: Wanted) -> Restored:
         """A batch of one size. Its maps are kept: with other strengths of guidance they need not be made again."""
@@ -233,20 +251,6 @@ class MegaSRPipeline:
         restored = restore(self.module, batch, resize(batch["lq"], height, width), wanted)
         self._maps = same, kept | restored.maps
         return restored
-
-    def _strengths(self, given: Mapping[str, float] | None) -> tuple[Shown, dict[str, float] | None]:
-        """Whose maps are shown, and how strongly; types of strength 0 are not even extracted."""
-        if given is None:
-            return self.module.shown, None
-        default = {own.name: float(source is not None) for own, source in self.module.shown.items()}
-        strengths = check_strengths(given, default)
-        shown = [name for name, strength in strengths.items() if strength > 0]
-        return shown_guidance(self.module.network.guidance, shown), strengths
-
-    def _on_step(self, callback: Callback | None) -> Callable[[int, int, torch.Tensor], torch.Tensor | None] | None:
-        if callback is None:
-            return None
-        return lambda step, timestep, z: (callback(self, step, timestep, {"latents": z}) or {}).get("latents")
 
 
 def _batches(images: Sequence[torch.Tensor], alone: bool) -> list[list[int]]:
