@@ -69,10 +69,14 @@ def is_exported(folder: Path) -> bool:
 
 
 def _config(module: MegaSRModule) -> dict[str, Any]:
+    settings = dict(module.hparams)
+    settings["init"] = None  # what the training started from, and where maps are cached: places on the machine
+    if settings["extractors"] is not None:
+        settings["extractors"] = {**settings["extractors"], "cache": None}
     return {
         "format": FORMAT,
         "prior_fingerprint": module.prior_fingerprint,
-        "module": dict(module.hparams),
+        "module": settings,
         "made_with": provenance("none")["versions"],
     }
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 
 from megasr.inference.pipeline import MegaSRPipeline
@@ -10,6 +12,7 @@ from megasr.training.config import SamplerConfig
 from megasr.training.module import MegaSRModule
 from tests.helpers.training import make_module
 
+Moved = TypeVar("Moved", bound=torch.nn.Module)
 GUIDANCE = ("canny", "saliency", "superpixel")  # an edge, and two regions that stage 1 mixes
 
 
@@ -17,13 +20,17 @@ def loud_module(**changes: object) -> MegaSRModule:
     """A module whose trained weights are all moved: nothing of it is zero any more."""
     adapter = AdapterConfig(guidance=GUIDANCE, saft_width=8)
     settings = {"adapter": adapter, "sampler": SamplerConfig(num_steps=2, guidance_scale=2.0)}
-    module = make_module(**{**settings, **changes})
+    return move_weights(make_module(**{**settings, **changes})).eval()
+
+
+@torch.no_grad()
+def move_weights(module: Moved) -> Moved:
+    """Move every trained weight, in place."""
     generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            if parameter.requires_grad:
-                parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
-    return module.eval()
+    for parameter in module.parameters():
+        if parameter.requires_grad:
+            parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+    return module
 
 
 def loud_pipeline(**changes: object) -> MegaSRPipeline:

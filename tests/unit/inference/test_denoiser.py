@@ -7,7 +7,8 @@ from megasr.diffusion.guidance_free import guided
 from megasr.inference.denoiser import Guidance, TiledDenoiser
 from megasr.inference.tiling import Grid, Tiling
 from megasr.networks.network import MegaSRNetwork
-from tests.helpers.networks import adapter, random_inputs, random_prior, train_steps
+from tests.helpers.inference import move_weights
+from tests.helpers.networks import adapter, random_inputs, random_prior
 
 SCALE = 3.0
 
@@ -17,7 +18,7 @@ def scene():
     prior = random_prior()
     inputs = random_inputs(prior)
     network = MegaSRNetwork(prior, adapter(guidance=("canny", "depth", "segmentation"), image=True, rca=True)).eval()
-    train_steps(network, inputs)
+    move_weights(network)
     with torch.no_grad():
         negative = inputs["semantics"]._replace(text=prior.text_encoder(["blur"] * 2))
     return network, inputs, negative

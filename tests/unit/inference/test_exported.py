@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 
 from megasr.cli import main
 from megasr.errors import MegaSRError, UsageError
+from megasr.guidance.networks import ExtractorConfig
 from megasr.inference.pipeline import MegaSRPipeline
 from megasr.training.config import SamplerConfig
 from tests.helpers.inference import loud_pipeline, photograph
@@ -18,7 +19,8 @@ SAMPLER = SamplerConfig(num_steps=2, solver="dpm++", guidance_scale=2.0, guidanc
 
 @pytest.fixture(scope="module")
 def pipeline():
-    return loud_pipeline(sampler=SAMPLER)
+    extractors = ExtractorConfig(cache="runs/maps-of-this-machine")
+    return loud_pipeline(sampler=SAMPLER, extractors=extractors)
 
 
 @pytest.fixture
@@ -34,6 +36,7 @@ def test_what_comes_back_is_what_was_saved(pipeline, folder):
     assert sorted(path.name for path in folder.iterdir()) == ["README.md", "adapter.safetensors", "config.json"]
     trained = {name for name, p in pipeline.module.named_parameters() if p.requires_grad}
     assert set(load_file(folder / "adapter.safetensors")) == trained
+    assert "maps-of-this-machine" not in (folder / "config.json").read_text()
     card = (folder / "README.md").read_text()
     assert "canny, saliency, superpixel" in card and pipeline.module.prior_fingerprint in card
 

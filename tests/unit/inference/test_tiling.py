@@ -85,17 +85,20 @@ def test_tiled_is_like_untiled_without_seams(shipped):
     assert abs(energy[borders[1:]].mean() - energy[~borders[1:]].mean()) < 0.02 * detail
 
 
+@pytest.fixture(scope="module")
+def loud():
+    return loud_pipeline()
+
+
 @pytest.mark.parametrize("sides", [(9, 40), (50, 7)])
-def test_any_size_and_aspect_in_tiles_with_guidance(sides):
-    pipeline = loud_pipeline()
-    restored = pipeline(photograph(*sides), tile=64, output_type="pt", num_inference_steps=1, scale_factor=2.7)
+def test_any_size_and_aspect_in_tiles_with_guidance(loud, sides):
+    restored = loud(photograph(*sides), tile=64, output_type="pt", num_inference_steps=1, scale_factor=2.7)
     assert restored.images.shape[-2:] == tuple(round(2.7 * side) for side in sides)
     assert restored.images.isfinite().all()
 
 
-def test_maps_of_a_large_image_are_made_of_a_small_copy(monkeypatch):
+def test_maps_of_a_large_image_are_made_of_a_small_copy(loud, monkeypatch):
     monkeypatch.setattr("megasr.inference.restore._SEEN_PX", 32 * 32)
-    pipeline = loud_pipeline()
-    restored = pipeline(photograph(24, 24), tile=64, num_inference_steps=1)
+    restored = loud(photograph(24, 24), tile=64, num_inference_steps=1)
     assert restored.maps["canny"].shape[-2:] == (32, 32) and restored.images[0].size == (96, 96)
-    assert math.prod(pipeline(photograph(24, 24), num_inference_steps=1).maps["canny"].shape[-2:]) == 96 * 96
+    assert math.prod(loud(photograph(24, 24), num_inference_steps=1).maps["canny"].shape[-2:]) == 96 * 96
