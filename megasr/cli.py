@@ -14,10 +14,22 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from megasr import __version__
-from megasr.commands import compare, doctor, evaluate, params, pretrain, shards, study, training, upscale, weights
+from megasr.commands import (
+    compare,
+    doctor,
+    evaluate,
+    export,
+    params,
+    pretrain,
+    shards,
+    study,
+    training,
+    upscale,
+    weights,
+)
 from megasr.errors import MegaSRError, UsageError
 
-COMMANDS = (training, pretrain, study, upscale, evaluate, compare, shards, weights, params, doctor)
+COMMANDS = (training, pretrain, study, upscale, export, evaluate, compare, shards, weights, params, doctor)
 
 
 class Parser(argparse.ArgumentParser):

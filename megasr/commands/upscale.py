@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,7 +62,16 @@ def run(arguments: argparse.Namespace) -> None:
 
     pipeline = _pipeline(arguments)
     for source, target in pairs:
-        write_png(pipeline(read_image(source), tags=arguments.tags, key=source.stem), target)
+        restored = pipeline(
+            read_image(source),
+            prompt=arguments.tags,
+            keys=[source.stem],
+            num_inference_steps=arguments.steps,
+            guidance_scale=arguments.guidance_scale,
+            seed=arguments.seed,
+            output_type="np",
+        )
+        write_png(restored.images[0], target)
         print(target)
 
 
@@ -73,10 +81,4 @@ def _pipeline(arguments: argparse.Namespace) -> MegaSRPipeline:
     from megasr.inference.pipeline import MegaSRPipeline
 
     device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    pipeline = MegaSRPipeline.from_checkpoint(arguments.checkpoint, prior=arguments.prior, device=device)
-    wanted = {"num_steps": arguments.steps, "guidance_scale": arguments.guidance_scale}
-    given = {name: value for name, value in wanted.items() if value is not None}
-    pipeline.module.sampler = replace(pipeline.module.sampler, **given)
-    if arguments.seed is not None:
-        pipeline.module.seed = arguments.seed
-    return pipeline
+    return MegaSRPipeline.from_checkpoint(arguments.checkpoint, prior=arguments.prior, device=device)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 
 from megasr.diffusion.objective import Denoiser
+from megasr.diffusion.solvers import OnStep
 from megasr.errors import UsageError
 
 
@@ -40,19 +41,19 @@ def split_prediction(
 
 
 def ddim(
-    denoiser: Denoiser, alphas_cumprod: torch.Tensor, prediction_type: str, z: torch.Tensor, timesteps: list[int]
+    denoiser: Denoiser,
+    alphas_cumprod: torch.Tensor,
+    prediction_type: str,
+    z: torch.Tensor,
+    timesteps: list[int],
+    on_step: OnStep | None = None,
 ) -> torch.Tensor:
     """DDIM with eta = 0 (2010.02502, eq. 12): z at timesteps[0] -> z0. The last step returns its z0 estimate."""
-    for t, t_next in zip(timesteps, [*timesteps[1:], None], strict=True):
+    for number, (t, t_next) in enumerate(zip(timesteps, [*timesteps[1:], None], strict=True)):
         prediction = denoiser(z, torch.full((z.shape[0],), t, device=z.device)).to(z.dtype)
         z0, noise = split_prediction(prediction, z, alphas_cumprod[t], prediction_type)
-        if t_next is None:
-            return z0
-        alpha = alphas_cumprod[t_next]
-        z = alpha.sqrt() * z0 + (1 - alpha).sqrt() * noise
-    raise AssertionError("spaced_timesteps never returns an empty list")
-
-
-def guided(conditional: torch.Tensor, unconditional: torch.Tensor, guidance_scale: float) -> torch.Tensor:
-    """Classifier-free guidance (2207.12598, eq. 6 with w + 1 = guidance_scale)."""
-    return unconditional + guidance_scale * (conditional - unconditional)
+        alpha = alphas_cumprod[t_next] if t_next is not None else None
+        z = z0 if alpha is None else alpha.sqrt() * z0 + (1 - alpha).sqrt() * noise
+        changed = on_step(number, t, z) if on_step is not None else None
+        z = z if changed is None else changed
+    return z

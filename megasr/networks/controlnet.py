@@ -61,11 +61,12 @@ class MegaSRControlNet(nn.Module):
     def forward(
         self, z_t: torch.Tensor, timesteps: torch.Tensor, f_lq: torch.Tensor, conditions: tuple[SiteCondition, ...]
     ) -> Residuals:
-        """What to add to the U-Net's skips and middle block."""
+        """What to add to the U-Net's skips and middle block. f_lq of b images serves any multiple of b."""
         model = self.controlnet
         run = BlockRunner(self.sites, conditions, self.recompute, self.run_block)
         time_embedding = embed_time(model, timesteps, z_t.dtype)
-        features, skips = run_encoder(model, run, model.conv_in(z_t) + f_lq, time_embedding)
+        features = (model.conv_in(z_t).unflatten(0, (-1, len(f_lq))) + f_lq).flatten(0, 1)
+        features, skips = run_encoder(model, run, features, time_embedding)
         features = run_middle(model, run, features, time_embedding)
         zero_convolutions = zip(model.controlnet_down_blocks, skips, strict=True)
         return Residuals([conv(skip) for conv, skip in zero_convolutions], model.controlnet_mid_block(features))

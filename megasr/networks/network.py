@@ -5,11 +5,12 @@ Shapes: lq_up (B, 3, H, W) in [0, 1]; maps name -> (B, C, H', W') in [0, 1] at a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 
 from megasr.errors import UsageError
@@ -17,10 +18,13 @@ from megasr.guidance.registry import resolve_guidance
 from megasr.networks.config import AdapterConfig
 from megasr.networks.controlnet import MegaSRControlNet
 from megasr.networks.grouping import group_maps
+from megasr.networks.msfm import MSFM, Modulation
 from megasr.networks.sites import Semantics, SiteCondition, compiled_block, iterate_transformers
 from megasr.networks.unet import MegaSRUNet
 from megasr.prior import Prior
 from megasr.rng import seeded_initialisation
+
+SaftMaps = tuple[tuple[Sequence[torch.Tensor], ...], ...]  # per model and site: what each of its SAFTs sees
 
 
 class Conditions(NamedTuple):
@@ -32,7 +36,7 @@ class Conditions(NamedTuple):
 
 
 class MegaSRNetwork(nn.Module):
-    """Adapted U-Net and ControlNet on a frozen prior.
+    """Adapted U-Net and ControlNet on a frozen prior. What is made beside the forward pass calls its hooks as well.
 
     Args:
         prior: the frozen prior.
@@ -71,23 +75,67 @@ class MegaSRNetwork(nn.Module):
         Raises:
             UsageError: the size does not fit the prior, or tokens that the config asks for are missing.
         """
-        self._check(lq_up, semantics)
+        self._check(lq_up)
+        height, width = (n // self.downsampling for n in lq_up.shape[-2:])
+        # Through the class: where weights are spread, these are forwards of their own on the object, and this is one.
+        cls = MegaSRNetwork
+        shown = [(1.0, cls.saft_maps(self, maps, height, width))]
+        return cls.guide(self, cls.read(self, semantics), lq_up, shown)
+
+    @apply_forward_hook
+    def read(self, semantics: Semantics) -> Conditions:
+        """The part of the conditions that knows no place: keys and values of every site.
+
+        Raises:
+            UsageError: tokens that the config asks for are missing.
+        """
+        for name, wanted in (("image", self.config.image), ("representation", self.config.rca)):
+            if wanted and getattr(semantics, name) is None:
+                raise UsageError(f"the adapter uses {name} tokens, but the batch has none and no encoder is set")
         if self.connector is not None:
             semantics = semantics._replace(image=self.connector(semantics.image))
-        height, width = (n // self.downsampling for n in lq_up.shape[-2:])
-        pyramid = [self._resize_maps(maps, height >> level, width >> level) for level in range(self.halvings + 1)]
-        models = [(self.unet.unet, self.unet.sites)]
-        if self.controlnet is not None:
-            models.append((self.controlnet.controlnet, self.controlnet.sites))
         per_model = [
             tuple(
-                site.condition(transformer, semantics, *pyramid[level])
-                for (transformer, level), site in zip(iterate_transformers(model), sites, strict=True)
+                site.read(transformer, semantics)
+                for (transformer, _), site in zip(iterate_transformers(model), sites, strict=True)
             )
-            for model, sites in models
+            for model, sites in self.models
+        ]
+        return Conditions(None, per_model[0], per_model[1] if self.controlnet is not None else ())
+
+    @apply_forward_hook
+    def saft_maps(self, maps: Mapping[str, torch.Tensor], height: int, width: int) -> SaftMaps:
+        """What the SAFTs of every site see of whole images whose latents have this size."""
+        pyramid = [self._resize_maps(maps, height >> level, width >> level) for level in range(self.halvings + 1)]
+        return tuple(
+            tuple(site.msfm.saft_maps(*pyramid[site.level]) if site.msfm is not None else () for site in sites)
+            for _, sites in self.models
+        )
+
+    @apply_forward_hook
+    def guide(self, known: Conditions, lq_up: torch.Tensor, shown: Sequence[tuple[float, SaftMaps]]) -> Conditions:
+        """Add what has a place: f_lq, and at every site the weighted sum of the modulations by sets of maps.
+
+        Args:
+            known: from `read`.
+            lq_up: (B, 3, H, W) whole images, or tiles of them.
+            shown: weights that sum to 1, and maps of the same images or tiles.
+        """
+        chosen = [
+            tuple(
+                condition._replace(modulation=_weighted(site.msfm, [(weight, maps[m][n]) for weight, maps in shown]))
+                for n, (site, condition) in enumerate(zip(sites, conditions, strict=True))
+            )
+            for m, ((_, sites), conditions) in enumerate(zip(self.models, known[1:], strict=False))
         ]
         f_lq = self.controlnet.encode_lq(lq_up) if self.controlnet is not None else None
-        return Conditions(f_lq, per_model[0], per_model[1] if self.controlnet is not None else ())
+        return Conditions(f_lq, chosen[0], chosen[1] if self.controlnet is not None else ())
+
+    @property
+    def models(self) -> list[tuple[nn.Module, nn.ModuleList]]:
+        """diffusers' U-Net and, when there is one, ControlNet, each with its sites."""
+        models = [(self.unet.unet, self.unet.sites)]
+        return models + ([(self.controlnet.controlnet, self.controlnet.sites)] if self.controlnet is not None else [])
 
     def forward(self, z_t: torch.Tensor, timesteps: torch.Tensor, conditions: Conditions) -> torch.Tensor:
         """Prediction (B, C, h, w) for z_t at `timesteps` (B,)."""
@@ -96,16 +144,13 @@ class MegaSRNetwork(nn.Module):
             residuals = self.controlnet(z_t, timesteps, conditions.f_lq, conditions.controlnet)
         return self.unet(z_t, timesteps, conditions.unet, residuals)
 
-    def _check(self, lq_up: torch.Tensor, semantics: Semantics) -> None:
+    def _check(self, lq_up: torch.Tensor) -> None:
         multiple = self.downsampling * 2**self.halvings
         if any(n % multiple for n in lq_up.shape[-2:]):
             height, width = lq_up.shape[-2:]
             raise UsageError(
                 f"image of {width}x{height} px: the prior needs multiples of {multiple} px; pad or crop it"
             )
-        for name, wanted in (("image", self.config.image), ("representation", self.config.rca)):
-            if wanted and getattr(semantics, name) is None:
-                raise UsageError(f"the adapter uses {name} tokens, but the batch has none and no encoder is set")
 
     def _resize_maps(
         self, maps: Mapping[str, torch.Tensor], height: int, width: int
@@ -113,3 +158,13 @@ class MegaSRNetwork(nn.Module):
         """The stacks of the groups of maps, averaged over the pixels of each feature (area)."""
         sized = {g.name: F.interpolate(maps[g.name], (height, width), mode="area") for g in self.guidance}
         return self.groups.stack(sized)
+
+
+def _weighted(msfm: MSFM | None, shown: Sequence[tuple[float, Sequence[torch.Tensor]]]) -> Modulation | None:
+    if msfm is None:
+        return None
+    if len(shown) == 1:
+        return msfm.modulate(shown[0][1])
+    scales, shifts = zip(*(msfm.modulate(maps) for _, maps in shown), strict=True)
+    weights = [weight for weight, _ in shown]
+    return tuple(sum(w * part for w, part in zip(weights, parts, strict=True)) for parts in (scales, shifts))

@@ -90,16 +90,14 @@ class Site(nn.Module):
                     stage1=config.stage1,
                 )
 
-    def condition(
-        self, transformer: nn.Module, semantics: Semantics, edges: list[torch.Tensor], regions: torch.Tensor | None
-    ) -> SiteCondition:
-        """Keys, values, scale and shift of one image for this site; maps are at the size of the site."""
+    def read(self, transformer: nn.Module, semantics: Semantics) -> SiteCondition:
+        """Keys and values of one image for this site; it has no modulation yet."""
         attention = transformer.transformer_blocks[0].attn2
         return SiteCondition(
             text=project_keys_values(attention.to_k, attention.to_v, semantics.text, attention.heads),
             image=self.csm.keys_values(semantics.image, attention.heads) if self.csm is not None else None,
             representation=self.rca.keys_values(semantics.representation) if self.rca is not None else None,
-            modulation=self.msfm.modulation(edges, regions) if self.msfm is not None else None,
+            modulation=None,
         )
 
     def forward(self, transformer: nn.Module, features: torch.Tensor, condition: SiteCondition) -> torch.Tensor:

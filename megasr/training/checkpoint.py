@@ -89,7 +89,13 @@ def build_from_checkpoint(
     cls: type[MegaSRModule], path: str | Path, prior: str | None, changes: dict[str, Any]
 ) -> MegaSRModule:
     """See MegaSRModule.from_checkpoint."""
-    checkpoint = read_checkpoint(path)
+    return build_from_state(cls, read_checkpoint(path), path, prior, changes)
+
+
+def build_from_state(
+    cls: type[MegaSRModule], checkpoint: dict[str, Any], path: str | Path, prior: str | None, changes: dict[str, Any]
+) -> MegaSRModule:
+    """Rebuild a module from what a checkpoint holds; path is what errors call it. See MegaSRModule.from_checkpoint."""
     if "prior_fingerprint" not in checkpoint:
         raise MegaSRError(f"{path}: not a checkpoint of a MegaSR adapter (it has no prior_fingerprint)")
     settings = typed_arguments(cls, checkpoint["hyper_parameters"])

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from megasr.diffusion.guidance_free import check_interval
+from megasr.diffusion.solvers import DDIM, check_solver
 from megasr.errors import UsageError
 
 
@@ -75,7 +77,7 @@ class SamplerConfig:
     """How sr is sampled.
 
     Args:
-        num_steps: DDIM steps.
+        num_steps: steps of the solver.
         guidance_scale: strength of classifier-free guidance on the text; 1 switches it off and halves the cost.
         start: begin with pure `noise`, or with the latent of lq_up plus noise (`lq`, SeeSR's LRE).
         start_fraction: where in the noise schedule to begin, in (0, 1]; below 1 only with start `lq`.
@@ -83,6 +85,9 @@ class SamplerConfig:
         negative_prompt: the other half of classifier-free guidance; used when guidance_scale is not 1.
         shown_guidance: types of the adapter whose maps it is shown, the others' are zero as in dropout; oracle_depth
             shows the depth of hq in the place of depth. None shows all.
+        solver: how a step is made (megasr.diffusion.solvers); None is `ddim`.
+        guidance_interval: part of the noise schedule, as two fractions from its clean end, in which there is
+            classifier-free guidance (2404.07724); the steps outside cost half. None is all of it.
     """
 
     num_steps: int = 20
@@ -92,8 +97,14 @@ class SamplerConfig:
     positive_prompt: str = ""
     negative_prompt: str = ""
     shown_guidance: tuple[str, ...] | None = None
+    solver: Literal["ddim", "dpm++", "unipc", "euler", "ddpm"] | None = None
+    guidance_interval: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
+        if self.solver is not None and check_solver(self.solver) == DDIM:
+            object.__setattr__(self, "solver", None)  # one way to say it: equal settings are one run
+        if self.guidance_interval is not None:
+            object.__setattr__(self, "guidance_interval", check_interval(self.guidance_interval))
         if self.start == "noise" and self.start_fraction != 1:
             raise UsageError(
                 f"sampler.start_fraction={self.start_fraction} needs sampler.start=lq: pure noise starts at 1"

@@ -10,13 +10,13 @@ import lightning
 import torch
 
 from megasr.batch import SRBatch, check_image
-from megasr.diffusion.objective import Denoiser, add_noise, diffusion_loss, stratified_timesteps
-from megasr.diffusion.sampling import ddim, guided, spaced_timesteps
+from megasr.diffusion.objective import diffusion_loss, stratified_timesteps
 from megasr.errors import UsageError
 from megasr.guidance.extract import extract_guidance
 from megasr.guidance.networks import ExtractorConfig
-from megasr.guidance.shown import extract_shown, shown_guidance
-from megasr.images import pad_to_multiple, upsample_lq
+from megasr.guidance.shown import shown_guidance
+from megasr.images import upsample_lq
+from megasr.inference.restore import Wanted, restore
 from megasr.networks.config import AdapterConfig
 from megasr.networks.network import Conditions, MegaSRNetwork
 from megasr.networks.sites import Semantics
@@ -225,39 +225,12 @@ class MegaSRModule(lightning.LightningModule):
     def restore(self, batch: SRBatch) -> torch.Tensor:
         """Lq -> sr (B, 3, H, W) float32 in [0, 1]. Noise is keyed by the image: batch size and order do not matter."""
         check_image(batch["lq"], "lq")
-        multiple = self.prior.size_multiple
         lq_up = upsample_lq(batch["lq"], self.scale_factor)
-        height, width = lq_up.shape[-2:]
-        shown = extract_shown(batch, self.shown, self.scale_factor, self.networks)
-        maps = {name: pad_to_multiple(m, multiple) for name, m in shown.items()}
-        lq_up = pad_to_multiple(lq_up, multiple)
-        denoiser = self._denoiser(batch, lq_up, maps)
-        timesteps = spaced_timesteps(self.sampler.num_steps, self.sampler.start_fraction, self._num_train_timesteps)
-        z = self._starting_point(batch["keys"], lq_up, timesteps[0])
-        z0 = ddim(denoiser, self.alphas_cumprod, self.prior.prediction_type, z, timesteps)
-        return self.prior.decode(z0)[..., :height, :width]
+        return restore(self, batch, lq_up, Wanted(self.sampler, self.shown, self.seed)).sr
 
     def test_step(self, batch: SRBatch, batch_index: int) -> torch.Tensor:
         """sr of the batch; the callback ProtocolMetrics measures it."""
         return self.restore(batch)
-
-    def _denoiser(self, batch: SRBatch, lq_up: torch.Tensor, maps: dict[str, torch.Tensor]) -> Denoiser:
-        sampler = self.sampler
-        semantics = self.semantics(batch, lq_up, self.prompts(batch, lq_up, sampler.positive_prompt))
-        conditions = self.network.conditions(lq_up, semantics, maps)
-        if sampler.guidance_scale == 1:
-            return lambda z, t: self.network(z, t, conditions)
-        with torch.no_grad():
-            negative_text = self.prior.text_encoder([sampler.negative_prompt] * len(batch["keys"]))
-        negative = self.network.conditions(lq_up, semantics._replace(text=negative_text), maps)
-        return lambda z, t: guided(self.network(z, t, conditions), self.network(z, t, negative), sampler.guidance_scale)
-
-    def _starting_point(self, keys: list[str], lq_up: torch.Tensor, timestep: int) -> torch.Tensor:
-        z_lq = self.prior.encode(lq_up).float()
-        noise = keyed_normal(self.seed, keys, z_lq.shape[1:], "sampling_noise").to(z_lq)
-        if self.sampler.start == "noise":
-            return noise
-        return add_noise(self.prior.scheduler, z_lq, noise, torch.full((len(keys),), timestep, device=z_lq.device))
 
     # Optimizer and checkpoints ---------------------------------------------------------------------------------------
 

@@ -38,7 +38,8 @@ def shard_network(network: MegaSRNetwork, mesh: DeviceMesh, shard_frozen: bool) 
                 fully_shard(modules, mesh=mesh, ignored_params=None if shard_frozen else frozen)
     # The root too: weights that stay gathered after a validation would not be those that the averages replace.
     fully_shard(network, mesh=mesh, reshard_after_forward=True, ignored_params=frozen)
-    register_fsdp_forward_method(network, "conditions")
+    for name in ("conditions", "read", "saft_maps", "guide"):
+        register_fsdp_forward_method(network, name)
 
 
 def sharding_units(network: MegaSRNetwork) -> list[list[nn.Module]]:
@@ -87,7 +88,7 @@ def _site_parts(site: Site) -> list[nn.Module]:
 
 
 def _condition_parts(transformer: nn.Module, site: Site) -> list[nn.Module]:
-    """What is called once per batch (see Site.condition)."""
+    """What is called once per batch (see Site.read and MSFM)."""
     cross = transformer.transformer_blocks[0].attn2
     parts = [cross.to_k, cross.to_v]
     if site.csm is not None:

@@ -58,6 +58,8 @@ FLIPS = {
         "positive_prompt": "sharp",
         "negative_prompt": "blur",
         "shown_guidance": ("oracle_canny", "superpixel"),
+        "solver": "ddpm",
+        "guidance_interval": (0.0, 0.5),
     },
 }
 ELSEWHERE = {"state_bits"}  # needs a GPU: test_precision.py

@@ -1,0 +1,153 @@
+"""Tiles that cover an image, and weights with which what is made of them is blended: in every point they sum to 1.
+
+A grid is one and the same for pixels and for latents, whose numbers are smaller by the VAE's down-sampling.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+import torch
+
+from megasr.errors import UsageError
+
+Box = tuple[int, int]  # number of the tile's row and column
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How an image is cut.
+
+    Args:
+        size: height and width of a tile in px of the output; rounded up to what the prior can take.
+        overlap: px that neighbours share, at least; None is a quarter of the size.
+        batch: tiles that go through the network at once.
+
+    Raises:
+        UsageError: a number is too small, or tiles overlap by more than a half.
+    """
+
+    size: int
+    overlap: int | None = None
+    batch: int = 4
+
+    def __post_init__(self) -> None:
+        if self.size < 1 or self.batch < 1:
+            raise UsageError(f"tile must be at least 1 px and at least one at once, got {self.size} px, {self.batch}")
+        if self.overlap is not None and not 0 < self.overlap <= self.size // 2:
+            raise UsageError(
+                f"tile_overlap must be from 1 px to half of the tile of {self.size} px, got {self.overlap}"
+            )
+
+    def grid(self, height: int, width: int, multiple: int) -> Grid:
+        """The grid over an image whose sides are multiples of `multiple` px."""
+        size = -(-self.size // multiple) * multiple
+        overlap = size // 4 if self.overlap is None else self.overlap
+        overlap = min(-(-overlap // multiple) * multiple, size - multiple)
+        return Grid(Axis(height, size, overlap), Axis(width, size, overlap), self.batch)
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Tiles along one side of an image.
+
+    Args:
+        length: of the side.
+        size: of a tile; one that is longer than the side is as long as the side.
+        overlap: of neighbours; the last two overlap by more where the length asks for it.
+    """
+
+    length: int
+    size: int
+    overlap: int
+
+    @property
+    def extent(self) -> int:
+        """Length of every tile."""
+        return min(self.size, self.length)
+
+    @property
+    def starts(self) -> list[int]:
+        """Where the tiles begin."""
+        stride = self.size - self.overlap
+        count = 1 + max(0, math.ceil((self.length - self.size) / stride)) if self.length > self.size else 1
+        return [min(i * stride, self.length - self.extent) for i in range(count)]
+
+    def weights(self) -> torch.Tensor:
+        """(tiles, extent) weights: in every point of the side those of all tiles sum to 1. Ramps are sin^2."""
+        place = torch.arange(self.extent) + 0.5
+        ramp = (torch.minimum(place, self.extent - place) / max(1, self.overlap)).clamp(max=1)
+        ramp = (ramp * math.pi / 2).sin().square()
+        total = torch.zeros(self.length)
+        for start in self.starts:
+            total[start : start + self.extent] += ramp
+        return torch.stack([ramp / total[start : start + self.extent] for start in self.starts])
+
+    def divided(self, factor: int) -> Axis:
+        """The same tiles where everything is smaller by a factor."""
+        return Axis(self.length // factor, self.size // factor, self.overlap // factor)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Tiles over an image.
+
+    Args:
+        rows: along the height.
+        columns: along the width.
+        batch: tiles at once.
+    """
+
+    rows: Axis
+    columns: Axis
+    batch: int = 1
+
+    @classmethod
+    def whole(cls, height: int, width: int) -> Grid:
+        """One tile."""
+        return cls(Axis(height, height, 0), Axis(width, width, 0))
+
+    def divided(self, factor: int) -> Grid:
+        """The same tiles where everything is smaller by a factor."""
+        return Grid(self.rows.divided(factor), self.columns.divided(factor), self.batch)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether there is one tile, the image: nothing is cut or blended."""
+        return len(self.rows.starts) == len(self.columns.starts) == 1
+
+    @property
+    def groups(self) -> list[list[Box]]:
+        """Tiles in groups that are worked on at once."""
+        boxes = list(product(range(len(self.rows.starts)), range(len(self.columns.starts))))
+        return [boxes[i : i + self.batch] for i in range(0, len(boxes), self.batch)]
+
+    def place(self, box: Box) -> tuple[slice, slice]:
+        """Rows and columns of a tile."""
+        top, left = self.rows.starts[box[0]], self.columns.starts[box[1]]
+        return slice(top, top + self.rows.extent), slice(left, left + self.columns.extent)
+
+    def crop(self, image: torch.Tensor, boxes: Sequence[Box]) -> torch.Tensor:
+        """(B, C, height, width) -> tiles (len(boxes) * B, C, extent, extent): all images of the first tile first."""
+        if self.is_whole:
+            return image
+        return torch.cat([image[(..., *self.place(box))] for box in boxes])
+
+    def blend(self, make: Callable[[list[Box]], torch.Tensor]) -> torch.Tensor:
+        """What `make` makes of groups of tiles, in the order of `crop` and in the units of this grid, as one image."""
+        if self.is_whole:
+            return make([(0, 0)])
+        across, along = self.rows.weights(), self.columns.weights()
+        image: torch.Tensor | None = None
+        for group in self.groups:
+            made = make(group).float().unflatten(0, (len(group), -1))
+            if image is None:
+                image = made.new_zeros(*made.shape[1:3], self.rows.length, self.columns.length)
+            for (row, column), tile in zip(group, made, strict=True):
+                weight = torch.outer(across[row], along[column]).to(tile)
+                image[(..., *self.place((row, column)))] += weight * tile
+        assert image is not None
+        return image

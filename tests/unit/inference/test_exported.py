@@ -1,0 +1,86 @@
+"""Folders with an adapter: what comes back is what was saved, and nothing else is taken for it."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from megasr.cli import main
+from megasr.errors import MegaSRError, UsageError
+from megasr.guidance.networks import ExtractorConfig
+from megasr.inference.pipeline import MegaSRPipeline
+from megasr.training.config import SamplerConfig
+from tests.helpers.inference import loud_pipeline, photograph
+from tests.helpers.training import prior_folder
+
+SAMPLER = SamplerConfig(num_steps=2, solver="dpm++", guidance_scale=2.0, guidance_interval=(0.0, 0.8))
+
+
+@pytest.fixture(scope="module")
+def pipeline():
+    extractors = ExtractorConfig(cache="runs/maps-of-this-machine")
+    return loud_pipeline(sampler=SAMPLER, extractors=extractors)
+
+
+@pytest.fixture
+def folder(pipeline, tmp_path):
+    pipeline.save_pretrained(tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+def test_what_comes_back_is_what_was_saved(pipeline, folder):
+    again, lq = MegaSRPipeline.from_pretrained(folder), photograph(8, 8)
+    assert torch.equal(again(lq, output_type="pt").images, pipeline(lq, output_type="pt").images)
+    assert again.module.sampler == SAMPLER and again.guidance == pipeline.guidance
+    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "adapter.safetensors", "config.json"]
+    trained = {name for name, p in pipeline.module.named_parameters() if p.requires_grad}
+    assert set(load_file(folder / "adapter.safetensors")) == trained
+    assert "maps-of-this-machine" not in (folder / "config.json").read_text()
+    card = (folder / "README.md").read_text()
+    assert "canny, saliency, superpixel" in card and pipeline.module.prior_fingerprint in card
+
+
+def test_with_the_prior_inside_nothing_else_is_needed(pipeline, tmp_path):
+    pipeline.save_pretrained(tmp_path / "adapter", include_prior=True)
+    config = tmp_path / "adapter" / "config.json"
+    config.write_text(config.read_text().replace(prior_folder(), "/nowhere"))
+    again = MegaSRPipeline.from_pretrained(tmp_path / "adapter", torch_dtype=torch.bfloat16)
+    assert again.module.prior_fingerprint == pipeline.module.prior_fingerprint and again.dtype == torch.bfloat16
+
+
+def test_another_prior_is_refused(folder):
+    with pytest.raises(MegaSRError, match="trained on the prior .*, but the loaded prior is"):
+        MegaSRPipeline.from_pretrained(folder, prior=prior_folder(seed=1))
+
+
+def test_a_folder_with_something_else_is_not_replaced(pipeline, folder, tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.txt").write_text("mine")
+    with pytest.raises(UsageError, match="photos exists and is not an exported adapter"):
+        pipeline.save_pretrained(tmp_path / "photos")
+    pipeline.save_pretrained(folder)  # its own kind is
+    assert (tmp_path / "photos" / "a.txt").read_text() == "mine"
+
+
+def test_damaged_folders_say_what_is_wrong(folder, tmp_path):
+    with pytest.raises(MegaSRError, match="not an exported adapter"):
+        MegaSRPipeline.from_pretrained(tmp_path / "absent")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "format": 99}))
+    with pytest.raises(MegaSRError, match="format is 99"):
+        MegaSRPipeline.from_pretrained(folder)
+    (folder / "config.json").write_text("{")
+    with pytest.raises(MegaSRError, match="cannot read the exported adapter"):
+        MegaSRPipeline.from_pretrained(folder)
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "adapter.safetensors").write_bytes(b"cut off")
+    with pytest.raises(MegaSRError, match="cannot read the exported adapter"):
+        MegaSRPipeline.from_pretrained(folder)
+
+
+def test_the_command_exports_the_shipped_adapter(tmp_path, capsys):
+    assert main(["export", "tiny", str(tmp_path / "out")]) == 0
+    assert MegaSRPipeline.from_pretrained(tmp_path / "out").scale_factor == 4
+    assert main(["export", str(tmp_path / "absent"), str(tmp_path / "b")]) == 1
+    assert "no checkpoint" in capsys.readouterr().err
