@@ -67,7 +67,7 @@ def size_from_header(path: Path) -> tuple[int, int]:
     with path.open("rb") as file, _pillow_errors(), Image.open(file, formats=_FORMATS) as image:
         if image.format != "TIFF":  # Pillow's versions differ in whether a TIFF's size is that of the upright image
             size = image.height, image.width
-            return size if _orientation(image) < 5 else size[::-1]
+            return size if orientation(image) < 5 else size[::-1]
     height, width, _ = decode(path.read_bytes()).shape
     return height, width
 
@@ -151,7 +151,13 @@ def _pillow_errors() -> Iterator[None]:
         raise DecodingError(str(error) or type(error).__name__) from error
 
 
-def _decode_with_pillow(content: bytes, max_pixels: int) -> np.ndarray:
+@contextmanager
+def opened(content: bytes, max_pixels: int = MAX_PIXELS) -> Iterator[tuple[Image.Image, bool]]:
+    """A whole image, loaded by strict Pillow, and whether its colours are deeper than the 8 bits Pillow gives.
+
+    Raises:
+        DecodingError: it is not a whole image of an accepted kind, too large, or the block raised anything.
+    """
     from PIL import Image
 
     with _pillow_errors(), Image.open(io.BytesIO(content), formats=_FORMATS) as image:
@@ -159,16 +165,21 @@ def _decode_with_pillow(content: bytes, max_pixels: int) -> np.ndarray:
         deep = _has_deep_colours(image, content)
         # Before anything is asked of it: loading turns a TIFF upright and drops its orientation.
         image.load()
-        return _to_rgb(_decode_deep(content) if deep else image, _orientation(image))
+        yield image, deep
 
 
-def _orientation(image: Image.Image) -> int:
+def _decode_with_pillow(content: bytes, max_pixels: int) -> np.ndarray:
+    with opened(content, max_pixels) as (image, deep):
+        return _to_rgb(_decode_deep(content) if deep else image, orientation(image))
+
+
+def orientation(image: Image.Image) -> int:
     """EXIF orientation, 1 to 8; 1 when there is none or the metadata are damaged: the pixels may still be right."""
     try:
-        orientation = image.getexif().get(_ORIENTATION, 1)
+        found = image.getexif().get(_ORIENTATION, 1)
     except Exception:
         return 1
-    return orientation if orientation in range(1, 9) else 1
+    return found if found in range(1, 9) else 1
 
 
 def _has_deep_colours(image: Image.Image, content: bytes) -> bool:
@@ -193,18 +204,29 @@ def _tiff_tag(image: Image.Image, number: int) -> tuple[int, ...]:
     return value if isinstance(value, tuple) else (value,)
 
 
-def _decode_deep(content: bytes) -> Image.Image:
-    """16-bit RGB, with or without alpha -> 8-bit RGB on white. Pillow has read it already: it is whole."""
+def decode_deep_colours(content: bytes) -> np.ndarray:
+    """16-bit colours -> (H, W, 3 or 4) uint16 RGB or RGBA as stored. Pillow has read it already: it is whole.
+
+    Raises:
+        DecodingError: OpenCV makes something else of it.
+    """
     import cv2
-    from PIL import Image
 
     pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
     if pixels is None or pixels.dtype != np.uint16 or pixels.ndim != 3 or pixels.shape[2] not in (3, 4):
         raise DecodingError("an unusual kind of 16-bit image")
+    return pixels[..., [2, 1, 0, 3][: pixels.shape[2]]]
+
+
+def _decode_deep(content: bytes) -> Image.Image:
+    """16-bit RGB, with or without alpha -> 8-bit RGB on white."""
+    from PIL import Image
+
+    pixels = decode_deep_colours(content)
     if pixels.shape[2] == 4:
         alpha = pixels[..., 3:].astype(np.float32) / 65535
         pixels = (pixels[..., :3] * alpha + 65535 * (1 - alpha)).round().astype(np.uint16)
-    return Image.fromarray(_to_8_bit(pixels)[..., ::-1])
+    return Image.fromarray(_to_8_bit(pixels))
 
 
 def _to_8_bit(pixels: np.ndarray) -> np.ndarray:
@@ -214,30 +236,40 @@ def _to_8_bit(pixels: np.ndarray) -> np.ndarray:
     return cv2.convertScaleAbs(pixels, alpha=1 / 257)
 
 
-def _to_rgb(image: Image.Image, orientation: int) -> np.ndarray:
+def _to_rgb(image: Image.Image, turned: int) -> np.ndarray:
     from PIL import Image, ImageOps
 
     if image.mode.startswith(("I", "F")):
-        grey = np.asarray(image)
-        # Before Pillow 11 a 16-bit PNG is of mode I, which is that of 32-bit TIFFs, too.
-        pixels = _grey_to_uint8(grey, "I;16" if image.format == "PNG" else image.mode)
-        pixels[grey == image.info.get("transparency", -1)] = 255
+        pixels = _grey_to_uint8(image)
+        pixels[np.asarray(image) == image.info.get("transparency", -1)] = 255
         image = Image.fromarray(pixels)
     elif "A" in image.getbands() or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         image = Image.alpha_composite(white, image)
     image = image.convert("RGB")
-    if orientation != 1:
-        image.getexif()[_ORIENTATION] = orientation
+    if turned != 1:
+        image.getexif()[_ORIENTATION] = turned
         image = ImageOps.exif_transpose(image)
     return np.array(image)
 
 
-def _grey_to_uint8(grey: np.ndarray, mode: str) -> np.ndarray:
-    """16-bit or float greyscale (H, W) -> uint8."""
-    if mode.startswith("I;16"):
-        return _to_8_bit(grey.astype(np.uint16))
-    if mode == "F" and grey.min() >= 0 and grey.max() <= 1:
-        return (grey * 255).round().astype(np.uint8)
-    raise DecodingError(f"greyscale of mode {mode} and range {grey.min():g} to {grey.max():g}: what is white?")
+def _grey_to_uint8(image: Image.Image) -> np.ndarray:
+    if image.mode == "F":
+        return (check_grey(image) * 255).round().astype(np.uint8)
+    return _to_8_bit(check_grey(image))
+
+
+def check_grey(image: Image.Image) -> np.ndarray:
+    """An image of mode I;16, I or F -> (H, W), uint16 or float in [0, 1].
+
+    Raises:
+        DecodingError: its values are neither.
+    """
+    grey = np.asarray(image)
+    # Before Pillow 11 a 16-bit PNG is of mode I, which is that of 32-bit TIFFs, too.
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+        return grey.astype(np.uint16)
+    if image.mode == "F" and grey.min() >= 0 and grey.max() <= 1:
+        return grey
+    raise DecodingError(f"greyscale of mode {image.mode} and range {grey.min():g} to {grey.max():g}: what is white?")

@@ -24,10 +24,23 @@ def from_uint8(array: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(np.moveaxis(array, -1, -3))).float() / 255
 
 
+def from_integers(array: np.ndarray) -> torch.Tensor:
+    """(..., H, W, C) uint8 or uint16 -> (..., C, H, W) float32 in [0, 1]."""
+    if array.dtype == np.uint8:
+        return from_uint8(array)
+    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(array, -1, -3)).astype(np.float32)) / 65535
+
+
 def to_uint8(image: torch.Tensor) -> np.ndarray:
     """(..., 3, H, W) in [0, 1] -> (..., H, W, 3) uint8, rounded to nearest and clipped."""
     pixels = (image.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
     return np.moveaxis(pixels.cpu().numpy(), -3, -1)
+
+
+def to_uint16(image: torch.Tensor) -> np.ndarray:
+    """(..., C, H, W) in [0, 1] -> (..., H, W, C) uint16, rounded to nearest and clipped."""
+    pixels = (image.detach().float().clamp(0, 1) * 65535).round().cpu().numpy().astype(np.uint16)
+    return np.moveaxis(pixels, -3, -1)
 
 
 def quantise(image: torch.Tensor) -> torch.Tensor:
