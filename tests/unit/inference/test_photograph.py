@@ -68,9 +68,12 @@ KINDS = {
     "deep.tif": (lambda p: deep_tiff(p, DEEP, photometric="rgb"), DEEP, None, False),
     "deep_alpha.tif": (
         lambda p: deep_tiff(p, np.dstack([DEEP, DEEP_ALPHA]), photometric="rgb", extrasamples=["unassalpha"]),
-        DEEP, DEEP_ALPHA, False),  # fmt: skip
+        DEEP,
+        DEEP_ALPHA,
+        False,
+    ),
     "deep_grey.tif": (lambda p: deep_tiff(p, DEEP[..., 0], photometric="minisblack"), DEEP[..., [0, 0, 0]], None, True),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", KINDS)
