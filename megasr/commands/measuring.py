@@ -41,7 +41,7 @@ def make_evaluator(arguments: argparse.Namespace, protocol: str, *, missing: Mis
 
     return Evaluator(
         get_protocol(protocol),
-        _device(arguments.device),
+        usable_device(arguments.device),
         metrics=None if arguments.metrics is None else [name.strip() for name in arguments.metrics.split(",")],
         weights_dir=arguments.weights_dir,
         missing=arguments.missing or missing,
@@ -49,7 +49,12 @@ def make_evaluator(arguments: argparse.Namespace, protocol: str, *, missing: Mis
     )
 
 
-def _device(name: str | None) -> str:
+def usable_device(name: str | None) -> str:
+    """The device of an option; None is cuda where there is one, else cpu.
+
+    Raises:
+        UsageError: there is no such device.
+    """
     import torch
 
     name = name or ("cuda" if torch.cuda.is_available() else "cpu")

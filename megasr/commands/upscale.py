@@ -1,84 +1,145 @@
-"""`megasr upscale`: an image, or a folder of images, to PNG with a trained adapter."""
+"""`megasr upscale IN [IN ...] OUT`: photographs, folders and globs, upscaled with a trained adapter.
+
+Every file keeps its format, metadata, alpha and depth. A folder that was interrupted goes on where it was; what was
+made from the same photograph with the same settings is not made again. Files that fail are listed at the end.
+"""
 
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megasr.errors import UsageError
+from megasr.commands.upscale_options import add_options, check_options, make_settings
+from megasr.errors import MegaSRError, UsageError
 
 if TYPE_CHECKING:
-    from megasr.inference.pipeline import MegaSRPipeline
+    from megasr.commands.upscale_plan import Planned
+    from megasr.inference.jobs import Job
+    from megasr.inference.restoring import Outcome, Settings
 
 
 def add_parser(commands: Any) -> None:
     """Declare `upscale`."""
-    parser = commands.add_parser("upscale", help="upscale an image or a folder of images", description=__doc__)
-    parser.add_argument("input", type=Path, metavar="INPUT", help="an image or a folder")
-    parser.add_argument("output", type=Path, metavar="OUTPUT", help="a .png file, or a folder when INPUT is one")
-    parser.add_argument("--checkpoint", required=True, help="that `megasr fit` wrote, or tiny: the shipped one")
-    parser.add_argument("--prior", help="`tiny`, `sd21-base`, a diffusers folder or a hub id; default: the training's")
-    parser.add_argument("--tags", default="", help="comma-separated words for what the images show")
-    parser.add_argument("--steps", type=int, help="sampling steps; default: the training's")
-    parser.add_argument("--guidance-scale", type=float, help="classifier-free guidance; default: the training's")
-    parser.add_argument("--seed", type=int, help="seed of the sampling noise; default: the training's")
-    parser.add_argument("--device", help="as torch names it; default: cuda where there is one, else cpu")
+    parser = commands.add_parser("upscale", help="upscale photographs, folders and globs", description=__doc__)
+    parser.add_argument("inputs", nargs="+", metavar="IN", help="a file, a folder or a glob in quotes")
+    parser.add_argument("output", type=Path, metavar="OUT", help="a folder; or a file, when IN is one file")
+    add_options(parser)
     parser.set_defaults(run=run, passes_options_on=False)
 
 
-def plan(source: Path, target: Path) -> list[tuple[Path, Path]]:
-    """(input, output) files. The tree of a folder is kept; every output is a PNG.
-
-    Raises:
-        UsageError: nothing to read, a single image to something that is not .png, or two inputs with one output.
-    """
-    from megasr.images import list_images
-
-    if not source.exists():
-        raise UsageError(f"{source}: no such file or folder")
-    if source.is_file():
-        if target.suffix.lower() != ".png":
-            raise UsageError(f"{target}: OUTPUT must end in .png when INPUT is one image")
-        return [(source, target)]
-    pairs = [(path, (target / path.relative_to(source)).with_suffix(".png")) for path in list_images(source)]
-    outputs: dict[Path, Path] = {}
-    for path, output in pairs:
-        if output in outputs:
-            raise UsageError(f"{outputs[output]} and {path} would both be written to {output}: rename one")
-        outputs[output] = path
-    return pairs
-
-
 def run(arguments: argparse.Namespace) -> None:
-    """Upscale everything that `plan` lists.
+    """Upscale what is to be done.
 
     Raises:
-        UsageError: an option cannot be used.
-        MegaSRError: the checkpoint, the prior or an image cannot be read, or an output cannot be written.
+        UsageError: an option cannot be used, or an output cannot take its place.
+        MegaSRError: the checkpoint or the prior cannot be read, or an image failed; the others are done.
     """
-    pairs = plan(arguments.input, arguments.output)
-    from megasr.images import read_image, write_png
+    check_options(arguments)
+    from megasr.inference.jobs import is_one_file, list_jobs
 
-    pipeline = _pipeline(arguments)
-    for source, target in pairs:
-        restored = pipeline(
-            read_image(source),
-            prompt=arguments.tags,
-            keys=[source.stem],
-            num_inference_steps=arguments.steps,
-            guidance_scale=arguments.guidance_scale,
-            seed=arguments.seed,
-            output_type="np",
-        )
-        write_png(restored.images[0], target)
-        print(target)
+    jobs = list_jobs(arguments.inputs, arguments.output, arguments.format and f".{arguments.format}")
+    from megasr.commands.upscale_plan import make_plan, show_plan
+    from megasr.files import locked_folder
+    from megasr.inference.restoring import load_pipeline
+
+    folder = None if is_one_file(arguments.inputs, arguments.output) else arguments.output
+    settings = make_settings(arguments, folder)
+    if arguments.dry_run:
+        plan = make_plan(jobs, settings, arguments.overwrite)
+        show_plan(plan, load_pipeline(settings, arguments.device[0]), settings)
+        return
+    _check_writable(arguments.output.parent if folder is None else folder)
+    with locked_folder(folder) if folder else nullcontext():
+        plan = make_plan(jobs, settings, arguments.overwrite)
+        outcomes = _upscale(plan, settings, arguments)
+    failed = {outcome.job: outcome.error for outcome in outcomes if outcome.error}
+    if arguments.compare:
+        _compare([job for job in jobs if job not in failed], arguments)
+    for job, error in failed.items():
+        print(f"failed: {job.source}: {error}", file=sys.stderr)
+    if failed:
+        raise MegaSRError(f"{len(failed)} of {len(jobs)} images failed; they are listed above")
 
 
-def _pipeline(arguments: argparse.Namespace) -> MegaSRPipeline:
-    import torch
+def _check_writable(folder: Path) -> None:
+    """Before hours of work, not after."""
+    import tempfile
 
-    from megasr.inference.pipeline import MegaSRPipeline
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise MegaSRError(f"cannot write to {folder}: {error.strerror or error}") from error
 
-    device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return MegaSRPipeline.from_checkpoint(arguments.checkpoint, prior=arguments.prior, device=device)
+
+def _upscale(plan: Sequence[Planned], settings: Settings, arguments: argparse.Namespace) -> list[Outcome]:
+    """Restore what the plan has left, with a bar of its pixels and the time left."""
+    from rich.progress import BarColumn, TextColumn
+
+    from megasr.commands.bars import progress_bars
+    from megasr.files import remove_parts
+    from megasr.inference.workers import restore_all
+
+    left = [planned for planned in plan if not planned.is_done]
+    if len(left) < len(plan):
+        print(f"{len(plan) - len(left)} of {len(plan)} images are done already", file=sys.stderr)
+    for folder in {planned.job.target.parent for planned in left} if settings.folder else ():
+        remove_parts(folder)
+    if not left:
+        return []
+    pixels = {planned.job: planned.pixels for planned in left}
+    batches = _batches(left, arguments.batch_size)
+    done, finished, outcomes = 0, 0, []
+    count = TextColumn("{task.fields[files]} of {task.fields[all]} images")
+    with progress_bars(TextColumn("{task.description}"), BarColumn(), count) as advance:
+
+        def show(more: float = 0) -> None:
+            advance("upscaling", int(done + more), sum(pixels.values()), files=finished, all=len(left))
+
+        show()
+        for outcome in restore_all(
+            batches, settings, arguments.device, lambda batch, share: show(share * sum(pixels[job] for job in batch))
+        ):
+            outcomes.append(outcome)
+            done, finished = done + pixels[outcome.job], finished + 1
+            show()
+            if outcome.error is None:
+                print(outcome.job.target)
+    return outcomes
+
+
+def _batches(plan: Sequence[Planned], size: int) -> list[list[Job]]:
+    """Images of one size together, at most `size` of them."""
+    by_size: dict[object, list[Job]] = {}
+    for planned in plan:
+        by_size.setdefault(planned.size, []).append(planned.job)
+    return [jobs[i : i + size] for jobs in by_size.values() for i in range(0, len(jobs), size)]
+
+
+def _compare(jobs: Sequence[Job], arguments: argparse.Namespace) -> None:
+    """The page with a divider between every photograph and its sr."""
+    from megasr.evaluation.comparison.page import Method, write_page
+    from megasr.evaluation.protocol import get_protocol
+    from megasr.evaluation.result import Evaluation
+
+    if not jobs:
+        return
+    root = None if arguments.output.is_file() else arguments.output
+    keys = {job: job.target.relative_to(root).as_posix() if root else job.target.name for job in jobs}
+    protocol = get_protocol("weight-free-v1")  # nothing is measured: there is no hq
+    nothing = Evaluation(protocol.name, protocol.fingerprint, tuple({"key": key} for key in keys.values()), {})
+    sr, lq = ({keys[job]: path for job, path in pairs} for pairs in _files(jobs))
+    try:
+        write_page(arguments.compare, [Method("sr", nothing, sr)], lq=lq, webp_quality=90)
+    except UsageError as error:
+        raise MegaSRError(f"the comparison page could not be made: {error}") from error
+    print(arguments.compare)
+
+
+def _files(jobs: Sequence[Job]) -> tuple[list[tuple[Job, Path]], list[tuple[Job, Path]]]:
+    return [(job, job.target) for job in jobs], [(job, job.source) for job in jobs]

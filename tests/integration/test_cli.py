@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from megasr import cli
-from megasr.commands import doctor, upscale
+from megasr.commands import doctor
 from megasr.errors import MegaSRError, UsageError
 from megasr.images import write_png
 
@@ -109,19 +109,6 @@ def test_doctor_reports_every_section(capsys: pytest.CaptureFixture[str]) -> Non
     for word in ("torch ", "pyiqa", "cpu", "W&B", "offline (WANDB_MODE)", "tiny", "sd21-base", "Open RAIL++-M"):
         assert word in report
     assert "missing" not in report
-
-
-def test_upscale_plan_keeps_the_tree_and_refuses_collisions(tmp_path: Path) -> None:
-    pixels = np.zeros((2, 2, 3), np.uint8)
-    for name in ("in/a.png", "in/sub/b.png"):
-        write_png(pixels, tmp_path / name)
-    pairs = upscale.plan(tmp_path / "in", tmp_path / "out")
-    assert [str(target.relative_to(tmp_path)) for _, target in pairs] == ["out/a.png", "out/sub/b.png"]
-    with pytest.raises(UsageError, match=r"must end in \.png"):
-        upscale.plan(tmp_path / "in" / "a.png", tmp_path / "a.jpg")
-    write_png(pixels, tmp_path / "in" / "a.webp")
-    with pytest.raises(UsageError, match="would both be written"):
-        upscale.plan(tmp_path / "in", tmp_path / "out")
 
 
 def test_params_counts_the_sites_of_stable_diffusion_without_its_weights(capsys: pytest.CaptureFixture[str]) -> None:

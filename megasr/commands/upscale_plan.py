@@ -1,0 +1,114 @@
+"""What `megasr upscale` is going to do with every image, and what `--dry-run` prints of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from megasr.errors import MegaSRError, UsageError
+
+if TYPE_CHECKING:
+    from megasr.inference.jobs import Job
+    from megasr.inference.pipeline import MegaSRPipeline
+    from megasr.inference.restoring import Settings
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A job, and what is known before it is done.
+
+    Attributes:
+        job: source and target.
+        is_done: its output is there, made from the same photograph with the same settings.
+        size: (height, width) of the photograph; None when its header cannot be read, which its turn will say.
+    """
+
+    job: Job
+    is_done: bool
+    size: tuple[int, int] | None
+
+    @property
+    def pixels(self) -> int:
+        """Of the photograph: how much work it is."""
+        return self.size[0] * self.size[1] if self.size else 0
+
+
+def make_plan(jobs: Sequence[Job], settings: Settings, overwrite: bool) -> list[Planned]:
+    """Look at every photograph and at what is there already.
+
+    Raises:
+        UsageError: a file that something else made is where an output is to go.
+    """
+    from megasr.images import read_size
+    from megasr.inference.made import MadeFiles
+
+    record = MadeFiles(settings.folder) if settings.folder and not overwrite else None
+    plan, foreign = [], []
+    for job in jobs:
+        try:
+            size = read_size(job.source)
+        except MegaSRError:
+            size = None
+        is_done = record is not None and size is not None and record.is_done(job.target, job.source, settings.described)
+        plan.append(Planned(job, is_done, size))
+        if record is not None and not is_done and job.target.exists() and record.find(job.target) is None:
+            foreign.append(str(job.target))
+    if foreign:
+        more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
+        raise UsageError(
+            f"{', '.join(foreign[:3])}{more}: there already, and not as this command made it; "
+            "--overwrite replaces it, another output folder keeps it"
+        )
+    return plan
+
+
+def show_plan(plan: Sequence[Planned], pipeline: MegaSRPipeline, settings: Settings) -> None:
+    """Print sizes, tiles and outputs of all files, and the memory of the largest."""
+    scale = settings.options.get("scale_factor") or pipeline.scale_factor
+    largest = 0
+    for planned in plan:
+        what = "is done"
+        if planned.size is None:
+            what = "cannot be read"
+        elif planned.pixels > settings.max_pixels:
+            what = f"{_text(planned.size)} px, more than --max-pixels {settings.max_pixels}: refused"
+        elif not planned.is_done:
+            height, width = (round(side * scale) for side in planned.size)
+            tiles = _count_tiles(pipeline, settings, height, width)
+            what = f"{_text(planned.size)} to {_text((height, width))} px, {tiles} tile{'s' * (tiles > 1)}"
+            largest = max(largest, height * width)
+        print(f"{planned.job.source}: {what}; {planned.job.target}")
+    left = sum(not planned.is_done for planned in plan)
+    print(f"{len(plan)} images, {left} to do. Time: unknown before the first is done.")
+    tile = settings.options.get("tile")
+    print(
+        f"Memory: {_gib(_weights(pipeline))} for the weights, {_gib(largest * _BYTES_PER_PIXEL)} for the pixels of the "
+        f"largest image, and what the network computes with for a {f'tile of {tile} px' if tile else 'whole image'}."
+    )
+
+
+# Of sr in float32: lq enlarged, sr, a copy while it is rounded and 16 bits or alpha while it is encoded.
+_BYTES_PER_PIXEL = 4 * 3 * 4
+
+
+def _count_tiles(pipeline: MegaSRPipeline, settings: Settings, height: int, width: int) -> int:
+    from megasr.inference.tiling import Tiling
+
+    if (size := settings.options.get("tile")) is None:
+        return 1
+    multiple = pipeline.module.prior.size_multiple
+    padded = (side + -side % multiple for side in (height, width))
+    return sum(map(len, Tiling(size).grid(*padded, multiple).groups))
+
+
+def _weights(pipeline: MegaSRPipeline) -> int:
+    return sum(p.numel() * p.element_size() for p in pipeline.module.parameters())
+
+
+def _text(size: tuple[int, int]) -> str:
+    return f"{size[1]}x{size[0]}"
+
+
+def _gib(count: int) -> str:
+    return f"{count / 2**30:.2f} GiB"

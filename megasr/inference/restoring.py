@@ -1,0 +1,139 @@
+"""Files in, files out: reads photographs, restores them with a pipeline and writes sr; one bad file harms no other."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from megasr.errors import MegaSRError, UsageError
+from megasr.files import write_whole
+from megasr.image_decoding import MAX_PIXELS
+from megasr.inference.encoding import encode
+from megasr.inference.jobs import Job
+from megasr.inference.made import MadeFiles
+from megasr.inference.photograph import Photograph, read_photograph
+
+if TYPE_CHECKING:
+    from megasr.inference.pipeline import MegaSRPipeline
+
+Progress = Callable[[float], None]  # the share of a batch that is done
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How images are restored.
+
+    Attributes:
+        checkpoint: that `megasr fit` wrote, a folder that `megasr export` wrote, or tiny.
+        prior: where the prior lies; None takes the one of the training.
+        options: arguments of the pipeline's call.
+        max_pixels: of a photograph, above which it is refused.
+        described: what decides how files come out, for the record of the folder.
+        folder: that has a record; None keeps none.
+    """
+
+    checkpoint: str
+    prior: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    max_pixels: int = MAX_PIXELS
+    described: dict[str, Any] = field(default_factory=dict)
+    folder: Path | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a job: done when there is no error."""
+
+    job: Job
+    error: str | None = None
+
+
+def load_pipeline(settings: Settings, device: str) -> MegaSRPipeline:
+    """The pipeline of a checkpoint or of an exported folder.
+
+    Raises:
+        UsageError: a strength is given for guidance that the adapter was not trained with.
+        MegaSRError: the adapter or the prior is missing, or they do not belong together.
+    """
+    from megasr.inference.pipeline import MegaSRPipeline
+
+    if Path(settings.checkpoint).is_dir():
+        pipeline = MegaSRPipeline.from_pretrained(settings.checkpoint, prior=settings.prior).to(device)
+    else:
+        pipeline = MegaSRPipeline.from_checkpoint(settings.checkpoint, prior=settings.prior, device=device)
+    for name in settings.options.get("guidance") or {}:
+        if name not in pipeline.guidance:
+            trained = f"only with {', '.join(pipeline.guidance)}" if pipeline.guidance else "without guidance"
+            raise UsageError(f"--strength {name}: the adapter was trained {trained}")
+    return pipeline
+
+
+def restore_files(
+    pipeline: MegaSRPipeline, jobs: Sequence[Job], settings: Settings, progress: Progress = lambda share: None
+) -> list[Outcome]:
+    """Restore a batch of files. What goes wrong with one is said in its outcome; the rest goes on."""
+    outcomes, read = [], []
+    for job in jobs:
+        try:
+            read.append((job, read_photograph(job.source, settings.max_pixels)))
+        except MegaSRError as error:
+            outcomes.append(Outcome(job, str(error)))
+    return outcomes + (_restore_read(pipeline, read, settings, progress) if read else [])
+
+
+def _restore_read(
+    pipeline: MegaSRPipeline, read: list[tuple[Job, Photograph]], settings: Settings, progress: Progress
+) -> list[Outcome]:
+    try:
+        images = _restore(pipeline, read, settings, progress)
+    except Exception as error:  # whatever it is: there may be thousands of images left
+        if len(read) > 1:  # one of them may be at fault
+            return [one for pair in read for one in _restore_read(pipeline, [pair], settings, progress)]
+        return [Outcome(read[0][0], _say(error))]
+    return [_write(job, sr, photograph, settings) for (job, photograph), sr in zip(read, images, strict=True)]
+
+
+def _restore(
+    pipeline: MegaSRPipeline, read: list[tuple[Job, Photograph]], settings: Settings, progress: Progress
+) -> Sequence[torch.Tensor]:
+    first = 0
+
+    def tell(pipe: Any, step: int, timestep: Any, latents: dict[str, Any]) -> dict[str, Any]:
+        nonlocal first
+        first = first or int(timestep)  # timesteps fall to 0: no need to know how many there are
+        progress(1 - int(timestep) / max(first, 1))
+        return latents
+
+    return pipeline(
+        [photograph.tensor() for _, photograph in read],
+        keys=[job.key for job, _ in read],
+        output_type="pt",
+        callback_on_step_end=tell,
+        **settings.options,
+    ).images
+
+
+def _write(job: Job, sr: torch.Tensor, photograph: Photograph, settings: Settings) -> Outcome:
+    try:
+        content = encode(sr, photograph, job.target)
+        if settings.folder is not None:
+            source = hashlib.sha256(job.source.read_bytes()).hexdigest()
+            digest = hashlib.sha256(content).hexdigest()
+            MadeFiles(settings.folder).add(job.target, digest, source, settings.described)
+        write_whole(job.target, content)
+    except (MegaSRError, OSError) as error:
+        return Outcome(job, str(error))
+    return Outcome(job)
+
+
+def _say(error: Exception) -> str:
+    if isinstance(error, MegaSRError | UsageError):
+        return str(error)
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return "not enough memory: lower --batch-size, or restore in tiles with --tile"
+    return f"{type(error).__name__}: {error}"

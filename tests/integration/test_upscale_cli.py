@@ -1,0 +1,259 @@
+"""`megasr upscale` around a pipeline that enlarges by two; the last test runs the real one."""
+
+from __future__ import annotations
+
+import multiprocessing
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from megasr import cli
+from megasr.errors import UsageError
+from megasr.images import read_image, write_png
+from megasr.inference.jobs import Job, list_jobs
+from megasr.inference.made import MADE_FILE
+from megasr.inference.restoring import Settings
+from megasr.inference.workers import restore_all
+from megasr.rng import numpy_generator
+from tests.helpers.bicubic_pipeline import CRASH, DIE, INTERRUPT, BicubicPipeline
+
+
+@pytest.fixture(autouse=True)
+def calls(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> list[dict]:
+    if "real" not in request.keywords:
+        monkeypatch.setattr("megasr.inference.pipeline.MegaSRPipeline", BicubicPipeline)
+    BicubicPipeline.calls.clear()
+    return BicubicPipeline.calls
+
+
+def photo(path: Path, size: tuple[int, int] = (8, 6), first: tuple[int, int, int] = (0, 0, 0)) -> Path:
+    pixels = numpy_generator(0, path.name).integers(0, 256, (*size, 3), dtype=np.uint8)
+    pixels[0, 0] = first
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def upscale(*words: str | Path) -> int:
+    return cli.main(["upscale", "--checkpoint", "tiny", "--device", "cpu", *map(str, words)])
+
+
+def made(folder: Path) -> list[str]:
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file() and p.name[0] != ".")
+
+
+def keys(calls: list[dict]) -> list[str]:
+    return [key for call in calls for key in call["keys"]]
+
+
+def test_a_folder_keeps_its_tree_and_formats_and_is_not_done_twice(tmp_path, calls, capsys):
+    for name in ("a.png", "sub/b.jpg", "sub/c.webp", "odd.tif"):
+        photo(tmp_path / "in" / name)
+    out = tmp_path / "out"
+    assert upscale(tmp_path / "in", out, "--seed", 3, "--strength", "hed=0.5") == 0
+    assert made(out) == ["a.png", "odd.tif", "sub/b.jpg", "sub/c.webp", MADE_FILE]
+    assert capsys.readouterr().out.splitlines() == [
+        str(out / n) for n in ("a.png", "odd.tif", "sub/b.jpg", "sub/c.webp")
+    ]
+    assert read_image(out / "sub/b.jpg").shape == (16, 12, 3)
+    assert calls[0] == {"keys": ["a"], "prompt": "", "seed": 3, "guidance": {"hed": 0.5}}
+
+    again = (tmp_path / "in", out, "--seed", 3, "--strength", "hed=0.5")
+    calls.clear()
+    assert upscale(*again) == 0
+    assert "4 of 4 images are done already" in capsys.readouterr().err
+    photo(tmp_path / "in/a.png", (4, 4))
+    (out / "odd.tif").unlink()
+    assert upscale(*again) == 0
+    assert keys(calls) == ["a", "odd"]
+    calls.clear()
+    assert upscale(tmp_path / "in", out, "--seed", 4) == 0
+    assert keys(calls) == ["a", "odd", "b", "c"]  # sizes in turn
+
+
+def test_what_others_made_is_not_overwritten_unasked(tmp_path, calls, capsys):
+    photo(tmp_path / "in/a.png")
+    other = photo(tmp_path / "out/a.png")
+    before = other.read_bytes()
+    assert upscale(tmp_path / "in", tmp_path / "out") == 2
+    assert "a.png: there already, and not as this command made it; --overwrite" in capsys.readouterr().err
+    assert other.read_bytes() == before
+    assert upscale(tmp_path / "in", tmp_path / "out", "--overwrite") == 0
+    assert read_image(other).shape == (16, 12, 3)
+    assert upscale(tmp_path / "in", tmp_path / "out") == 0
+    assert len(calls) == 1
+
+
+def test_a_run_that_died_before_its_file_appeared_makes_it_again(tmp_path, calls):
+    photo(tmp_path / "in/a.png")
+    upscale(tmp_path / "in", tmp_path / "out")
+    (tmp_path / "out/a.png").unlink()
+    (tmp_path / "out/a.png.123.part").write_bytes(b"half")
+    with (tmp_path / "out" / MADE_FILE).open("a") as file:
+        file.write('{"name": "cut sho')
+    assert upscale(tmp_path / "in", tmp_path / "out") == 0
+    assert len(calls) == 2
+    assert made(tmp_path / "out") == ["a.png", MADE_FILE]
+
+
+def test_bad_files_are_listed_and_the_rest_goes_on(tmp_path, capsys):
+    photo(tmp_path / "in/a.png")
+    photo(tmp_path / "in/crash.png", first=CRASH)
+    photo(tmp_path / "in/huge.png", (50, 50))
+    (tmp_path / "in/torn.png").write_bytes((tmp_path / "in/a.png").read_bytes()[:60])
+    photo(tmp_path / "in/z.png")
+    assert upscale(tmp_path / "in", tmp_path / "out", "--max-pixels", 2000, "--batch-size", 8) == 1
+    assert made(tmp_path / "out") == ["a.png", MADE_FILE, "z.png"]
+    says = capsys.readouterr().err
+    for line in (
+        "crash.png: ZeroDivisionError: division by zero",
+        "huge.png: 50x50 px are more than 2000 px",
+        "torn.png: ",
+        "megasr: error: 3 of 5 images failed; they are listed above",
+    ):
+        assert line in says
+
+
+def test_an_interrupted_run_goes_on(tmp_path, calls, capsys):
+    photo(tmp_path / "in/a.png")
+    second = photo(tmp_path / "in/b.png", first=INTERRUPT)
+    photo(tmp_path / "in/c.png")
+    assert upscale(tmp_path / "in", tmp_path / "out") == 130
+    assert made(tmp_path / "out") == ["a.png", MADE_FILE]
+    calls.clear()
+    photo(second)
+    assert upscale(tmp_path / "in", tmp_path / "out") == 0
+    assert keys(calls) == ["b", "c"]
+
+
+def test_images_of_one_size_are_restored_together(tmp_path, calls):
+    for number, size in enumerate([(8, 8), (4, 4), (8, 8), (8, 8), (4, 4)]):
+        photo(tmp_path / f"in/{number}.png", size)
+    assert upscale(tmp_path / "in", tmp_path / "out", "--batch-size", 2) == 0
+    assert [call["keys"] for call in calls] == [["0", "2"], ["3"], ["1", "4"]]
+
+
+def test_every_device_has_a_process_and_one_that_dies_harms_no_other(tmp_path, capsys):
+    for number in range(6):
+        photo(tmp_path / f"in/{number}.png", first=DIE if number == 1 else (0, 0, 0))
+    assert upscale(tmp_path / "in", tmp_path / "out", "--devices", "cpu,cpu") == 1
+    assert made(tmp_path / "out") == ["0.png", "2.png", "3.png", "4.png", "5.png", MADE_FILE]
+    assert "1.png: the process of cpu was killed by signal 9" in capsys.readouterr().err
+    photo(tmp_path / "in/1.png")
+    assert upscale(tmp_path / "in", tmp_path / "out", "--devices", "cpu,cpu") == 0
+    assert "5 of 6 images are done already" in capsys.readouterr().err
+
+    for number in range(6):
+        photo(tmp_path / f"in/{number}.png", first=DIE)
+    assert upscale(tmp_path / "in", tmp_path / "all", "--devices", "cpu,cpu") == 1
+    says = capsys.readouterr().err
+    assert says.count("killed by signal 9") == 2
+    assert says.count("no device is left") == 4
+    assert upscale(tmp_path / "in", tmp_path / "out", "--devices", "cpu,bad", "--overwrite") == 1
+    assert "this device has no prior" in capsys.readouterr().err
+
+
+def test_stopping_ends_the_processes(tmp_path):
+    jobs = [[Job(photo(tmp_path / f"{n}.png"), tmp_path / "out" / f"{n}.png")] for n in range(4)]
+
+    def interrupt(batch: object, share: float) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        list(restore_all(jobs, Settings("tiny"), ["cpu", "cpu"], interrupt))
+    assert not multiprocessing.active_children()
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def test_dry_run_says_what_would_be_done_and_does_nothing(tmp_path, capsys):
+    photo(tmp_path / "in/a.png", (40, 60))
+    photo(tmp_path / "in/b.png", (90, 90))
+    (tmp_path / "in/c.png").write_bytes(b"?")
+    words = (tmp_path / "in", tmp_path / "out", "--dry-run", "--tile", 64, "--max-pixels", 4000)
+    assert upscale(*words) == 0
+    a, b, c, count, memory = capsys.readouterr().out.splitlines()
+    assert "60x40 to 120x80 px, 6 tiles" in a
+    assert "90x90 px, more than --max-pixels 4000: refused" in b
+    assert "cannot be read" in c
+    assert count == "3 images, 3 to do. Time: unknown before the first is done."
+    assert memory.startswith("Memory: 0.00 GiB for the weights, 0.00 GiB for the pixels")
+    assert not (tmp_path / "out").exists()
+
+
+def test_compare_writes_a_page_of_all_that_is_there(tmp_path, capsys):
+    photo(tmp_path / "in/a.png", (16, 16))
+    photo(tmp_path / "in/crash.png", (16, 16), CRASH)
+    page = tmp_path / "page.html"
+    assert upscale(tmp_path / "in", tmp_path / "out", "--compare", page) == 1
+    assert '"key": "a.png"' in page.read_text()
+    assert "crash" not in page.read_text()
+    page.unlink()
+    assert upscale(tmp_path / "in/a.png", tmp_path / "sr.jpg", "--compare", page) == 0
+    assert '"key": "sr.jpg"' in page.read_text()
+
+
+def targets(inputs: list[str], output: Path, ending: str | None = None) -> list[str]:
+    return [job.target.relative_to(output.parent).as_posix() for job in list_jobs(inputs, output, ending)]
+
+
+def test_files_folders_and_globs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("in/a.png", "in/sub/b.JPG", "c.bmp", "d.gif"):
+        photo(Path(name))
+    out = Path("out")
+    assert targets(["in"], out) == ["out/a.png", "out/sub/b.JPG"]
+    assert targets(["in", "c.bmp", "d.gif"], out) == ["out/a.png", "out/sub/b.JPG", "out/c.bmp", "out/d.png"]
+    assert targets(["in/**/*"], out, ".webp") == ["out/a.webp", "out/b.webp"]
+    assert targets(["c.bmp"], Path("x/sr.tif")) == ["sr.tif"]
+    assert targets(["c.bmp"], out) == ["out/c.bmp"]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "output", "says"),
+    [
+        (["absent"], "out", "absent: no such file or folder"),
+        (["*.xyz"], "out", r"\*\.xyz: matches no image"),
+        (["empty"], "out", "empty: holds no image"),
+        (["a.png"], "sr.jp2", r"sr\.jp2: must end in one of"),
+        (["in"], "a.png", r"a\.png is a file"),
+        (["in", "a.png"], "out", r"in/a\.png and a\.png would both be written to out/a\.png: rename one"),
+        (["in"], "in", r"in/a\.png would be written over an image"),
+        (["a.png"], "a.png", "would be written over"),
+    ],
+)
+def test_inputs_and_outputs_that_do_not_go_together(inputs, output, says, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    photo(Path("in/a.png"))
+    photo(Path("a.png"))
+    Path("empty").mkdir()
+    with pytest.raises(UsageError, match=says):
+        list_jobs(inputs, Path(output))
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        (("--strength", "canny=1"), 2, "--strength canny: the adapter was trained only with hed, depth"),
+        (("--strength", "hed"), 2, "--strength hed: write TYPE=NUMBER"),
+        (("--strength", "hed=-1"), 2, "--strength hed=-1: must be a number from 0 up"),
+        (("--tile", "0"), 2, "--tile is 0, must be greater than 0"),
+        (("--preset", "best"), 2, "invalid choice: 'best'"),
+        (("--compare", "folder"), 2, "--compare folder: name an HTML file"),
+        (("--device", "cuda:77"), 2, "--device cuda:77 cannot be used"),
+    ],
+)
+def test_options_that_cannot_be_used(words, code, says, tmp_path, capsys):
+    photo(tmp_path / "in/a.png")
+    argv = ["upscale", str(tmp_path / "in"), str(tmp_path / "out"), "--checkpoint", "tiny", *words]
+    assert cli.main(argv) == code
+    assert says in capsys.readouterr().err
+
+
+def test_an_output_that_cannot_be_written_is_said_before_anything_is_restored(tmp_path, calls, capsys):
+    photo(tmp_path / "in/a.png")
+    (tmp_path / "file").write_text("")
+    assert upscale(tmp_path / "in", tmp_path / "file" / "out") == 1
+    assert "cannot " in capsys.readouterr().err
+    assert not calls
