@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
 
-import numpy as np
 import pytest
 
 from megasr import cli
 from megasr.commands import doctor
 from megasr.errors import MegaSRError, UsageError
-from megasr.images import write_png
 
 
 def failure(argv: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:

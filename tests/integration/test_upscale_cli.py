@@ -11,7 +11,7 @@ from PIL import Image
 
 from megasr import cli
 from megasr.errors import UsageError
-from megasr.images import read_image, write_png
+from megasr.images import read_image
 from megasr.inference.jobs import Job, list_jobs
 from megasr.inference.made import MADE_FILE
 from megasr.inference.restoring import Settings
