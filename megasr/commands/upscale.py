@@ -101,7 +101,6 @@ def _upscale(plan: Sequence[Planned], settings: Settings, arguments: argparse.Na
         def show(more: float = 0) -> None:
             advance("upscaling", int(done + more), sum(pixels.values()), files=finished, all=len(left))
 
-        show()
         for outcome in restore_all(
             batches, settings, arguments.device, lambda batch, share: show(share * sum(pixels[job] for job in batch))
         ):

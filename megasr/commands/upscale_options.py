@@ -11,14 +11,14 @@ from megasr.errors import UsageError
 if TYPE_CHECKING:
     from megasr.inference.restoring import Settings
 
-PRESETS, COLOR_FIXES = ("quality", "balanced", "fast"), ("adain", "wavelet")
-
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Declare them."""
     add_model_options(parser)
     how = parser.add_argument_group("how images are restored")
-    how.add_argument("--preset", choices=PRESETS, help="50, 20 or 8 sampling steps; default: the training's sampler")
+    how.add_argument(
+        "--preset", help="quality, balanced or fast: 50, 20 or 8 sampling steps; default: the training's sampler"
+    )
     how.add_argument("--steps", type=int, help="sampling steps; default: the preset's or the training's")
     how.add_argument("--guidance-scale", type=float, help="classifier-free guidance; default: the training's")
     strength = "of guidance types: 1 is as trained, 0 is off; hed=0.5,depth=0"
@@ -27,8 +27,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--negative-prompt", help="what they do not; used with a guidance scale that is not 1")
     how.add_argument("--seed", type=int, help="seed of the sampling noise; default: the training's")
     how.add_argument("--scale-factor", type=float, help="size of sr over that of the image; default: the training's")
-    how.add_argument("--color-fix", choices=COLOR_FIXES, help="give sr the colours of the image")
-    how.add_argument("--tile", type=int, metavar="PX", help="restore in tiles of so many px of sr: bounded memory")
+    how.add_argument("--color-fix", help="adain or wavelet: give sr the colours of the image")
+    tile = "restore what is larger in tiles of so many px of sr: bounded memory; 0: never (default: 1024)"
+    how.add_argument("--tile", type=int, default=1024, metavar="PX", help=tile)
     how.add_argument("--batch-size", type=int, default=1, help="images of one size at once (default: 1)")
     files = parser.add_argument_group("files")
     files.add_argument(
@@ -55,6 +56,7 @@ def check_options(arguments: argparse.Namespace) -> None:
     Raises:
         UsageError: a number is out of range.
     """
+    arguments.tile = arguments.tile or None
     for name in ("steps", "batch_size", "tile", "max_pixels", "scale_factor"):
         value = getattr(arguments, name)
         if value is not None and value <= 0:
@@ -68,7 +70,7 @@ def parse_strengths(given: str) -> dict[str, float]:
     """`hed=0.5,depth=0` -> {"hed": 0.5, "depth": 0.0}.
 
     Raises:
-        UsageError: one is not a type and a number that is not negative.
+        UsageError: one is not a type and a number.
     """
     strengths = {}
     for text in filter(None, given.split(",")):
@@ -77,8 +79,6 @@ def parse_strengths(given: str) -> dict[str, float]:
             strengths[name] = float(value)
         except ValueError as error:
             raise UsageError(f"--strength {text}: write TYPE=NUMBER, such as hed=0.5") from error
-        if not 0 <= strengths[name] < float("inf"):
-            raise UsageError(f"--strength {text}: must be a number from 0 up")
     return strengths
 
 

@@ -98,8 +98,8 @@ def _count_tiles(pipeline: MegaSRPipeline, settings: Settings, height: int, widt
     if (size := settings.options.get("tile")) is None:
         return 1
     multiple = pipeline.module.prior.size_multiple
-    padded = (side + -side % multiple for side in (height, width))
-    return sum(map(len, Tiling(size).grid(*padded, multiple).groups))
+    height, width = (side + -side % multiple for side in (height, width))
+    return sum(len(group) for group in Tiling(size).grid(height, width, multiple).groups)
 
 
 def _weights(pipeline: MegaSRPipeline) -> int:

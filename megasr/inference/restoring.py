@@ -12,11 +12,15 @@ import torch
 
 from megasr.errors import MegaSRError, UsageError
 from megasr.files import write_whole
+from megasr.guidance.strengths import check_strengths
 from megasr.image_decoding import MAX_PIXELS
+from megasr.inference.arguments import change_sampler, spread_prompts
+from megasr.inference.color import check_color_fix
 from megasr.inference.encoding import encode
 from megasr.inference.jobs import Job
 from megasr.inference.made import MadeFiles
 from megasr.inference.photograph import Photograph, read_photograph
+from megasr.inference.tiling import Tiling
 
 if TYPE_CHECKING:
     from megasr.inference.pipeline import MegaSRPipeline
@@ -57,7 +61,7 @@ def load_pipeline(settings: Settings, device: str) -> MegaSRPipeline:
     """The pipeline of a checkpoint or of an exported folder.
 
     Raises:
-        UsageError: a strength is given for guidance that the adapter was not trained with.
+        UsageError: an option cannot be used with this adapter.
         MegaSRError: the adapter or the prior is missing, or they do not belong together.
     """
     from megasr.inference.pipeline import MegaSRPipeline
@@ -66,11 +70,19 @@ def load_pipeline(settings: Settings, device: str) -> MegaSRPipeline:
         pipeline = MegaSRPipeline.from_pretrained(settings.checkpoint, prior=settings.prior).to(device)
     else:
         pipeline = MegaSRPipeline.from_checkpoint(settings.checkpoint, prior=settings.prior, device=device)
-    for name in settings.options.get("guidance") or {}:
-        if name not in pipeline.guidance:
-            trained = f"only with {', '.join(pipeline.guidance)}" if pipeline.guidance else "without guidance"
-            raise UsageError(f"--strength {name}: the adapter was trained {trained}")
+    _check_options(pipeline, settings.options)
     return pipeline
+
+
+def _check_options(pipeline: MegaSRPipeline, options: dict[str, Any]) -> None:
+    """Refuse once, before anything is restored, what every image would fail for."""
+    names = ("num_inference_steps", "preset", "guidance_scale", "negative_prompt")
+    change_sampler(pipeline.module.sampler, *(options.get(name) for name in names))
+    check_strengths(options.get("guidance") or {}, pipeline.guidance)
+    check_color_fix(options.get("color_fix"))
+    spread_prompts(options.get("prompt", ""), 1, pipeline.module.adapter.text)
+    if (tile := options.get("tile")) is not None:
+        Tiling(tile)
 
 
 def restore_files(
@@ -103,18 +115,21 @@ def _restore(
 ) -> Sequence[torch.Tensor]:
     first = 0
 
-    def tell(pipe: Any, step: int, timestep: Any, latents: dict[str, Any]) -> dict[str, Any]:
+    def tell(pipe: Any, step: int, timestep: int, latents: dict[str, torch.Tensor]) -> None:
         nonlocal first
-        first = first or int(timestep)  # timesteps fall to 0: no need to know how many there are
-        progress(1 - int(timestep) / max(first, 1))
-        return latents
+        first = first or timestep  # timesteps fall to 0: no need to know how many there are
+        progress(1 - timestep / max(first, 1))
 
+    options, images = dict(settings.options), [photograph.tensor() for _, photograph in read]
+    scale = options.get("scale_factor", pipeline.scale_factor)
+    if "tile" in options and max(images[0].shape[-2:]) * scale <= options["tile"]:
+        del options["tile"]  # the pipeline restores one by one what is in tiles
     return pipeline(
-        [photograph.tensor() for _, photograph in read],
+        images,
         keys=[job.key for job, _ in read],
         output_type="pt",
         callback_on_step_end=tell,
-        **settings.options,
+        **options,
     ).images
 
 

@@ -12,6 +12,7 @@ import torch
 
 from megasr.errors import MegaSRError
 from megasr.images import upsample_lq
+from megasr.training.config import SamplerConfig
 
 # What an image asks for by its first pixel.
 CRASH, DIE, INTERRUPT = (1, 2, 3), (4, 5, 6), (7, 8, 9)
@@ -21,7 +22,12 @@ class BicubicPipeline:
     guidance = ("hed", "depth")
     scale_factor = 2
     calls: ClassVar[list[dict[str, Any]]] = []
-    module = SimpleNamespace(prior=SimpleNamespace(size_multiple=8), parameters=lambda: [torch.zeros(2**20)])
+    module = SimpleNamespace(
+        prior=SimpleNamespace(size_multiple=8),
+        parameters=lambda: [torch.zeros(2**20)],
+        sampler=SamplerConfig(),
+        adapter=SimpleNamespace(text=False),
+    )
 
     @classmethod
     def from_checkpoint(cls, path: str, prior: str | None = None, device: str = "cpu") -> BicubicPipeline:

@@ -22,7 +22,7 @@ from tests.helpers.bicubic_pipeline import CRASH, DIE, INTERRUPT, BicubicPipelin
 
 @pytest.fixture(autouse=True)
 def calls(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> list[dict]:
-    if "real" not in request.keywords:
+    if "real_pipeline" not in request.node.name:
         monkeypatch.setattr("megasr.inference.pipeline.MegaSRPipeline", BicubicPipeline)
     BicubicPipeline.calls.clear()
     return BicubicPipeline.calls
@@ -235,11 +235,14 @@ def test_inputs_and_outputs_that_do_not_go_together(inputs, output, says, tmp_pa
 @pytest.mark.parametrize(
     ("words", "code", "says"),
     [
-        (("--strength", "canny=1"), 2, "--strength canny: the adapter was trained only with hed, depth"),
+        (("--strength", "canny=1"), 2, "guidance strength of canny: the adapter was trained with hed, depth"),
         (("--strength", "hed"), 2, "--strength hed: write TYPE=NUMBER"),
-        (("--strength", "hed=-1"), 2, "--strength hed=-1: must be a number from 0 up"),
-        (("--tile", "0"), 2, "--tile is 0, must be greater than 0"),
-        (("--preset", "best"), 2, "invalid choice: 'best'"),
+        (("--strength", "hed=-1"), 2, "guidance strength of hed must be from 0 to 2, got -1.0"),
+        (("--tile", "-1"), 2, "--tile is -1, must be greater than 0"),
+        (("--preset", "best"), 2, "unknown preset 'best'; did you mean fast?"),
+        (("--color-fix", "x"), 2, "unknown color_fix 'x'; known: adain, wavelet"),
+        (("--tags", "a cat"), 2, "trained without text, words do nothing"),
+        (("--preset", "fast", "--steps", "3"), 2, "give one of them"),
         (("--compare", "folder"), 2, "--compare folder: name an HTML file"),
         (("--device", "cuda:77"), 2, "--device cuda:77 cannot be used"),
     ],
@@ -257,3 +260,20 @@ def test_an_output_that_cannot_be_written_is_said_before_anything_is_restored(tm
     assert upscale(tmp_path / "in", tmp_path / "file" / "out") == 1
     assert "cannot " in capsys.readouterr().err
     assert not calls
+
+
+def test_the_real_pipeline_gives_files_what_it_gives_in_python(tmp_path):
+    from megasr.inference.pipeline import MegaSRPipeline
+
+    folder = tmp_path / "exported"
+    pipeline = MegaSRPipeline.from_checkpoint("tiny")
+    pipeline.save_pretrained(folder)
+    paths = [photo(tmp_path / "in/a.png", (12, 10)), photo(tmp_path / "in/b.png", (8, 40))]
+    words = ("--checkpoint", folder, "--steps", 1, "--seed", 5, "--color-fix", "wavelet", "--tile", 128)
+    assert upscale(tmp_path / "in", tmp_path / "out", *words) == 0
+    for path in paths:
+        options = {"num_inference_steps": 1, "seed": 5, "color_fix": "wavelet", "tile": 128, "keys": [path.stem]}
+        expected = pipeline(Image.open(path), output_type="np", **options).images[0]
+        np.testing.assert_array_equal(read_image(tmp_path / "out" / path.name), expected)
+    assert upscale(paths[0], tmp_path / "x2.png", "--checkpoint", folder, "--steps", 1, "--scale-factor", 2) == 0
+    assert read_image(tmp_path / "x2.png").shape == (24, 20, 3)
