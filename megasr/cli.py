@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 from megasr import __version__
 from megasr.commands import (
     compare,
+    demo,
     doctor,
     evaluate,
     export,
@@ -29,7 +30,7 @@ from megasr.commands import (
 )
 from megasr.errors import MegaSRError, UsageError
 
-COMMANDS = (training, pretrain, study, upscale, export, evaluate, compare, shards, weights, params, doctor)
+COMMANDS = (training, pretrain, study, upscale, demo, export, evaluate, compare, shards, weights, params, doctor)
 
 
 class Parser(argparse.ArgumentParser):

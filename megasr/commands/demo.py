@@ -1,0 +1,44 @@
+"""`megasr demo`: a page in the browser that upscales what is dropped on it, with a switch for every guidance type.
+
+It runs on this machine alone: nothing is fetched from elsewhere, and no photograph leaves it.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from megasr.commands.upscale_options import add_model_options
+from megasr.errors import UsageError
+
+
+def add_parser(commands: Any) -> None:
+    """Declare `demo`."""
+    parser = commands.add_parser("demo", help="upscale in the browser", description=__doc__)
+    add_model_options(parser)
+    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in (default: 127.0.0.1)")
+    parser.add_argument("--port", type=int, help="default: a free one from 7860 up")
+    tile = "what is larger is restored in tiles of so many px of sr; 0: never (default: 1024)"
+    parser.add_argument("--tile", type=int, default=1024, metavar="PX", help=tile)
+    parser.add_argument("--max-pixels", type=int, default=2048**2, help="larger photographs are refused (2048 x 2048)")
+    parser.set_defaults(run=run, passes_options_on=False)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Serve the page until Ctrl-C.
+
+    Raises:
+        UsageError: an option cannot be used.
+        MegaSRError: gradio is not installed, the adapter or the prior cannot be read, or the port is taken.
+    """
+    if arguments.tile < 0 or arguments.max_pixels <= 0:
+        raise UsageError("--tile must be 0 or more, --max-pixels greater than 0")
+    from megasr.commands.measuring import usable_device
+    from megasr.inference.demo import import_gradio, make_page, serve
+    from megasr.inference.restoring import Settings, load_pipeline
+
+    import_gradio()  # before minutes of loading, not after
+    pipeline = load_pipeline(Settings(arguments.checkpoint, arguments.prior), usable_device(arguments.device))
+    page = make_page(pipeline, arguments.tile or None, arguments.max_pixels)
+    print(f"{serve(page, arguments.host, arguments.port)} (Ctrl-C ends it)")
+    page.block_thread()

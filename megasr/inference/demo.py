@@ -1,0 +1,198 @@
+"""A page in the browser: drop a photograph, choose what guides its restoration, see the maps and both pictures.
+
+It needs gradio (`pip install megasr[demo]`), asks no other server for anything and sends nothing anywhere.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, get_args
+
+import numpy as np
+import torch
+from PIL import Image
+
+from megasr.errors import MegaSRError, UsageError
+from megasr.guidance.registry import get_guidance
+from megasr.guidance.strengths import MAX_STRENGTH
+from megasr.images import from_uint8, resize, to_uint8
+from megasr.inference.arguments import PRESETS
+from megasr.inference.color import ColorFix
+
+if TYPE_CHECKING:
+    import gradio as gr
+
+    from megasr.inference.pipeline import MegaSRPipeline
+
+AS_TRAINED, NONE = "as trained", "none"
+Progress = Callable[[float], None]
+Picture = tuple[Image.Image, str]  # with its caption
+
+
+def restore_shown(
+    pipeline: MegaSRPipeline,
+    photograph: Image.Image,
+    options: Mapping[str, Any],
+    progress: Progress = lambda share: None,
+) -> tuple[tuple[Image.Image, Image.Image], list[Picture], str]:
+    """What the page shows of one restoration.
+
+    Args:
+        pipeline: restores.
+        photograph: lq, RGB.
+        options: arguments of the pipeline's call.
+        progress: called with the share that is done.
+
+    Returns:
+        lq enlarged and sr, of one size; the guidance maps with their names; and a line about it.
+
+    Raises:
+        UsageError, MegaSRError: as the pipeline does.
+    """
+    started, first = time.perf_counter(), 0
+
+    def tell(pipe: Any, step: int, timestep: int, latents: dict[str, torch.Tensor]) -> None:
+        nonlocal first
+        first = first or timestep
+        progress(1 - timestep / max(first, 1))
+
+    output = pipeline(photograph, callback_on_step_end=tell, **options)
+    sr: Image.Image = output.images[0]
+    lq = from_uint8(np.asarray(photograph.convert("RGB")))[None]
+    enlarged = Image.fromarray(to_uint8(resize(lq, sr.height, sr.width))[0])
+    maps = [
+        (Image.fromarray(to_uint8(get_guidance(name).render(shown[0].cpu()))), name)
+        for name, shown in output.maps.items()
+    ]
+    took = time.perf_counter() - started
+    sizes = f"{photograph.width}x{photograph.height} to {sr.width}x{sr.height} px"
+    return (enlarged, sr), maps, f"{sizes} in {took:.1f} s, seed {options.get('seed', pipeline.module.seed)}"
+
+
+def read_options(guidance: tuple[str, ...], values: tuple[Any, ...], tile: int | None) -> dict[str, Any]:
+    """The page's fields as arguments of the pipeline's call.
+
+    Args:
+        guidance: the adapter's types.
+        values: tags, preset, colour fix, seed, and of every type whether it is shown and how strongly.
+        tile: px of a tile.
+    """
+    tags, preset, color_fix, seed, *switches = values
+    shown, strengths = switches[: len(guidance)], switches[len(guidance) :]
+    options: dict[str, Any] = {"prompt": tags.strip(), "seed": int(seed), "tile": tile}
+    if guidance:
+        options["guidance"] = {
+            name: strength if on else 0.0 for name, on, strength in zip(guidance, shown, strengths, strict=True)
+        }
+    if preset != AS_TRAINED:
+        options["preset"] = preset
+    if color_fix != NONE:
+        options["color_fix"] = color_fix
+    return options
+
+
+def import_gradio() -> Any:
+    """The library of the page, told to keep what it sees to itself.
+
+    Raises:
+        MegaSRError: it is not installed.
+    """
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when it is imported
+    try:
+        import gradio
+    except ImportError as error:
+        raise MegaSRError("the demo needs gradio: pip install megasr[demo]") from error
+    return gradio
+
+
+def make_page(pipeline: MegaSRPipeline, tile: int | None = 1024, max_pixels: int = 2048**2) -> gr.Blocks:
+    """The page around a pipeline; `.launch()` serves it.
+
+    Args:
+        pipeline: what restores.
+        tile: sr that is larger is made in tiles of so many px; None makes it whole.
+        max_pixels: larger photographs are refused.
+
+    Raises:
+        MegaSRError: gradio is not installed.
+    """
+    gr = import_gradio()
+
+    def upscale(photograph: Image.Image | None, *values: Any, progress: Any = gr.Progress()) -> tuple[Any, ...]:  # noqa: B008 (gradio finds it by its default)
+        if photograph is None:
+            raise gr.Error("Drop a photograph first.", duration=5)
+        if photograph.width * photograph.height > max_pixels:
+            size = f"{photograph.width}x{photograph.height}"
+            raise gr.Error(f"{size} px are more than {max_pixels} px: use megasr upscale for it.")
+        try:
+            options = read_options(pipeline.guidance, values, tile)
+            return restore_shown(pipeline, photograph, options, lambda share: progress(share, desc="restoring"))
+        except (UsageError, MegaSRError) as error:
+            raise gr.Error(str(error)) from error
+
+    with gr.Blocks(title="megasr", analytics_enabled=False) as page:
+        gr.Markdown("## megasr\nDrop a photograph, choose what guides its restoration, and compare.")
+        with gr.Row():
+            with gr.Column(scale=2, min_width=320):
+                photograph, fields, button = _fields(gr, pipeline)
+            with gr.Column(scale=3, min_width=420):
+                both, maps, line = _results(gr, pipeline)
+        button.click(upscale, [photograph, *fields], [both, maps, line], show_progress_on=[both])
+    return page
+
+
+def _fields(gr: Any, pipeline: MegaSRPipeline) -> tuple[Any, list[Any], Any]:
+    """Photograph, the other fields in the order of read_options, and the button."""
+    photograph = gr.Image(type="pil", image_mode="RGB", sources=["upload", "clipboard"], label="Photograph", height=280)
+    reads = pipeline.module.adapter.text
+    hint = "comma-separated: what is shown" if reads else "this adapter was trained without words"
+    tags = gr.Textbox(label="Tags", placeholder=hint, interactive=reads)
+    shown, strengths = [], []
+    with gr.Group():
+        for name in pipeline.guidance:
+            with gr.Row(equal_height=True):
+                shown.append(gr.Checkbox(True, label=name, scale=1, min_width=150, elem_id=f"show-{name}"))
+                strength = gr.Slider(0, MAX_STRENGTH, 1, step=0.05, label="strength", scale=3, min_width=220,
+                                     elem_id=f"strength-{name}")  # fmt: skip
+                strengths.append(strength)
+    with gr.Row():
+        preset = gr.Dropdown([AS_TRAINED, *PRESETS], value=AS_TRAINED, label="Steps", min_width=100)
+        color_fix = gr.Dropdown([NONE, *get_args(ColorFix)], value=NONE, label="Colour fix", min_width=100)
+        seed = gr.Number(pipeline.module.seed, label="Seed", precision=0, minimum=0, min_width=80)
+    button = gr.Button("Upscale", variant="primary", elem_id="upscale")
+    return photograph, [tags, preset, color_fix, seed, *shown, *strengths], button
+
+
+def _results(gr: Any, pipeline: MegaSRPipeline) -> tuple[Any, Any, Any]:
+    """Both pictures, the maps, and the line about them."""
+    both = gr.ImageSlider(label="Bicubic and restored", format="png", height=480, max_height=480, elem_id="both")
+    line = gr.Markdown(elem_id="line")
+    columns = max(1, min(4, len(pipeline.guidance)))
+    maps = gr.Gallery(label="Guidance maps", columns=columns, height="auto", format="png", object_fit="contain",
+                      visible=bool(pipeline.guidance), elem_id="maps")  # fmt: skip
+    return both, maps, line
+
+
+def serve(page: gr.Blocks, host: str = "127.0.0.1", port: int | None = None) -> str:
+    """Serve a page from this process and return its address.
+
+    Args:
+        page: of make_page.
+        host: 0.0.0.0 lets other machines in.
+        port: None takes a free one from 7860 up.
+
+    Raises:
+        MegaSRError: the port is taken.
+    """
+    gr = import_gradio()
+    theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+    try:
+        _, address, _ = page.launch(
+            server_name=host, server_port=port, theme=theme, quiet=True, prevent_thread_lock=True, share=False,
+            ssr_mode=False, footer_links=[], enable_monitoring=False, css="footer { display: none }",
+        )  # fmt: skip
+    except OSError as error:
+        raise MegaSRError(f"cannot serve on {host}, port {port or '7860 to 7959'}: {error}") from error
+    return address
