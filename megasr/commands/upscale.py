@@ -134,7 +134,7 @@ def _compare(jobs: Sequence[Job], arguments: argparse.Namespace) -> None:
     nothing = Evaluation(protocol.name, protocol.fingerprint, tuple({"key": key} for key in keys.values()), {})
     sr, lq = ({keys[job]: path for job, path in pairs} for pairs in _files(jobs))
     try:
-        write_page(arguments.compare, [Method("sr", nothing, sr)], lq=lq, webp_quality=90)
+        write_page(arguments.compare, [Method("restored", nothing, sr)], lq=lq, webp_quality=90)
     except UsageError as error:
         raise MegaSRError(f"the comparison page could not be made: {error}") from error
     print(arguments.compare)

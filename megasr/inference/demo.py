@@ -154,7 +154,7 @@ def _fields(gr: Any, pipeline: MegaSRPipeline) -> tuple[Any, list[Any], Any]:
         for name in pipeline.guidance:
             with gr.Row(equal_height=True):
                 shown.append(gr.Checkbox(True, label=name, scale=1, min_width=150, elem_id=f"show-{name}"))
-                strength = gr.Slider(0, MAX_STRENGTH, 1, step=0.05, label="strength", scale=3, min_width=220,
+                strength = gr.Slider(0, MAX_STRENGTH, 1, step=0.05, label="strength", scale=2, min_width=220,
                                      elem_id=f"strength-{name}")  # fmt: skip
                 strengths.append(strength)
     with gr.Row():
@@ -170,7 +170,7 @@ def _results(gr: Any, pipeline: MegaSRPipeline) -> tuple[Any, Any, Any]:
     both = gr.ImageSlider(label="Bicubic and restored", format="png", height=480, max_height=480, elem_id="both")
     line = gr.Markdown(elem_id="line")
     columns = max(1, min(4, len(pipeline.guidance)))
-    maps = gr.Gallery(label="Guidance maps", columns=columns, height="auto", format="png", object_fit="contain",
+    maps = gr.Gallery(label="Guidance maps", columns=columns, height=260, format="png", object_fit="contain",
                       visible=bool(pipeline.guidance), elem_id="maps")  # fmt: skip
     return both, maps, line
 

@@ -5,10 +5,12 @@ function showHeader() {
   const count = (number, word) => `${number} ${word}${number === 1 ? "" : "s"}`;
   byId("title").textContent = methods.map((method) => method.label).join(", ");
   document.title = `${byId("title").textContent} \u2014 megasr compare`;
-  const pairs = [["images", images.length], ["methods", methods.length], ["protocol", `${protocol.name} (${protocol.fingerprint})`], ...facts];
+  const measured = data.metrics.length + data.setMetrics.length > 0;
+  const how = measured ? [["protocol", `${protocol.name} (${protocol.fingerprint})`]] : [];
+  const pairs = [["images", images.length], ["methods", methods.length], ...how, ...facts];
   for (const [name, value] of pairs) byId("facts").append(make("div", {}, make("dt", {}, name), make("dd", {}, `${value}`)));
   byId("lossy").hidden = webpQuality === null;
-  byId("lossy").textContent = `The pictures on this page are lossy (WebP, quality ${webpQuality}); the scores are those of the files themselves.`;
+  byId("lossy").textContent = `The pictures on this page are lossy (WebP, quality ${webpQuality})${measured ? "; the scores are those of the files themselves" : ""}.`;
   byId("skipped").hidden = skipped.length === 0;
   byId("skipped").firstElementChild.textContent = `${count(skipped.length, "metric")} not taken`;
   for (const [name, why] of skipped) byId("skipped").lastElementChild.append(make("li", {}, make("b", {}, name), `: ${why}`));
