@@ -128,6 +128,7 @@ def _tiff(pixels: np.ndarray, metadata: Metadata) -> bytes:
         planarconfig="contig" if channels > 1 else None,
         extrasamples=["unassalpha"] if channels in (2, 4) else None,
         compression="zlib",
+        predictor=True,
         iccprofile=metadata.profile,
         software=False,
         metadata=None,

@@ -1,4 +1,4 @@
-"""The demo page in a real browser: a photograph is dropped, guidance switched, and what is shown is what Python gives."""
+"""The demo in a real browser: a photograph is dropped, guidance is switched, and what is shown is what Python gives."""
 
 from __future__ import annotations
 
