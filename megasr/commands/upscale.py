@@ -94,18 +94,23 @@ def _upscale(plan: Sequence[Planned], settings: Settings, arguments: argparse.Na
         return []
     pixels = {planned.job: planned.pixels for planned in left}
     batches = _batches(left, arguments.batch_size)
-    done, finished, outcomes = 0, 0, []
+    done, outcomes = 0.0, []
+    going: dict[Job, float] = {}  # pixels of what is being restored, on any device
     count = TextColumn("{task.fields[files]} of {task.fields[all]} images")
     with progress_bars(TextColumn("{task.description}"), BarColumn(), count) as advance:
 
-        def show(more: float = 0) -> None:
-            advance("upscaling", int(done + more), sum(pixels.values()), files=finished, all=len(left))
+        def show() -> None:
+            so_far = int(done + sum(going.values()))
+            advance("upscaling", so_far, sum(pixels.values()), files=len(outcomes), all=len(left))
 
-        for outcome in restore_all(
-            batches, settings, arguments.device, lambda batch, share: show(share * sum(pixels[job] for job in batch))
-        ):
+        def on_share(batch: Sequence[Job], share: float) -> None:
+            going.update({job: share * pixels[job] for job in batch})
+            show()
+
+        for outcome in restore_all(batches, settings, arguments.device, on_share):
             outcomes.append(outcome)
-            done, finished = done + pixels[outcome.job], finished + 1
+            going.pop(outcome.job, None)
+            done += pixels[outcome.job]
             show()
             if outcome.error is None:
                 print(outcome.job.target)

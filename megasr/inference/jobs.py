@@ -32,8 +32,8 @@ class Job:
 def list_jobs(inputs: Sequence[str], output: Path, ending: str | None = None) -> list[Job]:
     """What the inputs are, and where each goes.
 
-    The tree of a folder is kept, files and what a glob finds go directly into the folder `output`. Every file keeps its
-    format, or becomes a PNG where it is of one that cannot be written.
+    The tree of a folder is kept, and an output folder inside it is left alone; files and what a glob finds go directly
+    into the folder `output`. Every file keeps its format, or becomes a PNG where it is of one that cannot be written.
 
     Args:
         inputs: files, folders and globs (with ** for folders in folders).
@@ -43,7 +43,7 @@ def list_jobs(inputs: Sequence[str], output: Path, ending: str | None = None) ->
     Raises:
         UsageError: nothing to read, an output of an unknown format, one output of two inputs, or one that is an input.
     """
-    found = [pair for text in inputs for pair in _expand(text)]
+    found = [pair for text in inputs for pair in _expand(text, output)]
     if is_one_file(inputs, output):
         if output.suffix.lower() not in IMAGE_SUFFIXES:
             raise UsageError(f"{output}: must end in one of {' '.join(IMAGE_SUFFIXES)}, or be a folder that is there")
@@ -61,11 +61,14 @@ def is_one_file(inputs: Sequence[str], output: Path) -> bool:
     return len(inputs) == 1 and Path(inputs[0]).is_file() and bool(output.suffix) and not output.is_dir()
 
 
-def _expand(text: str) -> list[tuple[Path, Path]]:
-    """(file, its path inside the output) of what was typed."""
+def _expand(text: str, output: Path) -> list[tuple[Path, Path]]:
+    """(file, its path inside the output) of what was typed. An output inside a folder is none of its images."""
     path = Path(text)
     if path.is_dir():
-        return [(image, image.relative_to(path)) for image in list_images(path)]
+        images = list_images(path)
+        if path.resolve() in output.resolve().parents:
+            images = [image for image in images if output.resolve() not in image.resolve().parents]
+        return [(image, image.relative_to(path)) for image in images]
     if path.exists():
         return [(path, Path(path.name))]
     if not glob.has_magic(text):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -44,13 +45,17 @@ class MadeFiles:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self._path = folder, folder / MADE_FILE
-        self._known: dict[str, list[Made]] = {}
+
+    @cached_property
+    def _known(self) -> dict[str, list[Made]]:
+        known: dict[str, list[Made]] = {}
         for line in self._path.read_text().splitlines() if self._path.is_file() else []:
             try:
                 made = Made(**json.loads(line))
             except (ValueError, TypeError):
                 continue  # cut short by a crash
-            self._known.setdefault(made.name, []).append(made)
+            known.setdefault(made.name, []).append(made)
+        return known
 
     def add(self, target: Path, content: str, source: str, settings: dict[str, Any]) -> None:
         """Write down a file that is about to be written.

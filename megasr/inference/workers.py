@@ -1,7 +1,8 @@
 """One process per device. Batches go to whichever is free; one that dies takes its batch with it, no other.
 
 The processes are forked from this one after it has imported what they need. They end with it, however it ends, and a
-file that one is writing when it is stopped does not come into being.
+file that one is writing when it is stopped does not come into being. The folders must be ours alone: what is half
+written in them is removed.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 import torch
 
 from megasr.errors import MegaSRError, UsageError
+from megasr.files import remove_parts
 from megasr.inference.jobs import Job
 from megasr.inference.restoring import Outcome, Progress, Settings, load_pipeline, restore_files
 
@@ -42,8 +44,12 @@ def restore_all(
     Raises:
         UsageError, MegaSRError: the pipeline cannot be loaded.
     """
-    if len(devices) > 1:
-        yield from _restore_in_processes(list(batches), settings, devices, on_share)
+    if len(devices) > 1 and len(batches) > 1:
+        try:
+            yield from _restore_in_processes(list(batches), settings, devices[: len(batches)], on_share)
+        finally:
+            for folder in {job.target.parent for batch in batches for job in batch}:
+                remove_parts(folder)  # of processes that were stopped
         return
     pipeline = load_pipeline(settings, devices[0])
     for batch in batches:
@@ -69,7 +75,7 @@ def _restore_in_processes(
 
     workers: list[_Worker] = []
     try:
-        for device in devices[: len(waiting)]:
+        for device in devices:
             workers.append(_start(device, settings, len(devices), [worker.line for worker in workers]))
         while workers:
             for worker in _heard_of(workers):
@@ -134,7 +140,7 @@ def _work(device: str, settings: Settings, sharing: int, line: Connection, other
     for other in others:  # copies of the parent's ends: with these open, nobody would notice that it died
         other.close()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's affair, which then terminates
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # an exception: what is half written is removed
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # at once: an exception would wait for what torch computes
     if device == "cpu":
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // sharing))
     try:

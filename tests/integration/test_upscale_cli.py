@@ -208,6 +208,8 @@ def test_files_folders_and_globs(tmp_path, monkeypatch):
     assert targets(["in/**/*"], out, ".webp") == ["out/a.webp", "out/b.webp"]
     assert targets(["c.bmp"], Path("x/sr.tif")) == ["sr.tif"]
     assert targets(["c.bmp"], out) == ["out/c.bmp"]
+    photo(Path("in/sr/a.png"))
+    assert targets(["in"], Path("in/sr")) == ["sr/a.png", "sr/sub/b.JPG"]
 
 
 @pytest.mark.parametrize(
