@@ -94,7 +94,8 @@ def _upscale(plan: Sequence[Planned], settings: Settings, arguments: argparse.Na
         return []
     pixels = {planned.job: planned.pixels for planned in left}
     batches = _batches(left, arguments.batch_size)
-    done, outcomes = 0.0, []
+    done = 0.0
+    outcomes: list[Outcome] = []
     going: dict[Job, float] = {}  # pixels of what is being restored, on any device
     count = TextColumn("{task.fields[files]} of {task.fields[all]} images")
     with progress_bars(TextColumn("{task.description}"), BarColumn(), count) as advance:

@@ -14,13 +14,12 @@ from megasr.errors import MegaSRError, UsageError
 from megasr.files import write_whole
 from megasr.guidance.strengths import check_strengths
 from megasr.image_decoding import MAX_PIXELS
-from megasr.inference.arguments import change_sampler, spread_prompts
+from megasr.inference.arguments import change_sampler, choose_tiling, spread_prompts
 from megasr.inference.color import check_color_fix
 from megasr.inference.encoding import encode
 from megasr.inference.jobs import Job
 from megasr.inference.made import MadeFiles
 from megasr.inference.photograph import Photograph, read_photograph
-from megasr.inference.tiling import Tiling
 
 if TYPE_CHECKING:
     from megasr.inference.pipeline import MegaSRPipeline
@@ -78,11 +77,10 @@ def _check_options(pipeline: MegaSRPipeline, options: dict[str, Any]) -> None:
     """Refuse once, before anything is restored, what every image would fail for."""
     names = ("num_inference_steps", "preset", "guidance_scale", "negative_prompt")
     change_sampler(pipeline.module.sampler, *(options.get(name) for name in names))
-    check_strengths(options.get("guidance") or {}, pipeline.guidance)
+    check_strengths(options.get("guidance") or {}, dict.fromkeys(pipeline.guidance, 1.0))
     check_color_fix(options.get("color_fix"))
     spread_prompts(options.get("prompt", ""), 1, pipeline.module.adapter.text)
-    if (tile := options.get("tile")) is not None:
-        Tiling(tile)
+    choose_tiling(options.get("tile"), None)
 
 
 def restore_files(
