@@ -17,7 +17,7 @@ from PIL import Image
 from megasr.errors import MegaSRError, UsageError
 from megasr.guidance.registry import get_guidance
 from megasr.guidance.strengths import MAX_STRENGTH
-from megasr.images import from_uint8, resize, to_uint8
+from megasr.images import from_uint8, resize, to_uint8, upsample_lq
 from megasr.inference.arguments import PRESETS
 from megasr.inference.color import ColorFix
 
@@ -69,6 +69,16 @@ def restore_shown(
     took = time.perf_counter() - started
     sizes = f"{photograph.width}x{photograph.height} to {sr.width}x{sr.height} px"
     return (enlarged, sr), maps, f"{sizes} in {took:.1f} s, seed {options.get('seed', pipeline.module.seed)}"
+
+
+def suggest_tags(pipeline: MegaSRPipeline, photograph: Image.Image | None) -> str:
+    """What the adapter's tagger finds in a photograph; "" where there is none to look, or nothing to look at."""
+    tagger = pipeline.module.tagger
+    if tagger is None or photograph is None:
+        return ""
+    lq = from_uint8(np.asarray(photograph.convert("RGB")))[None].to(pipeline.device)
+    with torch.no_grad():
+        return tagger(upsample_lq(lq, pipeline.scale_factor))[0]
 
 
 def read_options(guidance: tuple[str, ...], values: tuple[Any, ...], tile: int | None) -> dict[str, Any]:
@@ -139,6 +149,10 @@ def make_page(pipeline: MegaSRPipeline, tile: int | None = 1024, max_pixels: int
                 photograph, fields, button = _fields(gr, pipeline)
             with gr.Column(scale=3, min_width=420):
                 both, maps, line = _results(gr, pipeline)
+        if pipeline.module.tagger is not None:
+            photograph.upload(
+                lambda image: suggest_tags(pipeline, image), photograph, fields[0], show_progress="hidden"
+            )
         button.click(upscale, [photograph, *fields], [both, maps, line], show_progress_on=[both])
     return page
 
@@ -146,9 +160,12 @@ def make_page(pipeline: MegaSRPipeline, tile: int | None = 1024, max_pixels: int
 def _fields(gr: Any, pipeline: MegaSRPipeline) -> tuple[Any, list[Any], Any]:
     """Photograph, the other fields in the order of read_options, and the button."""
     photograph = gr.Image(type="pil", image_mode="RGB", sources=["upload", "clipboard"], label="Photograph", height=280)
-    reads = pipeline.module.adapter.text
-    hint = "comma-separated: what is shown" if reads else "this adapter was trained without words"
-    tags = gr.Textbox(label="Tags", placeholder=hint, interactive=reads)
+    hint, reads = "comma-separated: what is shown", pipeline.module.adapter.text
+    if not reads:
+        hint = "this adapter was trained without words"
+    elif not getattr(pipeline.module.tagger, "keep_given", True):
+        hint, reads = "this adapter's tagger decides", False
+    tags = gr.Textbox(label="Tags", placeholder=hint, interactive=reads, elem_id="tags")
     shown, strengths = [], []
     with gr.Group():
         for name in pipeline.guidance:

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from megasr.inference.demo import make_page, serve
+from megasr.inference.demo import make_page, serve, suggest_tags
 from megasr.inference.pipeline import MegaSRPipeline
 from megasr.networks.config import AdapterConfig
 from megasr.rng import numpy_generator
+from megasr.semantics.tags import TaggerConfig
 from megasr.training.config import SamplerConfig
 from megasr.training.module import MegaSRModule
 
@@ -33,7 +34,8 @@ READ = """async (image) => {
 def pipeline() -> MegaSRPipeline:
     adapter = AdapterConfig(guidance=("canny", "depth"), saft_width=16, fusion_init="as_drawn")
     sampler = SamplerConfig(num_steps=2, start_fraction=0.8)
-    return MegaSRPipeline(MegaSRModule(prior="tiny", init="tiny", adapter=adapter, sampler=sampler))
+    tagger = TaggerConfig(kind="clip", model="tiny", vocabulary="tiny")
+    return MegaSRPipeline(MegaSRModule(prior="tiny", init="tiny", adapter=adapter, sampler=sampler, tagger=tagger))
 
 
 @pytest.fixture(scope="module")
@@ -72,11 +74,15 @@ def shown(page: Page) -> np.ndarray:
 
 def test_what_is_shown_is_what_the_pipeline_gives(demo: Page, pipeline: MegaSRPipeline, tmp_path: Path) -> None:
     photograph = drop(demo, tmp_path, 12)
+    found = suggest_tags(pipeline, photograph)
+    assert found
+    demo.wait_for_function("found => document.querySelector('#tags textarea, #tags input').value === found", arg=found)
     demo.click("#upscale")
     demo.wait_for_selector("#line:has-text('12x12 to 48x48 px')")
     assert demo.locator("#maps img").count() == 2
     np.testing.assert_array_equal(shown(demo), pipeline(photograph, output_type="np").images[0])
 
+    demo.get_by_label("Tags").fill("sky")
     demo.locator("#show-canny input").uncheck()
     demo.locator("#strength-depth input[type=number]").fill("0.5")
     demo.get_by_label("Seed").fill("7")
@@ -84,9 +90,10 @@ def test_what_is_shown_is_what_the_pipeline_gives(demo: Page, pipeline: MegaSRPi
     demo.click("#upscale")
     demo.wait_for_selector("#line:has-text('seed 7')")
     assert demo.locator("#maps img").count() == 1
-    guided = pipeline(photograph, seed=7, guidance={"canny": 0, "depth": 0.5}, output_type="np").images[0]
+    options = {"seed": 7, "prompt": "sky", "output_type": "np"}
+    guided = pipeline(photograph, **options, guidance={"canny": 0, "depth": 0.5}).images[0]
     np.testing.assert_array_equal(shown(demo), guided)
-    assert not np.array_equal(guided, pipeline(photograph, seed=7, output_type="np").images[0])
+    assert not np.array_equal(guided, pipeline(photograph, **options).images[0])
 
 
 def test_what_cannot_be_done_is_said(demo: Page, tmp_path: Path) -> None:
