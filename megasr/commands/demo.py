@@ -16,6 +16,7 @@ def add_parser(commands: Any) -> None:
     """Declare `demo`."""
     parser = commands.add_parser("demo", help="upscale in the browser", description=__doc__)
     add_model_options(parser)
+    parser.add_argument("--device", help="as torch names it; default: cuda where there is one, else cpu")
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in (default: 127.0.0.1)")
     parser.add_argument("--port", type=int, help="default: a free one from 7860 up")
     tile = "what is larger is restored in tiles of so many px of sr; 0: never (default: 1024)"

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Declare them."""
     add_model_options(parser)
+    devices = "as torch names them, a process each; default: cuda where there is one, else cpu"
+    parser.add_argument("--device", "--devices", metavar="DEVICE[,DEVICE]", help=devices)
     how = parser.add_argument_group("how images are restored")
     how.add_argument(
         "--preset", help="quality, balanced or fast: 50, 20 or 8 sampling steps; default: the training's sampler"
@@ -42,12 +44,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """Declare which adapter runs where."""
+    """Declare which adapter restores, on which prior."""
     checkpoint = "that `megasr fit` wrote, a folder that `megasr export` wrote, or tiny: the shipped one"
     parser.add_argument("--checkpoint", required=True, help=checkpoint)
     parser.add_argument("--prior", help="`tiny`, `sd21-base`, a diffusers folder or a hub id; default: the training's")
-    devices = "as torch names them, a process each; default: cuda where there is one, else cpu"
-    parser.add_argument("--device", "--devices", metavar="DEVICE[,DEVICE]", help=devices)
 
 
 def check_options(arguments: argparse.Namespace) -> None:
