@@ -5,6 +5,7 @@ The twins are trained by what trains the runs, a few steps at a large learning r
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -35,11 +36,11 @@ def recipe_of(study: str) -> Path:
 
 @dataclass
 class Twin:
-    """A study's recipe, small, with what has been trained and restored so far."""
+    """A study's recipe, small, with what has been trained and restored so far: studies share what is equal."""
 
     study: str
     folder: Path
-    restored: dict[str, tuple[torch.Tensor, np.ndarray]] = field(default_factory=dict)
+    restored: dict[str, tuple[torch.Tensor, np.ndarray]] = field(default_factory=dict)  # by configuration
 
     @cached_property
     def plans(self) -> dict[str, RunPlan]:
@@ -49,6 +50,8 @@ class Twin:
         data |= SMALL_DATA | {"eval_samples": 1} | ({"pool": 1} if "pool" in data else {})
         raw["model"]["adapter"]["saft_width"] = 8
         raw["model"]["optimizer"] |= LOUD
+        if self.study != "sampling":
+            raw["model"]["sampler"]["num_steps"] = 1
         raw["trainer"] = {"max_steps": 2, "accelerator": "cpu", "devices": 1}
         path = self.folder / f"{self.study}.yaml"
         path.write_text(yaml.safe_dump(raw))
@@ -57,8 +60,9 @@ class Twin:
 
     def restore(self, ablation: str) -> tuple[torch.Tensor, np.ndarray]:
         """Lq and sr (uint8) of the one evaluation image."""
-        if ablation not in self.restored:
-            plan = self.plans[ablation]
+        plan = self.plans[ablation]
+        key = json.dumps(plan.config, sort_keys=True)
+        if key not in self.restored:
             folder = self.folder / plan.training
             if read_training(plan, folder) is None:
                 built = build(default_components(), plan.config)
@@ -68,13 +72,14 @@ class Twin:
             built.data.setup("validate")
             (batch,) = built.data.val_dataloader()
             batch = built.data.on_after_batch_transfer(batch, 0)
-            self.restored[ablation] = batch["lq"], to_uint8(built.model.eval().restore(batch))
-        return self.restored[ablation]
+            self.restored[key] = batch["lq"], to_uint8(built.model.eval().restore(batch))
+        return self.restored[key]
 
 
 @pytest.fixture(scope="module")
 def twins(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Twin]:
-    return {name: Twin(name, tmp_path_factory.mktemp(name)) for name in studies()}
+    folder, restored = tmp_path_factory.mktemp("twins"), dict[str, tuple[torch.Tensor, np.ndarray]]()
+    return {name: Twin(name, folder, restored) for name in studies()}
 
 
 @pytest.fixture(autouse=True)

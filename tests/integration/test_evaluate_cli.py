@@ -211,7 +211,7 @@ def test_a_device_that_torch_refuses_is_one_line(kind: type[Exception], monkeypa
 
     monkeypatch.setattr("torch.empty", refuse)
     with pytest.raises(UsageError, match="--device cuda cannot be used: not compiled with CUDA$"):
-        measuring._device("cuda")
+        measuring.usable_device("cuda")
 
 
 def test_every_stage_has_one_bar_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:

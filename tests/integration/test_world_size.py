@@ -19,7 +19,7 @@ def fit(shards: Path, folder: Path, devices: int, steps: int, checkpoint: Path |
         default_root_dir=folder,
         accelerator="cpu",
         devices=devices,
-        strategy="ddp_spawn" if devices > 1 else "auto",
+        strategy="ddp_fork" if devices > 1 else "auto",
         max_steps=steps,
         max_epochs=-1,
         limit_val_batches=0,

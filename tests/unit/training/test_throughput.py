@@ -27,7 +27,7 @@ def count_both() -> tuple[float | None, float, bool]:
     """Operations per image as the watcher has them, of a real pass, and whether a gradient was left."""
     prior = random_prior()
     inputs = random_inputs(prior)
-    network = MegaSRNetwork(prior, adapter(guidance=("canny", "superpixel"), image=True, rca=True))
+    network = MegaSRNetwork(prior, adapter(guidance=("canny",), image=True))
     conditions = network.conditions(inputs["lq_up"], inputs["semantics"], inputs["maps"])
     operations = OperationCount()
     operations.watch(network)
