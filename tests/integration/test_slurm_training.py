@@ -48,22 +48,20 @@ def test_two_tasks_are_stopped_by_a_signal_queued_again_and_go_on(tmp_path: Path
             assert done.returncode == 0, done.stderr
             return done.stdout
 
+        def said() -> str:
+            state = [slurm("scontrol", "show", "job"), slurm("scontrol", "show", "node"), slurm("sinfo", "-R")]
+            logs = [log, Path(environment["SLURM_CONF"]).with_name("slurmctld.log")]
+            return "\n".join([*state, *(path.read_text()[-3000:] for path in logs if path.is_file())])
+
         options = ["--ntasks-per-node=2", "--cpus-per-task=1", "--gpus-per-node=0", "--time=10", f"--output={log}"]
         script = str(ROOT / "experiments" / "slurm" / "train.sbatch")
         job = slurm("sbatch", "--parsable", *options, script, str(folder), "--config", str(recipe)).strip()
-        _wait(lambda: (folder / "last.ckpt").is_file(), log)  # an epoch is done
+        _wait(lambda: (folder / "last.ckpt").is_file(), said)  # an epoch is done
         slurm("scancel", "--signal=USR1", job)
-        _wait(lambda: "Restarts=1" in slurm("scontrol", "show", "job", job), log)
+        _wait(lambda: "Restarts=1" in slurm("scontrol", "show", "job", job), said)
         stopped_at = _steps(folder)
         assert 0 < stopped_at < STEPS
-
-        def completed() -> bool:
-            said = slurm("scontrol", "show", "job", job)
-            if "JobState=PENDING" in said:  # SLURM lets a requeued job wait, and forgets this while it still cleans up
-                slurm("scontrol", "update", f"JobId={job}", "StartTime=now")
-            return "JobState=COMPLETED" in said
-
-        _wait(completed, log)
+        _wait(lambda: "JobState=COMPLETED" in slurm("scontrol", "show", "job", job), said)
     assert _steps(folder) == STEPS
     assert f"stopped by a signal after {stopped_at} steps" in log.read_text()
 
@@ -72,9 +70,9 @@ def _steps(folder: Path) -> int:
     return int(torch.load(folder / "last.ckpt", weights_only=True)["global_step"])
 
 
-def _wait(ready: Callable[[], bool], log: Path) -> None:
+def _wait(ready: Callable[[], bool], said: Callable[[], str]) -> None:
     deadline = time.monotonic() + 100
     while not ready():
         if time.monotonic() > deadline:
-            pytest.fail(f"it never came: {log.read_text()[-3000:] if log.is_file() else 'no log'}")
+            pytest.fail(f"it never came: {said()}")
         time.sleep(0.3)
