@@ -8,8 +8,8 @@ step, so that N processes take N times as many. Processes are forked from this o
 
     single         one process
     unconnected    two processes that know nothing of each other: what two cores with one memory can give
-    ddp            two processes, the overlay ddp
-    fsdp2          two processes, the overlay fsdp2
+    ddp            two processes, each with a copy of everything; static graph, gradients in buckets
+    fsdp2          two processes, what is trained is spread over them
 
 They take turns in every round. `samples_per_s` are of all processes together, from the median step of all rounds; the
 first steps of a training are not counted. `efficiency` is that number over twice the number of `single`; the goal for

@@ -18,7 +18,6 @@ import json
 import multiprocessing
 import os
 import signal
-import socket
 import sys
 import tempfile
 import time
@@ -34,6 +33,7 @@ from megasr.prior import load_prior
 from megasr.rng import numpy_generator
 from megasr.training.checkpoint import read_checkpoint
 from megasr.training.last_checkpoint import LAST
+from tests.helpers.ranks import free_port, rank_environment
 
 _SHARDED = "{class_path: megasr.training.strategies.ShardedStrategy, init_args: {single_file: %s}}"
 STRATEGIES = {"single": "auto", "ddp": "ddp", "fsdp2": _SHARDED % "true", "fsdp": _SHARDED % "false"}
@@ -95,9 +95,7 @@ class Training:
     def start(self) -> None:
         """Begin, or go on from the last checkpoint if there is one."""
         more = ["--ckpt_path=last"] if (self.folder / LAST).exists() else []
-        with socket.socket() as server:
-            server.bind(("127.0.0.1", 0))
-            port = server.getsockname()[1]
+        port = free_port()
         context = multiprocessing.get_context("fork")
         self.ranks = [context.Process(target=self._run, args=(rank, port, more)) for rank in range(self.processes)]
         for process in self.ranks:
@@ -109,9 +107,7 @@ class Training:
             os.dup2(log.fileno(), 1)
             os.dup2(log.fileno(), 2)
         if self.processes > 1:
-            names = ("RANK", "LOCAL_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
-            os.environ |= dict(zip(names, map(str, (rank, rank, 0, self.processes, self.processes)), strict=True))
-            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "drill"}
+            os.environ |= rank_environment(rank, self.processes, port)
         torch.set_num_threads(1)
         os._exit(cli.main(["fit", *self.options, *more]))
 
@@ -178,7 +174,8 @@ def differences(expected: Any, found: Any, path: str = "") -> list[str]:
     if isinstance(expected, dict) and isinstance(found, dict) and expected.keys() == found.keys():
         return [line for key in expected for line in differences(expected[key], found[key], f"{path}.{key}")]
     if isinstance(expected, list) and isinstance(found, list) and len(expected) == len(found):
-        return [line for i, pair in enumerate(zip(expected, found)) for line in differences(*pair, f"{path}.{i}")]  # noqa: B905
+        pairs = enumerate(zip(expected, found, strict=True))
+        return [line for i, pair in pairs for line in differences(*pair, f"{path}.{i}")]
     if isinstance(expected, torch.Tensor) and isinstance(found, torch.Tensor):
         return [] if torch.equal(expected, found) else [path]
     return [] if expected == found else [path]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
@@ -20,6 +20,7 @@ from megasr.guidance.strengths import MAX_STRENGTH
 from megasr.images import from_uint8, resize, to_uint8, upsample_lq
 from megasr.inference.arguments import PRESETS
 from megasr.inference.color import ColorFix
+from megasr.inference.progress import Progress, no_progress, tell_share
 
 if TYPE_CHECKING:
     import gradio as gr
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from megasr.inference.pipeline import MegaSRPipeline
 
 AS_TRAINED, NONE = "as trained", "none"
-Progress = Callable[[float], None]
 Picture = tuple[Image.Image, str]  # with its caption
 
 
@@ -35,7 +35,7 @@ def restore_shown(
     pipeline: MegaSRPipeline,
     photograph: Image.Image,
     options: Mapping[str, Any],
-    progress: Progress = lambda share: None,
+    progress: Progress = no_progress,
 ) -> tuple[tuple[Image.Image, Image.Image], list[Picture], str]:
     """What the page shows of one restoration.
 
@@ -51,14 +51,8 @@ def restore_shown(
     Raises:
         UsageError, MegaSRError: as the pipeline does.
     """
-    started, first = time.perf_counter(), 0
-
-    def tell(pipe: Any, step: int, timestep: int, latents: dict[str, torch.Tensor]) -> None:
-        nonlocal first
-        first = first or timestep
-        progress(1 - timestep / max(first, 1))
-
-    output = pipeline(photograph, callback_on_step_end=tell, **options)
+    started = time.perf_counter()
+    output = pipeline(photograph, callback_on_step_end=tell_share(progress), **options)
     sr: Image.Image = output.images[0]
     lq = from_uint8(np.asarray(photograph.convert("RGB")))[None]
     enlarged = Image.fromarray(to_uint8(resize(lq, sr.height, sr.width))[0])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,11 +20,10 @@ from megasr.inference.encoding import encode
 from megasr.inference.jobs import Job
 from megasr.inference.made import MadeFiles
 from megasr.inference.photograph import Photograph, read_photograph
+from megasr.inference.progress import Progress, no_progress, tell_share
 
 if TYPE_CHECKING:
     from megasr.inference.pipeline import MegaSRPipeline
-
-Progress = Callable[[float], None]  # the share of a batch that is done
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,7 @@ def _check_options(pipeline: MegaSRPipeline, options: dict[str, Any]) -> None:
 
 
 def restore_files(
-    pipeline: MegaSRPipeline, jobs: Sequence[Job], settings: Settings, progress: Progress = lambda share: None
+    pipeline: MegaSRPipeline, jobs: Sequence[Job], settings: Settings, progress: Progress = no_progress
 ) -> list[Outcome]:
     """Restore a batch of files. What goes wrong with one is said in its outcome; the rest goes on."""
     outcomes, read = [], []
@@ -111,13 +110,6 @@ def _restore_read(
 def _restore(
     pipeline: MegaSRPipeline, read: list[tuple[Job, Photograph]], settings: Settings, progress: Progress
 ) -> Sequence[torch.Tensor]:
-    first = 0
-
-    def tell(pipe: Any, step: int, timestep: int, latents: dict[str, torch.Tensor]) -> None:
-        nonlocal first
-        first = first or timestep  # timesteps fall to 0: no need to know how many there are
-        progress(1 - timestep / max(first, 1))
-
     options, images = dict(settings.options), [photograph.tensor() for _, photograph in read]
     scale = options.get("scale_factor", pipeline.scale_factor)
     if "tile" in options and max(images[0].shape[-2:]) * scale <= options["tile"]:
@@ -126,7 +118,7 @@ def _restore(
         images,
         keys=[job.key for job, _ in read],
         output_type="pt",
-        callback_on_step_end=tell,
+        callback_on_step_end=tell_share(progress),
         **options,
     ).images
 

@@ -22,7 +22,8 @@ import torch
 from megasr.errors import MegaSRError, UsageError
 from megasr.files import remove_parts
 from megasr.inference.jobs import Job
-from megasr.inference.restoring import Outcome, Progress, Settings, load_pipeline, restore_files
+from megasr.inference.progress import Progress
+from megasr.inference.restoring import Outcome, Settings, load_pipeline, restore_files
 
 Batch = Sequence[Job]
 OnShare = Callable[[Batch, float], None]  # a batch, and the share of it that is done

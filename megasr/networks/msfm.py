@@ -134,10 +134,6 @@ class MSFM(nn.Module):
         # reduce, because sum() begins at 0 and would add that as a tensor
         return reduce(operator.add, scales), reduce(operator.add, betas)
 
-    def modulation(self, edges: Sequence[torch.Tensor], regions: torch.Tensor | None) -> Modulation:
-        """Maps at the size of the site -> (scale, shift), each (B, C, h, w)."""
-        return self.modulate(self.saft_maps(edges, regions))
-
     def forward(self, features: torch.Tensor, modulation: Modulation) -> torch.Tensor:
         """F -> F', (B, C, h, w). The scale and shift of b images serve any multiple B of b (both halves of CFG)."""
         scale, shift = modulation

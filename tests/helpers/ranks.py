@@ -17,7 +17,7 @@ def run_ranks(world_size: int, function: Callable[..., Any], *arguments: Any, ti
         AssertionError: with what the first process that failed has to say.
     """
     context = multiprocessing.get_context("fork")
-    port, pipes, processes = _free_port(), [], []
+    port, pipes, processes = free_port(), [], []
     for rank in range(world_size):
         receiver, sender = context.Pipe(duplex=False)
         process = context.Process(target=_run, args=(rank, world_size, port, sender, function, arguments))
@@ -46,10 +46,7 @@ def _receive(pipe: Any, rank: int, timeout_s: float) -> tuple[Any, str | None]:
 
 
 def _run(rank: int, world_size: int, port: int, sender: Any, function: Callable[..., Any], arguments: Any) -> None:
-    """As torchrun would have it: Lightning then starts no processes of its own."""
-    names = ("RANK", "LOCAL_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
-    os.environ |= dict(zip(names, map(str, (rank, rank, 0, world_size, world_size)), strict=True))
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "test"}
+    os.environ |= rank_environment(rank, world_size, port)
     try:
         sender.send((function(*arguments), None))
     except BaseException:
@@ -58,7 +55,15 @@ def _run(rank: int, world_size: int, port: int, sender: Any, function: Callable[
         sender.close()
 
 
-def _free_port() -> int:
+def rank_environment(rank: int, world_size: int, port: int) -> dict[str, str]:
+    """What torchrun would set for a process: Lightning then starts none of its own."""
+    names = ("RANK", "LOCAL_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+    numbers = dict(zip(names, map(str, (rank, rank, 0, world_size, world_size)), strict=True))
+    return numbers | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "test"}
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         return int(server.getsockname()[1])

@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.helpers.ranks import free_port
+
 _DAEMONS = ("munged", "slurmctld", "slurmd")
 _COMMANDS = ("sbatch", "srun", "squeue", "scontrol", "scancel", "sinfo")
 _ENVIRONMENT_OF_JOB = ("SLURM_", "SLURMD_", "SBATCH_")  # a test may itself run in a job
@@ -65,7 +67,7 @@ def slurm_cluster(slots: int = 2) -> Iterator[dict[str, str]]:
 
 def _config(folder: Path, slots: int) -> str:
     # A requeued job may start again when its old credential has expired: after two minutes unless told otherwise.
-    controller, node = _free_port(), _free_port()
+    controller, node = free_port(), free_port()
     host, user = socket.gethostname(), getpass.getuser()
     return f"""
 ClusterName=test
@@ -102,12 +104,6 @@ JobCompLoc={folder}/completed
 NodeName=node NodeHostname={host} NodeAddr=127.0.0.1 Port={node} CPUs={slots} State=UNKNOWN
 PartitionName=all Nodes=node Default=YES MaxTime=INFINITE State=UP
 """
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _said(command: list[str], environment: dict[str, str]) -> str:

@@ -8,7 +8,6 @@ from typing import Any
 import lightning
 import pytest
 import torch
-from torch.distributed.tensor import DTensor
 
 from data_pipelines.datamodules import PhotoDataModule
 from megasr.networks.config import AdapterConfig
@@ -17,7 +16,7 @@ from megasr.training.checkpoint import read_checkpoint
 from megasr.training.config import OptimizerConfig
 from megasr.training.last_checkpoint import CheckpointFiles
 from megasr.training.module import MegaSRModule
-from megasr.training.sharding import whole
+from megasr.training.sharding import local, whole
 from megasr.training.strategies import ShardedStrategy
 from tests.helpers.ranks import run_ranks
 from tests.helpers.training import LossCurve, make_module
@@ -90,7 +89,7 @@ def train(
 
 
 def _here(tensors: list[torch.Tensor]) -> int:
-    return sum((t.to_local() if isinstance(t, DTensor) else t).numel() for t in tensors)
+    return sum(local(t).numel() for t in tensors)
 
 
 def all_of_two(folder: Path) -> dict[str, Any]:

@@ -25,7 +25,7 @@ def test_as_drawn_is_the_sum_of_safts_on_the_normalised_features():
     for saft, guidance in zip(msfm.safts, [*edges, msfm.aggregation(regions)], strict=True):
         gamma, beta = saft(guidance)
         expected = expected + normalised * (1 + gamma) + beta
-    torch.testing.assert_close(msfm(features, msfm.modulation(edges, regions)), expected)
+    torch.testing.assert_close(msfm(features, msfm.modulate(msfm.saft_maps(edges, regions))), expected)
 
 
 def test_residual_keeps_the_features_and_drops_the_one():
@@ -35,7 +35,7 @@ def test_residual_keeps_the_features_and_drops_the_one():
     for saft, guidance in zip(msfm.safts, [*edges, msfm.aggregation(regions)], strict=True):
         gamma, beta = saft(guidance)
         expected = expected + normalised * gamma + beta
-    torch.testing.assert_close(msfm(features, msfm.modulation(edges, regions)), expected)
+    torch.testing.assert_close(msfm(features, msfm.modulate(msfm.saft_maps(edges, regions))), expected)
 
 
 def test_stage_1_versions():
@@ -84,8 +84,8 @@ def test_a_fresh_saft_keeps_the_variation_of_its_map(channels):
 
 def test_modulation_depends_on_the_maps_and_not_on_the_features():
     msfm, features, edges, regions = make("as_drawn")
-    scale, shift = msfm.modulation(edges, regions)
-    other_scale, other_shift = msfm.modulation([edge.flip(-1) for edge in edges], regions)
+    scale, shift = msfm.modulate(msfm.saft_maps(edges, regions))
+    other_scale, other_shift = msfm.modulate(msfm.saft_maps([edge.flip(-1) for edge in edges], regions))
     assert not torch.equal(scale, other_scale) and not torch.equal(shift, other_shift)
     reused = msfm(features * 2, (scale, shift))
     torch.testing.assert_close(reused, F.group_norm(features * 2, GROUPS) * scale + shift)
