@@ -46,6 +46,12 @@ class Prior(nn.Module):
         return self.downsampling * 2 ** (len(self.unet.config.block_out_channels) - 1)
 
     @property
+    def native_px(self) -> int | None:
+        """Height and width of the images that the prior was trained on; None when its configuration does not say."""
+        sides = self.unet.config.sample_size
+        return None if sides is None else self.downsampling * (sides if isinstance(sides, int) else max(sides))
+
+    @property
     def prediction_type(self) -> str:
         """What the U-Net predicts: `epsilon` or `v_prediction`."""
         return self.scheduler.config.prediction_type

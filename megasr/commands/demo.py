@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from megasr.commands.upscale_options import add_model_options
+from megasr.commands.upscale_options import add_model_options, add_tile_option
 from megasr.errors import UsageError
 
 
@@ -19,8 +19,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--device", help="as torch names it; default: cuda where there is one, else cpu")
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in (default: 127.0.0.1)")
     parser.add_argument("--port", type=int, help="default: a free one from 7860 up")
-    tile = "what is larger is restored in tiles of so many px of sr; 0: never (default: 1024)"
-    parser.add_argument("--tile", type=int, default=1024, metavar="PX", help=tile)
+    add_tile_option(parser)
     parser.add_argument("--max-pixels", type=int, default=2048**2, help="larger photographs are refused (2048 x 2048)")
     parser.set_defaults(run=run, passes_options_on=False)
 
@@ -32,7 +31,7 @@ def run(arguments: argparse.Namespace) -> None:
         UsageError: an option cannot be used.
         MegaSRError: gradio is not installed, the adapter or the prior cannot be read, or the port is taken.
     """
-    if arguments.tile < 0 or arguments.max_pixels <= 0:
+    if (arguments.tile or 0) < 0 or arguments.max_pixels <= 0:
         raise UsageError("--tile must be 0 or more, --max-pixels greater than 0")
     from megasr.commands.measuring import usable_device
     from megasr.inference.demo import import_gradio, make_page, serve
@@ -40,6 +39,6 @@ def run(arguments: argparse.Namespace) -> None:
 
     import_gradio()  # before minutes of loading, not after
     pipeline = load_pipeline(Settings(arguments.checkpoint, arguments.prior), usable_device(arguments.device))
-    page = make_page(pipeline, arguments.tile or None, arguments.max_pixels)
+    page = make_page(pipeline, arguments.tile, arguments.max_pixels)
     print(f"{serve(page, arguments.host, arguments.port)} (Ctrl-C ends it)")
     page.block_thread()

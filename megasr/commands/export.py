@@ -6,8 +6,6 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-_CHECKPOINTS = ("last.ckpt", "adapter.ckpt")  # of `megasr fit`, and of a study's training
-
 
 def add_parser(commands: Any) -> None:
     """Declare `export`."""
@@ -32,9 +30,18 @@ def run(arguments: argparse.Namespace) -> None:
     """
     from megasr.inference.pipeline import MegaSRPipeline
 
-    inside = [Path(arguments.source) / name for name in _CHECKPOINTS]
-    source = next((path for path in inside if path.exists()), arguments.source)
+    source = _find_checkpoint(Path(arguments.source)) or arguments.source
     MegaSRPipeline.from_checkpoint(source, prior=arguments.prior).save_pretrained(
         arguments.output, arguments.include_prior
     )
     print(arguments.output)
+
+
+def _find_checkpoint(folder: Path) -> Path | None:
+    """That of a run of `megasr fit`, whole, or of a study's training; None when the folder has neither."""
+    from ablations.train import CHECKPOINT
+    from megasr.training.last_checkpoint import LAST, PREVIOUS, find_last
+
+    if any((folder / name).exists() for name in (LAST, PREVIOUS)):
+        return find_last(folder)
+    return folder / CHECKPOINT if (folder / CHECKPOINT).exists() else None

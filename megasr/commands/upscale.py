@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace) -> None:
     settings = make_settings(arguments, folder)
     if arguments.dry_run:
         plan = make_plan(jobs, settings, arguments.overwrite)
-        show_plan(plan, load_pipeline(settings, arguments.device[0]), settings)
+        show_plan(plan, load_pipeline(settings, arguments.device[0]), settings, arguments.batch_size)
         return
     _check_writable(arguments.output.parent if folder is None else folder)
     with locked_folder(folder) if folder else nullcontext():

@@ -30,8 +30,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--seed", type=int, help="seed of the sampling noise; default: the training's")
     how.add_argument("--scale-factor", type=float, help="size of sr over that of the image; default: the training's")
     how.add_argument("--color-fix", help="adain or wavelet: give sr the colours of the image")
-    tile = "restore what is larger in tiles of so many px of sr: bounded memory; 0: never (default: 1024)"
-    how.add_argument("--tile", type=int, default=1024, metavar="PX", help=tile)
+    add_tile_option(how)
     how.add_argument("--batch-size", type=int, default=1, help="images of one size at once (default: 1)")
     files = parser.add_argument_group("files")
     files.add_argument(
@@ -50,14 +49,21 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prior", help="`tiny`, `sd21-base`, a diffusers folder or a hub id; default: the training's")
 
 
+def add_tile_option(parser: Any) -> None:
+    """Declare --tile; see megasr.inference.arguments.choose_tile."""
+    text = "restore sr that is larger in tiles of so many px; 0: never; default: the size that the prior was trained on"
+    parser.add_argument("--tile", type=int, metavar="PX", help=text)
+
+
 def check_options(arguments: argparse.Namespace) -> None:
     """Refuse, before anything is loaded, what cannot be used.
 
     Raises:
         UsageError: a number is out of range.
     """
-    arguments.tile = arguments.tile or None
-    for name in ("steps", "batch_size", "tile", "max_pixels", "scale_factor"):
+    if arguments.tile is not None and arguments.tile < 0:
+        raise UsageError(f"--tile is {arguments.tile}, must be greater than 0, or 0 for whole images")
+    for name in ("steps", "batch_size", "max_pixels", "scale_factor"):
         value = getattr(arguments, name)
         if value is not None and value <= 0:
             raise UsageError(f"--{name.replace('_', '-')} is {value}, must be greater than 0")

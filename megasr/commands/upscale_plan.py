@@ -63,10 +63,10 @@ def make_plan(jobs: Sequence[Job], settings: Settings, overwrite: bool) -> list[
     return plan
 
 
-def show_plan(plan: Sequence[Planned], pipeline: MegaSRPipeline, settings: Settings) -> None:
+def show_plan(plan: Sequence[Planned], pipeline: MegaSRPipeline, settings: Settings, batch_size: int) -> None:
     """Print sizes, tiles and outputs of all files, and the memory of the largest."""
     scale = settings.options.get("scale_factor") or pipeline.scale_factor
-    largest = 0
+    largest = None
     for planned in plan:
         what = "is done"
         if planned.size is None:
@@ -75,16 +75,30 @@ def show_plan(plan: Sequence[Planned], pipeline: MegaSRPipeline, settings: Setti
             what = f"{_text(planned.size)} px, more than --max-pixels {settings.max_pixels}: refused"
         elif not planned.is_done:
             height, width = (round(side * scale) for side in planned.size)
-            tiles = _count_tiles(pipeline, settings, height, width)
+            tiles = _count_tiles(pipeline, settings, planned.size, (height, width))
             what = f"{_text(planned.size)} to {_text((height, width))} px, {tiles} tile{'s' * (tiles > 1)}"
-            largest = max(largest, height * width)
+            largest = planned if largest is None or planned.pixels > largest.pixels else largest
         print(f"{planned.job.source}: {what}; {planned.job.target}")
     left = sum(not planned.is_done for planned in plan)
     print(f"{len(plan)} images, {left} to do. Time: unknown before the first is done.")
-    tile = settings.options.get("tile")
-    print(
-        f"Memory: {_gib(_weights(pipeline))} for the weights, {_gib(largest * _BYTES_PER_PIXEL)} for the pixels of the "
-        f"largest image, and what the network computes with for a {f'tile of {tile} px' if tile else 'whole image'}."
+    if largest is not None and largest.size is not None:
+        alike = sum(planned.size == largest.size and not planned.is_done for planned in plan)
+        print(_memory(pipeline, settings, largest.size, min(alike, batch_size), scale))
+
+
+def _memory(pipeline: MegaSRPipeline, settings: Settings, size: tuple[int, int], count: int, scale: float) -> str:
+    from megasr.inference.memory import restoring_bytes
+    from megasr.inference.restoring import options_for
+
+    weights = sum(p.numel() * p.element_size() for p in pipeline.module.parameters())
+    encoding = round(size[0] * scale) * round(size[1] * scale) * _BYTES_PER_PIXEL
+    try:
+        restoring = restoring_bytes(pipeline, size, count, **options_for(pipeline, settings, size))
+    except MegaSRError as error:
+        return f"Memory: {_gib(weights)} for the weights; {error}"
+    return (
+        f"Memory: {_gib(max(restoring, weights + encoding))} for the largest {_text(size)} px, {_gib(weights)} of it "
+        "for the weights; what torch works in and keeps, and the process itself, come on top."
     )
 
 
@@ -92,18 +106,15 @@ def show_plan(plan: Sequence[Planned], pipeline: MegaSRPipeline, settings: Setti
 _BYTES_PER_PIXEL = 65
 
 
-def _count_tiles(pipeline: MegaSRPipeline, settings: Settings, height: int, width: int) -> int:
+def _count_tiles(pipeline: MegaSRPipeline, settings: Settings, size: tuple[int, int], sr_size: tuple[int, int]) -> int:
+    from megasr.inference.restoring import options_for
     from megasr.inference.tiling import Tiling
 
-    if (size := settings.options.get("tile")) is None:
+    if (tile := options_for(pipeline, settings, size).get("tile")) is None:
         return 1
     multiple = pipeline.module.prior.size_multiple
-    height, width = (side + -side % multiple for side in (height, width))
-    return sum(len(group) for group in Tiling(size).grid(height, width, multiple).groups)
-
-
-def _weights(pipeline: MegaSRPipeline) -> int:
-    return sum(p.numel() * p.element_size() for p in pipeline.module.parameters())
+    height, width = (side + -side % multiple for side in sr_size)
+    return sum(len(group) for group in Tiling(tile).grid(height, width, multiple).groups)
 
 
 def _text(size: tuple[int, int]) -> str:

@@ -90,6 +90,17 @@ def check_scale(scale_factor: float) -> float:
     return scale_factor
 
 
+def choose_tile(asked: int | None, native_px: int | None) -> int | None:
+    """Px of the tiles in which the commands restore, None for whole images.
+
+    Args:
+        asked: by the user; 0 is whole, None the prior's own size. An adapter restores best what is as large as what it
+            was trained on, and attention's time grows with the square of the pixels.
+        native_px: see Prior.
+    """
+    return native_px if asked is None else asked or None
+
+
 def choose_tiling(tile: int | None, overlap: int | None) -> Tiling | None:
     """How an image is cut, None when it is not.
 

@@ -18,7 +18,7 @@ from megasr.errors import MegaSRError, UsageError
 from megasr.guidance.registry import get_guidance
 from megasr.guidance.strengths import MAX_STRENGTH
 from megasr.images import from_uint8, resize, to_uint8, upsample_lq
-from megasr.inference.arguments import PRESETS
+from megasr.inference.arguments import PRESETS, choose_tile
 from megasr.inference.color import ColorFix
 from megasr.inference.progress import Progress, no_progress, tell_share
 
@@ -111,18 +111,19 @@ def import_gradio() -> Any:
     return gradio
 
 
-def make_page(pipeline: MegaSRPipeline, tile: int | None = 1024, max_pixels: int = 2048**2) -> gr.Blocks:
+def make_page(pipeline: MegaSRPipeline, tile: int | None = None, max_pixels: int = 2048**2) -> gr.Blocks:
     """The page around a pipeline; `.launch()` serves it.
 
     Args:
         pipeline: what restores.
-        tile: sr that is larger is made in tiles of so many px; None makes it whole.
+        tile: sr that is larger is made in tiles of so many px; see choose_tile.
         max_pixels: larger photographs are refused.
 
     Raises:
         MegaSRError: gradio is not installed.
     """
     gr = import_gradio()
+    tile = choose_tile(tile, pipeline.module.prior.native_px)
 
     def upscale(photograph: Image.Image | None, *values: Any, progress: Any = gr.Progress()) -> tuple[Any, ...]:  # noqa: B008 (gradio finds it by its default)
         if photograph is None:

@@ -244,13 +244,15 @@ class MegaSRPipeline:
     def _restore(self, lq: torch.Tensor, batch: SRBatch, scale: float, wanted: Wanted) -> Restored:
         """A batch of one size. Its maps are kept: with other strengths of guidance they need not be made again."""
         height, width = (max(1, round(side * scale)) for side in lq.shape[-2:])
-        about = f"{batch['keys']}{tuple(lq.shape)}{height}x{width}{wanted.tiling}".encode()
-        same = hashlib.sha256(about + lq.numpy().tobytes()).hexdigest()
+        same = self._identify(lq, f"{batch['keys']}{tuple(lq.shape)}{height}x{width}{wanted.tiling}")
         kept = self._maps[1] if self._maps[0] == same else {}
         batch = SRBatch(**{**batch, "lq": lq.to(self.device), "maps": kept})
         restored = restore(self.module, batch, resize(batch["lq"], height, width), wanted)
         self._maps = same, kept | restored.maps
         return restored
+
+    def _identify(self, lq: torch.Tensor, about: str) -> str:
+        return hashlib.sha256(about.encode() + lq.numpy().tobytes()).hexdigest()
 
 
 def _batches(images: Sequence[torch.Tensor], alone: bool) -> list[list[int]]:

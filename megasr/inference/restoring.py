@@ -14,7 +14,7 @@ from megasr.errors import MegaSRError, UsageError
 from megasr.files import write_whole
 from megasr.guidance.strengths import check_strengths
 from megasr.image_decoding import MAX_PIXELS
-from megasr.inference.arguments import change_sampler, choose_tiling, spread_prompts
+from megasr.inference.arguments import change_sampler, choose_tile, choose_tiling, spread_prompts
 from megasr.inference.color import check_color_fix
 from megasr.inference.encoding import encode
 from megasr.inference.jobs import Job
@@ -79,7 +79,7 @@ def _check_options(pipeline: MegaSRPipeline, options: dict[str, Any]) -> None:
     check_strengths(options.get("guidance") or {}, dict.fromkeys(pipeline.guidance, 1.0))
     check_color_fix(options.get("color_fix"))
     spread_prompts(options.get("prompt", ""), 1, pipeline.module.adapter.text)
-    choose_tiling(options.get("tile"), None)
+    choose_tiling(options.get("tile") or None, None)
 
 
 def restore_files(
@@ -107,13 +107,21 @@ def _restore_read(
     return [_write(job, sr, photograph, settings) for (job, photograph), sr in zip(read, images, strict=True)]
 
 
+def options_for(pipeline: MegaSRPipeline, settings: Settings, size: Sequence[int]) -> dict[str, Any]:
+    """The pipeline's options for photographs of a size (height, width): only what is larger than a tile is in tiles."""
+    options = dict(settings.options)
+    scale = options.get("scale_factor", pipeline.scale_factor)
+    tile = choose_tile(options.pop("tile", None), pipeline.module.prior.native_px)
+    if tile is not None and max(size) * scale > tile:
+        options["tile"] = tile  # the pipeline restores one by one what is in tiles
+    return options
+
+
 def _restore(
     pipeline: MegaSRPipeline, read: list[tuple[Job, Photograph]], settings: Settings, progress: Progress
 ) -> Sequence[torch.Tensor]:
-    options, images = dict(settings.options), [photograph.tensor() for _, photograph in read]
-    scale = options.get("scale_factor", pipeline.scale_factor)
-    if "tile" in options and max(images[0].shape[-2:]) * scale <= options["tile"]:
-        del options["tile"]  # the pipeline restores one by one what is in tiles
+    images = [photograph.tensor() for _, photograph in read]
+    options = options_for(pipeline, settings, images[0].shape[-2:])
     return pipeline(
         images,
         keys=[job.key for job, _ in read],

@@ -18,11 +18,10 @@ import torch
 
 from megasr.errors import MegaSRError, UsageError
 from megasr.training.live_bytes import FakeAnswers, MemoryTrace
-from megasr.training.memory_setup import TrainingSetup, build_batch, module_arguments
+from megasr.training.memory_setup import TrainingSetup, build_batch
 from megasr.training.memory_trace import StepSettings, load_extractors, trace_step
-from megasr.training.module import MegaSRModule
 from megasr.training.precision import held_parts
-from megasr.training.weightless import WeightlessParts, cast
+from megasr.training.weightless import build_weightless, cast, without_bytes
 
 GIB = 2**30
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "bf16-true")
@@ -100,18 +99,10 @@ class Planner:
 
 
 def _trace_without_bytes(setup: TrainingSetup) -> tuple[MemoryTrace, tuple[str, ...]]:
-    import warnings
-
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    class WeightlessModule(MegaSRModule):
-        parts = WeightlessParts()
-
     settings = StepSettings(setup.precision, setup.accumulation > 1, setup.clips, setup.on_gpu)
-    with warnings.catch_warnings(), FakeTensorMode(allow_non_fake_inputs=True):
-        warnings.simplefilter("ignore")
+    with without_bytes():
         with FakeAnswers(truth=False):
-            module = WeightlessModule(**module_arguments(setup.model))
+            module, parts = build_weightless(setup.model)
             if setup.precision == "bf16-true":
                 cast(module, torch.bfloat16)
             elif setup.frozen_dtype != torch.float32:
@@ -127,7 +118,7 @@ def _trace_without_bytes(setup: TrainingSetup) -> tuple[MemoryTrace, tuple[str, 
                 raise
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise MegaSRError(f"this recipe's training step fails, so its memory is not known: {reason}") from error
-    return trace, tuple(module.parts.notes)
+    return trace, tuple(parts.notes)
 
 
 def _arithmetic(setup: TrainingSetup, trace: MemoryTrace) -> tuple[dict[str, float], dict[str, float]]:

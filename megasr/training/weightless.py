@@ -7,7 +7,9 @@ of an extractor that is still to be tuned) is built as the public network that s
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,10 +31,35 @@ from megasr.semantics.taggers import GivenTagger, Tagger
 from megasr.semantics.tags import TaggerConfig
 from megasr.semantics.text import OpenClipTextEncoder, TextEncoder, TransformersTextEncoder
 from megasr.semantics.vision import VisionConfig, VisionEncoder
+from megasr.training.memory_setup import module_arguments
+from megasr.training.module import MegaSRModule
 from megasr.training.parts import FrozenParts
 
 _CONTEXT_LENGTH = 77  # of CLIP (2103.00020)
 _DEFAULT_TOWER = "ViT-H-14"
+
+
+@contextmanager
+def without_bytes() -> Iterator[None]:
+    """Tensors that are made inside have sizes and no bytes, and nothing is computed."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with warnings.catch_warnings(), FakeTensorMode(allow_non_fake_inputs=True):
+        warnings.simplefilter("ignore")
+        yield
+
+
+def build_weightless(model: Mapping[str, Any]) -> tuple[MegaSRModule, WeightlessParts]:
+    """A module without weights, inside `without_bytes`, and its parts, which have noted what is not as it says.
+
+    Args:
+        model: arguments of MegaSRModule as plain data.
+    """
+
+    class WeightlessModule(MegaSRModule):
+        parts = WeightlessParts()
+
+    return WeightlessModule(**module_arguments(model)), WeightlessModule.parts
 
 
 class WeightlessPrior(Prior):

@@ -23,8 +23,7 @@ class BicubicPipeline:
     scale_factor = 2
     calls: ClassVar[list[dict[str, Any]]] = []
     module = SimpleNamespace(
-        prior=SimpleNamespace(size_multiple=8),
-        parameters=lambda: [torch.zeros(2**20)],
+        prior=SimpleNamespace(size_multiple=8, native_px=64),
         sampler=SamplerConfig(),
         adapter=SimpleNamespace(text=False),
     )

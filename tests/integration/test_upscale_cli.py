@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import re
 from pathlib import Path
 
 import numpy as np
@@ -135,6 +136,15 @@ def test_images_of_one_size_are_restored_together(tmp_path, calls):
     assert [call["keys"] for call in calls] == [["0", "2"], ["3"], ["1", "4"]]
 
 
+@pytest.mark.parametrize(
+    ("asked", "tile"), [((), 64), (("--tile", 0), None), (("--tile", 80), 80), (("--tile", 96), None)]
+)
+def test_what_is_larger_than_what_the_prior_was_trained_on_is_in_tiles(asked, tile, tmp_path, calls):
+    photo(tmp_path / "in/a.png", (8, 48))
+    assert upscale(tmp_path / "in", tmp_path / "out", *asked) == 0
+    assert calls[0].get("tile") == tile
+
+
 def test_every_device_has_a_process_and_one_that_dies_harms_no_other(tmp_path, capsys):
     for number in range(6):
         photo(tmp_path / f"in/{number}.png", first=DIE if number == 1 else (0, 0, 0))
@@ -167,18 +177,18 @@ def test_stopping_ends_the_processes(tmp_path):
     assert not list(tmp_path.rglob("*.part"))
 
 
-def test_dry_run_says_what_would_be_done_and_does_nothing(tmp_path, capsys):
-    photo(tmp_path / "in/a.png", (40, 60))
+def test_dry_run_with_the_real_pipeline_says_what_would_be_done_and_does_nothing(tmp_path, capsys):
+    photo(tmp_path / "in/a.png", (8, 40))
     photo(tmp_path / "in/b.png", (90, 90))
     (tmp_path / "in/c.png").write_bytes(b"?")
-    words = (tmp_path / "in", tmp_path / "out", "--dry-run", "--tile", 64, "--max-pixels", 4000)
+    words = (tmp_path / "in", tmp_path / "out", "--dry-run", "--max-pixels", 4000)
     assert upscale(*words) == 0
     a, b, c, count, memory = capsys.readouterr().out.splitlines()
-    assert "60x40 to 120x80 px, 6 tiles" in a
+    assert "40x8 to 160x32 px, 2 tiles" in a  # the tiny prior was trained on 128 px
     assert "90x90 px, more than --max-pixels 4000: refused" in b
     assert "cannot be read" in c
     assert count == "3 images, 3 to do. Time: unknown before the first is done."
-    assert memory.startswith("Memory: 0.00 GiB for the weights, 0.00 GiB for the pixels")
+    assert re.match(r"Memory: 0.0[34] GiB for the largest 40x8 px, 0.0[23] GiB of it for the weights", memory)
     assert not (tmp_path / "out").exists()
 
 
@@ -240,7 +250,7 @@ def test_inputs_and_outputs_that_do_not_go_together(inputs, output, says, tmp_pa
         (("--strength", "canny=1"), 2, "guidance strength of canny: the adapter was trained with hed, depth"),
         (("--strength", "hed"), 2, "--strength hed: write TYPE=NUMBER"),
         (("--strength", "hed=-1"), 2, "guidance strength of hed must be from 0 to 2, got -1.0"),
-        (("--tile", "-1"), 2, "--tile is -1, must be greater than 0"),
+        (("--tile", "-1"), 2, "--tile is -1, must be greater than 0, or 0 for whole images"),
         (("--preset", "best"), 2, "unknown preset 'best'; did you mean fast?"),
         (("--color-fix", "x"), 2, "unknown color_fix 'x'; known: adain, wavelet"),
         (("--tags", "a cat"), 2, "trained without text, words do nothing"),

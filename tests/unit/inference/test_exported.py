@@ -10,7 +10,9 @@ from megasr.cli import main
 from megasr.errors import MegaSRError, UsageError
 from megasr.guidance.networks import ExtractorConfig
 from megasr.inference.pipeline import MegaSRPipeline
+from megasr.training.checkpoint import SHIPPED
 from megasr.training.config import SamplerConfig
+from megasr.training.last_checkpoint import LAST, PREVIOUS
 from tests.helpers.inference import loud_pipeline, photograph
 from tests.helpers.training import prior_folder
 
@@ -84,3 +86,14 @@ def test_the_command_exports_the_shipped_adapter(tmp_path, capsys):
     assert MegaSRPipeline.from_pretrained(tmp_path / "out").scale_factor == 4
     assert main(["export", str(tmp_path / "absent"), str(tmp_path / "b")]) == 1
     assert "no checkpoint" in capsys.readouterr().err
+
+
+def test_a_run_is_exported_from_its_newest_checkpoint_that_is_whole(tmp_path):
+    shipped = SHIPPED["tiny"].read_bytes()
+    run, out = tmp_path / "run", tmp_path / "out"
+    run.mkdir()
+    (run / PREVIOUS).write_bytes(shipped)
+    (run / LAST).write_bytes(shipped[:-100])
+    with pytest.warns(UserWarning, match="last.ckpt is damaged"):
+        assert main(["export", str(run), str(out)]) == 0
+    assert MegaSRPipeline.from_pretrained(out).scale_factor == 4
