@@ -17,7 +17,7 @@ from megasr.inference.tiling import Box, Grid
 from megasr.networks.network import Conditions, MegaSRNetwork, SaftMaps
 from megasr.networks.words import join_words, put_words, repeat_words
 
-_GROUPS_KEPT = 4
+GROUPS_KEPT = 4
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class TiledDenoiser:
         if placed is None:
             shown = [(weight, self._crop(maps, boxes)) for weight, maps in self.shown]
             placed = self.network.guide(known, self.pixels.crop(self.lq_up, boxes), shown)
-            if len(self._placed) < _GROUPS_KEPT:
+            if len(self._placed) < GROUPS_KEPT:
                 self._placed[tuple(boxes)] = placed
         if guidance is None:
             return placed

@@ -12,11 +12,26 @@ from torch import nn
 from megasr.batch import SRBatch
 from megasr.errors import MegaSRError
 from megasr.guidance.registry import GuidanceType
+from megasr.inference.denoiser import GROUPS_KEPT
 from megasr.inference.pipeline import MegaSRPipeline
 from megasr.inference.restore import Restored, Wanted
+from megasr.inference.tiling import Box, Grid, Tiling
 from megasr.training.live_bytes import FakeAnswers, LiveBytes
 from megasr.training.memory_trace import load_extractors
 from megasr.training.weightless import build_weightless, cast, without_bytes
+
+
+class _FewGroups(Grid):
+    """As many tiles as are kept, and a few: of a large image thousands would follow that take no more."""
+
+    @property
+    def groups(self) -> list[list[Box]]:
+        return super().groups[: GROUPS_KEPT + 2]
+
+
+class _FewTiles(Tiling):
+    def grid(self, height: int, width: int, multiple: int) -> Grid:
+        return _FewGroups(**vars(super().grid(height, width, multiple)))
 
 
 class _Weightless(MegaSRPipeline):
@@ -27,7 +42,8 @@ class _Weightless(MegaSRPipeline):
 
     def _restore(self, lq: torch.Tensor, batch: SRBatch, scale: float, wanted: Wanted) -> Restored:
         shown = {own: source and _without_formula(source) for own, source in wanted.shown.items()}
-        return super()._restore(lq, batch, scale, replace(wanted, shown=shown))
+        tiling = wanted.tiling and _FewTiles(**vars(wanted.tiling))
+        return super()._restore(lq, batch, scale, replace(wanted, shown=shown, tiling=tiling))
 
     def _identify(self, lq: torch.Tensor, about: str) -> str:
         return about

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 import torch
@@ -112,7 +112,7 @@ class Grid:
 
     def divided(self, factor: int) -> Grid:
         """The same tiles where everything is smaller by a factor."""
-        return Grid(self.rows.divided(factor), self.columns.divided(factor), self.batch)
+        return replace(self, rows=self.rows.divided(factor), columns=self.columns.divided(factor))
 
     @property
     def is_whole(self) -> bool:

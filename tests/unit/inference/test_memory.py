@@ -30,11 +30,12 @@ def measured(pipeline: MegaSRPipeline, images: list[torch.Tensor], **options: ob
     [
         (1, {}),
         (3, {}),
-        (1, {"tile": 32}),
+        (1, {"tile": 32}),  # 4 tiles
+        (1, {"tile": 32, "scale_factor": 8}),  # 25 tiles, not all of which are looked at
         (1, {"guidance": {"canny": 0.5}, "color_fix": "wavelet", "scale_factor": 3}),
         (1, {"guidance_scale": 3.0}),
     ],
-    ids=["one", "three", "tiles", "options", "guidance"],
+    ids=["one", "three", "tiles", "many", "options", "guidance"],
 )
 def test_the_prediction_is_what_is_measured(pipeline: MegaSRPipeline, count: int, options: dict[str, object]) -> None:
     images = [photograph(12, 12, seed=number) for number in range(count)]
