@@ -97,6 +97,16 @@ class Steps(lightning.Callback):
         self.losses, self._before_s = list(state_dict["losses"]), float(state_dict["seconds"])
 
 
+class _Finished(lightning.Callback):
+    """Of a training that is finished, what only a resumed one needs is not kept: two thirds of the bytes."""
+
+    is_finished = False
+
+    def on_save_checkpoint(self, trainer: lightning.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        if self.is_finished:
+            del checkpoint["optimizer_states"], checkpoint["lr_schedulers"]
+
+
 def read_training(plan: RunPlan, folder: Path) -> Training | None:
     """The finished training of a plan in a folder; None when there is none.
 
@@ -126,13 +136,13 @@ def train(plan: RunPlan, built: Any, components: Components, folder: Path, logge
         MegaSRError: it took other than the planned number of steps, or a file cannot be written.
     """
     resume = folder / "resume" / plan.training
-    steps = Steps(on_step)
+    steps, finished = Steps(on_step), _Finished()
     last = LastCheckpoint(resume, SAVE_EVERY_N_STEPS)
     with quiet_lightning():
         trainer = components.trainer(
             **plan.config["trainer"],
             logger=logger or False,
-            callbacks=[steps, last],
+            callbacks=[steps, last, finished],
             default_root_dir=folder,
             max_epochs=-1,
             limit_val_batches=0,
@@ -144,6 +154,7 @@ def train(plan: RunPlan, built: Any, components: Components, folder: Path, logge
         trainer.fit(built.model, datamodule=built.data, ckpt_path=begun if begun.is_file() else None)
         if trainer.global_step != plan.max_steps:
             raise MegaSRError(f"stopped after {trainer.global_step} of {plan.max_steps} steps; runs need equal steps")
+        finished.is_finished = True
         trainer.save_checkpoint(folder / CHECKPOINT, weights_only=False)  # whole: LastCheckpoint has seen to that
     device = str(trainer.strategy.root_device)
     training = Training(plan.training, trainer.global_step, steps.seconds, device, steps.losses)
