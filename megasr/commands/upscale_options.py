@@ -31,7 +31,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--scale-factor", type=float, help="size of sr over that of the image; default: the training's")
     how.add_argument("--color-fix", help="adain or wavelet: give sr the colours of the image")
     add_tile_option(how)
-    how.add_argument("--batch-size", type=int, default=1, help="images of one size at once (default: 1)")
+    how.add_argument(
+        "--batch-size", type=int, default=1, help="images of one size at once, tiled ones aside (default: 1)"
+    )
     files = parser.add_argument_group("files")
     files.add_argument(
         "--format", choices=("png", "jpg", "webp", "tif", "bmp"), help="of all outputs; default: each input's own"

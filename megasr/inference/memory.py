@@ -22,11 +22,11 @@ from megasr.training.weightless import build_weightless, cast, without_bytes
 
 
 class _FewGroups(Grid):
-    """As many tiles as are kept, and a few: of a large image thousands would follow that take no more."""
+    """As many tiles as are kept and some that are not: of a large image thousands would follow that take no more."""
 
     @property
     def groups(self) -> list[list[Box]]:
-        return super().groups[: GROUPS_KEPT + 2]
+        return super().groups[: GROUPS_KEPT + 1]
 
 
 class _FewTiles(Tiling):

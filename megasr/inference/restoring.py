@@ -98,13 +98,29 @@ def restore_files(
 def _restore_read(
     pipeline: MegaSRPipeline, read: list[tuple[Job, Photograph]], settings: Settings, progress: Progress
 ) -> list[Outcome]:
+    options = options_for(pipeline, settings, read[0][1].pixels.shape[:2])
+    if len(read) > 1 and "tile" in options:  # each is many tiles, and is to be there as soon as it is done
+        return _restore_one_by_one(pipeline, read, settings, progress)
     try:
-        images = _restore(pipeline, read, settings, progress)
+        images = _restore(pipeline, read, options, progress)
     except Exception as error:  # whatever it is: there may be thousands of images left
         if len(read) > 1:  # one of them may be at fault
-            return [one for pair in read for one in _restore_read(pipeline, [pair], settings, progress)]
+            return _restore_one_by_one(pipeline, read, settings, progress)
         return [Outcome(read[0][0], _say(error))]
     return [_write(job, sr, photograph, settings) for (job, photograph), sr in zip(read, images, strict=True)]
+
+
+def _restore_one_by_one(
+    pipeline: MegaSRPipeline, read: list[tuple[Job, Photograph]], settings: Settings, progress: Progress
+) -> list[Outcome]:
+    outcomes: list[Outcome] = []
+    for number, pair in enumerate(read):
+
+        def of_all(share: float, number: int = number) -> None:
+            progress((number + share) / len(read))
+
+        outcomes += _restore_read(pipeline, [pair], settings, of_all)
+    return outcomes
 
 
 def options_for(pipeline: MegaSRPipeline, settings: Settings, size: Sequence[int]) -> dict[str, Any]:
@@ -113,17 +129,15 @@ def options_for(pipeline: MegaSRPipeline, settings: Settings, size: Sequence[int
     scale = options.get("scale_factor", pipeline.scale_factor)
     tile = choose_tile(options.pop("tile", None), pipeline.module.prior.native_px)
     if tile is not None and max(size) * scale > tile:
-        options["tile"] = tile  # the pipeline restores one by one what is in tiles
+        options["tile"] = tile
     return options
 
 
 def _restore(
-    pipeline: MegaSRPipeline, read: list[tuple[Job, Photograph]], settings: Settings, progress: Progress
+    pipeline: MegaSRPipeline, read: list[tuple[Job, Photograph]], options: dict[str, Any], progress: Progress
 ) -> Sequence[torch.Tensor]:
-    images = [photograph.tensor() for _, photograph in read]
-    options = options_for(pipeline, settings, images[0].shape[-2:])
     return pipeline(
-        images,
+        [photograph.tensor() for _, photograph in read],
         keys=[job.key for job, _ in read],
         output_type="pt",
         callback_on_step_end=tell_share(progress),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ RECIPES = [
 recipes = pytest.mark.parametrize("path", RECIPES, ids=[path.stem for path in RECIPES])
 
 
+@functools.cache
 def _plans(path: Path) -> tuple[Study, dict[str, RunPlan]]:
     recipe = read_recipe(path, default_components())
     study = studies()[recipe.study]

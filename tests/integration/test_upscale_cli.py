@@ -145,6 +145,14 @@ def test_what_is_larger_than_what_the_prior_was_trained_on_is_in_tiles(asked, ti
     assert calls[0].get("tile") == tile
 
 
+def test_images_in_tiles_are_restored_and_written_one_by_one(tmp_path, calls):
+    for number in range(3):
+        photo(tmp_path / f"in/{number}.png", (40, 8), first=INTERRUPT if number == 2 else (0, 0, 0))
+    assert upscale(tmp_path / "in", tmp_path / "out", "--batch-size", 3) == 130
+    assert [call["keys"] for call in calls] == [["0"], ["1"], ["2"]]
+    assert made(tmp_path / "out") == ["0.png", "1.png", MADE_FILE]
+
+
 def test_every_device_has_a_process_and_one_that_dies_harms_no_other(tmp_path, capsys):
     for number in range(6):
         photo(tmp_path / f"in/{number}.png", first=DIE if number == 1 else (0, 0, 0))
@@ -178,17 +186,17 @@ def test_stopping_ends_the_processes(tmp_path):
 
 
 def test_dry_run_with_the_real_pipeline_says_what_would_be_done_and_does_nothing(tmp_path, capsys):
-    photo(tmp_path / "in/a.png", (8, 40))
+    photo(tmp_path / "in/a.png", (4, 40))
     photo(tmp_path / "in/b.png", (90, 90))
     (tmp_path / "in/c.png").write_bytes(b"?")
     words = (tmp_path / "in", tmp_path / "out", "--dry-run", "--max-pixels", 4000)
     assert upscale(*words) == 0
     a, b, c, count, memory = capsys.readouterr().out.splitlines()
-    assert "40x8 to 160x32 px, 2 tiles" in a  # the tiny prior was trained on 128 px
+    assert "40x4 to 160x16 px, 2 tiles" in a  # the tiny prior was trained on 128 px
     assert "90x90 px, more than --max-pixels 4000: refused" in b
     assert "cannot be read" in c
     assert count == "3 images, 3 to do. Time: unknown before the first is done."
-    assert re.match(r"Memory: 0.0[34] GiB for the largest 40x8 px, 0.0[23] GiB of it for the weights", memory)
+    assert re.match(r"Memory: 0.0[34] GiB for the largest 40x4 px, 0.0[23] GiB of it for the weights", memory)
     assert not (tmp_path / "out").exists()
 
 

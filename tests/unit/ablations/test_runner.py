@@ -85,11 +85,8 @@ def test_every_run_leaves_its_files(finished: StudyResult) -> None:
             assert kept["global_step"] == 2
             assert "optimizer_states" not in kept
     assert not list(finished.output.rglob("*.part"))
-    assert read_image(finished.output / finished.of(BICUBIC)[0].run_id / "lq" / "photo0" / "0-1.png").shape == (
-        16,
-        16,
-        3,
-    )
+    lq = finished.output / finished.of(BICUBIC)[0].run_id / "lq"
+    assert read_image(lq / "photo0" / "0-1.png").shape == (16, 16, 3)
 
 
 def test_the_written_config_runs_again_as_a_lightning_config(finished: StudyResult) -> None:
