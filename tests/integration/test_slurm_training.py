@@ -36,6 +36,7 @@ trainer:
 """
 
 
+@pytest.mark.timeout(600)
 def test_two_tasks_are_stopped_by_a_signal_queued_again_and_go_on(tmp_path: Path) -> None:
     recipe, folder, log = tmp_path / "recipe.yaml", tmp_path / "run", tmp_path / "job.log"
     recipe.write_text(RECIPE.format(prior=prior_folder(), steps=STEPS))
@@ -71,7 +72,7 @@ def _steps(folder: Path) -> int:
 
 
 def _wait(ready: Callable[[], bool], said: Callable[[], str]) -> None:
-    deadline = time.monotonic() + 100
+    deadline = time.monotonic() + 200
     while not ready():
         if time.monotonic() > deadline:
             pytest.fail(f"it never came: {said()}")

@@ -9,6 +9,8 @@ import pytest
 import yaml
 
 from megasr import cli
+from megasr.training import parts
+from tests.helpers.recipes import cached_prior
 
 QUICK = Path(__file__).parents[2] / "experiments/tiny/prior_selection_quick.yaml"
 NAME = "prior_selection_quick"
@@ -30,8 +32,9 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _without_wandb(monkeypatch: pytest.MonkeyPatch) -> None:
+def _without_wandb_and_with_one_prior(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "disabled")
+    monkeypatch.setattr(parts, "load_prior", cached_prior)
 
 
 def _study(action: str, recipe: Path, output: Path, *options: str) -> int:
