@@ -36,6 +36,7 @@ trainer:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_two_tasks_are_stopped_by_a_signal_queued_again_and_go_on(tmp_path: Path) -> None:
     recipe, folder, log = tmp_path / "recipe.yaml", tmp_path / "run", tmp_path / "job.log"

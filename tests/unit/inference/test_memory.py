@@ -11,6 +11,9 @@ from megasr.training.live_bytes import LiveBytes
 from tests.helpers.inference import loud_pipeline, photograph
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture
 def pipeline() -> MegaSRPipeline:
     return loud_pipeline()

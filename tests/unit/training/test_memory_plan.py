@@ -116,6 +116,7 @@ def test_half_of_the_bytes_of_frozen_weights(planner: Planner) -> None:
     assert half.parts["activations"] < full.parts["activations"]
 
 
+@pytest.mark.slow
 def test_blocks_are_computed_again_under_the_autocast_of_a_gpu(planner: Planner) -> None:
     setup = _small(on_gpu=True, precision="bf16-mixed").with_model("adapter.gradient_checkpointing", True)
     assert planner.plan(setup).parts["activations"] > 0
