@@ -10,7 +10,6 @@ from megasr.inference.pipeline import MegaSRPipeline
 from megasr.training.live_bytes import LiveBytes
 from tests.helpers.inference import loud_pipeline, photograph
 
-
 pytestmark = pytest.mark.slow
 
 
