@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from megasr.commands.upscale_options import add_model_options, add_tile_option
+from megasr.commands.upscale_options import add_model_options, add_tile_option, check_tile_option
 from megasr.errors import UsageError
 
 
@@ -31,8 +31,9 @@ def run(arguments: argparse.Namespace) -> None:
         UsageError: an option cannot be used.
         MegaSRError: gradio is not installed, the adapter or the prior cannot be read, or the port is taken.
     """
-    if (arguments.tile or 0) < 0 or arguments.max_pixels <= 0:
-        raise UsageError("--tile must be 0 or more, --max-pixels greater than 0")
+    check_tile_option(arguments)
+    if arguments.max_pixels <= 0:
+        raise UsageError(f"--max-pixels is {arguments.max_pixels}, must be greater than 0")
     from megasr.commands.measuring import usable_device
     from megasr.inference.demo import import_gradio, make_page, serve
     from megasr.inference.restoring import Settings, load_pipeline

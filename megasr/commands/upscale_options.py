@@ -57,14 +57,23 @@ def add_tile_option(parser: Any) -> None:
     parser.add_argument("--tile", type=int, metavar="PX", help=text)
 
 
+def check_tile_option(arguments: argparse.Namespace) -> None:
+    """Check --tile.
+
+    Raises:
+        UsageError: it is below 0.
+    """
+    if arguments.tile is not None and arguments.tile < 0:
+        raise UsageError(f"--tile is {arguments.tile}, must be greater than 0, or 0 for whole images")
+
+
 def check_options(arguments: argparse.Namespace) -> None:
     """Refuse, before anything is loaded, what cannot be used.
 
     Raises:
         UsageError: a number is out of range.
     """
-    if arguments.tile is not None and arguments.tile < 0:
-        raise UsageError(f"--tile is {arguments.tile}, must be greater than 0, or 0 for whole images")
+    check_tile_option(arguments)
     for name in ("steps", "batch_size", "max_pixels", "scale_factor"):
         value = getattr(arguments, name)
         if value is not None and value <= 0:

@@ -94,8 +94,8 @@ def choose_tile(asked: int | None, native_px: int | None) -> int | None:
     """Px of the tiles in which the commands restore, None for whole images.
 
     Args:
-        asked: by the user; 0 is whole, None the prior's own size. An adapter restores best what is as large as what it
-            was trained on, and attention's time grows with the square of the pixels.
+        asked: by the user; 0 is whole, None the prior's own size: better than the whole on the tiny prior (README), and
+            attention's time grows with the square of the pixels.
         native_px: see Prior.
     """
     return native_px if asked is None else asked or None
