@@ -10,7 +10,7 @@ import pytest
 
 from tests.helpers.sources import ROOT, sources
 
-MAX_FILE_LINES = 300
+MAX_FILE_LINES = 600  # a file is one idea, whole
 MAX_FUNCTION_LINES = 60
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 MODULES = sorted(sources())
