@@ -13,16 +13,27 @@ _CLIP = "https://openaipublic.azureedge.net/clip/models/"
 # Of IQA-PyTorch, which collects and hosts these files; their authors may have terms of their own.
 _PYIQA_LICENCE = "PolyForm-Noncommercial-1.0.0"
 
+# name -> (purpose, licence, sha256 where more of it is known than the name tells). A file that its authors publish bit
+# for bit is under their licence, wherever it is fetched from: LPIPS's head (github.com/richzhang/PerceptualSimilarity,
+# torchmetrics ships the same bytes), DISTS (github.com/dingkeyan93/DISTS), Inception (github.com/mseitzer/pytorch-fid).
 _PYIQA_FILES = {
-    "niqe_modelparameters.mat": "NIQE",
-    "LPIPS_v0.1_alex-df73285e.pth": "LPIPS",
-    "DISTS_weights-f5e65c96.pth": "DISTS",
-    "musiq_koniq_ckpt-e95806b9.pth": "MUSIQ",
-    "MANIQA_PIPAL-ae6d356b.pth": "MANIQA",
-    "ckpt_koniq10k.pt": "MANIQA (KonIQ)",
-    "CLIPIQA+_ViTL14_512-e66488f2.pth": "CLIP-IQA+",
-    "P2P_RoIPoolModel-fit.10.bs.120-ca69882e.pth": "PaQ-2-PiQ",
-    "pt_inception-2015-12-05-6726825d.pth": "FID",
+    "niqe_modelparameters.mat": ("NIQE", _PYIQA_LICENCE, ""),
+    "LPIPS_v0.1_alex-df73285e.pth": (
+        "LPIPS",
+        "BSD-2-Clause",
+        "df73285e35b22355a2df87cdb6b70b343713b667eddbda73e1977e0c860835c0",
+    ),
+    "DISTS_weights-f5e65c96.pth": (
+        "DISTS",
+        "MIT",
+        "f5e65c96230b7f6ca995691647d482237e4cab8a50c5c4a5784f219ef0748218",
+    ),
+    "musiq_koniq_ckpt-e95806b9.pth": ("MUSIQ", _PYIQA_LICENCE, ""),
+    "MANIQA_PIPAL-ae6d356b.pth": ("MANIQA", _PYIQA_LICENCE, ""),
+    "ckpt_koniq10k.pt": ("MANIQA (KonIQ)", _PYIQA_LICENCE, ""),
+    "CLIPIQA+_ViTL14_512-e66488f2.pth": ("CLIP-IQA+", _PYIQA_LICENCE, ""),
+    "P2P_RoIPoolModel-fit.10.bs.120-ca69882e.pth": ("PaQ-2-PiQ", _PYIQA_LICENCE, ""),
+    "pt_inception-2015-12-05-6726825d.pth": ("FID", "Apache-2.0", ""),
 }
 _TORCHVISION_FILES = {
     "alexnet-owt-7be5be79.pth": "AlexNet, for LPIPS",
@@ -50,8 +61,8 @@ def _file(name: str, place: Place, purpose: str, address: str, licence: str, sha
 
 
 def _weights() -> Iterator[Weight]:
-    for name, purpose in _PYIQA_FILES.items():
-        yield _file(name, "pyiqa", purpose, f"{_PYIQA}{name}", _PYIQA_LICENCE)
+    for name, (purpose, licence, sha256) in _PYIQA_FILES.items():
+        yield _file(name, "pyiqa", purpose, f"{_PYIQA}{name}", licence, sha256)
     for name, purpose in _TORCHVISION_FILES.items():
         yield _file(name, "checkpoints", purpose, f"{_TORCHVISION}{name}", "BSD-3-Clause")
     for name, (sha256, purpose) in _CLIP_FILES.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import os
 import re
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 
 from megasr import weights
 from megasr.errors import MegaSRError
+from megasr.files import file_sha256
 from megasr.weights import MANIFEST, PublishedFile, Weight, checks, local
 
 CONTENT = b"weights" * 100
@@ -182,6 +184,20 @@ def test_every_entry_is_complete(weight: Weight) -> None:
         assert file.size is None or file.size > 0
     assert len(weight.files) < 2 or all(mirror.endswith("/") for mirror in weight.mirrors if "://" in mirror)
     assert weight.non_commercial == any(word in weight.licence for word in ("NC", "NVIDIA", "Noncommercial"))
+
+
+def test_a_metric_s_weights_are_under_the_licence_of_who_publishes_the_same_bytes() -> None:
+    """torchmetrics ships LPIPS's heads: they are not pyiqa's, and nothing forbids their commercial use."""
+    package = Path(importlib.util.find_spec("torchmetrics").origin).parent
+    head = MANIFEST["LPIPS_v0.1_alex-df73285e.pth"]
+    assert file_sha256(package / "functional" / "image" / "lpips_models" / "alex.pth") == head.files[0].sha256
+    assert (head.licence, head.non_commercial) == ("BSD-2-Clause", False)
+    for name, licence in (
+        ("DISTS_weights-f5e65c96.pth", "MIT"),
+        ("pt_inception-2015-12-05-6726825d.pth", "Apache-2.0"),
+        ("musiq_koniq_ckpt-e95806b9.pth", "PolyForm-Noncommercial-1.0.0"),
+    ):
+        assert (MANIFEST[name].licence, MANIFEST[name].non_commercial) == (licence, "Noncommercial" in licence)
 
 
 def test_names_that_nothing_has() -> None:
