@@ -99,7 +99,7 @@ KID = MetricSpec(
     of_set=True,
 )
 
-# PSNR and SSIM as the field reports them (field.md 5.2 protocol A), and three formulas that see structure: GMSD
+# PSNR and SSIM as the field reports them (stablesr-crops-v1 below), and three formulas that see structure: GMSD
 # (gradient magnitude deviation, Xue et al. 2014), FSIM (phase congruency, with colour, Zhang et al. 2011) and NLPD
 # (normalised Laplacian pyramid distance, Laparra et al. 2016). All run offline.
 WEIGHT_FREE_V1 = Protocol(
