@@ -89,7 +89,7 @@ class Study:
         return by_name[name]
 
 
-_STUDIES: dict[str, Study] = {}
+REGISTERED: dict[str, Study] = {}  # by name; ablations.studies reads it
 
 
 def register(study: Study) -> Study:
@@ -98,27 +98,12 @@ def register(study: Study) -> Study:
     Raises:
         UsageError: the name is taken, or an ablation has no hypothesis.
     """
-    if study.name in _STUDIES:
+    if study.name in REGISTERED:
         raise UsageError(f"study {study.name!r} is registered twice")
     if silent := [ablation.name for ablation in study.ablations if not ablation.hypothesis]:
         raise UsageError(f"study {study.name}: write down what is expected of {', '.join(silent)} (hypothesis)")
-    _STUDIES[study.name] = study
+    REGISTERED[study.name] = study
     return study
-
-
-def studies() -> Mapping[str, Study]:
-    """All registered studies by name."""
-    import ablations.studies  # noqa: F401  registers them
-
-    return MappingProxyType(_STUDIES)
-
-
-def get_study(name: str) -> Study:
-    """The registered study of this name. Raises UsageError with the nearest names when there is none."""
-    known = studies()
-    if name not in known:
-        raise unknown_name("study", name, known)
-    return known[name]
 
 
 def apply_changes(config: Config, ablation: Ablation) -> Config:

@@ -15,8 +15,9 @@ from ablations.launch.slots import Slot
 from ablations.ledger import Ledger
 from ablations.plan import Components, RunPlan, default_components, plan_runs, read_recipe
 from ablations.progress import StudyTable
-from ablations.registry import Study, get_study
+from ablations.registry import Study
 from ablations.results import RunResult, StudyResult, read_finished
+from ablations.studies import get_study
 from megasr.errors import MegaSRError, UsageError
 from megasr.evaluation.evaluator import Evaluator
 from megasr.evaluation.protocol import WEIGHT_FREE_V1

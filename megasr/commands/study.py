@@ -59,7 +59,7 @@ def list_studies(arguments: argparse.Namespace) -> None:
     Raises:
         UsageError: there is no study of this name.
     """
-    from ablations.registry import get_study, studies
+    from ablations.studies import get_study, studies
 
     if arguments.name is not None:
         from ablations.planned import describe_hypotheses

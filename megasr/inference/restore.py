@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Container, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 
@@ -13,6 +13,7 @@ from megasr.batch import SRBatch
 from megasr.diffusion.objective import Denoiser, add_noise
 from megasr.diffusion.sampling import ddim, spaced_timesteps
 from megasr.diffusion.solvers import SOLVERS, OnStep, build_scheduler, solve
+from megasr.guidance.networks import Networks
 from megasr.guidance.shown import Shown, extract_shown
 from megasr.guidance.strengths import mix_subsets
 from megasr.images import pad_to_multiple, resize
@@ -20,13 +21,13 @@ from megasr.inference.autoencoder import decode_tiles, encode_tiles
 from megasr.inference.color import ColorFix, fix_color
 from megasr.inference.denoiser import Guidance, TiledDenoiser
 from megasr.inference.tiling import Grid, Tiling
-from megasr.networks.network import Conditions, SaftMaps
+from megasr.networks.network import Conditions, MegaSRNetwork, SaftMaps
 from megasr.networks.sites import Semantics
+from megasr.prior import Prior
 from megasr.rng import keyed_normal, torch_generator
 
 if TYPE_CHECKING:
     from megasr.training.config import SamplerConfig
-    from megasr.training.module import MegaSRModule
 
 # Of a larger image that is restored in tiles, maps and tokens are made of a copy of this many px: whole, so that its
 # tiles agree, and small, so that memory is bounded. For every feature of SD's latents that is still a pixel, up to
@@ -59,6 +60,23 @@ class Wanted:
     on_step: OnStep | None = None
 
 
+class Restorer(Protocol):
+    """What a module must have to restore: MegaSRModule has it."""
+
+    prior: Prior
+    network: MegaSRNetwork
+    networks: Networks
+    alphas_cumprod: torch.Tensor
+
+    def semantics(self, batch: SRBatch, lq_up: torch.Tensor, prompts: list[str]) -> Semantics:
+        """Text and image tokens of a batch."""
+        ...
+
+    def prompts(self, batch: SRBatch, lq_up: torch.Tensor, suffix: str = "") -> list[str]:
+        """The words for each sample."""
+        ...
+
+
 class Restored(NamedTuple):
     """sr (B, 3, H, W) float32 in [0, 1], and the maps that were shown, name -> (B, C, H', W') in [0, 1]."""
 
@@ -67,7 +85,7 @@ class Restored(NamedTuple):
 
 
 @torch.no_grad()
-def restore(module: MegaSRModule, batch: SRBatch, lq_up: torch.Tensor, wanted: Wanted) -> Restored:
+def restore(module: Restorer, batch: SRBatch, lq_up: torch.Tensor, wanted: Wanted) -> Restored:
     """Restore a batch. Noise is keyed by the image: batch size and order do not matter.
 
     Args:
@@ -107,7 +125,7 @@ def _cast(tensor: torch.Tensor, wanted: Wanted) -> torch.Tensor:
 
 
 def _read_words(
-    module: MegaSRModule, batch: SRBatch, seen: torch.Tensor, wanted: Wanted
+    module: Restorer, batch: SRBatch, seen: torch.Tensor, wanted: Wanted
 ) -> tuple[Conditions, Guidance | None]:
     """Keys and values of the prompts and tokens, and of the negative prompt where there is guidance."""
     sampler, network = wanted.sampler, module.network
@@ -123,7 +141,7 @@ def _read_words(
 
 
 def _mix_maps(
-    module: MegaSRModule, maps: Mapping[str, torch.Tensor], grid: Grid, wanted: Wanted
+    module: Restorer, maps: Mapping[str, torch.Tensor], grid: Grid, wanted: Wanted
 ) -> list[tuple[float, SaftMaps]]:
     """Subsets of the maps by the strengths: what the SAFTs see of each, and its weight."""
     multiple = module.prior.size_multiple
@@ -140,7 +158,7 @@ def _mix_maps(
 
 
 def _sample(
-    module: MegaSRModule, keys: list[str], lq_up: torch.Tensor, denoiser: Denoiser, grid: Grid, wanted: Wanted
+    module: Restorer, keys: list[str], lq_up: torch.Tensor, denoiser: Denoiser, grid: Grid, wanted: Wanted
 ) -> torch.Tensor:
     """From noise, or the noised latent of lq_up, to z0."""
     prior, sampler, alphas = module.prior, wanted.sampler, module.alphas_cumprod

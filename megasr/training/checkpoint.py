@@ -6,7 +6,7 @@ import pickle
 from collections.abc import Mapping
 from dataclasses import is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_type_hints
 
 import torch
 from torch import nn
@@ -15,9 +15,9 @@ from megasr.errors import MegaSRError
 from megasr.training.sharded_checkpoint import is_sharded, read_sharded
 
 if TYPE_CHECKING:
-    from megasr.training.module import MegaSRModule
+    import lightning
 
-
+Module = TypeVar("Module", bound="lightning.LightningModule")
 SHIPPED = {"tiny": Path(__file__).parent.parent / "assets" / "tiny_adapter" / "adapter.ckpt"}
 
 
@@ -85,16 +85,14 @@ def read_checkpoint(path: str | Path, mmap: bool = False) -> dict[str, Any]:
         raise MegaSRError(f"cannot read checkpoint {path}: {reason}") from error
 
 
-def build_from_checkpoint(
-    cls: type[MegaSRModule], path: str | Path, prior: str | None, changes: dict[str, Any]
-) -> MegaSRModule:
+def build_from_checkpoint(cls: type[Module], path: str | Path, prior: str | None, changes: dict[str, Any]) -> Module:
     """See MegaSRModule.from_checkpoint."""
     return build_from_state(cls, read_checkpoint(path), path, prior, changes)
 
 
 def build_from_state(
-    cls: type[MegaSRModule], checkpoint: dict[str, Any], path: str | Path, prior: str | None, changes: dict[str, Any]
-) -> MegaSRModule:
+    cls: type[Module], checkpoint: dict[str, Any], path: str | Path, prior: str | None, changes: dict[str, Any]
+) -> Module:
     """Rebuild a module from what a checkpoint holds; path is what errors call it. See MegaSRModule.from_checkpoint."""
     if "prior_fingerprint" not in checkpoint:
         raise MegaSRError(f"{path}: not a checkpoint of a MegaSR adapter (it has no prior_fingerprint)")
@@ -107,7 +105,7 @@ def build_from_state(
     return module.eval()
 
 
-def typed_arguments(cls: type[MegaSRModule], plain: Mapping[str, Any]) -> dict[str, Any]:
+def typed_arguments(cls: type[Module], plain: Mapping[str, Any]) -> dict[str, Any]:
     """Plain data -> arguments of the module's constructor, whose types say which are configurations."""
     arguments = dict(plain)
     for name, hint in get_type_hints(cls.__init__).items():
@@ -123,16 +121,16 @@ def final_weights(checkpoint: dict[str, Any]) -> dict[str, torch.Tensor]:
     return averaged or checkpoint["state_dict"]
 
 
-def initialise(module: MegaSRModule, path: str | Path) -> None:
+def initialise(module: nn.Module, path: str | Path, fingerprint: str) -> None:
     """Start the parts that a trained adapter shares with this one from its weights; further parts stay as they are.
 
     Raises:
         MegaSRError: the file cannot be read, is of another prior, or has a part that this adapter lacks.
     """
     checkpoint = read_checkpoint(path)
-    found, own = checkpoint.get("prior_fingerprint"), module.prior_fingerprint
-    if found != own:
-        raise MegaSRError(f"model.init {path}: trained on the prior {found}, the loaded prior is {own}")
+    found = checkpoint.get("prior_fingerprint")
+    if found != fingerprint:
+        raise MegaSRError(f"model.init {path}: trained on the prior {found}, the loaded prior is {fingerprint}")
     weights, trained = final_weights(checkpoint), {n: p for n, p in module.named_parameters() if p.requires_grad}
     foreign = sorted(n for n, value in weights.items() if n not in trained or trained[n].shape != value.shape)
     if foreign:

@@ -20,7 +20,6 @@ from megasr.errors import MegaSRError, UsageError
 from megasr.training.live_bytes import FakeAnswers, MemoryTrace
 from megasr.training.memory_setup import TrainingSetup, build_batch
 from megasr.training.memory_trace import StepSettings, load_extractors, trace_step
-from megasr.training.precision import held_parts
 from megasr.training.weightless import build_weightless, cast, without_bytes
 
 GIB = 2**30
@@ -106,7 +105,7 @@ def _trace_without_bytes(setup: TrainingSetup) -> tuple[MemoryTrace, tuple[str, 
             if setup.precision == "bf16-true":
                 cast(module, torch.bfloat16)
             elif setup.frozen_dtype != torch.float32:
-                for part in held_parts(module):
+                for part in module.held_parts:
                     cast(part, setup.frozen_dtype, frozen_only=True)
             batch = build_batch(setup, module.scale_factor, module)
             load_extractors(module, batch)

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import lightning
 import torch
+from torch import nn
 
 from megasr.batch import SRBatch, check_image
 from megasr.diffusion.objective import diffusion_loss, stratified_timesteps
@@ -23,14 +24,13 @@ from megasr.networks.sites import Semantics
 from megasr.rng import keyed_normal, keyed_uniform
 from megasr.semantics.tags import TaggerConfig
 from megasr.semantics.vision import VisionConfig
-from megasr.training.checkpoint import check_trained_state, initialise, trained_state
+from megasr.training.checkpoint import build_from_checkpoint, check_trained_state, initialise, trained_state
 from megasr.training.config import ObjectiveConfig, OptimizerConfig, SamplerConfig
 from megasr.training.dropout import draw_dropout, without_dropped
 from megasr.training.local_step import clip_norm
 from megasr.training.nonfinite import finite_mean
 from megasr.training.optimizer import build_optimizer
 from megasr.training.parts import FrozenParts
-from megasr.training.precision import check_precision, hold_frozen
 from megasr.training.schedule import trapezoid
 from megasr.training.strategies import ShardedStrategy
 from megasr.training.uneven import mean_without_repeated
@@ -116,14 +116,26 @@ class MegaSRModule(lightning.LightningModule):
         self.alphas_cumprod: torch.Tensor
         self.register_buffer("alphas_cumprod", self.prior.scheduler.alphas_cumprod.clone(), persistent=False)
         if init is not None:
-            initialise(self, init)
+            initialise(self, init, self.prior_fingerprint)
         self.frozen_dtype, self.compiles = frozen_dtype, compile == "blocks"
         if self.compiles:
             self.network.compile_blocks()
-        hold_frozen(self)
+        if frozen_dtype is not None:
+            for frozen in (p for part in self.held_parts for p in part.parameters() if not p.requires_grad):
+                frozen.data = frozen.data.to(getattr(torch, frozen_dtype))
+
+    @property
+    def held_parts(self) -> tuple[nn.Module, nn.Module]:
+        """The parts whose frozen weights frozen_dtype is about; towers and extractors have dtypes of their own."""
+        return self.prior, self.network
 
     def setup(self, stage: str) -> None:
-        check_precision(self)
+        """Check that something casts between frozen and trained weights of different dtypes."""
+        precision = self.trainer.precision
+        if self.frozen_dtype is not None and precision != "bf16-mixed":
+            raise UsageError(
+                f"model.frozen_dtype {self.frozen_dtype} needs trainer.precision bf16-mixed, got {precision}"
+            )
 
     def configure_model(self) -> None:
         """Let a strategy that spreads what is trained over the processes do so."""
@@ -268,6 +280,4 @@ class MegaSRModule(lightning.LightningModule):
         Raises:
             MegaSRError: the file cannot be read, is not of this module, or belongs to another prior.
         """
-        from megasr.training.checkpoint import build_from_checkpoint
-
         return build_from_checkpoint(cls, path, prior, changes)

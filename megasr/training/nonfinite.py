@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import lightning
 import torch
 import torch.distributed as dist
 
 from megasr.batch import SRBatch
 from megasr.errors import MegaSRError
 
-if TYPE_CHECKING:
-    from megasr.training.module import MegaSRModule
-
 _DRAWN = ("degradation", "text_dropped", "guidance_dropped", "types_dropped")
 
 
-def finite_mean(module: MegaSRModule, loss: torch.Tensor, batch: SRBatch, timesteps: torch.Tensor) -> torch.Tensor:
+def finite_mean(
+    module: lightning.LightningModule, loss: torch.Tensor, batch: SRBatch, timesteps: torch.Tensor
+) -> torch.Tensor:
     """The mean () of the losses (B,) of all processes, which must ask together.
 
     Raises:

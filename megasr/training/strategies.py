@@ -15,6 +15,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from megasr.errors import MegaSRError, UsageError
 from megasr.networks.network import MegaSRNetwork
+from megasr.training.checkpoint import read_checkpoint
 from megasr.training.last_checkpoint import LAST, PREVIOUS
 from megasr.training.local_step import step_locally
 from megasr.training.sharded_checkpoint import gather, write_sharded
@@ -97,8 +98,6 @@ class ShardedStrategy(ModelParallelStrategy):
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         """The whole checkpoint, on the CPU of every process; what is of a single file stays on the disk until used."""
-        from megasr.training.checkpoint import read_checkpoint
-
         return read_checkpoint(Path(self.broadcast(checkpoint_path)), mmap=True)
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:

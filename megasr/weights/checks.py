@@ -13,7 +13,17 @@ from typing import Literal
 
 from megasr.errors import MegaSRError
 from megasr.files import file_sha256, write_whole
-from megasr.weights.local import files_here, find_folder, folders_with, weights_folder, wrong_size
+from megasr.weights.local import (
+    fetch_command,
+    files_here,
+    find_folder,
+    find_local,
+    folders_with,
+    missing_weight,
+    weights_folder,
+    wrong_size,
+)
+from megasr.weights.manifest import MANIFEST
 from megasr.weights.published import PublishedFile, Weight
 
 RECORDS = ".hashes"
@@ -32,6 +42,42 @@ class Finding:
     weight: str
     state: Literal["ok", "wrong", "unknown", "missing"]
     detail: str
+
+
+def require(name: str) -> Path:
+    """The local file or folder of a weight. A file with a known sha256 is hashed once, and again when it changes.
+
+    Args:
+        name: a name of the manifest, a path, or a hub id.
+
+    Raises:
+        MegaSRError: it is not on this machine, or a file is not the published one.
+    """
+    found = find_local(name)
+    if found is None:
+        raise missing_weight(name)
+    if name in MANIFEST:
+        refuse_altered(MANIFEST[name], found if found.is_dir() else _folder_above(MANIFEST[name], found))
+    return found
+
+
+def _folder_above(weight: Weight, path: Path) -> Path:
+    depth = weight.files[0].name.count("/")
+    return path.parents[depth]
+
+
+def refuse_altered(weight: Weight, folder: Path) -> None:
+    """Compare the known sha256 of the files in a folder.
+
+    Raises:
+        MegaSRError: one is not the published file.
+    """
+    for file, path in files_here(weight, folder):
+        if path is not None and file.sha256 and not (found := remembered_sha256(path)).startswith(file.sha256):
+            raise MegaSRError(
+                f"{weight.name}: {path} is not the published file: its sha256 is {found}, not {file.sha256}; "
+                f"run `{fetch_command(weight.name)}`"
+            )
 
 
 def verify(weight: Weight) -> Iterator[Finding]:

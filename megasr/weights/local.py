@@ -2,7 +2,7 @@
 
 A weight is looked for in `$MEGASR_WEIGHTS/NAME/` (default `~/.cache/megasr/weights/NAME/`; a / in a name becomes --),
 then where its library would put it: the Hugging Face cache, or torch's for the weights of metrics. Nothing is hashed
-but by `require`, and that once per content.
+here: that is what `checks` does.
 """
 
 from __future__ import annotations
@@ -172,44 +172,6 @@ def _partly(weight: Weight | None) -> str:
         lacks = [file.name for file, path in files_here(weight, folder) if path is None]
         return f" ({folder} lacks {', '.join(lacks)})" if lacks else ""
     return ""
-
-
-def require(name: str) -> Path:
-    """The local file or folder of a weight. A file with a known sha256 is hashed once, and again when it changes.
-
-    Args:
-        name: a name of the manifest, a path, or a hub id.
-
-    Raises:
-        MegaSRError: it is not on this machine, or a file is not the published one.
-    """
-    found = find_local(name)
-    if found is None:
-        raise missing_weight(name)
-    if name in MANIFEST:
-        refuse_altered(MANIFEST[name], found if found.is_dir() else _folder_above(MANIFEST[name], found))
-    return found
-
-
-def _folder_above(weight: Weight, path: Path) -> Path:
-    depth = weight.files[0].name.count("/")
-    return path.parents[depth]
-
-
-def refuse_altered(weight: Weight, folder: Path) -> None:
-    """Compare the known sha256 of the files in a folder.
-
-    Raises:
-        MegaSRError: one is not the published file.
-    """
-    from megasr.weights.checks import remembered_sha256
-
-    for file, path in files_here(weight, folder):
-        if path is not None and file.sha256 and not (found := remembered_sha256(path)).startswith(file.sha256):
-            raise MegaSRError(
-                f"{weight.name}: {path} is not the published file: its sha256 is {found}, not {file.sha256}; "
-                f"run `{fetch_command(weight.name)}`"
-            )
 
 
 def named_weights(names: Sequence[str]) -> list[Weight]:

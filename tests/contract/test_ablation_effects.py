@@ -16,7 +16,7 @@ import torch
 import yaml
 
 from ablations.plan import RunPlan, build, default_components, plan_runs, read_recipe
-from ablations.registry import studies
+from ablations.studies import studies
 from ablations.train import load_adapter, read_training, train
 from megasr.images import to_uint8
 from megasr.training import parts

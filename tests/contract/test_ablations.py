@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from ablations.plan import RunPlan, default_components, plan_runs, read_recipe
-from ablations.registry import Study, check_diff, studies
+from ablations.registry import Study, check_diff
+from ablations.studies import studies
 from megasr.errors import UsageError
 from megasr.evaluation.protocol import WEIGHT_FREE_V1
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from ablations.registry import Ablation, Study, apply_changes, check_diff, diff, flatten, get_study, register, studies
+from ablations.registry import Ablation, Study, apply_changes, check_diff, diff, flatten, register
+from ablations.studies import get_study, studies
 from megasr.errors import UsageError
 
 CONFIG = {"model": {"adapter": {"guidance": ["hed"], "width": 4}, "seed": 0}, "data": {"batch_size": 2}}

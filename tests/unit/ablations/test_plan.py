@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from ablations.plan import BICUBIC, Components, RunPlan, plan_runs, read_recipe
-from ablations.registry import Ablation, Study, get_study
+from ablations.registry import Ablation, Study
+from ablations.studies import get_study
 from megasr.errors import UsageError
 from tests.helpers.tiny_study import tiny_components, write_recipe
 
