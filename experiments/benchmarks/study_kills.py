@@ -1,6 +1,6 @@
 """Kill a study again and again, at random, and compare its table with that of an undisturbed one.
 
-    python -m experiments.benchmarks.study_kills --kills 20 --output experiments/benchmarks/results/study-kills.json
+    python -m experiments.benchmarks.study_kills --kills 20 --output study_kills.json
 
 The study is the quick prior-selection study on the shipped prior, made small. A kill is SIGKILL to the driver or to one
 of the trainings. After each kill of the driver the same command is given again; a killed training is started again by

@@ -249,8 +249,8 @@ def _parameters(class_name: str) -> list[str]:
     ]
 
 
-class ParsedCLI(MegaSRCLI):
-    """Reads and checks a recipe as `megasr fit` does, and builds nothing."""
+class NothingRun(OneLineCLI):
+    """Reads and checks a command line to its end, and builds nothing."""
 
     def _set_seed(self) -> None:
         """Nothing is drawn."""
@@ -263,6 +263,10 @@ class ParsedCLI(MegaSRCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Nothing is run."""
+
+
+class ParsedCLI(NothingRun, MegaSRCLI):
+    """Reads and checks a recipe as `megasr fit` does."""
 
 
 def run_lightning(args: Sequence[str]) -> None:

@@ -24,13 +24,13 @@ class PretrainingCLI(OneLineCLI):
         parser.add_lightning_class_args(Export, "export")
 
 
-def run_pretraining(args: Sequence[str]) -> None:
-    """Parse and run a pretraining.
+def run_pretraining(args: Sequence[str], cli: type[PretrainingCLI] = PretrainingCLI) -> PretrainingCLI:
+    """Parse and run a pretraining, or what else `cli` does; returns what was built.
 
     Raises:
         UsageError: an option, a key of the configuration or a value cannot be used.
     """
-    PretrainingCLI(
+    return cli(
         PretrainingModule,
         LightningDataModule,
         subclass_mode_model=True,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import types
 from collections.abc import Callable
 
 import pytest
@@ -11,11 +13,13 @@ from data_pipelines.datamodules import SceneDataModule
 from data_pipelines.samples import collate
 from megasr.batch import SRBatch
 from megasr.errors import UsageError
+from megasr.guidance import registry
 from megasr.guidance.extract import extract_guidance
 from megasr.guidance.network import Views
 from megasr.guidance.networks import ExtractorConfig, Networks
 from megasr.guidance.registry import GuidanceType, get_guidance, list_guidance
 from megasr.images import resize
+from tests.helpers.documents import placed_snippets
 from tests.helpers.extractor_checkpoints import write_sketch
 
 Extract = Callable[[SRBatch, str], torch.Tensor]
@@ -78,7 +82,7 @@ def mirrored(image: torch.Tensor) -> torch.Tensor:
 
 
 def test_the_pool_and_its_controls_are_registered() -> None:
-    assert {*POOL, *CONTROLS} == set(NAMES)
+    assert {*POOL, *CONTROLS} <= set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -153,3 +157,29 @@ def test_exact_maps_come_with_the_data_or_not_at_all(name: str, batch: SRBatch, 
     without: SRBatch = {image: batch[image] for image in ("keys", "hq", "lq")}  # type: ignore[misc, assignment]
     with pytest.raises(UsageError, match=f"{name}.*SceneDataModule"):
         extract(without, name)
+
+
+@pytest.fixture
+def documented(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The types that are registered when the snippets of the documents stand in the files that they name."""
+    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
+    for name, code in placed_snippets():
+        module = types.ModuleType(name)
+        if name in sys.modules:
+            vars(module).update(vars(sys.modules[name]))
+        exec(compile(code, f"{name}, as documented", "exec"), vars(module))
+        monkeypatch.setitem(sys.modules, name, module)
+    return sorted(set(registry._REGISTRY) - set(NAMES))
+
+
+def test_a_type_that_is_added_as_documented_keeps_what_all_keep(
+    documented: list[str], batch: SRBatch, extract: Extract, networks: Networks
+) -> None:
+    assert documented == ["gradient", "oracle_gradient"]
+    for name in documented:
+        test_map_has_the_declared_shape_and_range(name, batch, extract)
+        test_map_has_a_picture(name, batch, extract)
+        test_map_is_the_same_every_time_alone_and_in_a_batch(name, batch, extract)
+        test_map_depends_on_its_source_and_on_nothing_else(name, batch, extract)
+        test_any_size_will_do(name, (17, 75), networks)
+    test_positive_control_is_its_type_on_hq("oracle_gradient", batch, extract, networks)

@@ -1,64 +1,49 @@
-"""What README says can be typed, opened and imported."""
+"""What the documents say is there: files, links, symbols, the tree of the code, and documents that the code cites."""
 
 from __future__ import annotations
 
+import ast
+import io
 import re
-import shlex
+import tokenize
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from megasr.cli import build_parser
+from tests.helpers.documents import FENCED, FOLDERS, documents, fenced, inline
 from tests.helpers.sources import ROOT, sources
 
-README = (ROOT / "README.md").read_text()
-FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", flags=re.DOTALL | re.MULTILINE)
-BLOCKS = [(match[1], match[2]) for match in FENCED.finditer(README)]
-LINES = [line.split("#")[0].strip() for kind, text in BLOCKS if kind == "bash" for line in text.splitlines()]
-INLINE = re.findall(r"`([^`\n]+)`", FENCED.sub("", README))
-COMMANDS = [line for line in LINES + INLINE if line.startswith(("megasr ", "make "))]
 # What a run writes, or git does not hold.
 GENERATED = ("runs/", ".venv/", "photo.png", "sr.png")
+IS_FILE = re.compile(r"[\w.-]+(/[\w.-]+)*/?")
+CODE = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
+RECIPES = sorted((ROOT / "experiments").rglob("*.yaml"))
 
 
-def test_readme_shows_the_main_commands() -> None:
-    assert {"make study", "make test", "megasr doctor"} <= set(COMMANDS)
+def _words(path: Path) -> Iterator[str]:
+    for text in [*inline(path), *(text for document, text in fenced("bash") if ROOT / document == path)]:
+        yield from (word for line in text.splitlines() for word in line.split("#")[0].split())
 
 
-@pytest.mark.parametrize("command", sorted({line for line in COMMANDS if line.startswith("make ")}))
-def test_make_target_exists(command: str) -> None:
-    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
-    assert command.split()[1] in targets
+def _paths() -> list[tuple[Path, str]]:
+    found = set()
+    for path in documents():
+        links = re.findall(r"\]\(([^)#]+)\)", path.read_text())
+        named = [w for w in _words(path) if "/" in w or w.endswith((".md", ".txt", ".cfg", ".yaml"))]
+        found |= {(path, word) for word in [*named, *links] if IS_FILE.fullmatch(word)}
+    return sorted((path, word) for path, word in found if not word.startswith((*GENERATED, "http")))
 
 
-@pytest.mark.parametrize("command", sorted({line for line in COMMANDS if line.startswith("megasr ")}))
-def test_megasr_command_is_known_to_the_parser(command: str) -> None:
-    argv = shlex.split(command)[1:]
-    if "--help" in argv:
-        with pytest.raises(SystemExit) as done:
-            build_parser().parse_known_args([argument for argument in argv if argument != argv[0]] or argv)
-        assert done.value.code == 0
-        return
-    arguments, rest = build_parser().parse_known_args(argv)
-    assert arguments.passes_options_on or not rest
-
-
-def _paths() -> list[str]:
-    words = [word for text in [*LINES, *INLINE] for word in text.split()]
-    links = re.findall(r"\]\(([^)#]+)\)", README)
-    named = [word for word in words if "/" in word or word.endswith((".md", ".txt", ".cfg", ".yaml"))]
-    is_file = re.compile(r"[\w.-]+(/[\w.-]+)*/?")
-    wanted = {word for word in [*named, *links] if is_file.fullmatch(word) and not word.startswith(GENERATED)}
-    return sorted(word for word in wanted if not word.startswith("http"))
-
-
-@pytest.mark.parametrize("path", _paths())
-def test_path_exists(path: str) -> None:
-    assert (ROOT / path).exists()
+@pytest.mark.parametrize(("document", "path"), _paths(), ids=lambda value: str(value).removeprefix(f"{ROOT}/"))
+def test_path_exists(document: Path, path: str) -> None:
+    """A file's name alone is that of any of the repository's files."""
+    near = (ROOT / path).exists() or (document.parent / path).exists()
+    assert near or ("/" not in path and any(any((ROOT / folder).rglob(path)) for folder in FOLDERS))
 
 
 def test_the_tree_of_the_code_exists() -> None:
-    tree = next(text for kind, text in BLOCKS if kind == "" and text.startswith("megasr/"))
+    tree = next(text for _, text in fenced("") if text.startswith("megasr/"))
     folder, missing = ROOT, []
     for line in tree.splitlines():
         names = re.findall(r"\b\w+(?:/|\.py\b)", line)
@@ -70,7 +55,8 @@ def test_the_tree_of_the_code_exists() -> None:
 
 
 def _symbols() -> list[str]:
-    return sorted({word for word in INLINE if re.fullmatch(r"[A-Z][a-z]\w*[A-Z]\w+", word)})
+    spans = [span for path in documents() for span in inline(path)]
+    return sorted({word for word in spans if re.fullmatch(r"[A-Z][a-z]\w*[A-Z]\w+", word)})
 
 
 @pytest.mark.parametrize("symbol", _symbols())
@@ -79,12 +65,35 @@ def test_symbol_exists(symbol: str) -> None:
     assert re.search(rf"\b{symbol}\b", text)
 
 
-@pytest.mark.parametrize("block", [text for kind, text in BLOCKS if kind == "python"])
-def test_python_compiles_and_its_imports_exist(block: str) -> None:
-    compile(block, "README.md", "exec")
-    own = r"^from ((?:megasr|data_pipelines|ablations)\S*) import (.+)$"
-    for module, names in re.findall(own, block, flags=re.MULTILINE):
-        path: Path = sources()[module][0]
-        for name in names.split(","):
-            child = f"{module}.{name.strip()}"
-            assert child in sources() or re.search(rf"\b{name.strip()}\b", path.read_text()), child
+def _prose(path: Path) -> str:
+    """Comments, and docstrings of a Python file."""
+    text = path.read_text()
+    if path.suffix != ".py":
+        return "\n".join(line for line in text.splitlines() if line.startswith("#"))
+    comments = [t.string for t in tokenize.generate_tokens(io.StringIO(text).readline) if t.type == tokenize.COMMENT]
+    owners = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    nodes = (node for node in ast.walk(ast.parse(text)) if isinstance(node, owners))
+    return "\n".join([*comments, *(ast.get_docstring(node) or "" for node in nodes)])
+
+
+def cited(prose: str) -> set[str]:
+    """The documents, and the files of this project's own folders, that a text names; not "another's docs/x.csv"."""
+    own = "|".join(FOLDERS)
+    return set(re.findall(rf"(?<!'s )(?:[\w/-]+\.md\b|\b(?:{own})(?:/[\w-]+)+\.\w+)", prose))
+
+
+def test_code_and_recipes_cite_documents_that_are_here() -> None:
+    here = {path.name for path in documents()}
+    absent = [
+        f"{path.relative_to(ROOT)}: {name}"
+        for path in (*CODE, *RECIPES)
+        for name in cited(_prose(path))
+        if not (ROOT / name).exists() and not ("/" not in name and name in here)
+    ]
+    assert not absent
+    assert cited("as the field does (field.md 5.2), see megasr/prior.py") == {"field.md", "megasr/prior.py"}
+
+
+def test_blocks_are_closed() -> None:
+    for path in documents():
+        assert "```" not in FENCED.sub("", path.read_text()), path.name
