@@ -19,9 +19,11 @@ from typing import Any
 
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
+from megasr.errors import MegaSRError
 from megasr.files import write_whole
-from megasr.tracking import WandbRuns
+from megasr.tracking import WandbRuns, first_line
 
 METRICS_FILE = "metrics.csv"
 WANDB_ID_FILE = "wandb_id.txt"
@@ -47,6 +49,8 @@ class Recorded:
 
 class CSVLog(Logger):
     """One row per call in metrics.csv, on disk when the call returns. Only the first process writes.
+
+    While the disk is full the rows wait in memory: a training does not end for them.
 
     Args:
         folder: the run's folder.
@@ -86,7 +90,16 @@ class CSVLog(Logger):
         row = {"step": str(step), **{key: str(value) for key, value in new.items()}}
         added = [key for key in row if key not in self._columns]
         self._columns += added
-        if added or self._earlier is not None:
+        try:
+            self._write(row, anew=bool(added))
+        except (OSError, MegaSRError) as error:
+            if self._earlier is None:
+                self._earlier = read_rows(self._path)  # without a line that was cut off
+            self._earlier.append(row)
+            rank_zero_warn(f"{self._path} is not written ({first_line(error)}): its rows are kept until it can be")
+
+    def _write(self, row: dict[str, str], anew: bool) -> None:
+        if anew or self._earlier is not None:
             rows = read_rows(self._path) if self._earlier is None else self._earlier
             write_whole(self._path, self._as_text([*rows, row], header=True).encode())
             self._earlier = None

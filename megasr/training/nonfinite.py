@@ -10,6 +10,8 @@ import torch.distributed as dist
 
 from megasr.batch import SRBatch
 from megasr.errors import MegaSRError
+from megasr.files import open_whole
+from megasr.tracking import first_line
 
 _DRAWN = ("degradation", "text_dropped", "guidance_dropped", "types_dropped")
 
@@ -33,12 +35,16 @@ def finite_mean(
         raise MegaSRError(f"loss is not finite at step {module.global_step} in another process; see its line")
     rank = module.trainer.global_rank
     path = Path(module.trainer.default_root_dir) / ("nonfinite.pt" if rank == 0 else f"nonfinite.rank{rank}.pt")
-    path.parent.mkdir(parents=True, exist_ok=True)
     report = {"step": module.global_step, "keys": batch["keys"], "loss": loss.detach().cpu()}
     drawn = {name: batch.get(name) for name in _DRAWN}
-    torch.save(report | drawn | {"timesteps": timesteps.cpu()}, path)
+    place = f"are in {path}"
+    try:
+        with open_whole(path) as file:
+            torch.save(report | drawn | {"timesteps": timesteps.cpu()}, file)
+    except RuntimeError as error:  # MegaSRError, or torch's for a full disk
+        place = f"are lost: {first_line(error)}"
     bad = [key for key, value in zip(batch["keys"], loss, strict=True) if not torch.isfinite(value)]
     raise MegaSRError(
         f"loss is not finite at step {module.global_step} for {', '.join(bad)}; the weights were not changed, "
-        f"the batch's keys and degradation are in {path}"
+        f"the batch's keys and degradation {place}"
     )

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import resource
 from pathlib import Path
 
+import pytest
 import torch
 
 from megasr.training.loggers import CSVLog, Recorded, RunWandbLogger, read_record, read_rows, write_record
@@ -94,3 +96,25 @@ def test_rows_that_a_killed_process_left_open_are_logged_again_in_the_order_of_t
     write_record(record, "abc", 3)
     RunWandbLogger(rows, record, experiment=run).finalize("failed")  # before a step is trained
     assert [settings["step"] for metrics, settings in run.calls if metrics] == [4, 5]
+
+
+def test_a_full_disk_delays_rows_and_loses_none(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    log = CSVLog(tmp_path, [])
+    log.log_metrics({"train/loss": 0.5}, step=0)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (25, limits[1]))  # three more than there are: a row is cut off
+    try:
+        log.log_metrics({"train/loss": 0.25}, step=1)
+        log.log_metrics({"val/loss": 4.0}, step=2)  # a new column: the whole file would be written
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [str(warning.message).partition(" (")[0] for warning in recwarn] == [
+        f"{tmp_path / 'metrics.csv'} is not written"
+    ] * 2
+    log.log_metrics({"train/loss": 0.125}, step=3)
+    assert read_rows(tmp_path / "metrics.csv") == [
+        {"step": "0", "train/loss": "0.5"},
+        {"step": "1", "train/loss": "0.25"},
+        {"step": "2", "val/loss": "4.0"},
+        {"step": "3", "train/loss": "0.125"},
+    ]
