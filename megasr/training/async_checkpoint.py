@@ -20,6 +20,13 @@ class AsyncCheckpointFiles(AsyncCheckpointIO):
     def __init__(self) -> None:
         super().__init__(CheckpointFiles())
 
+    def teardown(self) -> None:
+        """Wait for the file that is being written. Raises what the write has raised, once."""
+        try:
+            super().teardown()
+        finally:
+            self._error = None
+
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Copy, and begin to write. Raises what the write before has raised."""
         self.teardown()

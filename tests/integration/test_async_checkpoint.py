@@ -110,6 +110,23 @@ def test_what_a_write_has_to_say_is_said(tmp_path: Path, monkeypatch: pytest.Mon
         train(tmp_path, AsyncCheckpointFiles(), steps=2)
 
 
+def test_a_write_that_has_failed_stops_no_later_one(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    """The error of a training comes after that of a file: what the training has done is saved nevertheless."""
+
+    class FailsLater(FailsAt):
+        def on_train_batch_start(self, trainer: Any, *unused: Any) -> None:
+            if trainer.global_step == self.step:
+                (tmp_path / "file").touch()
+                files.save_checkpoint({}, tmp_path / "file" / "best.ckpt")
+            super().on_train_batch_start(trainer)
+
+    files = AsyncCheckpointFiles()
+    with pytest.raises(KeyError):
+        train(tmp_path, files, more=[FailsLater(3)])
+    assert torch.load(tmp_path / LAST, weights_only=True)["global_step"] == 3
+    assert any("cannot write" in str(warning.message) and "best.ckpt" in str(warning.message) for warning in recwarn)
+
+
 def test_folders_are_refused() -> None:
     strategy = ShardedStrategy(single_file=False)
     strategy.checkpoint_io = AsyncCheckpointFiles()
