@@ -11,7 +11,7 @@ from data_pipelines.benchmarks import check_layout
 from data_pipelines.data_module import SRDataModule
 from data_pipelines.folder import read_or_drop, tags_or_drop
 from data_pipelines.samples import Sample, SampleLoader, SampleSet
-from data_pipelines.workers import use_one_thread
+from data_pipelines.workers import start_worker
 from megasr.batch import SRBatch
 from megasr.errors import UsageError
 from megasr.images import center_crop, from_uint8
@@ -104,7 +104,7 @@ class BenchmarkDataModule(SRDataModule):
             self.batch_size,
             num_workers=self.num_workers,
             collate_fn=collate_lq_or_error,
-            worker_init_fn=use_one_thread,
+            worker_init_fn=start_worker,
         )
 
 

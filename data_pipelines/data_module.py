@@ -16,7 +16,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from data_pipelines.degradations.presets import get_degradation
 from data_pipelines.error_budget import ErrorBudget
 from data_pipelines.samples import DrawLoader, DrawSampler, Sample, SampleLoader, SampleSet, collate_or_error, degrade
-from data_pipelines.workers import use_one_thread
+from data_pipelines.workers import start_worker
 from megasr.batch import SRBatch
 from megasr.errors import UsageError
 
@@ -130,7 +130,7 @@ class SRDataModule(lightning.LightningDataModule):
             sampler=sampler,
             num_workers=self.num_workers,
             collate_fn=collate_or_error,
-            worker_init_fn=use_one_thread,
+            worker_init_fn=start_worker,
             persistent_workers=self.num_workers > 0,
         )
 
@@ -141,7 +141,7 @@ class SRDataModule(lightning.LightningDataModule):
             self.batch_size,
             num_workers=self.num_workers,
             collate_fn=collate_or_error,
-            worker_init_fn=use_one_thread,
+            worker_init_fn=start_worker,
         )
 
     def _for_workers(self) -> Self:
