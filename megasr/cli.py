@@ -70,9 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         run(sys.argv[1:] if argv is None else argv)
     except SystemExit as exit_request:
-        # Lightning turns Ctrl-C into exit(1) after its graceful shutdown.
-        interrupted = isinstance(exit_request.__context__, KeyboardInterrupt)
-        return _fail("interrupted", 130) if interrupted else _code(exit_request)
+        return _code(exit_request)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
     except UsageError as error:

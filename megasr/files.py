@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import os
 import shutil
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +19,7 @@ from megasr.errors import MegaSRError
 PART = ".part"
 LOCK = ".lock"
 _LOCK_WAIT_S = 3.0  # the workers of a killed process hold its lock until they notice
+_NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP)  # Lustre, unless it is mounted with them
 
 
 @contextmanager
@@ -141,7 +144,10 @@ def _lock(descriptor: int, folder: Path) -> None:
                 raise MegaSRError(f"another process is writing to {folder}; wait for it, or end it") from error
             time.sleep(0.05)
         except OSError as error:
-            raise MegaSRError(f"cannot lock {folder}: {error.strerror or error}") from error
+            if error.errno not in _NO_LOCKS:
+                raise MegaSRError(f"cannot lock {folder}: {error.strerror or error}") from error
+            warnings.warn(f"{folder}: its file system has no locks; let one process write there", stacklevel=2)
+            return None
 
 
 def part_of(folder: Path) -> Path:

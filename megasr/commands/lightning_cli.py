@@ -6,6 +6,7 @@ import argparse
 import inspect
 import re
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,10 @@ from megasr.commands.shards import tower_name
 from megasr.errors import MegaSRError, UsageError, unknown_name
 from megasr.semantics.vision import VisionConfig
 from megasr.training.changed_config import CONFIG, GLOBAL_BATCH, plain, refuse_changed_batch
+from megasr.training.ending import FirstError
 from megasr.training.module import MegaSRModule
 from megasr.training.monitor import TrainingMonitor
 from megasr.training.protocol_metrics import ProtocolMetrics
-from megasr.training.rank_watch import RankWatch
 from megasr.training.run_defaults import refuse_another_run, resumed_from, trainer_defaults
 from megasr.training.throughput import global_batch
 
@@ -47,6 +48,7 @@ class SaveResolvedConfig(SaveConfigCallback):
 
         Raises:
             UsageError: the folder already holds another run.
+            MegaSRError: the file cannot be written.
         """
         command = TrainerFn(stage).value
         self.config_filename = "config.yaml" if command == "fit" else f"config.{command}.yaml"
@@ -54,7 +56,10 @@ class SaveResolvedConfig(SaveConfigCallback):
         if trainer.is_global_zero:
             refuse_another_run(existing, resumes=command != "fit" or self.config.get("ckpt_path") is not None)
         self.overwrite = True
-        super().setup(trainer, pl_module, stage)
+        try:
+            super().setup(trainer, pl_module, stage)
+        except OSError as error:
+            raise MegaSRError(f"cannot write {existing}: {error.strerror or error}") from error
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """A checkpoint says what it was made with, wherever it is taken."""
@@ -63,7 +68,14 @@ class SaveResolvedConfig(SaveConfigCallback):
 
 
 class OneLineCLI(LightningCLI):
-    """LightningCLI whose arguments are given, not taken from sys.argv, and whose errors are one line."""
+    """LightningCLI whose arguments are given, not taken from sys.argv, and whose errors are one line.
+
+    It runs the command when it is constructed; the folder of a fit is locked until the end.
+    """
+
+    def __init__(self, *settings: Any, **named: Any) -> None:
+        with ExitStack() as self._held:
+            super().__init__(*settings, **named)
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Every command reads the configuration that a fit has written, with all of its options."""
@@ -87,7 +99,8 @@ class OneLineCLI(LightningCLI):
     def instantiate_trainer(self, **settings: Any) -> Trainer:
         """The trainer, with what a fit records in its folder unless it is told otherwise."""
         command = self.config.subcommand
-        defaults = trainer_defaults(command, self.config_init[command].trainer, self.config[command].as_dict())
+        options = self.config_init[command].trainer
+        defaults = trainer_defaults(command, options, self.config[command].as_dict(), self._held)
         return super().instantiate_trainer(**defaults, **settings)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -118,18 +131,12 @@ class OneLineCLI(LightningCLI):
         self.config.fit.allow_changed_config = False  # it is no part of the run: the next resume asks again
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Run it.
-
-        Raises:
-            MegaSRError: instead of what the connections have to say, which process it was that died or hangs.
-        """
+        """Run it. Raises the error that ended it, whatever else went wrong after that; see FirstError."""
+        first = next(callback for callback in self.trainer.callbacks if isinstance(callback, FirstError))
         try:
             super()._run_subcommand(subcommand)
-        except RuntimeError as error:
-            watches = (c for c in self.trainer.callbacks if isinstance(c, RankWatch))
-            if found := next((watch.found for watch in watches if watch.found), None):
-                raise MegaSRError(found) from error
-            raise
+        except BaseException as error:
+            raise first.raised(self.trainer, error) from error
 
     def _parse_ckpt_path(self) -> None:
         """What was typed or configured holds: Lightning would silently replace it by the checkpoint's hyper-parameters.

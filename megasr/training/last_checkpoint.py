@@ -11,13 +11,15 @@ import lightning
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from megasr.errors import MegaSRError, UsageError
 from megasr.files import open_whole
 from megasr.tracking import first_line
+from megasr.training.ending import TERMINATED, Stopped, StopRequest
 from megasr.training.sharded_checkpoint import damage_of_folder, is_sharded, read_sharded
-from megasr.training.stop import Stopped, StopRequest
 
 SAVE_EVERY_N_STEPS = 500
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
@@ -28,9 +30,10 @@ class LastCheckpoint(ModelCheckpoint):
     """Writes last.ckpt at the end of every epoch, every so many optimizer steps, and when the training is interrupted.
 
     The one before is kept as previous.ckpt. A checkpoint that cannot be written (a full disk) is warned of, and the
-    training goes on. SIGTERM and SIGUSR1 end the step, save, and end the training with exit code 143, in all processes
-    together. On an error several processes save nothing: they do not stop at the same step, and one would wait for the
-    others forever.
+    training goes on. Ctrl-C, SIGTERM and SIGUSR1 end the step (or the batch of the validation), save, and end the
+    training with exit code 130 or 143, in all processes together. Upon an error the steps that are whole are saved, by
+    the first process alone under DDP; other strategies would need the processes that have failed, and save nothing.
+    Gradients that are being accumulated are not saved: the resumed step lacks them.
 
     Args:
         folder: where last.ckpt is written.
@@ -41,7 +44,6 @@ class LastCheckpoint(ModelCheckpoint):
         super().__init__(folder, filename=self.CHECKPOINT_NAME_LAST, enable_version_counter=False)
         self._path = folder / LAST
         self._every_n_steps = every_n_steps
-        self._between_steps = False
         self._stop = StopRequest()
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
@@ -50,56 +52,104 @@ class LastCheckpoint(ModelCheckpoint):
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = CheckpointFiles()
 
+    def on_sanity_check_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Stop here as well when asked; there is nothing to save."""
+        self._stop.install()
+
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """From here on everything is restored that a checkpoint holds."""
         super().on_train_start(trainer, pl_module)
-        self._steps, self._between_steps = trainer.global_step, True
+        self._steps = self._first_step = trainer.global_step
+        self._stop.whole, self._accumulates = True, False
         self._stop.install()
         if trainer.is_global_zero:
             self._path.with_name(STOPPED).unlink(missing_ok=True)
 
     def on_before_optimizer_step(self, trainer: lightning.Trainer, pl_module: Any, optimizer: Any) -> None:
         """Weights, averages and schedule belong to different steps until the step is done."""
-        self._between_steps = False
+        self._stop.whole = False
+
+    def on_train_batch_start(self, trainer: lightning.Trainer, *unused: Any) -> None:
+        """Stop here, where the numbers of the step before are logged.
+
+        Raises:
+            Stopped: a process was asked to stop.
+        """
+        if not self._accumulates:
+            self._stop.raise_if_asked(trainer)
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *unused: Any
     ) -> None:
-        """Save after every so many steps; what is saved here does not replace the checkpoint of the epoch's end.
+        """Save after every so many steps; what is saved here does not replace the checkpoint of the epoch's end."""
+        self._stop.whole = True
+        self._accumulates = trainer.global_step == self._steps
+        self._steps = trainer.global_step
+        due = not self._accumulates and self._steps % self._every_n_steps == 0
+        if due and not self._should_skip_saving_checkpoint(trainer):
+            trainer.save_checkpoint(self._path, weights_only=False)
+
+    def on_validation_batch_end(self, trainer: lightning.Trainer, *unused: Any) -> None:
+        """Do not finish a long validation.
 
         Raises:
-            Stopped: a process was asked to stop; everything is saved.
+            Stopped: a process was asked to stop.
         """
-        self._between_steps = trainer.global_step != self._steps  # else gradients wait for more batches
-        self._steps = trainer.global_step
-        stops = self._between_steps and self._stop.agreed(trainer)
-        due = self._between_steps and self._steps % self._every_n_steps == 0
-        if (due or stops) and not self._should_skip_saving_checkpoint(trainer):
-            trainer.save_checkpoint(self._path)
-        if stops:
-            if trainer.is_global_zero:
-                self._path.with_name(STOPPED).touch()  # exit codes of many processes are not told apart by schedulers
-            rank_zero_info(f"stopped by a signal after {self._steps} steps: go on with --ckpt_path last")
-            raise Stopped
+        if trainer.state.fn == TrainerFn.FITTING:
+            self._stop.raise_if_asked(trainer)
+
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Give the signals back: there is no further step to wait for."""
+        super().on_train_end(trainer, pl_module)
+        self._stop.restore()
 
     def on_exception(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
     ) -> None:
-        """Save the steps since the last checkpoint, if they are whole."""
-        new = self._between_steps and trainer.global_step not in (0, self._last_global_step_saved)
-        if not new or trainer.world_size > 1 or trainer.fast_dev_run or isinstance(exception, Stopped):
-            return
+        """Save the steps that are new, if they are whole."""
+        self._stop.ignore()
         try:
-            # Weights that one step has broken show in the loss of the next one, which is such an exception.
-            if all(torch.isfinite(p).all() for p in pl_module.parameters() if p.requires_grad):
-                trainer.save_checkpoint(self._path)
-                rank_zero_info(f"saved {trainer.global_step} steps: go on with --ckpt_path last")
+            _wait_for_files(trainer)
+            self._save_at_end(trainer, pl_module, stopped=isinstance(exception, Stopped))
+            if isinstance(exception, Stopped) and exception.code == TERMINATED and trainer.is_global_zero:
+                self._path.with_name(STOPPED).touch()  # exit codes of many processes are not told apart by schedulers
         except Exception as error:  # the exception that stopped the training is the one to be seen
             rank_zero_warn(f"{self._path} was not saved: {first_line(error)}")
 
-    def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
-        """Give the signals back."""
-        self._stop.restore()
+    def _save_at_end(self, trainer: lightning.Trainer, module: lightning.LightningModule, stopped: bool) -> None:
+        if not self._stop.whole or trainer.global_step == self._first_step or trainer.fast_dev_run:
+            return
+        before, alone = _identity(self._path), trainer.world_size == 1 or type(trainer.strategy) is DDPStrategy
+        if stopped:
+            trainer.save_checkpoint(self._path, weights_only=False)  # all processes are here
+        elif alone and trainer.is_global_zero and _is_finite(module):
+            checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+            trainer.strategy.save_checkpoint(checkpoint, self._path)
+        _wait_for_files(trainer)
+        if _identity(self._path) not in (None, before):
+            rank_zero_info(f"saved {trainer.global_step} steps: go on with --ckpt_path last")
+
+
+def _is_finite(module: lightning.LightningModule) -> bool:
+    """Weights that one step has broken show in the loss of the next one, which then ends the training."""
+    return all(bool(torch.isfinite(p).all()) for p in module.parameters() if p.requires_grad)
+
+
+def _wait_for_files(trainer: lightning.Trainer) -> None:
+    """Of a CheckpointIO that writes in a thread; what it has to say of earlier files must not stop the next one."""
+    try:
+        trainer.strategy.checkpoint_io.teardown()
+    except Exception as error:
+        rank_zero_warn(first_line(error))
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """What differs once a file or folder has been replaced; None when there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns
 
 
 class CheckpointFiles(TorchCheckpointIO):

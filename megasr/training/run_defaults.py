@@ -4,27 +4,34 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from lightning.fabric.utilities.rank_zero import _get_rank
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 
 from megasr.errors import UsageError
+from megasr.files import locked_folder
 from megasr.training.changed_config import refuse_changes
+from megasr.training.ending import FirstError
 from megasr.training.last_checkpoint import LastCheckpoint, find_last
 from megasr.training.loggers import METRICS_FILE, open_loggers, read_rows
-from megasr.training.rank_watch import RankWatch
 
 
-def trainer_defaults(command: str, trainer: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of the trainer that were not given: loggers, LastCheckpoint in the run's folder, and RankWatch.
+def trainer_defaults(
+    command: str, trainer: Mapping[str, Any], config: Mapping[str, Any], held: ExitStack
+) -> dict[str, Any]:
+    """Arguments of the trainer that were not given: loggers, LastCheckpoint in the run's folder, and FirstError.
 
     Args:
         command: fit, validate or test. Only a fit logs by default: the others write their results into files.
         trainer: the trainer's section, instantiated.
         config: the resolved configuration, as plain data.
+        held: gets the lock of a fit's folder: two processes would write the same files.
 
     Raises:
+        MegaSRError: another process trains in the folder.
         UsageError: the folder already holds another run, or no checkpoint to go on from, or one that was made with
             another configuration.
     """
@@ -33,10 +40,12 @@ def trainer_defaults(command: str, trainer: Mapping[str, Any], config: Mapping[s
     callbacks = list(given) if isinstance(given, list | tuple) else [given]
     adds = trainer.get("enable_checkpointing") is not False and not any(_keeps_last(callback) for callback in callbacks)
     callbacks += [LastCheckpoint(folder)] if adds else []
-    callbacks = [*([RankWatch()] if command == "fit" else []), *callbacks]  # before one that might hang
+    callbacks = [FirstError(), *callbacks]
     resumed = resumed_from(config.get("ckpt_path"), folder, callbacks)
     if command == "fit" and resumed is not None:
         refuse_changes(resumed, config)  # before anything is opened
+    if command == "fit" and not trainer.get("fast_dev_run") and not _get_rank():
+        held.enter_context(locked_folder(folder))
     defaults: dict[str, Any] = {"callbacks": callbacks}
     if trainer.get("logger") is None:
         defaults["logger"] = False

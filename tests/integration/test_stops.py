@@ -17,8 +17,8 @@ from data_pipelines.datamodules import PhotoDataModule
 from megasr.errors import MegaSRError, UsageError
 from megasr.networks.config import AdapterConfig
 from megasr.training.callbacks import EMA
+from megasr.training.ending import INTERRUPTED, TERMINATED, Stopped
 from megasr.training.last_checkpoint import LAST, PREVIOUS, LastCheckpoint, find_last
-from megasr.training.stop import EXIT_CODE, Stopped
 from tests.helpers.ranks import run_ranks
 from tests.helpers.training import LossCurve, make_module
 
@@ -64,11 +64,11 @@ def signalled_and_resumed(folder: Path, number: int) -> tuple[list[float], list[
     return undisturbed, train(folder / "stopped", 2, resume=find_last(folder / "stopped")), ended
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_to_one_process_saves_and_stops_both_and_nothing_is_lost(tmp_path: Path, number: int) -> None:
-    for undisturbed, rest, ended in run_ranks(2, signalled_and_resumed, tmp_path, number):
-        assert ended == (Stopped.__name__, EXIT_CODE)
-        assert rest == undisturbed[3:]  # the step in which the signal came was ended
+    for rank, (undisturbed, rest, ended) in enumerate(run_ranks(2, signalled_and_resumed, tmp_path, number)):
+        assert ended == (Stopped.__name__, INTERRUPTED if rank == 1 and number == signal.SIGINT else TERMINATED)
+        assert rest == undisturbed[2:]
 
 
 def loss_breaks_in_the_second(folder: Path) -> str:
