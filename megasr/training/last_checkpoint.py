@@ -49,6 +49,7 @@ class LastCheckpoint(ModelCheckpoint):
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         """Let the strategy write whole files: Lightning copies from the machine's folder for temporary files."""
         super().setup(trainer, pl_module, stage)
+        self._stop.whole = False
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = CheckpointFiles()
 

@@ -44,7 +44,8 @@ def trainer_defaults(
     resumed = resumed_from(config.get("ckpt_path"), folder, callbacks)
     if command == "fit" and resumed is not None:
         refuse_changes(resumed, config)  # before anything is opened
-    if command == "fit" and not trainer.get("fast_dev_run") and not _get_rank():
+    writes = (adds or trainer.get("logger") is None) and not trainer.get("fast_dev_run")
+    if command == "fit" and writes and not _get_rank():
         held.enter_context(locked_folder(folder))
     defaults: dict[str, Any] = {"callbacks": callbacks}
     if trainer.get("logger") is None:

@@ -67,7 +67,7 @@ def test_an_offline_run_holds_numbers_pictures_and_a_table(tmp_path: Path) -> No
     vision = [f"--model.vision.weights={tower.weights}", f"--model.vision.model={tower.model}"]
     assert cli.main(recipe(folder, 3, *image, *vision)) == 0
     assert {path.name for path in folder.iterdir()} == {
-        "config.yaml", "last.ckpt", "previous.ckpt", "metrics.csv", "wandb", "wandb_id.txt"
+        ".lock", "config.yaml", "last.ckpt", "previous.ckpt", "metrics.csv", "wandb", "wandb_id.txt"
     }  # fmt: skip
     (record,) = offline_runs(folder)
     rows = history(record)
@@ -203,4 +203,4 @@ def test_what_is_logged_where_can_be_chosen(
     assert cli.main(recipe(tmp_path / "other", 2, *given)) == 0
     (metrics,) = tmp_path.glob("given/**/metrics.csv")
     assert "monitor/psnr_y" in metrics.read_text().splitlines()[0]
-    assert {path.name for path in (tmp_path / "other").iterdir()} == {"last.ckpt"}
+    assert {path.name for path in (tmp_path / "other").iterdir()} == {".lock", "last.ckpt"}
