@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from pathlib import Path
 from typing import Any
@@ -117,7 +118,8 @@ def test_a_write_that_has_failed_stops_no_later_one(tmp_path: Path, recwarn: pyt
         def on_train_batch_start(self, trainer: Any, *unused: Any) -> None:
             if trainer.global_step == self.step:
                 (tmp_path / "file").touch()
-                files.save_checkpoint({}, tmp_path / "file" / "best.ckpt")
+                with contextlib.suppress(MegaSRError):  # at once, if the thread is that fast
+                    files.save_checkpoint({}, tmp_path / "file" / "best.ckpt")
             super().on_train_batch_start(trainer)
 
     files = AsyncCheckpointFiles()
