@@ -16,7 +16,8 @@ from typing import Any
 
 from ablations.identity import identify_weights
 from ablations.registry import Ablation, Config, Study, apply_changes, check_diff, flatten
-from megasr.errors import UsageError
+from megasr.errors import MegaSRError, UsageError
+from megasr.yaml_limits import limit_jsonargparse, load_yaml
 
 BICUBIC = "bicubic"
 # What the runner decides itself: a recipe that sets one of these would be overruled in silence, so it is refused.
@@ -93,6 +94,7 @@ def build_parser(components: Components, sections: tuple[str, ...] = ("model", "
     """The jsonargparse parser over the sections of a config."""
     from jsonargparse import ArgumentParser
 
+    limit_jsonargparse()
     classes = {"model": components.module, "data": components.data, "trainer": components.trainer}
     parser = ArgumentParser(exit_on_error=False)
     for section in sections:
@@ -104,10 +106,19 @@ def build_parser(components: Components, sections: tuple[str, ...] = ("model", "
 
 
 def build(components: Components, config: Mapping[str, Any]) -> Any:
-    """Namespace with `model` and `data` built from their config sections (the Trainer needs more than its config)."""
+    """Namespace with `model` and `data` built from their config sections (the Trainer needs more than its config).
+
+    Raises:
+        UsageError, MegaSRError: what a class has to say, without what jsonargparse puts around it.
+    """
     sections = tuple(section for section in ("model", "data") if section in config)
     parser = build_parser(components, sections)
-    return parser.instantiate(parser.parse_object({section: config[section] for section in sections}))
+    try:
+        return parser.instantiate(parser.parse_object({section: config[section] for section in sections}))
+    except ValueError as error:
+        if isinstance(error.__cause__, UsageError | MegaSRError):
+            raise error.__cause__ from None
+        raise
 
 
 def resolve(config: Mapping[str, Any], components: Components) -> Config:
@@ -176,10 +187,10 @@ def _read_yaml(path: Path) -> Any:
     import yaml
 
     try:
-        return yaml.safe_load(path.read_text())
+        return load_yaml(path.read_text())
     except OSError as error:
         raise UsageError(f"cannot read recipe {path}: {error.strerror}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is not YAML: {error}") from error
 
 

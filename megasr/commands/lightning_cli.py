@@ -27,6 +27,7 @@ from megasr.training.monitor import TrainingMonitor
 from megasr.training.protocol_metrics import ProtocolMetrics
 from megasr.training.run_defaults import refuse_another_run, resumed_from, trainer_defaults
 from megasr.training.throughput import global_batch
+from megasr.yaml_limits import check_config_files, limit_jsonargparse
 
 _UNKNOWN_KEY = re.compile(
     r"unrecognized arguments: --([^\s=]+)|not accept option '([^']+)'|Option '([^']+)' is not accepted"
@@ -78,7 +79,8 @@ class OneLineCLI(LightningCLI):
             super().__init__(*settings, **named)
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Every command reads the configuration that a fit has written, with all of its options."""
+        """Every command reads the configuration that a fit has written, with all of its options, within limits."""
+        limit_jsonargparse()
         super().add_default_arguments_to_parser(parser)
         help_text = "let fit go on from ckpt_path with another configuration than it was trained with"
         parser.add_argument("--allow_changed_config", type=bool, default=False, help=help_text)
@@ -109,6 +111,7 @@ class OneLineCLI(LightningCLI):
         Raises:
             UsageError: instead of jsonargparse's usage text.
         """
+        check_config_files(args)
         options = self._subcommand_parsers[args[0]]
         options.allow_abbrev = False  # an abbreviation hides a misspelt key
         try:

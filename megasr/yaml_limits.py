@@ -1,0 +1,98 @@
+"""Limits of the YAML that configurations are read from: nested aliases and nested brackets.
+
+Ten lines of aliases can stand for 10^9 values, which copying and checking would visit one by one, and libyaml's
+composer overflows the C stack some thousand levels down.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from megasr.errors import UsageError
+
+MAX_NODES = 100_000  # of a document whose aliases are written out; the largest recipe has some hundred
+MAX_DEPTH = 100
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+def load_yaml(text: str) -> Any:
+    """The content of a YAML document.
+
+    Raises:
+        yaml.YAMLError: it is none, or larger or deeper than the limits.
+    """
+    check_yaml(text)
+    return yaml.load(text, Loader=_LOADER)
+
+
+@functools.cache
+def limit_jsonargparse() -> None:
+    """Let jsonargparse, and LightningCLI with it, refuse what is beyond the limits in files and on the command line."""
+    from jsonargparse import get_loader, set_loader
+
+    load = get_loader("yaml")
+
+    def load_checked(text: str) -> Any:
+        check_yaml(text)
+        return load(text)
+
+    set_loader("yaml", load_checked, exceptions=(yaml.YAMLError,))
+
+
+def check_config_files(args: Sequence[str]) -> None:
+    """Check the files of --config, which jsonargparse does not name when one is wrong.
+
+    Raises:
+        UsageError: one is no YAML, or beyond the limits.
+    """
+    for option, following in pairwise([*args, ""]):
+        name, _, value = option.partition("=")
+        path = Path(value or following)
+        if name not in ("-c", "--config") or not path.is_file():
+            continue
+        try:
+            check_yaml(path.read_text())
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise UsageError(f"{path} is not YAML that can be used: {error}") from error
+
+
+def check_yaml(text: str) -> None:
+    """Measure a document from its events, before anything is built of it.
+
+    Raises:
+        yaml.YAMLError: it is no YAML, has more than MAX_NODES values or MAX_DEPTH levels, or contains itself.
+    """
+    sizes: dict[str, int] = {}  # anchor -> values below it
+    opened: list[tuple[str | None, int]] = [(None, 0)]
+    for event in yaml.parse(text, Loader=_LOADER):
+        if isinstance(event, yaml.CollectionStartEvent):
+            opened.append((event.anchor, 1))
+            if len(opened) > MAX_DEPTH:
+                raise yaml.YAMLError(f"nested more than {MAX_DEPTH} levels deep, {_place(event)}")
+            continue
+        if isinstance(event, yaml.CollectionEndEvent):
+            anchor, size = opened.pop()
+        elif isinstance(event, yaml.AliasEvent):
+            anchor, size = None, sizes.get(event.anchor or "", 0)
+            if not size:
+                raise yaml.YAMLError(f"*{event.anchor} contains itself or nothing, {_place(event)}")
+        elif isinstance(event, yaml.ScalarEvent):
+            anchor, size = event.anchor, 1
+        else:
+            continue
+        if anchor is not None:
+            sizes[anchor] = size
+        outer, total = opened[-1]
+        opened[-1] = outer, total + size
+        if total + size > MAX_NODES:
+            raise yaml.YAMLError(f"more than {MAX_NODES} values with its aliases written out, {_place(event)}")
+
+
+def _place(event: yaml.Event) -> str:
+    return f"line {event.start_mark.line + 1}" if event.start_mark else "somewhere"
