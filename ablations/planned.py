@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 from ablations.launch.slots import Slot
 from ablations.registry import Study
@@ -31,6 +31,19 @@ def describe_runs(study: OpenStudy) -> str:
     trainings = sum(job.host.seed is not None for job in study.jobs)
     lines.append(f"{len(study.plans)} runs: {counted[True]} done, {counted[False]} to do, with {trainings} trainings")
     return "\n".join(lines)
+
+
+def pipe_commands(study: OpenStudy) -> list[str]:
+    """The commands that reading the data of a study runs (`pipe:` addresses), each once."""
+    return list(dict.fromkeys(url for plan in study.plans for url in _pipes(plan.config["data"])))
+
+
+def _pipes(config: Any) -> Iterator[str]:
+    if isinstance(config, str):
+        yield from [config] * config.startswith("pipe:")
+    elif isinstance(config, dict | list):
+        for value in config.values() if isinstance(config, dict) else config:
+            yield from _pipes(value)
 
 
 def describe_hypotheses(study: Study) -> str:

@@ -8,10 +8,9 @@ from __future__ import annotations
 import errno
 import http.client
 import os
-import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, TypeVar
 from urllib.parse import quote, urljoin, urlsplit
 
@@ -24,6 +23,9 @@ WAITS_S = (0.0, 0.5, 2.0)  # before each try; the first failure is often a conne
 _TIMEOUT_S = 60
 _REDIRECTS = 5
 _CHUNK_BYTES = 2**20
+_SLOWEST_BYTES_S = 1000  # a server that is slower for longer than the time limit is taken for one that stalls
+_MOST_BYTES = 2**30  # of a manifest or an index, which are read into memory
+_DRAINED_BYTES = 2**16  # of an answer's unwanted body; with more the connection is given up
 T = TypeVar("T")
 Take = Callable[[http.client.HTTPResponse], T]
 
@@ -58,15 +60,13 @@ class HTTPStorage(RemoteStorage):
 
     def read_all(self, name: str, version: str = "") -> bytes:
         """See Storage.read_all."""
-        return self._get(name, lambda response: response.read())
+        return self._get(name, lambda response: b"".join(_blocks(response, _MOST_BYTES)))
 
     def _fetch(self, name: str, file: BinaryIO) -> None:
         def take(response: http.client.HTTPResponse) -> None:
             file.seek(0)
             file.truncate()
-            shutil.copyfileobj(response, file, _CHUNK_BYTES)
-            if response.length:  # read(n) does not say that the connection broke off
-                raise http.client.IncompleteRead(b"", response.length)
+            file.writelines(_blocks(response, self.cache.limit_bytes))
 
         self._get(name, take)
 
@@ -77,7 +77,7 @@ class HTTPStorage(RemoteStorage):
             time.sleep(wait_s)
             try:
                 return self._exchange(url, headers, take)
-            except (OSError, http.client.HTTPException) as error:
+            except (OSError, ValueError, http.client.HTTPException) as error:  # ValueError: an address that is none
                 if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                     raise  # the disk under `take`, not the network
                 self._connections.__dict__.clear()
@@ -88,17 +88,25 @@ class HTTPStorage(RemoteStorage):
     def _exchange(self, url: str, headers: dict[str, str], take: Take[T]) -> T:
         for _ in range(_REDIRECTS):
             parts = urlsplit(url)
+            if parts.scheme not in ("http", "https"):
+                raise MegaSRError(f"{self.url}: redirects to {url}, which is no http address")
             connection = self._connection(parts.scheme, parts.netloc)
             connection.request(
                 "GET", parts._replace(scheme="", netloc="", fragment="").geturl() or "/", headers=headers
             )
             response = connection.getresponse()
             if response.status in (200, 206):
-                taken = take(response)
-                if not response.isclosed():  # an unwanted rest: what comes next on this connection is not an answer
-                    connection.close()
-                return taken
-            response.read()
+                try:
+                    return take(response)
+                except MegaSRError as error:
+                    raise type(error)(f"{url}: {error}") from error
+                finally:
+                    if not response.isclosed():  # an unwanted rest: what comes next here is not an answer
+                        connection.close()
+            if response.length is not None and response.length <= _DRAINED_BYTES:
+                response.read()
+            else:
+                connection.close()
             if response.status == 416:
                 raise ShortReadError(f"{url}: ends before {headers.get('Range')}")
             if response.status in (404, 410):
@@ -127,12 +135,32 @@ def _take_range(response: http.client.HTTPResponse, offset: int, size: int) -> b
     if response.status == 200:
         return None
     place = response.getheader("Content-Range", "")
-    content = response.read()
-    if not place.startswith(f"bytes {offset}-") or len(content) > size:
-        raise MegaSRError(f"{response.geturl()}: asked for {size} bytes from {offset}, got {len(content)} of {place!r}")
+    if not place.startswith(f"bytes {offset}-"):
+        raise MegaSRError(f"asked for {size} bytes from {offset}, got those of {place!r}")
+    content = b"".join(_blocks(response, size))
     if len(content) < size:
         raise ShortReadError(f"ends at byte {offset + len(content)}, wanted {size} bytes from {offset}")
     return content
+
+
+def _blocks(response: http.client.HTTPResponse, most: int) -> Iterator[bytes]:
+    """The body of an answer, piece by piece.
+
+    Raises:
+        MegaSRError: it is larger than `most`.
+        OSError, HTTPException: it is cut off, or comes too slowly.
+    """
+    began, done = time.monotonic(), 0
+    while block := response.read1(_CHUNK_BYTES):
+        done += len(block)
+        if done > most:
+            raise MegaSRError(f"the server sends more than the {most} bytes that were expected")
+        if (took := time.monotonic() - began) > _TIMEOUT_S + done / _SLOWEST_BYTES_S:
+            raise TimeoutError(f"only {done} bytes came in {took:.0f} s")
+        yield block
+    if response.length:  # read1 does not say that the connection broke off
+        raise http.client.IncompleteRead(b"", response.length)
+    response.read()  # nothing; it frees the connection for the next request
 
 
 def _text(error: Exception) -> str:

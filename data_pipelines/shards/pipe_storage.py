@@ -6,14 +6,20 @@
 
 Words are split as a shell would, but no shell runs: for one, write `pipe:sh -c "..."`. There is no time limit: where a
 client can hang, write `timeout 600` before it.
+
+The command is whatever the recipe says: it is shown before it first runs, and with MEGASR_NO_PIPE=1 none is run.
 """
 
 from __future__ import annotations
 
+import os
+import re
 import shlex
 import subprocess
 import time
 from typing import IO, Any, BinaryIO
+
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from data_pipelines.shards.file_cache import FileCache
 from data_pipelines.shards.local_storage import ShortReadError
@@ -21,7 +27,27 @@ from data_pipelines.shards.remote_storage import RemoteStorage
 from megasr.errors import MegaSRError, UsageError
 
 WAITS_S = (0.0, 0.5, 2.0)  # before each try
+FORBIDDEN = "MEGASR_NO_PIPE"
 _LAST_BYTE = 2**40  # clients cut a range at the end of the file, as HTTP does
+_PLAIN = re.compile(r"[A-Za-z0-9_.@%+=:,/-]+")  # what no shell and no other language acts on
+_shown: set[str] = set()  # forked workers have it, too
+
+
+def show_command(template: str) -> None:
+    """Say once on the console, whatever the number of processes, which command is about to run.
+
+    Raises:
+        UsageError: commands are forbidden.
+    """
+    _check_allowed(template)
+    if template not in _shown:
+        _shown.add(template)
+        rank_zero_info(f"running the command of pipe:{template} ({FORBIDDEN}=1 forbids it)")
+
+
+def _check_allowed(template: str) -> None:
+    if os.environ.get(FORBIDDEN, "") not in ("", "0"):
+        raise UsageError(f"pipe:{template}: {FORBIDDEN} is set, so no command is run; unset it to allow it")
 
 
 class PipeStorage(RemoteStorage):
@@ -32,10 +58,12 @@ class PipeStorage(RemoteStorage):
         cache: of whole files, for commands without ranges.
 
     Raises:
-        UsageError: {name} is missing, one of {start} and {end} is missing, or the quotes do not match.
+        UsageError: commands are forbidden, {name} is missing, one of {start} and {end} is missing, or the quotes do not
+            match.
     """
 
     def __init__(self, template: str, cache: FileCache) -> None:
+        _check_allowed(template)
         self.template = template
         self.cache = cache
         try:
@@ -73,9 +101,11 @@ class PipeStorage(RemoteStorage):
         self._run(name, into=file)
 
     def _run(self, name: str, start: int = 0, end: int = _LAST_BYTE, into: IO[bytes] | None = None) -> bytes:
+        self._check_name(name)
         values = {"{name}": name, "{start}": str(start), "{end}": str(end)}
         words = [_fill(word, values) for word in self.words]
         trouble = ""
+        show_command(self.template)
         for wait_s in WAITS_S:
             time.sleep(wait_s)
             if into is not None:
@@ -92,6 +122,20 @@ class PipeStorage(RemoteStorage):
             said = done.stderr.decode(errors="replace").strip().splitlines()
             trouble = f"exit status {done.returncode}, {said[-1] if said else 'no message'}"
         raise MegaSRError(f"pipe:{self.template}: {name}: {trouble}, tried {len(WAITS_S)} times")
+
+    def _check_name(self, name: str) -> None:
+        """Names come from the manifest of the set. Inside a word that a shell reads, or as an option, they could act.
+
+        Raises:
+            MegaSRError: this one could.
+        """
+        for word in self.words:
+            in_script = "{name}" in word and len(word.split()) > 1
+            if (in_script and not _PLAIN.fullmatch(name)) or (word.startswith("{name}") and name.startswith("-")):
+                raise MegaSRError(
+                    f"pipe:{self.template}: the set names a file {name!r}, which the command could take for a part of "
+                    "itself; pass {name} as a word of its own, or rename the file"
+                )
 
 
 def _fill(word: str, values: dict[str, str]) -> str:

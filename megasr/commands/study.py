@@ -23,7 +23,11 @@ def add_parser(commands: Any) -> None:
     show.add_argument("name", metavar="NAME", nargs="?", help="a study: show its ablations and their hypotheses")
     show.set_defaults(run=list_studies, passes_options_on=False)
     plan = actions.add_parser("plan", help="name the runs, what is done, and what the rest will cost here")
-    plan.add_argument("--no-probe", action="store_true", help="do not take a few steps to measure the cost")
+    plan.add_argument(
+        "--probe",
+        action=argparse.BooleanOptionalAction,
+        help="take a few steps to measure the cost (default, unless reading the data runs a pipe: command)",
+    )
     start = actions.add_parser("run", help="run a study and write its report; finished runs are kept")
     start.add_argument("--retries", type=int, default=1, help="of a training whose process dies (default: 1)")
     start.add_argument(
@@ -79,12 +83,16 @@ def run_plan(arguments: argparse.Namespace) -> None:
     """
     from ablations.estimate import estimate
     from ablations.launch.slots import make_slots
-    from ablations.planned import describe_cost, describe_hypotheses, describe_runs
+    from ablations.planned import describe_cost, describe_hypotheses, describe_runs, pipe_commands
 
     study = _open(arguments)
     print(describe_hypotheses(study.study) + "\n")
     print(describe_runs(study))
-    if study.jobs and not arguments.no_probe:
+    commands = pipe_commands(study)
+    if study.jobs and arguments.probe is None and commands:
+        print(f"cost not measured, because reading the data runs {', '.join(commands)}; --probe measures it")
+    elif study.jobs and arguments.probe is not False:
+        _show_commands(study)
         slots = make_slots(arguments.devices, arguments.per_device)
         print(describe_cost(estimate(study.jobs, slots, study.components), slots))
 
@@ -104,6 +112,7 @@ def run_study(arguments: argparse.Namespace) -> None:
 
     _check_options(arguments)
     study = _open(arguments)
+    _show_commands(study)
     if arguments.only is not None:
         _run_one(study, arguments)
     elif arguments.launcher == "wandb":
@@ -191,6 +200,15 @@ def run_agree(arguments: argparse.Namespace) -> None:
         name = read_recipe(config, default_components()).study
         results.append(require_seeds(open_study(name, config, output).result()))
     print(compare_studies(*results).as_markdown())
+
+
+def _show_commands(study: OpenStudy) -> None:
+    """Here, and not in the log of every training."""
+    from ablations.planned import pipe_commands
+    from data_pipelines.shards.pipe_storage import show_command
+
+    for url in pipe_commands(study):
+        show_command(url.removeprefix("pipe:"))
 
 
 def _open(arguments: argparse.Namespace) -> OpenStudy:

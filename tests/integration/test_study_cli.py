@@ -77,6 +77,29 @@ def test_the_plan_names_runs_and_cost(recipe: Path, tmp_path: Path, capsys: pyte
     assert not (tmp_path / "out").exists()
 
 
+def test_a_plan_runs_no_command_unless_it_is_asked_to_measure(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = f"pipe:sh -c 'touch {tmp_path}/ran' {{name}}"
+    config = yaml.safe_load(recipe.read_text())
+    urls = {"train_url": command, "eval_url": command}
+    config["data"] = {"class_path": "ShardDataModule", "init_args": urls}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(config))
+    plan = ("plan", tmp_path / "recipe.yaml", tmp_path / "out")
+    assert _study(*plan) == 0
+    said = capsys.readouterr().out
+    assert f"cost not measured, because reading the data runs {command}; --probe measures it" in said
+    monkeypatch.setenv("MEGASR_NO_PIPE", "1")
+    for action in (plan, ("run", *plan[1:])):
+        assert _study(*action, *["--probe"] * (action is plan)) == 2
+        assert "MEGASR_NO_PIPE is set" in capsys.readouterr().err
+    assert not (tmp_path / "ran").exists()
+    monkeypatch.delenv("MEGASR_NO_PIPE")
+    assert _study(*plan, "--probe") == 1
+    assert "manifest.json: not a shard manifest" in capsys.readouterr().err
+    assert (tmp_path / "ran").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [

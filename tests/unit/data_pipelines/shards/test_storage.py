@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import pickle
 import re
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,10 +24,15 @@ from megasr.errors import MegaSRError, UsageError
 from tests.helpers.shard_sets import make_shards, sample_files
 
 CONTENT = bytes(range(256)) * 20
+RESPOND = http.server.BaseHTTPRequestHandler.send_response
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """Serves a folder: /plain/ whole files only, /ranges/ ranges too, /moved/ elsewhere, /broken/ half of the body."""
+    """Serves a folder: /plain/ whole files only, /ranges/ ranges too, /moved/ elsewhere, /broken/ half of the body.
+
+    And lies: /file/ leads to a file of the client, /shifted/ gives another range, /more/ more of it, /endless/ has no
+    end, /trickle/ gives a byte now and then.
+    """
 
     protocol_version = "HTTP/1.1"
     wbufsize = -1  # header and body in one packet
@@ -40,6 +47,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.reply(self.server.failures.pop(), b"later")
         elif kind == "moved":
             self.reply(302, b"", Location=f"/ranges/{name}")
+        elif kind == "file":
+            self.reply(302, b"", Location="file:///etc/passwd")
+        elif kind in ("shifted", "more"):
+            place = "bytes 0-999/5120" if kind == "shifted" else "bytes 700-1699/5120"
+            self.reply(206, CONTENT[: 1000 if kind == "shifted" else 2000], Content_Range=place)
+        elif kind in ("endless", "trickle"):
+            self.pour(kind)
         elif not path.is_file():
             self.reply(404, b"not here")
         elif kind == "ranges" and (wanted := re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))):
@@ -60,6 +74,16 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.wfile.write(body[: len(body) // 2] if cut else body)
         self.close_connection = cut
 
+    def pour(self, kind: str) -> None:
+        self.close_connection = True
+        self.send_response(200)
+        self.end_headers()
+        with contextlib.suppress(OSError):
+            while not self.server.stopping:
+                self.wfile.write(b"x" if kind == "trickle" else CONTENT)
+                self.wfile.flush()
+                time.sleep(0.02 if kind == "trickle" else 0)
+
     def log_message(self, *arguments: object) -> None:
         pass
 
@@ -73,6 +97,7 @@ class Server(http.server.ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.folder, self.asked, self.failures = folder, Counter[str](), list[int]()
         self.connections: set[object] = set()
+        self.stopping = False
         self.url = f"http://127.0.0.1:{self.server_port}"
 
 
@@ -90,6 +115,7 @@ def server(folder: Path) -> Iterator[Server]:
         thread = threading.Thread(target=served.serve_forever, args=(0.01,))
         thread.start()
         yield served
+        served.stopping = True
         served.shutdown()
         thread.join()
 
@@ -192,6 +218,36 @@ def test_http_troubles_are_named(server: Server, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("file", "redirects to file:///etc/passwd, which is no http address"),
+        ("shifted", "asked for 1000 bytes from 700, got those of 'bytes 0-999/5120'"),
+        ("more", "sends more than the 1000 bytes"),
+        ("endless", "sends more than the 20000 bytes"),
+        ("trickle", r"only \d+ bytes came in .* s, tried 3 times"),
+    ],
+)
+def test_a_lying_server_is_refused(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, message: str
+) -> None:
+    monkeypatch.setattr(http_storage, "_MOST_BYTES", 20_000)
+    monkeypatch.setattr(http_storage, "_TIMEOUT_S", 0.1)
+    storage = open_storage(f"{server.url}/{kind}", tmp_path / "cache", cache_gb=20_000 / 1e9)
+    with pytest.raises(MegaSRError, match=rf"/{kind}/.*{message}"):
+        storage.read("some file", 700, 1000, "v", 5120)
+    if kind in ("endless", "trickle"):
+        with pytest.raises(MegaSRError, match=rf"/{kind}/.*{message}"):
+            storage.read_all("some file")
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.parent.name.startswith("cache")]
+
+
+def test_an_endless_error_page_is_not_read(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Handler, "send_response", lambda self, status: RESPOND(self, 404 if status == 200 else status))
+    with pytest.raises(MissingFileError, match="HTTP 404"):
+        open_storage(f"{server.url}/endless", tmp_path).read_all("some file")
+
+
+@pytest.mark.parametrize(
     ("command", "message"),
     [
         ("sh -c 'echo first >&2; echo no credentials >&2; exit 7' {name}", "exit status 7, no credentials, tried 3"),
@@ -204,6 +260,46 @@ def test_pipe_troubles_are_named(tmp_path: Path, command: str, message: str) -> 
     with pytest.raises(MegaSRError, match=rf"^pipe:{re.escape(command)}: .*{message}"):
         open_storage(f"pipe:{command}", tmp_path).read("x.tar", 0, 3, "v")
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".lock"]
+
+
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        ("sh -c 'cat {folder}/{{name}}'", "$(touch ran)"),
+        ("sh -c 'cat {folder}/{{name}}'", "a;touch ran"),
+        ("sh -c 'cat {folder}/{{name}} {{start}} {{end}}'", "a b"),
+        ("tar {{name}}", "--to-command=touch ran"),
+    ],
+)
+def test_the_names_of_a_set_are_no_commands(folder: Path, tmp_path: Path, command: str, name: str) -> None:
+    with pytest.raises(MegaSRError, match=re.escape(f"the set names a file {name!r}")):
+        open_storage(f"pipe:{command.format(folder=folder)}", tmp_path).read(name, 0, 1, "v")
+    plain = open_storage(f"pipe:sh -c 'cat {folder}/{{name}}'", tmp_path / "cache")
+    assert plain.read_all("shard-000000.tar") == (folder / "shard-000000.tar").read_bytes()
+
+
+def test_a_command_is_shown_once_before_it_runs(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipe_storage, "_shown", set())
+    command = f"sh -c 'echo ran >> {tmp_path}/log' {{name}}"
+    for name in ("a", "b"):
+        storage = open_storage(f"pipe:{command}", tmp_path / "cache")
+        assert len(caplog.messages) == (name == "b")
+        assert storage.read_all(name) == b""
+    assert (tmp_path / "log").read_text() == "ran\n" * 2
+    assert caplog.messages == [f"running the command of pipe:{command} (MEGASR_NO_PIPE=1 forbids it)"]
+
+
+def test_commands_can_be_forbidden(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = f"pipe:sh -c 'touch {tmp_path}/ran; cat {folder}/{{name}}'"
+    monkeypatch.setenv("MEGASR_NO_PIPE", "1")
+    for reads in (open_storage, ShardSource):
+        with pytest.raises(UsageError, match="^pipe:sh -c .*: MEGASR_NO_PIPE is set"):
+            reads(url, tmp_path / "cache")
+    assert not (tmp_path / "ran").exists()
+    monkeypatch.setenv("MEGASR_NO_PIPE", "0")
+    assert len(ShardSource(url, tmp_path / "cache")) == 5
 
 
 def test_a_pipe_without_ranges_runs_once_per_file(folder: Path, tmp_path: Path) -> None:
