@@ -6,6 +6,7 @@ import http.client
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -22,6 +23,9 @@ Report = Callable[[str, int, int | None], None]
 
 _TIMEOUT_S = 30.0
 _BLOCK = 1 << 20
+_SLOWEST_BYTES_S = 1000  # a mirror that is slower for longer than the time limit gives way to the next
+_MOST_BYTES = 16 << 30  # of a file whose size neither the manifest nor the mirror says
+_HTTP = ("https://", "http://")
 _VALIDATOR = f"{PART}.etag"
 Response = http.client.HTTPResponse
 
@@ -92,7 +96,9 @@ def _request_rest(url: str, part: Path, file: PublishedFile, report: Report) -> 
         if offset == 0:
             forget_part(part)
             _write_validator(url, part, response)
-        return _copy(response, part, offset, total, lambda done: report(file.name, done, total))
+        limit = file.size or total or _MOST_BYTES
+        whole = _copy(url, response, part, offset, limit, lambda done: report(file.name, done, total))
+        return whole if total is None else _size(part) == total
 
 
 def _open(url: str, part: Path, file: PublishedFile) -> Response | None:
@@ -117,11 +123,14 @@ def _open(url: str, part: Path, file: PublishedFile) -> Response | None:
 
 
 def _answer(url: str, headers: dict[str, str]) -> Response:
-    if not url.startswith(("https://", "http://")):
+    if not url.startswith(_HTTP):
         raise MirrorError(f"{url} is no http address")
     fixed = {"User-Agent": f"megasr/{__version__}", "Accept-Encoding": "identity"}
     try:
-        return cast(Response, urlopen(Request(url, headers={**fixed, **headers}), timeout=_TIMEOUT_S))
+        response = cast(Response, urlopen(Request(url, headers={**fixed, **headers}), timeout=_TIMEOUT_S))
+        if not response.url.startswith(_HTTP):  # urllib follows to ftp
+            raise MirrorError(f"{url} redirects to {response.url}, which is no http address")
+        return response
     except HTTPError:
         raise
     except URLError as error:
@@ -190,23 +199,32 @@ def _refuse_full_disk(part: Path, offset: int, total: int | None) -> None:
         raise MegaSRError(f"{part.parent} has no room: {needed} bytes are needed, {free} are free")
 
 
-def _copy(response: Response, part: Path, offset: int, total: int | None, report: Callable[[int], None]) -> bool:
-    """Append the body to the part. False when it ended early."""
+def _copy(url: str, response: Response, part: Path, offset: int, limit: int, report: Callable[[int], None]) -> bool:
+    """Append the body to the part. False when the connection broke.
+
+    Raises:
+        MirrorError: more than `limit` bytes come, or too few in the time.
+        MegaSRError: the disk fails.
+    """
+    began, done = time.monotonic(), offset
     try:
-        file = part.open("ab" if offset else "wb")
-    except OSError as error:
-        raise _disk_error(part, error) from error
-    done, broken = offset, False
-    try:
-        with file:
+        with part.open("ab" if offset else "wb") as file:
             while block := _read(response):
                 _write(file, block)
                 done += len(block)
                 report(done)
-            broken = block is None
+                _refuse_lies(url, part, done, limit, done - offset, time.monotonic() - began)
     except OSError as error:
         raise _disk_error(part, error) from error
-    return done == total if total is not None else not broken
+    return block is not None
+
+
+def _refuse_lies(url: str, part: Path, done: int, limit: int, arrived: int, took_s: float) -> None:
+    if done > limit:
+        forget_part(part)
+        raise MirrorError(f"{url} sends more than {limit} bytes")
+    if took_s > _TIMEOUT_S + arrived / _SLOWEST_BYTES_S:
+        raise MirrorError(f"{url} is too slow: {arrived} bytes in {took_s:.0f} s")
 
 
 def _read(response: Response) -> bytes | None:

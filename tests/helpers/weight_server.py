@@ -22,6 +22,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         server, asked = self.server, self.headers.get("Range", "")
         server.requests.append((self.path, asked))
+        if server.moved_to and not self.path.startswith("/moved/"):
+            return self.reply(302, b"", {"Location": server.moved_to})
         content = server.files.get(self.path.partition("?")[0])
         if content is None:
             return self.reply(404, b"not here", {})
@@ -55,6 +57,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         for begin in range(0, len(body[:cut]), 1 << 14):
             self.wfile.write(body[begin : min(begin + (1 << 14), cut)])
             time.sleep(server.pause_s)
+        while server.endless and not server.stopping:
+            self.wfile.write(body[: 1 << 14])
+            time.sleep(server.pause_s)
 
     def log_message(self, *arguments: object) -> None:
         pass
@@ -67,6 +72,8 @@ class WeightServer(http.server.ThreadingHTTPServer):
         requests: (path, Range header) of every request.
         cuts: bytes of the body after which the next answers break off; a whole answer when none is left.
         claims: a Content-Length that is not the body's.
+        endless: the body is repeated for ever.
+        moved_to: where all requests are sent.
     """
 
     daemon_threads = True
@@ -77,7 +84,8 @@ class WeightServer(http.server.ThreadingHTTPServer):
         self.requests: list[tuple[str, str]] = []
         self.cuts: list[int] = []
         self.ranges = self.etags = self.knows_if_range = True
-        self.hides_length = False
+        self.hides_length = self.endless = self.stopping = False
+        self.moved_to = ""
         self.claims, self.pause_s, self.kind = 0, 0.0, "application/octet-stream"
         self.url = f"http://127.0.0.1:{self.server_port}"
 
@@ -102,6 +110,7 @@ def weight_server() -> Iterator[WeightServer]:
     try:
         yield server
     finally:
+        server.stopping = True
         server.shutdown()
         thread.join()
         server.server_close()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from megasr.errors import MegaSRError, UsageError
-from megasr.weights import MANIFEST, PublishedFile, Weight
+from megasr.weights import MANIFEST, PublishedFile, Weight, download
 from megasr.weights.fetch import WRONG, address, fetch
 from tests.helpers.weight_server import WeightServer, weight_server
 
@@ -204,6 +204,39 @@ def test_another_size_than_the_published_one_is_not_written(
 ) -> None:
     register(monkeypatch, PublishedFile("one.pth", size=1_000))
     with pytest.raises(MegaSRError, match=r"offers 200000 bytes, but one\.pth has 1000"):
+        fetch("one")
+    assert left(one) == []
+
+
+@pytest.mark.parametrize("size", [len(CONTENT), None], ids=["size known", "size unknown"])
+def test_an_endless_body_fills_no_disk(
+    size: int | None, server: WeightServer, one: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register(monkeypatch, PublishedFile("one.pth", size=size, sha256=SHA256))
+    monkeypatch.setattr(download, "_MOST_BYTES", 300_000)
+    server.hides_length = server.endless = True
+    with pytest.raises(MegaSRError, match=f"sends more than {size or 300_000} bytes"):
+        fetch("one")
+    assert left(one) == []
+
+
+def test_a_stalling_mirror_gives_way_to_the_next(
+    server: WeightServer, one: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(download, "_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(download, "_SLOWEST_BYTES_S", 1_000_000)
+    server.pause_s = 0.1
+    with pytest.raises(MegaSRError, match=r"is too slow: \d+ bytes in \d+ s"):
+        fetch("one")
+    assert left(one) == ["one.pth.part", "one.pth.part.etag"]
+    server.pause_s = 0
+    assert fetch("one").read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("place", ["file:///etc/passwd", "ftp://127.0.0.1:1/one.pth", "data:text/plain,x", "http://["])
+def test_a_redirect_leads_to_http_only(place: str, server: WeightServer, one: Path) -> None:
+    server.moved_to = place
+    with pytest.raises(MegaSRError, match="cannot fetch one, one.pth: .* (answers 302|cannot be reached)"):
         fetch("one")
     assert left(one) == []
 
