@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import logging
+import pickle
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from torch import nn
 from megasr.errors import MegaSRError
 from megasr.files import identify_folder
 from megasr.fingerprints import weights_digest
+from megasr.foreign_configs import read_config
 from megasr.images import from_signed, to_signed
 from megasr.semantics.text import TextEncoder, load_text_encoder
 
@@ -141,8 +144,14 @@ def load_prior(source: str = "tiny") -> Prior:
                 text_encoder=load_text_encoder(folder),
                 scheduler=DDPMScheduler.from_pretrained(folder, subfolder="scheduler"),
             ).freeze()
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise MegaSRError(f"prior {source!r} in {folder} cannot be read: {error}") from error
+    except Exception as error:  # every library has errors of its own for a broken or hostile file
+        raise MegaSRError(f"prior {source!r} in {folder} cannot be read: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, pickle.UnpicklingError):  # torch advises to read it unsafely
+        return "a file of weights holds more than tensors; only tensors are read, as other objects could run code"
+    return str(error) or type(error).__name__
 
 
 def load_autoencoder(folder: Path) -> Any:
@@ -154,10 +163,20 @@ def load_autoencoder(folder: Path) -> Any:
     """
     import diffusers
 
-    name = json.loads((folder / "config.json").read_text()).get("_class_name", "AutoencoderKL")
+    name = autoencoder_class(read_config(folder / "config.json"))
+    return getattr(diffusers, name).from_pretrained(folder, torch_dtype=torch.float32)
+
+
+def autoencoder_class(config: Mapping[str, Any]) -> str:
+    """The name of the class in diffusers that the config of an autoencoder asks for.
+
+    Raises:
+        ValueError: it is none of AUTOENCODERS.
+    """
+    name = config.get("_class_name", "AutoencoderKL")
     if name not in AUTOENCODERS:
         raise ValueError(f"the autoencoder is a {name}, but must be one of {', '.join(AUTOENCODERS)}")
-    return getattr(diffusers, name).from_pretrained(folder, torch_dtype=torch.float32)
+    return str(name)
 
 
 def save_part(model: Any, folder: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from megasr import foreign_configs
 from megasr.errors import MegaSRError
 from megasr.files import read_safetensors, write_whole
 from megasr.guidance.network import Views, fit_size
@@ -165,11 +166,13 @@ def read_config(source: str, what: str, architectures: Iterable[str]) -> tuple[P
     """
     folder = find_checkpoint(source)
     try:
-        config = json.loads((folder / CONFIG).read_text())
+        config = foreign_configs.read_config(folder / CONFIG)
         named = config["architectures"][0]
     except OSError as error:
         raise MegaSRError(f"{what} {source!r}: {folder} is not a transformers folder, it lacks {CONFIG}") from error
-    except (ValueError, KeyError, TypeError, IndexError) as error:
+    except ValueError as error:
+        raise MegaSRError(f"{what} {source!r}: {error}") from error
+    except (KeyError, TypeError, IndexError) as error:
         raise MegaSRError(f"{what} {source!r}: {folder / CONFIG} does not name an architecture") from error
     if named not in architectures:
         raise MegaSRError(f"{what} {source!r} in {folder} is a {named}; needed: {' or '.join(architectures)}")

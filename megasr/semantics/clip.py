@@ -13,6 +13,7 @@ from torch import nn
 
 from megasr.errors import MegaSRError
 from megasr.files import read_safetensors
+from megasr.foreign_configs import read_config
 from megasr.semantics.vocabulary import load_tokenizer, make_tokenizer, save_merges
 
 # The shipped ones: trained on clean images, and the same with its vision tower tuned for degraded ones.
@@ -122,12 +123,12 @@ def load_open_clip(source: str) -> Any:
     if absent:
         raise MegaSRError(f"CLIP {source!r}: {folder} lacks {', '.join(absent)}")
     try:
-        content = json.loads((folder / CONFIG).read_text())
+        content = read_config(folder / CONFIG)
         config, pixels = content["model_cfg"], _CLIP_PIXELS | content.get("preprocess_cfg", {})
         with torch.random.fork_rng(devices=[]):
             model = _build(config, load_tokenizer(folder, config["text_cfg"]["context_length"]), pixels)
         model.load_state_dict(read_safetensors(folder / WEIGHTS))
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+    except Exception as error:  # every library has errors of its own for a broken file
         raise MegaSRError(f"CLIP {source!r} in {folder} cannot be read: {error}") from error
     return model
 

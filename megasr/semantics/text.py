@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from megasr.files import read_safetensors
+from megasr.foreign_configs import read_config
 from megasr.semantics.vocabulary import load_tokenizer, save_merges
 
 
@@ -91,7 +92,7 @@ class OpenClipTextEncoder(TextEncoder):
     @classmethod
     def load(cls, folder: Path) -> OpenClipTextEncoder:
         """Read what `save` wrote."""
-        config = json.loads((folder / "config.json").read_text())
+        config = read_config(folder / "config.json")
         encoder = cls(**{k: v for k, v in config.items() if not k.startswith("_")}, folder=folder)
         encoder.tower.load_state_dict(read_safetensors(folder / "model.safetensors"))
         return encoder
@@ -119,8 +120,9 @@ class TransformersTextEncoder(TextEncoder):
         """Read `text_encoder/` and `tokenizer/` of a diffusers folder."""
         from transformers import CLIPTextModel, CLIPTokenizer
 
-        model = CLIPTextModel.from_pretrained(folder / "text_encoder")
-        return cls(model, CLIPTokenizer.from_pretrained(folder / "tokenizer"))
+        read_config(folder / "text_encoder" / "config.json")  # it must not lead elsewhere
+        model = CLIPTextModel.from_pretrained(folder / "text_encoder", local_files_only=True)
+        return cls(model, CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True))
 
 
 def load_text_encoder(prior_folder: Path) -> TextEncoder:

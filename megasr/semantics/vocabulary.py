@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 WHOLE = 48894  # merges of open_clip's whole vocabulary
+_MOST_BYTES = 2**23  # of unpacked merges; the whole vocabulary has 3 MiB
 FILE = "merges.txt.gz"  # beside the weights of a model whose vocabulary is cut
 
 
@@ -53,11 +54,18 @@ def make_tokenizer(merges: Iterable[str], context_length: int) -> Any:
 
 
 def load_tokenizer(folder: Path | None, context_length: int) -> Any:
-    """open_clip's tokenizer with the merges in a folder, or with all of them when there are none."""
+    """open_clip's tokenizer with the merges in a folder, or with all of them when there are none.
+
+    Raises:
+        OSError, EOFError, zlib.error, ValueError: the file of merges is damaged or far too large.
+    """
     from open_clip.tokenizer import SimpleTokenizer
 
     if folder is None or not (folder / FILE).is_file():
         return _whole_tokenizer(context_length)
+    with gzip.open(folder / FILE) as file:
+        if len(file.read(_MOST_BYTES + 1)) > _MOST_BYTES:
+            raise ValueError(f"{folder / FILE} unpacks to more than {_MOST_BYTES} bytes")
     return SimpleTokenizer(str(folder / FILE), context_length=context_length)
 
 

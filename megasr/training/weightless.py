@@ -19,12 +19,13 @@ import torch
 from torch import nn
 
 from megasr.errors import MegaSRError, UsageError
+from megasr.foreign_configs import read_config
 from megasr.guidance.network import MapNetwork
 from megasr.guidance.networks import ExtractorConfig, Networks, is_tiny
 from megasr.guidance.registry import GuidanceType
 from megasr.guidance.tiny import CONFIG, FOLDERS, build_tiny
 from megasr.networks.parameters import build_sd21
-from megasr.prior import Prior, find_prior
+from megasr.prior import Prior, autoencoder_class, find_prior
 from megasr.semantics.clip import CONFIG as CLIP_CONFIG
 from megasr.semantics.clip import find_clip
 from megasr.semantics.taggers import GivenTagger, Tagger
@@ -205,10 +206,10 @@ def _read_prior(folder: Path, source: str) -> Prior:
     import diffusers
 
     try:
-        vae = json.loads((folder / "vae" / "config.json").read_text())
-        unet = json.loads((folder / "unet" / "config.json").read_text())
+        vae = read_config(folder / "vae" / "config.json")
+        unet = read_config(folder / "unet" / "config.json")
         return Prior(
-            vae=getattr(diffusers, vae.get("_class_name", "AutoencoderKL")).from_config(vae),
+            vae=getattr(diffusers, autoencoder_class(vae)).from_config(vae),
             unet=diffusers.UNet2DConditionModel.from_config(unet),
             text_encoder=_read_text_encoder(folder),
             scheduler=diffusers.DDPMScheduler.from_pretrained(folder, subfolder="scheduler"),
@@ -220,12 +221,12 @@ def _read_prior(folder: Path, source: str) -> Prior:
 def _read_text_encoder(folder: Path) -> TextEncoder:
     library, _ = json.loads((folder / "model_index.json").read_text())["text_encoder"]
     if library == "open_clip":
-        config = json.loads((folder / "text_encoder" / "config.json").read_text())
+        config = read_config(folder / "text_encoder" / "config.json")
         sizes = {k: v for k, v in config.items() if not k.startswith("_")}
         return OpenClipTextEncoder(**sizes, folder=folder / "text_encoder")
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    config = CLIPTextConfig.from_pretrained(folder / "text_encoder")
+    config = CLIPTextConfig(**read_config(folder / "text_encoder" / "config.json"))
     return TransformersTextEncoder(CLIPTextModel(config), Tokens(config.max_position_embeddings))
 
 

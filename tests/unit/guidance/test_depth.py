@@ -202,7 +202,7 @@ def test_broken_folders(copied: Path) -> None:
     edit(config, architectures=["DPTForDepthEstimation"])
     refused(copied, "is a DPTForDepthEstimation; needed: DepthAnythingForDepthEstimation")
     config.write_text("[]")
-    refused(copied, "does not name an architecture")
+    refused(copied, "holds no object")
     config.unlink()
     refused(copied, "is not a transformers folder, it lacks config.json")
     with pytest.raises(MegaSRError, match="nowhere"):
