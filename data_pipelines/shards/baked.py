@@ -94,7 +94,7 @@ def load_options(text: str, where: str) -> tuple[BakeOptions, str]:
             raise MegaSRError(f"{where}: format is {content['format']!r}, this version reads {BAKED_FORMAT!r}")
         options = content["options"] | {"maps": tuple(content["options"]["maps"])}
         return BakeOptions(**options), str(content["originals"])
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise MegaSRError(f"{where}: not the description of a baked set ({error!r}); bake it again") from error
 
 
@@ -142,12 +142,12 @@ class BakedSource:
             if "unusable" in params:
                 raise UnusableSampleError(key, params["unusable"], damaged=params["damaged"])
             crop = cut_variant(self.images.read(index), self.options, variant)
-            lq = from_uint8(decode_image(files[LQ_FIELD], key))
+            lq = from_uint8(_decode_lq(files[LQ_FIELD]))
             size = self.options.crop_size_px
             maps = {name: decode_map(files[map_field(name)], size, size) for name in self.options.maps}
             tokens = load_array(files[TOKENS_FIELD]) if self.options.tokens else None
             latents = load_array(files[LATENTS_FIELD]) if self.options.latents else None
-        except (KeyError, ValueError) as error:
+        except (KeyError, ValueError, TypeError, RecursionError) as error:
             raise UnusableSampleError(key, "damaged variant", repr(error)) from error
         return replace(crop, lq=lq, degradation=params, maps=maps, image_tokens=tokens, latents=latents)
 
@@ -180,6 +180,13 @@ class BakedDraw:
     def order(self, draw: int, seed: int) -> int:
         """The order of the originals."""
         return self.source.originals.order(draw, seed)
+
+
+def _decode_lq(content: bytes) -> np.ndarray:
+    try:
+        return decode_image(content, LQ_FIELD)
+    except MegaSRError as error:
+        raise ValueError(str(error)) from error
 
 
 def _open(originals: ShardSource, url: str) -> ShardSource:
@@ -220,7 +227,10 @@ def load_array(content: bytes) -> torch.Tensor:
     Raises:
         ValueError: it is none.
     """
-    return torch.from_numpy(np.load(io.BytesIO(content)))
+    try:
+        return torch.from_numpy(np.load(io.BytesIO(content)))
+    except (TypeError, MemoryError, EOFError) as error:  # an archive, texts, or a header that claims terabytes
+        raise ValueError(f"no array of numbers ({error})") from error
 
 
 def png(image: np.ndarray) -> bytes:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from data_pipelines.shards.local_storage import open_plain
 from data_pipelines.shards.manifest import ShardEntry
 from data_pipelines.shards.members import decode_map
 from data_pipelines.shards.tar_index import (
@@ -72,7 +73,7 @@ def check_shard(folder: Path, shard: tuple[str, ShardEntry | None]) -> ShardRepo
     indexed, index_sha256, findings = _read_index(folder, name)
     samples, size = list(indexed or []), 0
     try:
-        with (folder / name).open("rb") as file:
+        with open_plain(folder / name) as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
             size = file.tell()
             findings += _check_whole(name, entry, index_sha256, sha256, size)
@@ -98,7 +99,8 @@ def _read_index(folder: Path, name: str) -> tuple[list[IndexedSample] | None, st
     """(samples or None, sha256 of the tar or "", findings)."""
     path = folder / index_name(name)
     try:
-        return *load_record(path.read_text(), path.name), []
+        with open_plain(path) as file:
+            return *load_record(file.read().decode(), path.name), []
     except FileNotFoundError:
         return None, "", [Finding("missing index", path.name, "", f"of {name}")]
     except (OSError, UnicodeDecodeError, MegaSRError) as error:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from data_pipelines.shards.local_storage import open_plain
 from data_pipelines.shards.manifest import MANIFEST, Manifest
+from data_pipelines.shards.members import DamageError, members_of, parts_of
 from data_pipelines.shards.tar_index import image_field, index_name, load_index
 from megasr.errors import MegaSRError
 from megasr.images import decode_image
@@ -21,7 +24,8 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST
     try:
-        return Manifest.from_json(path.read_text(), str(path))
+        with open_plain(path) as file:
+            return Manifest.from_json(file.read().decode(), str(path))
     except FileNotFoundError as error:
         raise MegaSRError(
             f"{path}: no such file; a set that was interrupted is finished by running its command again, "
@@ -62,13 +66,15 @@ def _image_sizes(folder: Path, manifest: Manifest) -> Iterator[tuple[int, int]]:
     for shard in shards[:_MEASURED]:
         path = folder / index_name(shard.name)
         try:
-            samples = load_index(path.read_text(), str(path))[:each]
-            with (folder / shard.name).open("rb") as file:
+            with open_plain(path) as file:
+                samples = load_index(file.read().decode(), str(path))[:each]
+            with open_plain(folder / shard.name) as file:
                 for sample in samples:
+                    parts_of(members_of(sample), os.fstat(file.fileno()).st_size)  # lies inside the tar
                     if (name := image_field(sample)) is not None:
                         offset, size = sample.files[name]
                         file.seek(offset)
                         height, width = decode_image(file.read(size), f"{sample.key} of {shard.name}").shape[:2]
                         yield width, height
-        except (OSError, UnicodeDecodeError) as error:
-            raise MegaSRError(f"{folder}: {error}; `megasr shards verify` says more") from error
+        except (OSError, UnicodeDecodeError, DamageError) as error:
+            raise MegaSRError(f"{folder}, {shard.name}: {error}; `megasr shards verify` says more") from error

@@ -7,14 +7,17 @@ import shlex
 from collections import Counter
 from datetime import date
 from pathlib import Path
+from typing import BinaryIO
 
 from data_pipelines.shards.manifest import MANIFEST, Manifest, ShardEntry
 from data_pipelines.shards.parallel import Progress, map_ordered, no_progress
 from data_pipelines.shards.plan import PLAN
-from data_pipelines.shards.tar_index import IndexedSample, digest, dump_index, index_name, scan_tar
+from data_pipelines.shards.tar_index import IndexedSample, dump_index, index_name, scan_tar
 from megasr import __version__
 from megasr.errors import MegaSRError, UsageError
 from megasr.files import locked_folder, write_whole
+
+_BLOCK_BYTES = 2**24
 
 
 def index_shards(folder: Path, licence: str, workers: int = 1, progress: Progress = no_progress) -> Manifest:
@@ -24,7 +27,7 @@ def index_shards(folder: Path, licence: str, workers: int = 1, progress: Progres
         UsageError: the folder holds no tar, or a set that was packed here.
         MegaSRError: a tar is damaged, or two samples have one key.
     """
-    tars = sorted(folder.glob("*.tar"))
+    tars = sorted(path for path in folder.glob("*.tar") if path.is_file())
     if not tars:
         raise UsageError(f"{folder}: holds no .tar; compressed tars must be unpacked first, they cannot be seeked in")
     if (folder / PLAN).is_file():
@@ -64,10 +67,19 @@ def _index_tar(path: Path) -> tuple[ShardEntry, list[IndexedSample]]:
         samples = []
         for sample in scan_tar(file, str(path)):
             digests = {}
-            for name, (offset, size) in sample.files.items():
-                file.seek(offset)
-                digests[name] = digest(file.read(size))
+            for name, place in sample.files.items():
+                digests[name] = _digest_of(file, *place)
             samples.append(IndexedSample(sample.key, sample.files, digests))
         file.seek(0)
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         return ShardEntry(path.name, len(samples), file.tell(), sha256), samples
+
+
+def _digest_of(file: BinaryIO, offset: int, size: int) -> str:
+    """See tar_index.digest; piece by piece, as tars hold videos, too."""
+    file.seek(offset)
+    sha256 = hashlib.sha256()
+    while size and (block := file.read(min(size, _BLOCK_BYTES))):
+        sha256.update(block)
+        size -= len(block)
+    return sha256.hexdigest()[:16]

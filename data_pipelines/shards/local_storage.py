@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
+import stat
 import weakref
 from collections.abc import Sequence
 from functools import lru_cache
@@ -23,11 +26,29 @@ class ShortReadError(MegaSRError):
     """The file ends before the range that was asked for."""
 
 
+def open_plain(path: Path) -> io.BufferedReader:
+    """A file open for reading.
+
+    Raises:
+        OSError: it cannot be opened, or is a named pipe or a device, which a set that was unpacked can hold: reading
+            these may never end.
+    """
+    return os.fdopen(_open_plain(path), "rb")
+
+
+def _open_plain(path: Path) -> int:
+    number = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # else a named pipe waits for its writer
+    if not stat.S_ISREG(os.fstat(number).st_mode):
+        os.close(number)
+        raise OSError(errno.EINVAL, "not a plain file", str(path))
+    return number
+
+
 class Descriptor:
     """A file open for reading, closed when the last user lets go of it: another thread may still be reading."""
 
     def __init__(self, path: Path) -> None:
-        self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self.number = _open_plain(path)
         weakref.finalize(self, os.close, self.number)
 
 
@@ -63,7 +84,8 @@ class LocalStorage:
         """See Storage.read_all."""
         path = self.folder / name
         try:
-            return path.read_bytes()
+            with open_plain(path) as file:
+                return file.read()
         except OSError as error:
             raise _named(error, path) from error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -10,6 +11,7 @@ from megasr.errors import MegaSRError
 
 FORMAT = "megasr-shards-1"
 MANIFEST = "manifest.json"
+_TOO_MANY = 2**50  # of samples or bytes: what no set has, and arithmetic and files have room for
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ class Manifest:
         """
         try:
             content = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise MegaSRError(f"{where}: not a shard manifest, not even JSON ({error})") from error
         found = content.get("format") if isinstance(content, dict) else None
         if found != FORMAT:
@@ -101,7 +103,7 @@ def _typed(content: dict[str, Any], name: str, kind: type, where: str) -> Any:
 
 
 def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _TOO_MANY
 
 
 def _counts(content: dict[str, Any], name: str, where: str) -> dict[str, int]:
@@ -117,7 +119,7 @@ def _shard(entry: Any, where: str) -> ShardEntry:
     if not isinstance(entry, dict) or set(entry) != set(names):
         raise MegaSRError(f"{where}: a shard should have {', '.join(names)}, one is {entry!r}")
     shard = ShardEntry(**entry)
-    if not isinstance(shard.name, str) or not shard.name or shard.name.startswith(".") or "/" in shard.name:
+    if not isinstance(shard.name, str) or not re.fullmatch(r"[^./\x00-\x1f\x7f][^/\x00-\x1f\x7f]*", shard.name):
         raise MegaSRError(f"{where}: {shard.name!r} is not the file name of a shard")
     if not _is_count(shard.samples) or not _is_count(shard.bytes):
         raise MegaSRError(f"{where}: {shard.name}: samples and bytes should be counts, are {entry!r}")

@@ -11,10 +11,13 @@ import torch
 
 from data_pipelines.shards.tar_index import IndexedSample, decode_key, digest, encode_key
 from megasr.errors import MegaSRError
+from megasr.images import MAX_PIXELS
 
 HEADER_BYTES = tarfile.BLOCKSIZE
 _NAME_BYTES = 100  # what a plain tar header has room for
 _GAP_BYTES = 2**16  # between the files of a sample: their headers, also those of long names
+_MOST_FILES = 1000  # of one sample
+_MOST_BYTES = 2**31  # of one sample: the largest image that is decoded, 16 bits deep and not compressed, has half
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
@@ -50,6 +53,8 @@ def parts_of(members: tuple[Member, ...], tar_bytes: int) -> list[tuple[int, int
     if not members:
         raise DamageError("wrong index", "a sample without files")
     begin, end = members[0].offset - HEADER_BYTES, max(member.offset + member.size for member in members)
+    if len(members) > _MOST_FILES or sum(member.size for member in members) > _MOST_BYTES:
+        raise DamageError("wrong index", f"{len(members)} files of {sum(m.size for m in members)} bytes in one sample")
     if begin < 0 or end > tar_bytes or end - begin > sum(m.size for m in members) + len(members) * _GAP_BYTES:
         raise DamageError("wrong index", f"bytes {begin} to {end} of a tar of {tar_bytes}")
     return [part for m in members for part in ((m.offset - HEADER_BYTES, HEADER_BYTES), (m.offset, m.size))]
@@ -103,6 +108,8 @@ def decode_map(content: bytes, height: int | None = None, width: int | None = No
     found_width, found_height = struct.unpack(">II", content[16:24])
     if found_width != (width or found_width) or found_height != (height or found_height):
         raise ValueError(f"{found_width}x{found_height} px, the image has {width}x{height}")
+    if found_width * found_height > MAX_PIXELS:
+        raise ValueError(f"{found_width}x{found_height} px are more than {MAX_PIXELS} px")
     pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
     if pixels is None or (pixels.ndim == 3 and pixels.shape[2] != 3):
         raise ValueError("cannot be decoded as grey or RGB")

@@ -105,7 +105,7 @@ def read_plan(path: Path) -> Plan:
         samples = [(key, fields) for key, fields in content["samples"]]
         dropped = [(key, reason, detail) for key, reason, detail in content["dropped"]]
         return Plan(PackOptions(**options), samples, dropped)
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise MegaSRError(f"{path}: not the plan of a shard set ({error!r}); pack into another folder") from error
 
 

@@ -110,15 +110,17 @@ def load_record(text: str, where: str) -> tuple[list[IndexedSample], str]:
         if content["format"] != INDEX_FORMAT:
             raise MegaSRError(f"{where}: format is {content['format']!r}, this version reads {INDEX_FORMAT!r}")
         return [_from_row(row) for row in content["samples"]], str(content["sha256"])
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise MegaSRError(f"{where}: not the index of a shard ({error!r}); `megasr shards verify` says more") from error
 
 
 def _from_row(row: Any) -> IndexedSample:
     key, entries = row
     files, digests = {}, {}
+    if not isinstance(key, str) or _points_outside(key):
+        raise ValueError(f"{key!r} cannot be the name of a sample")
     for name, (offset, size, content_digest) in entries.items():
-        if not isinstance(key, str) or not all(type(n) is int and n >= 0 for n in (offset, size)):
+        if not all(type(n) is int and n >= 0 for n in (offset, size)):
             raise ValueError(f"wrong row {row!r}")
         files[name] = (offset, size)
         if content_digest:
@@ -140,7 +142,7 @@ def scan_tar(file: BinaryIO, where: str) -> list[IndexedSample]:
         with tarfile.open(fileobj=file, mode="r:") as tar:
             samples = _group(tar, where)
             _check_end(file, tar.offset, where)
-    except (tarfile.TarError, EOFError, ValueError) as error:
+    except (tarfile.TarError, EOFError, ValueError, RecursionError) as error:  # of headers that only announce headers
         raise MegaSRError(f"{where}: not a whole tar ({error})") from error
     return samples
 
@@ -167,7 +169,7 @@ def _group(members: Iterable[tarfile.TarInfo], where: str) -> list[IndexedSample
 def _split(member: tarfile.TarInfo, where: str) -> tuple[str, str] | None:
     """(key, field) of a member; None for what is no part of a sample."""
     path = member.name.removeprefix("./")
-    if path.startswith("/") or ".." in PurePosixPath(path).parts:
+    if _points_outside(path):
         raise MegaSRError(f"{where}: {member.name!r} points outside the tar")
     if not member.isreg() or member.issparse():
         raise MegaSRError(f"{where}: {member.name!r} is not a plain file")
@@ -175,7 +177,15 @@ def _split(member: tarfile.TarInfo, where: str) -> tuple[str, str] | None:
     stem, dot, field_name = base.partition(".")
     if _META.match(path) or not stem or not dot:
         return None
-    return decode_key(folder + slash + stem), field_name.lower()
+    key = decode_key(folder + slash + stem)
+    if _points_outside(key):
+        raise MegaSRError(f"{where}: {member.name!r} stands for {key!r}, which points outside the tar")
+    return key, field_name.lower()
+
+
+def _points_outside(path: str) -> bool:
+    """Keys become names of files where what is made of the samples is written."""
+    return path.startswith("/") or ".." in PurePosixPath(path).parts or "\0" in path
 
 
 def _check_end(file: BinaryIO, offset: int, where: str) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from data_pipelines.shards.baked import BAKED
 from data_pipelines.shards.check import Finding, ShardReport, check_shard
+from data_pipelines.shards.local_storage import open_plain
 from data_pipelines.shards.manifest import MANIFEST, Manifest, ShardEntry
 from data_pipelines.shards.parallel import Progress, map_ordered, no_progress
 from data_pipelines.shards.tar_index import index_name
@@ -39,7 +40,8 @@ def verify(folder: Path, workers: int = 1, progress: Progress = no_progress) -> 
 
 def _read_manifest(folder: Path, findings: list[Finding]) -> Manifest | None:
     try:
-        return Manifest.from_json((folder / MANIFEST).read_text(), MANIFEST)
+        with open_plain(folder / MANIFEST) as file:
+            return Manifest.from_json(file.read().decode(), MANIFEST)
     except FileNotFoundError:
         findings.append(Finding("no manifest", MANIFEST, "", "the set is unfinished: run the command that makes it"))
     except (OSError, UnicodeDecodeError, MegaSRError) as error:
