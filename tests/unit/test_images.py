@@ -1,5 +1,8 @@
 """Pixels in and out: every kind of file that people have, and the conversions that numbers rest on."""
 
+import errno
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -72,6 +75,36 @@ def test_an_image_that_cannot_be_written_leaves_nothing_behind(tmp_path):
     write_png(RGB, tmp_path / "new" / "out.png")
     assert np.array_equal(read_image(tmp_path / "new" / "out.png"), RGB)
     assert (tmp_path / "new" / "out.png").stat().st_mode & 0o777 == (tmp_path / "file").stat().st_mode & 0o777
+
+
+def test_what_is_hidden_is_no_image_and_links_are_followed(tmp_path):
+    for name in ("set/a.png", "set/._a.png", "set/.ipynb_checkpoints/a-checkpoint.png", "elsewhere/deep/b.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "set" / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "set" / "loop").symlink_to(tmp_path / "set")
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "set")
+    (tmp_path / "set" / "gone.png").symlink_to(tmp_path / "not mounted.png")
+    listed = list_images(tmp_path / "set")
+    assert [p.relative_to(tmp_path / "set").as_posix() for p in listed] == ["a.png", "gone.png", "link/deep/b.png"]
+    with pytest.raises(MegaSRError, match=r"cannot read image .*gone\.png: No such file"):
+        read_image(listed[1])
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    def refuse(folder):
+        raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+
+    monkeypatch.setattr(os, "scandir", refuse)  # root may read everything
+    with pytest.raises(MegaSRError, match=f"cannot read {tmp_path}: Permission denied"):
+        list_images(tmp_path)
+
+
+@pytest.mark.filterwarnings("error")
+def test_an_image_of_one_pixel_that_cannot_be_written_to_is_no_reason_to_warn():
+    pixel = np.zeros((1, 1, 3), np.uint8)
+    pixel.flags.writeable = False
+    assert from_uint8(pixel).shape == (3, 1, 1)
 
 
 def test_folders_are_listed_recursively_and_sorted(tmp_path):
