@@ -14,12 +14,24 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from megasr.errors import MegaSRError
+from megasr.errors import MegaSRError, UsageError
 
 PART = ".part"
 LOCK = ".lock"
 _LOCK_WAIT_S = 3.0  # the workers of a killed process hold its lock until they notice
 _NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP)  # Lustre, unless it is mounted with them
+
+
+def home_folder() -> Path:
+    """The user's home folder.
+
+    Raises:
+        UsageError: it is not known, as for a container's user without a name.
+    """
+    home = Path(os.path.expanduser("~"))
+    if not home.is_absolute():
+        raise UsageError("the home folder of this user is not known: set HOME")
+    return home
 
 
 @contextmanager
@@ -34,7 +46,7 @@ def open_whole(path: Path, durable: bool = True) -> Iterator[BinaryIO]:
         MegaSRError: the place cannot be written to; nothing is left behind, but a part if the process is killed.
     """
     # Not tempfile: its files are readable by their owner only, and results are shared.
-    temporary = path.with_name(f"{path.name}.{os.getpid()}{PART}")
+    temporary = path.with_name(f"{_short(path.name)}.{os.getpid()}{PART}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -51,6 +63,12 @@ def open_whole(path: Path, durable: bool = True) -> Iterator[BinaryIO]:
             raise
     except OSError as error:
         raise MegaSRError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def _short(name: str) -> str:
+    """A name that leaves room for an ending in the 255 bytes that a file system has: 83 characters of Chinese."""
+    digest = hashlib.sha256(os.fsencode(name)).hexdigest()
+    return name if len(name) <= 60 else f"{name[:40]}-{digest[:16]}{Path(name).suffix[:8]}"
 
 
 def write_whole(path: Path, content: bytes, durable: bool = False) -> None:

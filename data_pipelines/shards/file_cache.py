@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 from data_pipelines.shards.local_storage import Descriptor, LocalStorage, MissingFileError
 from megasr.errors import MegaSRError
-from megasr.files import open_whole
+from megasr.files import home_folder, open_whole
 
 _LOCKS = 64  # a lock per file would leave a lock file per shard for ever
 _TRIES = 3
@@ -21,7 +21,7 @@ Fetch = Callable[[BinaryIO], None]
 
 def default_cache_dir() -> Path:
     """Where copies are kept when nothing else is said: below XDG_CACHE_HOME, else below ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "megasr" / "shards"
+    return Path(os.environ.get("XDG_CACHE_HOME") or home_folder() / ".cache") / "megasr" / "shards"
 
 
 class _Copies(LocalStorage):

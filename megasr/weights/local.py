@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from megasr.errors import MegaSRError, UsageError, unknown_name
+from megasr.files import home_folder
 from megasr.weights.manifest import MANIFEST
 from megasr.weights.published import PublishedFile, Weight
 
@@ -23,7 +24,7 @@ FOLDER_VARIABLE = "MEGASR_WEIGHTS"
 def weights_folder() -> Path:
     """The folder for weights: `$MEGASR_WEIGHTS`, or `~/.cache/megasr/weights`."""
     chosen = os.environ.get(FOLDER_VARIABLE)
-    return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "megasr" / "weights"
+    return Path(chosen).expanduser() if chosen else home_folder() / ".cache" / "megasr" / "weights"
 
 
 def folder_of(weight: Weight, root: Path | None = None) -> Path:
@@ -80,7 +81,7 @@ def _torch_cache() -> Path:
         from torch.hub import get_dir
 
         return Path(get_dir())
-    home = os.environ.get("TORCH_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "torch")
+    home = os.environ.get("TORCH_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or home_folder() / ".cache", "torch")
     return Path(home).expanduser() / "hub"
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from megasr import files
-from megasr.errors import MegaSRError
-from megasr.files import locked_folder, open_whole, write_whole, write_whole_folder
+from megasr.errors import MegaSRError, UsageError
+from megasr.files import home_folder, locked_folder, open_whole, write_whole, write_whole_folder
 
 
 def test_a_reader_never_sees_a_part(tmp_path: Path) -> None:
@@ -25,6 +26,25 @@ def test_a_reader_never_sees_a_part(tmp_path: Path) -> None:
         raise ZeroDivisionError
     assert path.read_bytes() == b"second"
     assert [p.name for p in path.parent.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("name", ["x" * 255, "漢" * 83 + ".png", "y" * 60])
+def test_every_name_that_a_file_can_have_can_be_written(tmp_path: Path, name: str) -> None:
+    with open_whole(tmp_path / name) as file:
+        file.write(b"content")
+        (part,) = tmp_path.iterdir()
+        assert part.name.endswith(files.PART)
+        assert part.suffixes[0] == ".png" or not name.endswith(".png"), "what left it behind can be told"
+    assert (tmp_path / name).read_bytes() == b"content"
+
+
+def test_a_home_that_is_not_known_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert home_folder() == Path("/home/me")
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(os, "getuid", lambda: 2**31 - 7)  # a container's user without a name
+    with pytest.raises(UsageError, match="the home folder of this user is not known: set HOME"):
+        home_folder()
 
 
 def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
