@@ -7,6 +7,8 @@ Nothing heavy is imported before a command runs, so that `--help` answers at onc
 from __future__ import annotations
 
 import argparse
+import io
+import logging
 import os
 import sys
 import traceback
@@ -67,6 +69,7 @@ def run(argv: Sequence[str]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line (default: sys.argv) and return its exit code; one line on stderr says what went wrong."""
+    _make_robust()
     try:
         run(sys.argv[1:] if argv is None else argv)
     except SystemExit as exit_request:
@@ -80,6 +83,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:  # a defect: still one line, and the way to the traceback
         return _fail(f"{type(error).__name__}: {error} (MEGASR_DEBUG=1 shows the traceback)", 1)
     return 0
+
+
+def _make_robust() -> None:
+    """Nothing that is only said may stop a command, or needs to be said where the home folder cannot be written to."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be UTF-8, nor terminals
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # other libraries import it, nothing here draws with it
 
 
 def _code(exit_request: SystemExit) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -65,7 +66,9 @@ def make_plan(jobs: Sequence[Job], settings: Settings, overwrite: bool) -> list[
 
 def show_plan(plan: Sequence[Planned], pipeline: MegaSRPipeline, settings: Settings, batch_size: int) -> None:
     """Print sizes, tiles and outputs of all files, and the memory of the largest."""
-    scale = settings.options.get("scale_factor") or pipeline.scale_factor
+    from megasr.inference.encoding import check_fits
+    from megasr.inference.restoring import sr_size
+
     largest = None
     for planned in plan:
         what = "is done"
@@ -74,24 +77,29 @@ def show_plan(plan: Sequence[Planned], pipeline: MegaSRPipeline, settings: Setti
         elif planned.pixels > settings.max_pixels:
             what = f"{_text(planned.size)} px, more than --max-pixels {settings.max_pixels}: refused"
         elif not planned.is_done:
-            height, width = (round(side * scale) for side in planned.size)
-            tiles = _count_tiles(pipeline, settings, planned.size, (height, width))
-            what = f"{_text(planned.size)} to {_text((height, width))} px, {tiles} tile{'s' * (tiles > 1)}"
+            enlarged = sr_size(pipeline, settings, planned.size)
+            try:
+                check_fits(planned.job.target, *enlarged)
+            except MegaSRError as error:
+                print(f"{planned.job.source}: {error}: refused")
+                continue
+            tiles = _count_tiles(pipeline, settings, planned.size, enlarged)
+            what = f"{_text(planned.size)} to {_text(enlarged)} px, {tiles} tile{'s' * (tiles > 1)}"
             largest = planned if largest is None or planned.pixels > largest.pixels else largest
         print(f"{planned.job.source}: {what}; {planned.job.target}")
     left = sum(not planned.is_done for planned in plan)
     print(f"{len(plan)} images, {left} to do. Time: unknown before the first is done.")
     if largest is not None and largest.size is not None:
         alike = sum(planned.size == largest.size and not planned.is_done for planned in plan)
-        print(_memory(pipeline, settings, largest.size, min(alike, batch_size), scale))
+        print(_memory(pipeline, settings, largest.size, min(alike, batch_size)))
 
 
-def _memory(pipeline: MegaSRPipeline, settings: Settings, size: tuple[int, int], count: int, scale: float) -> str:
+def _memory(pipeline: MegaSRPipeline, settings: Settings, size: tuple[int, int], count: int) -> str:
     from megasr.inference.memory import restoring_bytes
-    from megasr.inference.restoring import options_for
+    from megasr.inference.restoring import options_for, sr_size
 
     weights = sum(p.numel() * p.element_size() for p in pipeline.module.parameters())
-    encoding = round(size[0] * scale) * round(size[1] * scale) * _BYTES_PER_PIXEL
+    encoding = math.prod(sr_size(pipeline, settings, size)) * _BYTES_PER_PIXEL
     try:
         restoring = restoring_bytes(pipeline, size, count, **options_for(pipeline, settings, size))
     except MegaSRError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import struct
 import zlib
 from pathlib import Path
@@ -33,7 +34,24 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "JPEG": {"quality": 95, "subsampling": 0},
     "WEBP": {"quality": 95},
 }
+_MOST_PX = {"JPEG": 65500, "WEBP": 16383}  # of a side: libjpeg's and the format's own limit
 _GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601
+
+
+def check_fits(path: Path, height: int, width: int) -> None:
+    """Refuse before it is restored what the format cannot hold.
+
+    Args:
+        path: its ending says the format.
+        height: of sr.
+        width: of sr.
+
+    Raises:
+        MegaSRError: a side is too long.
+    """
+    form = _FORMATS[path.suffix.lower()]
+    if max(height, width) > (most := _MOST_PX.get(form, math.inf)):
+        raise MegaSRError(f"{path}: {width}x{height} px, but {form} holds at most {most} px a side; try --format png")
 
 
 def encode(sr: torch.Tensor, original: Photograph, path: Path) -> bytes:

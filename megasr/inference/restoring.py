@@ -16,7 +16,7 @@ from megasr.guidance.strengths import check_strengths
 from megasr.image_decoding import MAX_PIXELS
 from megasr.inference.arguments import change_sampler, choose_tile, choose_tiling, spread_prompts
 from megasr.inference.color import check_color_fix
-from megasr.inference.encoding import encode
+from megasr.inference.encoding import check_fits, encode
 from megasr.inference.jobs import Job
 from megasr.inference.made import MadeFiles
 from megasr.inference.photograph import Photograph, read_photograph
@@ -89,7 +89,9 @@ def restore_files(
     outcomes, read = [], []
     for job in jobs:
         try:
-            read.append((job, read_photograph(job.source, settings.max_pixels)))
+            photograph = read_photograph(job.source, settings.max_pixels)
+            check_fits(job.target, *sr_size(pipeline, settings, photograph.pixels.shape[:2]))
+            read.append((job, photograph))
         except MegaSRError as error:
             outcomes.append(Outcome(job, str(error)))
     return outcomes + (_restore_read(pipeline, read, settings, progress) if read else [])
@@ -121,6 +123,13 @@ def _restore_one_by_one(
 
         outcomes += _restore_read(pipeline, [pair], settings, of_all)
     return outcomes
+
+
+def sr_size(pipeline: MegaSRPipeline, settings: Settings, size: Sequence[int]) -> tuple[int, int]:
+    """(height, width) of sr of a photograph of that size."""
+    scale = settings.options.get("scale_factor") or pipeline.scale_factor
+    height, width = (round(side * scale) for side in size)
+    return height, width
 
 
 def options_for(pipeline: MegaSRPipeline, settings: Settings, size: Sequence[int]) -> dict[str, Any]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import multiprocessing
+import os
 import re
 from pathlib import Path
 
@@ -117,6 +119,32 @@ def test_bad_files_are_listed_and_the_rest_goes_on(tmp_path, capsys):
         assert line in says
 
 
+def test_what_a_format_cannot_hold_is_said_before_it_is_restored(tmp_path, calls, capsys):
+    photo(tmp_path / "in/wide.webp", (1, 8192))
+    photo(tmp_path / "in/fits.webp", (1, 8191))
+    assert upscale(tmp_path / "in", tmp_path / "out", "--tile", 0) == 1
+    says = "out/wide.webp: 16384x2 px, but WEBP holds at most 16383 px a side; try --format png"
+    assert says in capsys.readouterr().err
+    assert keys(calls) == ["fits"]
+    assert made(tmp_path / "out") == ["fits.webp", MADE_FILE]
+    photo(tmp_path / "tall.jpg", (32751, 1))
+    assert upscale(tmp_path / "tall.jpg", tmp_path / "sr.jpg", "--tile", 0) == 1
+    assert "sr.jpg: 2x65502 px, but JPEG holds at most 65500 px a side" in capsys.readouterr().err
+
+
+def test_a_name_that_cannot_be_printed_does_not_stop_the_run(tmp_path, monkeypatch):
+    """UTF-8 as most terminals have it, and names of another encoding, as archives of old bring them."""
+    for number, name in enumerate((b"caf\xe9.png", b"later.png")):
+        photo(tmp_path / f"{number}.png").rename(os.fsdecode(os.fsencode(tmp_path) + b"/" + name))
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors="strict")
+    monkeypatch.setattr("sys.stdout", terminal)
+    assert upscale(tmp_path, tmp_path / "out") == 0
+    terminal.flush()
+    assert terminal.buffer.getvalue().decode().splitlines() == [
+        f"{tmp_path}/out/{n}" for n in (r"caf\udce9.png", "later.png")
+    ]
+
+
 def test_an_interrupted_run_goes_on(tmp_path, calls, capsys):
     photo(tmp_path / "in/a.png")
     second = photo(tmp_path / "in/b.png", first=INTERRUPT)
@@ -189,13 +217,15 @@ def test_dry_run_with_the_real_pipeline_says_what_would_be_done_and_does_nothing
     photo(tmp_path / "in/a.png", (4, 40))
     photo(tmp_path / "in/b.png", (90, 90))
     (tmp_path / "in/c.png").write_bytes(b"?")
-    words = (tmp_path / "in", tmp_path / "out", "--dry-run", "--max-pixels", 4000)
+    photo(tmp_path / "in/d.webp", (1, 4096))
+    words = (tmp_path / "in", tmp_path / "out", "--dry-run", "--max-pixels", 5000)
     assert upscale(*words) == 0
-    a, b, c, count, memory = capsys.readouterr().out.splitlines()
+    a, b, c, d, count, memory = capsys.readouterr().out.splitlines()
     assert "40x4 to 160x16 px, 2 tiles" in a  # the tiny prior was trained on 128 px
-    assert "90x90 px, more than --max-pixels 4000: refused" in b
+    assert "90x90 px, more than --max-pixels 5000: refused" in b
     assert "cannot be read" in c
-    assert count == "3 images, 3 to do. Time: unknown before the first is done."
+    assert d.endswith("d.webp: 16384x4 px, but WEBP holds at most 16383 px a side; try --format png: refused")
+    assert count == "4 images, 4 to do. Time: unknown before the first is done."
     assert re.match(r"Memory: 0.0[34] GiB for the largest 40x4 px, 0.0[23] GiB of it for the weights", memory)
     assert not (tmp_path / "out").exists()
 
