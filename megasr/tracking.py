@@ -1,11 +1,12 @@
 """Weights & Biases: who is logged in, and how a run is opened there. Never asks, never stops a run.
 
-The mode is WANDB_MODE when it is set; else online for who is logged in, else offline (the files lie in the run's
-folder and `wandb sync` sends them later).
+The mode is WANDB_MODE or WANDB_DISABLED when it is set, else what `wandb offline` or `wandb disabled` has switched to;
+else online for who is logged in, else offline (the files lie in the run's folder and `wandb sync` sends them later).
 """
 
 from __future__ import annotations
 
+import configparser
 import netrc
 import os
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from urllib.parse import urlparse
 
 from megasr.errors import UsageError
 
-_MODES = ("online", "offline", "disabled")
+_MODES = {"online": "online", "offline": "offline", "disabled": "disabled", "run": "online", "dryrun": "offline"}
 _CONNECT_S = 20
 _FLUSH = "x_transaction_log_flush_interval"  # seconds for which W&B keeps records in memory; 15 unless it is set
 PROJECT = "megasr"
@@ -23,10 +24,10 @@ PROJECT = "megasr"
 
 def wandb_mode() -> str:
     """online, offline or disabled. Raises UsageError when WANDB_MODE is something else."""
-    mode = os.environ.get("WANDB_MODE", "").lower()
+    mode, _ = _choice()
     if mode and mode not in _MODES:
         raise UsageError(f"WANDB_MODE is {mode!r}; known: {', '.join(_MODES)}")
-    return mode or ("online" if _account() else "offline")
+    return _MODES.get(mode, "online" if _account() else "offline")
 
 
 def describe_wandb() -> str:
@@ -35,12 +36,29 @@ def describe_wandb() -> str:
         mode = wandb_mode()
     except UsageError as error:
         return str(error)
-    if os.environ.get("WANDB_MODE"):
-        return f"{mode} (WANDB_MODE)"
+    if chosen_by := _choice()[1]:
+        return f"{mode} ({chosen_by})"
     account = _account()
     if account is None:
         return "offline, not logged in (`wandb login`); `wandb sync` sends later what a run has recorded"
     return f"{mode}, {account}"
+
+
+def _choice() -> tuple[str, str]:
+    """(mode, who chose it): a variable, or W&B's settings files of the user and of the folder; empty for nobody."""
+    if mode := os.environ.get("WANDB_MODE", "").lower():
+        return mode, "WANDB_MODE"
+    if os.environ.get("WANDB_DISABLED", "").lower() in ("1", "true", "yes", "on"):
+        return "disabled", "WANDB_DISABLED"
+    user, here = os.environ.get("WANDB_CONFIG_DIR") or "~/.config/wandb", os.environ.get("WANDB_DIR") or "."
+    files = (os.path.expanduser(f"{place}/settings") for place in (user, f"{here}/.wandb", f"{here}/wandb"))
+    settings = configparser.ConfigParser(interpolation=None)
+    try:
+        settings.read(files, encoding="utf-8")
+    except (OSError, ValueError, configparser.Error):
+        return "", ""
+    mode = settings.get("default", "mode", fallback="")
+    return (mode, f"`wandb {mode}`") if mode in ("offline", "disabled") else ("", "")
 
 
 def _account() -> str | None:
@@ -91,6 +109,13 @@ class WandbRuns:
 
 def _start(folder: Path, mode: str, logger_class: type | None, arguments: dict[str, Any]) -> Any:
     os.environ.setdefault("WANDB_SILENT", "true")
+    if os.environ.get("WANDB_MODE") == "":
+        del os.environ["WANDB_MODE"]  # W&B takes it for a mode that it does not know
+    home = os.path.expanduser("~")
+    if not os.access(home, os.W_OK):  # its service would print its log instead of writing it there
+        os.environ.setdefault("WANDB_CACHE_DIR", str(folder))
+    if home == "~":  # not known, and then nothing is logged at all
+        os.environ.setdefault("WANDB_CONFIG_DIR", str(folder))
     import wandb
     from lightning.pytorch.loggers import WandbLogger
 

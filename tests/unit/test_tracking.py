@@ -9,7 +9,7 @@ import pytest
 from megasr.errors import UsageError
 from megasr.tracking import describe_wandb, wandb_mode
 
-VARIABLES = ("WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL")
+VARIABLES = ("WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL", "WANDB_DISABLED", "WANDB_DIR")
 KEPT = "machine wandb.example.org login user password x\n"
 
 
@@ -23,6 +23,10 @@ KEPT = "machine wandb.example.org login user password x\n"
         ({"WANDB_API_KEY": "x", "WANDB_MODE": "offline"}, "offline", "offline (WANDB_MODE)"),
         ({"WANDB_API_KEY": "x", "WANDB_MODE": "Disabled"}, "disabled", "disabled (WANDB_MODE)"),
         ({"WANDB_MODE": "online"}, "online", "online (WANDB_MODE)"),
+        ({"WANDB_API_KEY": "x", "WANDB_MODE": "dryrun"}, "offline", "offline (WANDB_MODE)"),
+        ({"WANDB_MODE": "run"}, "online", "online (WANDB_MODE)"),
+        ({"WANDB_API_KEY": "x", "WANDB_MODE": ""}, "online", "online, key in WANDB_API_KEY"),
+        ({"WANDB_API_KEY": "x", "WANDB_DISABLED": "true"}, "disabled", "disabled (WANDB_DISABLED)"),
         ({"WANDB_MODE": "off"}, None, "WANDB_MODE is 'off'; known: online, offline, disabled"),
     ],
 )
@@ -33,6 +37,7 @@ def test_the_mode(
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path))
     accounts = tmp_path / "netrc"
     accounts.write_text(KEPT)
     accounts.chmod(0o600)
@@ -43,3 +48,23 @@ def test_the_mode(
             wandb_mode()
     else:
         assert wandb_mode() == mode
+
+
+def test_what_wandb_offline_and_disabled_have_switched_to_holds(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Both commands write into settings files; the folder's counts more than the user's, and a variable most."""
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WANDB_API_KEY", "x")
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "user"))
+    monkeypatch.chdir(tmp_path)
+    for folder, mode in (("user", "offline"), ("wandb", "disabled")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "settings").write_text(f"[default]\nentity = 100%\nmode = {mode}\n")
+        assert (wandb_mode(), describe_wandb()) == (mode, f"{mode} (`wandb {mode}`)")
+    monkeypatch.setenv("WANDB_MODE", "online")
+    assert wandb_mode() == "online"
+    monkeypatch.delenv("WANDB_MODE")
+    (tmp_path / "wandb" / "settings").write_text("mode = no section\n")
+    assert wandb_mode() == "online", "a damaged file says nothing"
