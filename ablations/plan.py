@@ -187,10 +187,12 @@ def _read_yaml(path: Path) -> Any:
     import yaml
 
     try:
-        return load_yaml(path.read_text())
+        return load_yaml(path.read_text(encoding="utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise UsageError(f"recipe {path}: not UTF-8 ({error.reason}); save it as UTF-8") from error
     except OSError as error:
         raise UsageError(f"cannot read recipe {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except yaml.YAMLError as error:
         raise UsageError(f"{path} is not YAML: {error}") from error
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import os
 import re
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from jsonargparse import Namespace
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.trainer.states import TrainerFn
@@ -115,9 +118,13 @@ class OneLineCLI(LightningCLI):
         options = self._subcommand_parsers[args[0]]
         options.allow_abbrev = False  # an abbreviation hides a misspelt key
         try:
-            self.config = parser.parse_args(args)
+            self.config = _at_home(parser.parse_args(args))
         except argparse.ArgumentError as error:
             raise explain(str(error), options.get_defaults().keys()) from error
+        except UnicodeDecodeError as error:
+            given = pairwise([*args, ""])
+            files = [own.partition("=")[2] or after for own, after in given if own.partition("=")[0] == "--config"]
+            raise UsageError(f"--config {', '.join(files)}: not UTF-8 ({error.reason}); save it as UTF-8") from error
 
     def before_fit(self) -> None:
         """Go on from the newest checkpoint that is whole: Lightning would take the newest one.
@@ -195,6 +202,18 @@ class MegaSRCLI(OneLineCLI):
         super().parse_arguments(parser, args)
         options = self._subcommand_parsers[args[0]]
         take_protocol_of_benchmark(self.config[args[0]], args, options.get_defaults().evaluation.protocol)
+
+
+def _at_home(value: Any) -> Any:
+    """Put the home folder for a leading ~/: shells do so in front of a path, but not in YAML and behind a =."""
+    if isinstance(value, str):
+        return os.path.expanduser(value) if value.startswith("~/") else value
+    if isinstance(value, list):
+        return [_at_home(one) for one in value]
+    if isinstance(value, dict | Namespace):
+        for key, one in vars(value).items() if isinstance(value, Namespace) else value.items():
+            value[key] = _at_home(one)
+    return value
 
 
 def _check_tower(vision: Any, tokens: str) -> None:

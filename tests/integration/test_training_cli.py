@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from megasr import cli
+from megasr.commands.lightning_cli import read_fit
 from megasr.prior import save_prior
 from tests.helpers.networks import random_prior
 
@@ -78,6 +79,33 @@ def test_wrong_keys_in_a_file_are_named(tmp_path: Path, capsys: pytest.CaptureFi
     config.write_text("data: SceneDataModule\nmodel:\n  adapter:\n    gaet: linear\n")
     assert cli.main(["fit", "--config", str(config)]) == 2
     assert "unknown key 'model.adapter.gaet'; did you mean model.adapter.gate" in capsys.readouterr().err
+
+
+def test_the_home_folder_is_put_for_a_tilde_wherever_a_shell_has_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "recipe.yaml").write_text(
+        "data:\n  class_path: FolderDataModule\n  init_args: {train_root: ~/photos}\n"
+    )
+    callback = "--trainer.callbacks=[{class_path: ModelCheckpoint, init_args: {dirpath: ~/kept}}]"
+    config = read_fit(
+        ["--config=~/recipe.yaml", "--data.eval_root=~/eval", "--trainer.default_root_dir=~/runs", callback]
+    )
+    found = (config["data"]["init_args"], config["trainer"])
+    assert [found[0]["train_root"], found[0]["eval_root"]] == [f"{tmp_path}/photos", f"{tmp_path}/eval"]
+    assert found[1]["default_root_dir"] == f"{tmp_path}/runs"
+    assert found[1]["callbacks"][0]["init_args"]["dirpath"] == f"{tmp_path}/kept"
+
+
+def test_a_file_that_is_not_utf8_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_bytes("# für Windows\r\nseed_everything: 1".encode("latin-1"))
+    for words in ([f"--config={path}"], ["--config", str(path)]):
+        assert cli.main(["fit", *words]) == 2
+        assert f"--config {path}: not UTF-8 (invalid" in capsys.readouterr().err
+    path.write_bytes("\ufeffmodel:\r\n  seed: 5\r\n".encode())  # as Windows's editor saves UTF-8
+    assert read_fit([f"--config={path}", "--data=PhotoDataModule"])["model"]["seed"] == 5
 
 
 def test_a_run_keeps_its_config_and_is_not_overwritten(

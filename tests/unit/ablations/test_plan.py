@@ -91,6 +91,16 @@ def test_bad_recipes_are_refused(tmp_path: Path, components: Components, old: st
         _plan(path, components)
 
 
+def test_a_recipe_is_utf8_with_or_without_a_mark(tmp_path: Path, components: Components) -> None:
+    path = write_recipe(tmp_path)
+    text = path.read_text()
+    path.write_bytes(f"\ufeff{text}".encode())
+    read_recipe(path, components)
+    path.write_bytes(f"# für\n{text}".encode("latin-1"))
+    with pytest.raises(UsageError, match=r"recipe .*: not UTF-8"):
+        read_recipe(path, components)
+
+
 def test_a_missing_recipe_is_named(tmp_path: Path, components: Components) -> None:
     with pytest.raises(UsageError, match=r"cannot read recipe .*nothing\.yaml: No such file"):
         read_recipe(tmp_path / "nothing.yaml", components)
