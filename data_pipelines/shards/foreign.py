@@ -12,7 +12,7 @@ from typing import BinaryIO
 from data_pipelines.shards.manifest import MANIFEST, Manifest, ShardEntry
 from data_pipelines.shards.parallel import Progress, map_ordered, no_progress
 from data_pipelines.shards.plan import PLAN
-from data_pipelines.shards.tar_index import IndexedSample, dump_index, index_name, scan_tar
+from data_pipelines.shards.tar_index import IMAGE_FIELDS, IndexedSample, dump_index, index_name, scan_tar
 from megasr import __version__
 from megasr.errors import MegaSRError, UsageError
 from megasr.files import locked_folder, write_whole
@@ -25,9 +25,10 @@ def index_shards(folder: Path, licence: str, workers: int = 1, progress: Progres
 
     Raises:
         UsageError: the folder holds no tar, or a set that was packed here.
-        MegaSRError: a tar is damaged, or two samples have one key.
+        MegaSRError: a tar is damaged, two samples have one key, or no sample has an image.
     """
-    tars = sorted(path for path in folder.glob("*.tar") if path.is_file())
+    # macOS puts a ._shard.tar beside a shard.tar
+    tars = sorted(path for path in folder.glob("[!.]*.tar") if path.is_file())
     if not tars:
         raise UsageError(f"{folder}: holds no .tar; compressed tars must be unpacked first, they cannot be seeked in")
     if (folder / PLAN).is_file():
@@ -49,6 +50,11 @@ def index_shards(folder: Path, licence: str, workers: int = 1, progress: Progres
                 folder / index_name(tar.name), dump_index(samples, tar.name, entry.sha256).encode(), durable=True
             )
             progress("indexing shards", len(shards), len(tars), sum(shard.bytes for shard in shards))
+        if not fields.keys() & set(IMAGE_FIELDS):
+            raise MegaSRError(
+                f"{folder}: no sample has an image ({' '.join(IMAGE_FIELDS)}), only {', '.join(sorted(fields)[:5])}; "
+                "in webdataset the first dot of a name ends the key: of 22.05.png that is 22, and 05.png the field"
+            )
         manifest = Manifest(
             shards=tuple(shards),
             fields=dict(sorted(fields.items())),

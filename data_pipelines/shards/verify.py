@@ -27,7 +27,7 @@ def verify(folder: Path, workers: int = 1, progress: Progress = no_progress) -> 
     findings: list[Finding] = []
     manifest = _read_manifest(folder, findings)
     listed = {shard.name: shard for shard in manifest.shards} if manifest else {}
-    names = sorted(listed.keys() | {path.name for path in folder.glob("*.tar")})
+    names = sorted(listed.keys() | {path.name for path in folder.glob("[!.]*.tar")})
     findings += _stray_files(folder, names, listed if manifest else None)
     reports: list[ShardReport] = []
     for report in map_ordered(partial(check_shard, folder), [(name, listed.get(name)) for name in names], workers):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import tarfile
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import webdataset
 
 from data_pipelines.shards.foreign import index_shards
+from data_pipelines.shards.manifest import MANIFEST
 from data_pipelines.shards.plan import DROPPED, PLAN, read_plan
 from data_pipelines.shards.tar_index import decode_key
 from data_pipelines.shards.verify import verify
@@ -145,6 +147,23 @@ def test_shards_of_others_are_indexed(tmp_path: Path) -> None:
     (tmp_path / "copy.tar").write_bytes((tmp_path / "001.tar").read_bytes())
     with pytest.raises(MegaSRError, match=r"'a/2' is in 001\.tar and in copy\.tar"):
         index_shards(tmp_path, "MIT")
+
+
+def test_what_macos_puts_beside_a_shard_is_none(tmp_path: Path) -> None:
+    with webdataset.TarWriter(str(tmp_path / "a.tar")) as writer:
+        writer.write({"__key__": "a", "png": encoded(pixels(0))})
+    (tmp_path / "._a.tar").write_bytes(b"\0\5\26\7")
+    assert index_shards(tmp_path, "MIT").samples == 1
+    assert verify(tmp_path) == []
+
+
+def test_names_whose_dots_webdataset_takes_for_the_end_of_the_key_are_refused(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name in ("22.05.png", "22.06.png"):
+            tar.addfile(tarfile.TarInfo(name))
+    with pytest.raises(MegaSRError, match=r"no sample has an image \(jpg .*only 05\.png, 06\.png; .*first dot"):
+        index_shards(tmp_path, "MIT")
+    assert not (tmp_path / MANIFEST).exists(), "no reader would take it for a set"
 
 
 def test_a_compressed_or_packed_set_is_not_indexed(photos: Path, tmp_path: Path) -> None:
