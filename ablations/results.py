@@ -121,7 +121,7 @@ def read_finished(plan: RunPlan, protocol: Protocol, folder: Path) -> RunResult 
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file, whole or not at all. Raises MegaSRError when it cannot."""
-    write_whole(path, text.encode())
+    write_whole(path, text.encode("utf-8", "surrogateescape"))  # names of files need not be UTF-8
 
 
 def values(result: RunResult, metric: str) -> dict[str, float]:

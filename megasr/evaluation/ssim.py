@@ -30,8 +30,15 @@ class SeparableSSIM(nn.Module):
         self.register_buffer("window", window / window.sum())
 
     def forward(self, sr: torch.Tensor, hq: torch.Tensor) -> torch.Tensor:
-        """(B, 3, H, W) in [0, 1], at least 11 px high and wide -> (B,) in [0, 1]."""
+        """(B, 3, H, W) in [0, 1] -> (B,) in [0, 1].
+
+        Raises:
+            ValueError: they are smaller than the window.
+        """
         from pyiqa.archs.func_util import preprocess_rgb
+
+        if min(sr.shape[-2:]) < _SIZE:
+            raise ValueError(f"its window is {_SIZE}x{_SIZE} px")
 
         x, y = (preprocess_rgb(image, self._on_y, 255, self._color_space).double() for image in (sr, hq))
         mean_x, mean_y = self._blur(x), self._blur(y)

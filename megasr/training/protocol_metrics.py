@@ -168,7 +168,7 @@ class ProtocolMetrics(lightning.Callback):
         pl_module.log_dict(values, sync_dist=True, reduce_fx="max")
         if not trainer.is_global_zero:
             return
-        write_whole(self._folder / TABLE, rows_csv(found).encode())
+        write_whole(self._folder / TABLE, rows_csv(found).encode("utf-8", "surrogateescape"))
         write_evaluation(found, self._folder / RESULT)
         if found.set_values and (text := caveat(len(found.rows))):
             rank_zero_warn(text)

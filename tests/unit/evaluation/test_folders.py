@@ -115,5 +115,5 @@ def test_a_failure_names_its_image(folders: tuple[Path, Path]) -> None:
 def test_an_image_too_small_for_a_metric_names_metric_image_and_size(folders: tuple[Path, Path]) -> None:
     for folder in folders:
         write_png(np.zeros((6, 9, 3), np.uint8), folder / "5.png")
-    with pytest.raises(MegaSRError, match="ssim_y cannot be taken of '5' \\(9x6 px\\)"):
+    with pytest.raises(MegaSRError, match="ssim_y cannot be taken of '5' \\(9x6 px\\): its window is 11x11 px"):
         evaluate_folder(*folders, Evaluator(WEIGHT_FREE_V1, metrics=["ssim_y"]))

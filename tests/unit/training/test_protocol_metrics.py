@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,12 @@ def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "empty"))
     write_metric_weights(tmp_path / "weights", {"niqe_modelparameters.mat", "pt_inception-2015-12-05-6726825d.pth"})
     return tmp_path / "weights"
+
+
+def test_names_that_are_not_utf8_are_written_as_they_are(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9")
+    assert measure(tmp_path, data=NamedPictures([name])).keys == (name,)
+    assert b"caf\xe9," in (tmp_path / "test.csv").read_bytes()
 
 
 def test_what_is_measured_is_written_and_can_be_measured_again(tmp_path: Path) -> None:
