@@ -6,9 +6,11 @@ import errno
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import time
 import warnings
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -115,6 +117,56 @@ def read_safetensors(path: Path) -> dict[str, Any]:
         return {name: value.float() for name, value in load_file(path).items()}
     except SafetensorError as error:
         raise OSError(f"{path}: {error}") from error
+
+
+def read_saved(path: Path, mmap: bool = False) -> Any:
+    """Tensors and plain data of a file that torch.save wrote. Other objects are not read: they could run code.
+
+    Args:
+        path: the file.
+        mmap: leave the tensors on the disk until they are used; only for zips, which torch writes since 1.6.
+
+    Raises:
+        OSError: it is missing, damaged, or holds other objects, in one line without torch's advice to read it unsafely.
+    """
+    import torch
+
+    if mmap and not zipfile.is_zipfile(path):
+        raise OSError(_FOREIGN)
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of TorchScript and of other pickle protocols
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except OSError:
+        raise
+    except Exception as error:  # whatever torch and pickle make of foreign bytes
+        refused = re.search(r"GLOBAL (\S+)", str(error))
+        raise OSError(
+            f"it holds {refused[1]}; only tensors and plain data are read, as other objects could run code"
+            if refused
+            else _FOREIGN
+        ) from error
+
+
+def damaged_record(file: Path | BinaryIO) -> str | None:
+    """The first record that has changed since torch.save wrote it, None when none has.
+
+    Every record carries its CRC32, which torch.load does not compare: torch's zip reader is built without.
+
+    Raises:
+        OSError: it cannot be read, is cut off, or is not a file of torch.save.
+    """
+    try:
+        with zipfile.ZipFile(file) as archive:
+            if any(record.compress_type for record in archive.infolist()):  # torch compresses nothing
+                raise OSError("its records are compressed: not one that torch.save wrote")
+            return archive.testzip()
+    except OSError:
+        raise
+    except Exception as error:  # whatever zipfile makes of foreign bytes
+        raise OSError(_FOREIGN) from error
+
+
+_FOREIGN = "it is cut off or damaged, or not one that torch.save wrote"
 
 
 def identify_folder(folder: Path) -> str:

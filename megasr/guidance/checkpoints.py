@@ -15,7 +15,7 @@ from torch import nn
 
 from megasr import foreign_configs
 from megasr.errors import MegaSRError
-from megasr.files import read_safetensors, write_whole
+from megasr.files import read_safetensors, read_saved, write_whole
 from megasr.guidance.network import Views, fit_size
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
@@ -65,7 +65,7 @@ def read_state_dict(path: Path, what: str) -> dict[str, torch.Tensor]:
         if path.suffix == ".safetensors":
             state: Any = read_safetensors(path)
         else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            state = read_saved(path)
     except Exception as error:  # each format has errors of its own, and a truncated file can raise any of them
         raise MegaSRError(f"{what} {path} cannot be read: {first_line(error)}") from error
     if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):

@@ -8,7 +8,6 @@ write captions are left out.
 from __future__ import annotations
 
 import math
-import pickle
 import re
 import zipfile
 from collections.abc import Mapping
@@ -20,7 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from megasr.errors import MegaSRError
-from megasr.files import open_whole
+from megasr.files import open_whole, read_saved
 
 State = dict[str, torch.Tensor]
 
@@ -182,10 +181,9 @@ def _read(file: Path, what: str) -> State:
         raise MegaSRError(f"{what} weights {file}: there is no such file")
     try:
         # Mapped, as the public file is twelve times as large as what is read of it; old formats cannot be.
-        content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise MegaSRError(f"{what} weights {file} cannot be read as plain tensors: {reason}") from error
+        content = read_saved(file, mmap=zipfile.is_zipfile(file))
+    except OSError as error:
+        raise MegaSRError(f"{what} weights {file} cannot be read as plain tensors: {error}") from error
     content = content.get("model", content) if isinstance(content, dict) else {}
     named = {name: value for name, value in content.items() if isinstance(value, torch.Tensor)}
     return {name: value for name, value in named.items() if not name.endswith(_COMPUTED)}

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from megasr.errors import MegaSRError, UsageError, unknown_name
+from megasr.files import read_saved
 from megasr.semantics.clip import FOLDERS, WEIGHTS, find_clip, load_open_clip, prepare_images
 from megasr.weights import MANIFEST
 
@@ -81,6 +82,8 @@ def _create(config: VisionConfig) -> Any:
     if config.model not in open_clip.list_models():
         raise unknown_name("open_clip model", config.model, ["tiny", *open_clip.list_models()])
     try:
+        if Path(config.weights).is_file() and Path(config.weights).suffix not in (".safetensors", ".npz", ".npy"):
+            read_saved(Path(config.weights))  # open_clip would pass on torch's advice to read what could run code
         return open_clip.create_model(config.model, pretrained=config.weights)
     except (OSError, RuntimeError, ValueError, KeyError) as error:
         raise MegaSRError(f"vision weights {config.weights!r} for {config.model} cannot be loaded: {error}") from error
