@@ -22,7 +22,7 @@ import lightning
 from ablations.plan import Components, RunPlan
 from megasr.errors import MegaSRError
 from megasr.files import write_whole
-from megasr.training.last_checkpoint import LastCheckpoint
+from megasr.training.last_checkpoint import LAST, LastCheckpoint, find_last
 
 CHECKPOINT, TRAINING_FILE = "adapter.ckpt", "training.json"
 SAVE_EVERY_N_STEPS = 50
@@ -150,8 +150,8 @@ def train(plan: RunPlan, built: Any, components: Components, folder: Path, logge
             enable_progress_bar=False,
             enable_model_summary=False,
         )
-        begun = resume / "last.ckpt"
-        trainer.fit(built.model, datamodule=built.data, ckpt_path=begun if begun.is_file() else None)
+        begun = find_last(resume) if (resume / LAST).exists() else None
+        trainer.fit(built.model, datamodule=built.data, ckpt_path=begun)
         if trainer.global_step != plan.max_steps:
             raise MegaSRError(f"stopped after {trainer.global_step} of {plan.max_steps} steps; runs need equal steps")
         finished.is_finished = True

@@ -18,7 +18,7 @@ _KEPT = ("epoch", "global_step", "pytorch-lightning_version", "hyper_parameters"
 
 def slim(checkpoint: dict[str, Any]) -> dict[str, Any]:
     """The part of a checkpoint that a trained adapter is built from, its weights in float16."""
-    weights = {name: value.half() for name, value in final_weights(checkpoint).items()}
+    weights = {name: value.half() for name, value in final_weights(checkpoint, "checkpoint").items()}
     return {name: checkpoint[name] for name in _KEPT} | {"state_dict": weights, "callbacks": {}}
 
 

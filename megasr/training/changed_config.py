@@ -12,12 +12,10 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from megasr.errors import UsageError
-from megasr.training.checkpoint import read_checkpoint
-from megasr.training.sharded_checkpoint import PLAIN, is_sharded
+from megasr.training.checkpoint import read_settings
 
 CONFIG, GLOBAL_BATCH = "config", "global_batch"  # keys of a checkpoint
 
@@ -59,7 +57,7 @@ def refuse_changes(checkpoint: Path, config: Mapping[str, Any]) -> None:
         UsageError: it would change the steps, and allow_changed_config is not set.
         MegaSRError: the checkpoint cannot be read.
     """
-    held = _held(checkpoint)
+    held = read_settings(checkpoint)
     before = held.get(CONFIG) or {"model": held.get("hyper_parameters", {})}
     _refuse(checkpoint, changes(before, {name: config[name] for name in before if name in config}), config)
 
@@ -71,7 +69,7 @@ def refuse_changed_batch(checkpoint: Path, batch: int | None, config: Mapping[st
         UsageError: they differ, and allow_changed_config is not set.
         MegaSRError: the checkpoint cannot be read.
     """
-    before = _held(checkpoint).get(GLOBAL_BATCH)
+    before = read_settings(checkpoint).get(GLOBAL_BATCH)
     if None not in (batch, before) and batch != before:
         parts = "data.batch_size x devices x trainer.accumulate_grad_batches"
         _refuse(checkpoint, [f"global batch ({parts}): {before} -> {batch}"], config)
@@ -103,14 +101,6 @@ def _refuse(checkpoint: Path, lines: list[str], config: Mapping[str, Any]) -> No
             f"{checkpoint} was trained with another {keys}: set what it was, start anew in another folder, "
             "or go on all the same with --allow_changed_config true"
         )
-
-
-def _held(checkpoint: Path) -> dict[str, Any]:
-    """What a checkpoint holds beside its tensors, which stay on the disk."""
-    if is_sharded(checkpoint):
-        found: dict[str, Any] = torch.load(checkpoint / PLAIN, map_location="cpu", weights_only=True)
-        return found
-    return read_checkpoint(checkpoint, mmap=True)
 
 
 def _may_differ(key: str) -> bool:

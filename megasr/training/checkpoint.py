@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import is_dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_type_hints
 
 import torch
 from torch import nn
 
-from megasr.errors import MegaSRError
-from megasr.training.sharded_checkpoint import is_sharded, read_sharded
+from megasr.errors import MegaSRError, UsageError
+from megasr.files import damaged_record, read_saved
+from megasr.tracking import first_line
+from megasr.training.sharded_checkpoint import PLAIN, damage_of_folder, is_sharded, named_tensors, read_sharded
 
 if TYPE_CHECKING:
     import lightning
@@ -25,9 +28,12 @@ def find_adapter(source: str | Path) -> Path:
     """The file or folder of a checkpoint: `tiny` is the shipped ControlNet of the tiny prior, anything else a path.
 
     Raises:
+        UsageError: it is an address.
         MegaSRError: there is no such file.
     """
     path = SHIPPED.get(str(source), Path(source))
+    if not path.exists() and re.match(r"[\w+.:-]+:/", str(source)):
+        raise UsageError(f"checkpoint {source} is not on this machine: download it and give the path of the file")
     if not path.is_file() and not is_sharded(path):
         raise MegaSRError(
             f"no checkpoint {source}: give the path of one that `megasr fit` wrote, or {', '.join(SHIPPED)}"
@@ -41,32 +47,123 @@ def trained_state(module: nn.Module, state: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in state.items() if name in trained}
 
 
-def check_trained_state(module: nn.Module, checkpoint: dict[str, Any], fingerprint: str) -> None:
-    """Refuse a checkpoint that was trained on another prior, or for another adapter.
+def check_trained_state(module: nn.Module, checkpoint: dict[str, Any], fingerprint: str, source: Any) -> None:
+    """Refuse a checkpoint that was trained on another prior, or whose weights are not exactly what the module trains.
+
+    Args:
+        module: what is to be restored.
+        checkpoint: its content.
+        fingerprint: of the prior that is loaded.
+        source: what errors call the checkpoint.
 
     Raises:
-        MegaSRError: names both fingerprints, or the parameters that are missing or unexpected.
+        MegaSRError: names both fingerprints, or the parameters that are missing, unexpected or unusable.
     """
-    found = checkpoint.get("prior_fingerprint")
-    if found is None:
-        raise MegaSRError("checkpoint: not one of a MegaSR adapter (it has no prior_fingerprint)")
-    if found != fingerprint:
+    trained_on = checkpoint.get("prior_fingerprint")
+    if trained_on is None:
+        raise MegaSRError(f"{source}: not a checkpoint of a MegaSR adapter (it has no prior_fingerprint)")
+    if trained_on != fingerprint:
         raise MegaSRError(
-            f"checkpoint: trained on the prior {found}, but the loaded prior is {fingerprint}; "
+            f"{source}: trained on the prior {trained_on}, but the loaded prior is {fingerprint}; "
             "give the prior that it was trained on with --prior"
         )
-    trained = {name: tuple(p.shape) for name, p in module.named_parameters() if p.requires_grad}
-    held = {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()}
-    if trained != held:
-        differing = sorted(name for name in trained.keys() | held.keys() if trained.get(name) != held.get(name))
+    for kind, weights in _weights(checkpoint, source).items():
+        missing, foreign = _check_weights(module, weights, f"{source}: {kind}")
+        if missing or foreign:
+            problems = (("it lacks", missing), ("this adapter does not train", foreign))
+            said = ", ".join(f"{what} {_some(names)}" for what, names in problems if names)
+            raise MegaSRError(
+                f"{source}: made for another adapter; {said} ({kind}); compare model.adapter with the run's config"
+            )
+
+
+def check_training_state(checkpoint: dict[str, Any], source: Any) -> None:
+    """Refuse a checkpoint that a training cannot go on from.
+
+    Raises:
+        MegaSRError: it holds weights alone, or its optimizer's state holds no finite numbers.
+    """
+    absent = [name for name in ("optimizer_states", "lr_schedulers", "loops") if name not in checkpoint]
+    if absent:
         raise MegaSRError(
-            f"checkpoint: made for another adapter; {len(differing)} parameters differ, the first are "
-            f"{', '.join(differing[:3])}; compare model.adapter with the run's config"
+            f"{source}: no training can go on from it, it lacks {', '.join(absent)}; start one with --model.init"
         )
+    if not all(isinstance(state, dict) for state in checkpoint["optimizer_states"]):
+        raise MegaSRError(f"{source}: its optimizer_states are none")
+    for keys, value in named_tensors(checkpoint["optimizer_states"]):
+        if value.layout != torch.strided or value.is_complex() or not torch.isfinite(value).all():
+            raise MegaSRError(f"{source}: optimizer_states.{'.'.join(keys)} holds no finite real numbers")
+
+
+def _weights(checkpoint: dict[str, Any], source: Any) -> dict[str, dict[str, Any]]:
+    """`state_dict`, and `EMA` when averages were kept.
+
+    Raises:
+        MegaSRError: they are not there, or not dictionaries.
+    """
+    weights: dict[str, Any] = {"state_dict": checkpoint.get("state_dict")}
+    for name, state in checkpoint.get("callbacks", {}).items():
+        if str(name).startswith("EMA"):
+            weights["EMA"] = state.get("shadow") if isinstance(state, dict) else None
+    for kind, named in weights.items():
+        if not isinstance(named, dict) or not named:
+            raise MegaSRError(f"{source}: not a checkpoint of a MegaSR adapter (it has no weights in {kind})")
+    return weights
+
+
+def _check_weights(module: nn.Module, weights: dict[str, Any], what: str) -> tuple[list[str], list[str]]:
+    """Names of trained parameters that have no weight, and of weights that belong to none.
+
+    Raises:
+        MegaSRError: a weight has another shape, or no finite floating-point values.
+    """
+    trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    for name in trained.keys() & weights.keys():
+        problem = _problem(weights[name], trained[name].shape)
+        if problem:
+            raise MegaSRError(f"{what}: {name} {problem}")
+    return sorted(trained.keys() - weights.keys()), sorted(map(str, weights.keys() - trained.keys()))
+
+
+def _problem(value: Any, shape: torch.Size) -> str | None:
+    """Why a value cannot be the weight of a parameter, None when it can."""
+    if not isinstance(value, torch.Tensor) or value.layout != torch.strided or value.is_meta:
+        return f"is no dense tensor but {type(value).__name__}"
+    if value.shape != shape:
+        return f"has shape {tuple(value.shape)} instead of {tuple(shape)}; compare model.adapter with the run's config"
+    if value.dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
+        return f"holds {str(value.dtype).removeprefix('torch.')} instead of floating-point numbers"
+    return None if torch.isfinite(value).all() else "holds numbers that are not finite"
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint, None when every byte is as it was written."""
+    if is_sharded(path):
+        return damage_of_folder(path)
+    try:
+        record = damaged_record(path)
+        return record and f"{_owner(path, record)} was changed after it was written"
+    except OSError as error:
+        return error.strerror or str(error)
+
+
+def _owner(path: Path, record: str) -> str:
+    """The tensor that lies in a record: torch numbers them in the order in which a checkpoint holds them."""
+    number = record.rpartition("/data/")[2]
+    if not number.isdigit():
+        return record
+    owners: dict[int, str] = {}
+    for keys, tensor in named_tensors(read_saved(path, mmap=True)):
+        owners.setdefault(tensor.untyped_storage()._cdata, ".".join(keys))  # tensors may share their values
+    return dict(enumerate(owners.values())).get(int(number), record)
 
 
 def read_checkpoint(path: str | Path, mmap: bool = False) -> dict[str, Any]:
-    """Read a checkpoint safely (tensors and plain data only); see find_adapter.
+    """Read a checkpoint: tensors and plain data only, and none of which a byte has changed; see find_adapter.
 
     Args:
         path: a file, or a folder that several processes have written.
@@ -76,13 +173,43 @@ def read_checkpoint(path: str | Path, mmap: bool = False) -> dict[str, Any]:
         MegaSRError: it is missing, damaged, or holds other objects.
     """
     path = find_adapter(path)
+    problem = damage(path)
+    if problem is not None:
+        raise MegaSRError(f"cannot read checkpoint {path}: {problem}")
+    content = _read(path, read_sharded if is_sharded(path) else partial(read_saved, mmap=mmap))
+    for name in ("state_dict", "pytorch-lightning_version"):
+        if name not in content:
+            raise MegaSRError(f"{path}: not a checkpoint of `megasr fit` (it has no {name})")
+    return content
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """What a checkpoint holds beside its tensors, which stay on the disk. Raises as read_checkpoint."""
+    return _read(path / PLAIN if is_sharded(path) else path, partial(read_saved, mmap=True))
+
+
+_KINDS: dict[str, type] = {
+    "state_dict": dict, "callbacks": dict, "hyper_parameters": dict, "config": dict, "loops": dict,
+    "optimizer_states": list, "lr_schedulers": list, "epoch": int, "global_step": int,
+    "pytorch-lightning_version": str,
+}  # fmt: skip
+
+
+def _read(path: Path, read: Callable[[Path], Any]) -> dict[str, Any]:
+    """Read it with a function, and check that it is what `megasr fit` writes."""
     try:
-        if is_sharded(path):
-            return read_sharded(path)
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, KeyError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or (str(error).splitlines() or ["the file is empty or cut off"])[0]
-        raise MegaSRError(f"cannot read checkpoint {path}: {reason}") from error
+        content = read(path)
+    except OSError as error:
+        raise MegaSRError(f"cannot read checkpoint {path}: {error.strerror or error}") from error
+    if not isinstance(content, dict):
+        raise MegaSRError(f"{path}: not a checkpoint of `megasr fit` (it holds a {type(content).__name__})")
+    for name, kind in _KINDS.items():
+        if not isinstance(content.get(name, kind()), kind):
+            other = type(content[name]).__name__
+            raise MegaSRError(
+                f"{path}: not a checkpoint of `megasr fit` (its {name} is a {other}, not a {kind.__name__})"
+            )
+    return content
 
 
 def build_from_checkpoint(cls: type[Module], path: str | Path, prior: str | None, changes: dict[str, Any]) -> Module:
@@ -94,14 +221,20 @@ def build_from_state(
     cls: type[Module], checkpoint: dict[str, Any], path: str | Path, prior: str | None, changes: dict[str, Any]
 ) -> Module:
     """Rebuild a module from what a checkpoint holds; path is what errors call it. See MegaSRModule.from_checkpoint."""
-    if "prior_fingerprint" not in checkpoint:
-        raise MegaSRError(f"{path}: not a checkpoint of a MegaSR adapter (it has no prior_fingerprint)")
-    settings = typed_arguments(cls, checkpoint["hyper_parameters"])
-    settings["init"] = None  # the checkpoint holds what came of it
-    settings["frozen_dtype"] = settings["compile"] = None  # how it was trained; what it restores does not depend on it
-    module = cls(**settings | ({"prior": prior} if prior else {}) | changes)
-    module.on_load_checkpoint(checkpoint)
-    module.load_state_dict(final_weights(checkpoint), strict=False)
+    for name in ("prior_fingerprint", "hyper_parameters"):
+        if name not in checkpoint:
+            raise MegaSRError(f"{path}: not a checkpoint of a MegaSR adapter (it has no {name})")
+    try:
+        settings = typed_arguments(cls, checkpoint["hyper_parameters"])
+        settings["init"] = None  # the checkpoint holds what came of it
+        settings["frozen_dtype"] = settings["compile"] = None  # how it was trained; what it restores is the same
+        module = cls(**settings | ({"prior": prior} if prior else {}) | changes)
+    except (UsageError, MegaSRError):
+        raise
+    except Exception as error:  # whatever comes of arguments of other kinds
+        raise MegaSRError(f"{path}: its hyper_parameters are not those of an adapter: {first_line(error)}") from error
+    check_trained_state(module, checkpoint, module.prior_fingerprint, path)
+    module.load_state_dict(final_weights(checkpoint, path), strict=False)
     return module.eval()
 
 
@@ -115,10 +248,13 @@ def typed_arguments(cls: type[Module], plain: Mapping[str, Any]) -> dict[str, An
     return arguments
 
 
-def final_weights(checkpoint: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """The averaged weights when EMA was on, else the last ones."""
-    averaged = next((s["shadow"] for name, s in checkpoint["callbacks"].items() if name.startswith("EMA")), None)
-    return averaged or checkpoint["state_dict"]
+def final_weights(checkpoint: dict[str, Any], source: Any) -> dict[str, torch.Tensor]:
+    """The averaged weights when EMA was on, else the last ones.
+
+    Raises:
+        MegaSRError: there are none in the checkpoint, which errors call `source`.
+    """
+    return list(_weights(checkpoint, source).values())[-1]
 
 
 def initialise(module: nn.Module, path: str | Path, fingerprint: str) -> None:
@@ -127,15 +263,18 @@ def initialise(module: nn.Module, path: str | Path, fingerprint: str) -> None:
     Raises:
         MegaSRError: the file cannot be read, is of another prior, or has a part that this adapter lacks.
     """
-    checkpoint = read_checkpoint(path)
-    found = checkpoint.get("prior_fingerprint")
-    if found != fingerprint:
-        raise MegaSRError(f"model.init {path}: trained on the prior {found}, the loaded prior is {fingerprint}")
-    weights, trained = final_weights(checkpoint), {n: p for n, p in module.named_parameters() if p.requires_grad}
-    foreign = sorted(n for n, value in weights.items() if n not in trained or trained[n].shape != value.shape)
-    if foreign:
-        raise MegaSRError(
-            f"model.init {path}: {len(foreign)} of its parameters have no place in this adapter, the first are "
-            f"{', '.join(foreign[:3])}; compare model.adapter with the run's config"
-        )
-    module.load_state_dict(weights, strict=False)
+    checkpoint, what = read_checkpoint(path), f"model.init {path}"
+    trained_on = checkpoint.get("prior_fingerprint")
+    if trained_on != fingerprint:
+        raise MegaSRError(f"{what}: trained on the prior {trained_on}, the loaded prior is {fingerprint}")
+    named = _weights(checkpoint, what)
+    for kind, weights in named.items():
+        _, foreign = _check_weights(module, weights, f"{what}: {kind}")
+        if absent := sorted(named["state_dict"].keys() - weights.keys()):
+            raise MegaSRError(f"{what}: its {kind} lacks {_some(absent)}")
+        if foreign:
+            raise MegaSRError(
+                f"{what}: its weights have no place in this adapter: {_some(foreign)} ({kind}); "
+                "compare model.adapter with the run's config"
+            )
+    module.load_state_dict(final_weights(checkpoint, what), strict=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from megasr.errors import MegaSRError, UsageError
 from megasr.files import open_whole
 from megasr.tracking import first_line
+from megasr.training.checkpoint import damage, read_checkpoint
 from megasr.training.ending import TERMINATED, Stopped, StopRequest
-from megasr.training.sharded_checkpoint import damage_of_folder, is_sharded, read_sharded
 
 SAVE_EVERY_N_STEPS = 500
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
@@ -50,8 +49,7 @@ class LastCheckpoint(ModelCheckpoint):
         """Let the strategy write whole files: Lightning copies from the machine's folder for temporary files."""
         super().setup(trainer, pl_module, stage)
         self._stop.whole = False
-        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
-            trainer.strategy.checkpoint_io = CheckpointFiles()
+        use_checkpoint_files(trainer)
 
     def on_sanity_check_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Stop here as well when asked; there is nothing to save."""
@@ -157,11 +155,8 @@ class CheckpointFiles(TorchCheckpointIO):
     """Reads and writes checkpoints: whole files, and folders of several processes."""
 
     def load_checkpoint(self, path: Any, *unused: Any, **settings: Any) -> dict[str, Any]:
-        """A checkpoint with tensors on the CPU."""
-        if is_sharded(Path(path)):
-            return read_sharded(Path(path))
-        found: dict[str, Any] = super().load_checkpoint(path, *unused, **settings)
-        return found
+        """A checkpoint with tensors on the CPU, whatever Lightning's weights_only says. Raises as read_checkpoint."""
+        return read_checkpoint(path)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Write a file, whole or not at all. Only that of LastCheckpoint may fail: it is not what training is for.
@@ -184,6 +179,12 @@ class CheckpointFiles(TorchCheckpointIO):
                     _keep(path)
         except RuntimeError as error:  # torch's writer has no OSError for a full disk
             raise MegaSRError(f"cannot write {path}: {first_line(error)}") from error
+
+
+def use_checkpoint_files(trainer: lightning.Trainer) -> None:
+    """Replace what Lightning reads and writes checkpoints with: it unpickles what comes from the network unchecked."""
+    if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+        trainer.strategy.checkpoint_io = CheckpointFiles()
 
 
 def _keep(path: Path) -> None:
@@ -214,15 +215,3 @@ def find_last(folder: Path) -> Path:
             return path
         damaged.append(f"{path} is damaged ({problem})")
     raise MegaSRError(f"{'; '.join(damaged)}: start anew in another folder")
-
-
-def damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint, None when every byte is as it was written."""
-    if is_sharded(path):
-        return damage_of_folder(path)
-    try:
-        with zipfile.ZipFile(path) as archive:
-            broken = archive.testzip()
-    except (OSError, zipfile.BadZipFile) as error:
-        return str(error)
-    return None if broken is None else f"{broken} was changed after it was written"

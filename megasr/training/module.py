@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import lightning
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import nn
 
 from megasr.batch import SRBatch, check_image
@@ -24,7 +25,13 @@ from megasr.networks.sites import Semantics
 from megasr.rng import keyed_normal, keyed_uniform
 from megasr.semantics.tags import TaggerConfig
 from megasr.semantics.vision import VisionConfig
-from megasr.training.checkpoint import build_from_checkpoint, check_trained_state, initialise, trained_state
+from megasr.training.checkpoint import (
+    build_from_checkpoint,
+    check_trained_state,
+    check_training_state,
+    initialise,
+    trained_state,
+)
 from megasr.training.config import ObjectiveConfig, OptimizerConfig, SamplerConfig
 from megasr.training.dropout import draw_dropout, without_dropped
 from megasr.training.local_step import clip_norm
@@ -266,7 +273,10 @@ class MegaSRModule(lightning.LightningModule):
         checkpoint["prior_fingerprint"] = self.prior_fingerprint
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        check_trained_state(self, checkpoint, self.prior_fingerprint)
+        source = getattr(self._trainer, "ckpt_path", None) or "checkpoint"
+        check_trained_state(self, checkpoint, self.prior_fingerprint, source)
+        if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
+            check_training_state(checkpoint, source)
 
     @classmethod
     def from_checkpoint(cls, path: str | Path, prior: str | None = None, **changes: Any) -> MegaSRModule:

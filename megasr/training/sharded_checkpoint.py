@@ -6,6 +6,8 @@ It is written beside its place and renamed when it is whole.
 
 from __future__ import annotations
 
+import io
+import pickle
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,7 +18,8 @@ import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
 from megasr.errors import MegaSRError
-from megasr.files import part_of, write_whole_folder
+from megasr.files import damaged_record, part_of, read_saved, write_whole_folder
+from megasr.tracking import first_line
 
 PLAIN = "plain.pt"
 _SEPARATOR = "\x1f"  # joins the keys of nested dictionaries; in no key
@@ -56,7 +59,7 @@ def write_sharded(checkpoint: dict[str, Any], folder: Path, keep: Path | None = 
     import torch.distributed.checkpoint as dcp
 
     first = not dist.is_initialized() or dist.get_rank() == 0
-    spread = {_SEPARATOR.join(path): value for path, value in _spread(checkpoint, ())}
+    spread = {_SEPARATOR.join(path): value for path, value in named_tensors(checkpoint) if isinstance(value, DTensor)}
     place, problem = part_of(folder), None
     with ExitStack() as stack:
         try:
@@ -88,21 +91,84 @@ def read_sharded(folder: Path) -> dict[str, Any]:
     """The checkpoint of a folder with whole tensors on the CPU. Needs no other process.
 
     Raises:
-        OSError, RuntimeError, ...: as torch.load and DCP do when it is damaged.
+        OSError: it is damaged, or holds other things than tensors and plain data.
     """
     import torch.distributed.checkpoint as dcp
 
-    checkpoint: dict[str, Any] = torch.load(folder / PLAIN, map_location="cpu", weights_only=True)
-    metadata = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
-    tensors = {name: torch.empty(m.size, dtype=m.properties.dtype) for name, m in metadata.items()}
-    dcp.load(tensors, checkpoint_id=folder, no_dist=True)
-    for name, tensor in tensors.items():
-        *path, last = name.split(_SEPARATOR)
-        node: Any = checkpoint
-        for key in path:
-            node = node[_key(node, key)]
-        node[_key(node, last)] = tensor
+    checkpoint: dict[str, Any] = read_saved(folder / PLAIN)
+    metadata, reader = _read_metadata(folder), dcp.FileSystemReader(folder)
+    reader.read_metadata = lambda *_, **__: metadata  # type: ignore[method-assign]  # its own would unpickle anything
+    try:
+        tensors = {
+            name: torch.empty(one.size, dtype=one.properties.dtype)
+            for name, one in metadata.state_dict_metadata.items()
+        }
+        dcp.load(tensors, storage_reader=reader, no_dist=True)
+        for name, tensor in tensors.items():
+            *path, last = name.split(_SEPARATOR)
+            node: Any = checkpoint
+            for key in path:
+                node = node[_key(node, key)]
+            node[_key(node, last)] = tensor
+    except (Exception, dcp.api.CheckpointException) as error:  # the latter is no Exception
+        raise OSError(f"its tensors cannot be put together: {first_line(error)}") from error
     return checkpoint
+
+
+def _read_metadata(folder: Path) -> Any:
+    """What torch.distributed.checkpoint wrote into .metadata: where each part of each tensor lies.
+
+    Raises:
+        OSError: it is damaged, holds other objects, names files elsewhere, or something else than tensors: torch
+            unpickles everything else without a check.
+    """
+    from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+
+    try:
+        with (folder / ".metadata").open("rb") as file:
+            metadata = _MetadataUnpickler(file).load()
+        tensors, places = metadata.state_dict_metadata.values(), metadata.storage_data.values()
+        plain = type(metadata) is Metadata and all(type(one) is TensorStorageMetadata for one in tensors)
+        inside = all(Path(place.relative_path).name == place.relative_path for place in places)
+    except OSError:
+        raise
+    except Exception as error:  # whatever pickle makes of damaged bytes
+        raise OSError(f".metadata is damaged: {first_line(error)}") from error
+    if not plain or not inside:
+        raise OSError(".metadata names files outside of the folder, or something else than tensors")
+    return metadata
+
+
+class _MetadataUnpickler(pickle.Unpickler):
+    """Makes nothing but what torch.distributed.checkpoint itself writes into .metadata."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """A class of torch's metadata.
+
+        Raises:
+            OSError: it is none.
+        """
+        if name in _METADATA.get(module, ()) or (
+            module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
+        ):
+            return super().find_class(module, name)
+        if (module, name) == ("torch.serialization", "_get_layout") or module.startswith("pathlib"):
+            return _nothing  # every layout is dense; the path is the one at which the folder was written
+        raise OSError(f".metadata holds {module}.{name}; only places of tensors are read, other objects could run code")
+
+
+_METADATA = {
+    "torch": ("Size",),
+    "torch.distributed.checkpoint.filesystem": ("_StorageInfo",),
+    "torch.distributed.checkpoint.metadata": (
+        "Metadata", "TensorStorageMetadata", "TensorProperties", "ChunkStorageMetadata", "MetadataIndex", "StorageMeta",
+        "_MEM_FORMAT_ENCODING",
+    ),
+}  # fmt: skip
+
+
+def _nothing(*unused: Any) -> None:
+    """Stands for an object that is not made."""
 
 
 def _key(node: Any, text: str) -> Any:
@@ -112,15 +178,16 @@ def _key(node: Any, text: str) -> Any:
     return text if text in node else int(text)
 
 
-def _spread(value: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], DTensor]]:
-    if isinstance(value, DTensor):
+def named_tensors(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], torch.Tensor]]:
+    """The tensors of nested dictionaries and lists, and the keys that lead to each."""
+    if isinstance(value, torch.Tensor):
         yield path, value
     elif isinstance(value, dict):
         for key, inner in value.items():
-            yield from _spread(inner, (*path, str(key)))
-    elif isinstance(value, list):
+            yield from named_tensors(inner, (*path, str(key)))
+    elif isinstance(value, list | tuple):
         for index, inner in enumerate(value):
-            yield from _spread(inner, (*path, str(index)))
+            yield from named_tensors(inner, (*path, str(index)))
 
 
 def _replaced(value: Any, change: Any) -> Any:
@@ -135,15 +202,19 @@ def _replaced(value: Any, change: Any) -> Any:
 
 
 def damage_of_folder(folder: Path) -> str | None:
-    """What is wrong with a folder, None when every share is there in full length."""
-    import torch.distributed.checkpoint as dcp
-
+    """What is wrong with a folder, None when every byte is as it was written."""
     try:
-        torch.load(folder / PLAIN, map_location="cpu", weights_only=True)
-        shares = dcp.FileSystemReader(folder).read_metadata().storage_data
-        for share in shares.values():
-            if (folder / share.relative_path).stat().st_size < share.offset + share.length:
-                return f"{share.relative_path} is cut off"
-    except Exception as error:  # whatever torch or pickle make of damaged bytes
-        return str(error) or type(error).__name__
+        if damaged_record(folder / PLAIN) is not None:
+            return f"{PLAIN} was changed or cut off after it was written"
+        parts = _read_metadata(folder).storage_data
+        for index, place in parts.items():
+            with (folder / place.relative_path).open("rb") as file:
+                file.seek(place.offset)
+                part = file.read(place.length)
+            if damaged_record(io.BytesIO(part)) is not None:
+                return f"{index.fqn.replace(_SEPARATOR, '.')} was changed or cut off after it was written"
+    except OSError as error:
+        return error.strerror or str(error)
+    except Exception as error:  # places that are none
+        return f".metadata is damaged: {first_line(error)}"
     return None

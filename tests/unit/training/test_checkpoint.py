@@ -60,7 +60,7 @@ def test_a_damaged_file_is_one_clear_line(tmp_path, content):
 def test_a_missing_file_and_a_foreign_checkpoint(tmp_path):
     with pytest.raises(MegaSRError, match="no checkpoint .*none.ckpt: give the path"):
         MegaSRModule.from_checkpoint(tmp_path / "none.ckpt")
-    torch.save({"state_dict": {}}, tmp_path / "foreign.ckpt")
+    torch.save({"state_dict": {}, "pytorch-lightning_version": "2.5.0"}, tmp_path / "foreign.ckpt")
     with pytest.raises(MegaSRError, match="not a checkpoint of a MegaSR adapter"):
         MegaSRModule.from_checkpoint(tmp_path / "foreign.ckpt")
 
