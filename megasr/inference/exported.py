@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from megasr.errors import MegaSRError, UsageError
-from megasr.files import read_safetensors, write_whole_folder
+from megasr.files import write_whole_folder
 from megasr.prior import PARTS, find_prior
 from megasr.provenance import provenance
 
@@ -30,7 +33,9 @@ def save(module: MegaSRModule, folder: Path, include_prior: bool) -> None:
     try:
         with write_whole_folder(folder) as temporary:
             state = trained_state(module, module.state_dict())
-            save_file({name: value.detach().cpu().contiguous() for name, value in state.items()}, temporary / WEIGHTS)
+            state = {name: value.detach().cpu().contiguous() for name, value in state.items()}
+            digests = {name: _digest(value) for name, value in state.items()}
+            save_file(state, temporary / WEIGHTS, metadata=digests)
             (temporary / CONFIG).write_text(json.dumps(_config(module), indent=2) + "\n")
             (temporary / CARD).write_text(_card(module, sum(value.numel() for value in state.values()), include_prior))
             if include_prior:
@@ -51,16 +56,46 @@ def load(folder: str | Path, prior: str | None = None) -> MegaSRModule:
         )
     try:
         config = json.loads((folder / CONFIG).read_text())
-        state = read_safetensors(folder / WEIGHTS)
+        state = _read_weights(folder / WEIGHTS)
         made_by, settings, fingerprint = config["format"], config["module"], config["prior_fingerprint"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise MegaSRError(f"cannot read the exported adapter {folder}: {type(error).__name__}: {error}") from error
+    if not isinstance(settings, dict):
+        raise MegaSRError(
+            f"cannot read the exported adapter {folder}: module in {CONFIG} is a {type(settings).__name__}"
+        )
     if made_by != FORMAT:
         raise MegaSRError(f"{folder}: its format is {made_by}, this version reads {FORMAT}; export the run again")
     if prior is None and (folder / PRIOR).is_dir():
         prior = str(folder / PRIOR)
     checkpoint = {"state_dict": state, "hyper_parameters": settings, "prior_fingerprint": fingerprint, "callbacks": {}}
     return build_from_state(MegaSRModule, checkpoint, folder, prior, {})
+
+
+def _read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """Name -> tensor of any dtype, each compared with the digest that was written beside it; older files have none.
+
+    Raises:
+        OSError: a tensor has changed, or the file cannot be read.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            digests, state = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise OSError(f"{path}: {error}") from error
+    for name, value in state.items():
+        if digests and digests.get(name) != _digest(value):
+            raise OSError(f"{path}: {name} was changed after it was written")
+    return state
+
+
+def _digest(tensor: torch.Tensor) -> str:
+    """64 hexadecimal digits of a tensor's dtype, shape and bytes."""
+    digest = hashlib.sha256(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+    digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def is_exported(folder: Path) -> bool:

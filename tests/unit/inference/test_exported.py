@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from megasr.cli import main
 from megasr.errors import MegaSRError, UsageError
@@ -97,3 +97,25 @@ def test_a_run_is_exported_from_its_newest_checkpoint_that_is_whole(tmp_path):
     with pytest.warns(UserWarning, match="last.ckpt is damaged"):
         assert main(["export", str(run), str(out)]) == 0
     assert MegaSRPipeline.from_pretrained(out).scale_factor == 4
+
+
+def test_a_tensor_that_has_changed_is_refused_by_its_name(folder):
+    path = folder / "adapter.safetensors"
+    state, written = load_file(path), path.read_bytes()
+    name = max(state, key=lambda name: state[name].numel())
+    start = written.index(state[name].numpy().tobytes())
+    path.write_bytes(written[:start] + b"damage" + written[start + 6 :])
+    with pytest.raises(MegaSRError, match=f"{path}: {name} was changed after it was written"):
+        MegaSRPipeline.from_pretrained(folder)
+
+
+def test_weights_without_digests_are_read_and_checked_by_their_kind(folder):
+    path = folder / "adapter.safetensors"
+    state = load_file(path)
+    save_file(state, path)  # as it was written before
+    assert MegaSRPipeline.from_pretrained(folder).scale_factor == 4
+    name = min(state)
+    for value, says in ((state[name].long(), "holds int64"), (state[name] * torch.nan, "that are not finite")):
+        save_file({**state, name: value}, path)
+        with pytest.raises(MegaSRError, match=f"{name} {says}|{name} holds numbers {says}"):
+            MegaSRPipeline.from_pretrained(folder)
