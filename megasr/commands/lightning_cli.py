@@ -15,6 +15,7 @@ from typing import Any
 from jsonargparse import Namespace
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.trainer.states import TrainerFn
 
 import data_pipelines.datamodules as datamodules
@@ -23,15 +24,20 @@ from megasr.commands.benchmark_options import expand_benchmark, scale_factor_of_
 from megasr.commands.shards import tower_name
 from megasr.errors import MegaSRError, UsageError, unknown_name
 from megasr.semantics.vision import VisionConfig
+from megasr.training.async_checkpoint import AsyncCheckpointFiles
 from megasr.training.changed_config import CONFIG, GLOBAL_BATCH, plain, refuse_changed_batch
+from megasr.training.checkpoint import find_adapter
 from megasr.training.ending import FirstError
+from megasr.training.last_checkpoint import CheckpointFiles, use_checkpoint_files
 from megasr.training.module import MegaSRModule
 from megasr.training.monitor import TrainingMonitor
 from megasr.training.protocol_metrics import ProtocolMetrics
 from megasr.training.run_defaults import refuse_another_run, resumed_from, trainer_defaults
+from megasr.training.strategies import ShardedStrategy
 from megasr.training.throughput import global_batch
 from megasr.yaml_limits import check_config_files, limit_jsonargparse
 
+_CHOSEN_BY_TRAINER = ("last", "best", "hpc")  # values of ckpt_path that are no paths
 _UNKNOWN_KEY = re.compile(
     r"unrecognized arguments: --([^\s=]+)|not accept option '([^']+)'|Option '([^']+)' is not accepted"
 )
@@ -92,8 +98,14 @@ class OneLineCLI(LightningCLI):
         """Build trainer, module and data.
 
         Raises:
+            UsageError: the checkpoint is to be read in a way that could run code.
             UsageError, MegaSRError: what a class has to say, without what jsonargparse puts around it.
         """
+        options = self.config[self.config.subcommand]
+        if options.weights_only is False:
+            raise UsageError("--weights_only false lets a checkpoint run code: leave it out, they are read without")
+        if options.ckpt_path not in (None, *_CHOSEN_BY_TRAINER):
+            options.ckpt_path = str(find_adapter(options.ckpt_path))
         try:
             super().instantiate_classes()
         except ValueError as error:
@@ -106,7 +118,9 @@ class OneLineCLI(LightningCLI):
         command = self.config.subcommand
         options = self.config_init[command].trainer
         defaults = trainer_defaults(command, options, self.config[command].as_dict(), self._held)
-        return super().instantiate_trainer(**defaults, **settings)
+        trainer = super().instantiate_trainer(**defaults, **settings)
+        use_checkpoint_files(trainer)
+        return trainer
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse `args`.
@@ -126,22 +140,36 @@ class OneLineCLI(LightningCLI):
             files = [own.partition("=")[2] or after for own, after in given if own.partition("=")[0] == "--config"]
             raise UsageError(f"--config {', '.join(files)}: not UTF-8 ({error.reason}); save it as UTF-8") from error
 
-    def before_fit(self) -> None:
-        """Go on from the newest checkpoint that is whole: Lightning would take the newest one.
+    def _choose_checkpoint(self, command: str) -> None:
+        """Read the newest checkpoint that is whole: Lightning would take the newest one.
 
         Raises:
-            UsageError: there is none, or its optimizer steps had another number of images.
+            UsageError: there is none, the strategy or a plugin would run code of it, or a fit's optimizer steps had
+                another number of images.
             MegaSRError: all are damaged.
         """
-        options = self.config_init.fit
+        options, strategy = self.config_init[command], self.trainer.strategy
+        if options.ckpt_path is None:
+            return
+        files = strategy.checkpoint_io
+        ours = isinstance(files, CheckpointFiles | AsyncCheckpointFiles)
+        reads_by_files = type(strategy).load_checkpoint is Strategy.load_checkpoint
+        if not (isinstance(strategy, ShardedStrategy) or (ours and reads_by_files)):
+            raise UsageError(
+                f"--ckpt_path: {type(strategy).__name__} with {type(files).__name__} can run code of a checkpoint; "
+                "take the strategy auto, ddp or megasr's ShardedStrategy, and the plugin AsyncCheckpointFiles"
+            )
         resumed = resumed_from(options.ckpt_path, Path(self.trainer.default_root_dir), self.trainer.callbacks)
         if resumed is not None:
             options.ckpt_path = str(resumed)
-            refuse_changed_batch(resumed, global_batch(self.trainer, self.datamodule), options)
-        self.config.fit.allow_changed_config = False  # it is no part of the run: the next resume asks again
+            if command == "fit":
+                refuse_changed_batch(resumed, global_batch(self.trainer, self.datamodule), options)
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Run it. Raises the error that ended it, whatever else went wrong after that; see FirstError."""
+        self._choose_checkpoint(subcommand)
+        if subcommand == "fit":
+            self.config.fit.allow_changed_config = False  # it is no part of the run: the next resume asks again
         first = next(callback for callback in self.trainer.callbacks if isinstance(callback, FirstError))
         try:
             super()._run_subcommand(subcommand)
