@@ -94,9 +94,7 @@ def test_a_hostile_checkpoint_does_not_run_whatever_is_asked_for(
     line = refused(capsys, command, *options(tmp_path, checkpoint, "--weights_only=false"))
     assert "--weights_only false lets a checkpoint run code: leave it out" in line
     # A callback that saves takes the place of LastCheckpoint, which used to bring the safe reader.
-    keeps = (
-        "--trainer.callbacks=[{class_path: lightning.pytorch.callbacks.ModelCheckpoint, init_args: {save_last: true}}]"
-    )
+    keeps = "{class_path: lightning.pytorch.callbacks.ModelCheckpoint, init_args: {save_last: true}}"
     line = refused(capsys, command, *options(tmp_path, checkpoint, f"--trainer.callbacks=[{keeps}]"))
     assert f"cannot read checkpoint {tmp_path / 'a.ckpt'}: it holds posix.mkdir; only tensors and plain data" in line
     assert not mark.exists()
