@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from ablations.attribution import Estimate, Scores, Subset, kendall, seed_agreement
 from ablations.conclusions import scores_of
 from ablations.results import StudyResult
@@ -23,6 +25,8 @@ class Agreement:
         tau: Kendall's tau-b of the two rankings, in [-1, 1].
         regret: what is lost in the other study by taking the first's best combination, in the unit of the metric, 0 or
             more.
+        moved: root mean square of what a gain differs by between both, in the unit of the metric. Of one study on two
+            machines it is what the machine does.
         own: mean tau between single seeds of the other study, the scale of `tau`; None with one seed.
     """
 
@@ -31,6 +35,7 @@ class Agreement:
     gains: dict[str, tuple[float, float]]
     tau: Estimate
     regret: float
+    moved: float
     own: float | None = None
 
     @property
@@ -52,6 +57,8 @@ class Agreement:
             f"Kendall's tau over {len(self.gains)} combinations in {self.metric}: {tau}. {self.verdict}",
             *self._scale(),
             f"Taking {best}, the best of {first}, loses {self.regret:.4f} in {other}.",
+            f"A gain in one differs from that in the other by {self.moved:.2g} (root mean square). Where both are one "
+            f"study on two machines, twice that is its study.least_difference: {2 * self.moved:.2g}.",
             "",
             f"| gain over no guidance | {first} | {other} |",
             "| --- | --- | --- |",
@@ -85,7 +92,8 @@ def compare_studies(first: StudyResult, other: StudyResult) -> Agreement:
     common = sorted(scores.keys() & theirs.keys(), key=lambda subset: -scores[subset].mean())
     gains = {"+".join(sorted(subset)) or "none": (_gain(scores, subset), _gain(theirs, subset)) for subset in common}
     regret = max(theirs[subset].mean() for subset in common) - theirs[common[0]].mean()
-    return Agreement(names, metric, gains, tau, float(regret), seed_agreement(theirs, common))
+    moved = np.sqrt(np.mean([(mine - other) ** 2 for name, (mine, other) in gains.items() if name != "none"]))
+    return Agreement(names, metric, gains, tau, float(regret), float(moved), seed_agreement(theirs, common))
 
 
 def _gain(scores: Scores, subset: Subset) -> float:

@@ -32,6 +32,7 @@ class Comparison:
         better_sign: +1 when a positive difference is an improvement, else -1.
         p_holm: p-value corrected for the family of the primary question; None for an exploratory comparison, which is
             outside the family.
+        least: smallest difference that is called one: another machine may move a difference by so much.
     """
 
     ablation: str
@@ -40,20 +41,21 @@ class Comparison:
     interval: Interval
     better_sign: int
     p_holm: float | None = None
+    least: float = 0.0
 
     @property
     def verdict(self) -> str:
-        """better or worse (interval excludes 0 and corrected p below 0.05), undecided, or exploratory."""
+        """better or worse (interval beyond `least` and corrected p below 0.05), undecided, or exploratory."""
         if self.p_holm is None:
             return "exploratory"
-        if not self.interval.excludes_zero or self.p_holm >= ALPHA:
+        if not self.interval.beyond(self.least) or self.p_holm >= ALPHA:
             return "undecided"
         return "better" if self.interval.mean * self.better_sign > 0 else "worse"
 
     @property
     def leans_better(self) -> bool:
-        """The uncorrected interval lies wholly on the side of improvement: the strict reading, for controls."""
-        return self.interval.excludes_zero and self.interval.mean * self.better_sign > 0
+        """The uncorrected interval lies wholly on the side of improvement, beyond `least`: the reading of controls."""
+        return self.interval.beyond(self.least) and self.interval.mean * self.better_sign > 0
 
     @property
     def direction(self) -> str:
@@ -113,7 +115,8 @@ def make_report(result: StudyResult) -> Report:
     primary = result.protocol.metric(study.primary_metric)
     names = [ablation.name for ablation in study.ablations]
     pools = {metric.name: _pool(result, metric) for metric in result.protocol.metrics}
-    family = [_compare(result, name, reference, primary, pools[primary.name]) for name in names]
+    least = study.least_difference
+    family = [_compare(result, name, reference, primary, pools[primary.name], least) for name in names]
     corrected = holm([comparison.interval.p_value for comparison in family])
     family = [replace(c, p_holm=p) for c, p in zip(family, corrected, strict=True)]
     exploratory = [
@@ -211,15 +214,20 @@ def _pool(result: StudyResult, metric: MetricSpec) -> SeedPool | None:
 
 
 def _compare(
-    result: StudyResult, ablation: str, reference: str, metric: MetricSpec, pool: SeedPool | None = None
+    result: StudyResult,
+    ablation: str,
+    reference: str,
+    metric: MetricSpec,
+    pool: SeedPool | None = None,
+    least: float = 0.0,
 ) -> Comparison:
     treatment, baseline = ([values(run, metric.name) for run in result.of(name)] for name in (ablation, reference))
     if ablation == BICUBIC:  # it has no seed: the same values stand against every seed
         treatment = treatment * len(baseline)
     differences, keys = paired_differences(treatment, baseline)
     generator = numpy_generator(0, "bootstrap", result.study.name, ablation, reference, metric.name)
-    interval = paired_bootstrap(differences, keys, generator, pool=pool)
-    return Comparison(ablation, reference, metric.name, interval, 1 if metric.higher_is_better else -1)
+    interval = paired_bootstrap(differences, keys, generator, pool=pool, least=least)
+    return Comparison(ablation, reference, metric.name, interval, 1 if metric.higher_is_better else -1, None, least)
 
 
 def _findings(study: Study, comparisons: tuple[Comparison, ...]) -> tuple[str, ...]:
@@ -244,9 +252,10 @@ def _notes(result: StudyResult, comparisons: tuple[Comparison, ...]) -> tuple[st
     interval, study = comparisons[0].interval, result.study
     family = sum(c.p_holm is not None for c in comparisons)
     notes = [
-        f"Only {study.primary_metric}, named before the runs, is judged: better/worse means that the interval excludes "
-        f"zero and p < {ALPHA} after Holm's correction over {family} comparisons (each ablation with "
+        f"Only {study.primary_metric}, named before the runs, is judged: better/worse means that the interval "
+        f"{_lies_beyond(study)} and p < {ALPHA} after Holm's correction over {family} comparisons (each ablation with "
         f"{study.reference.name}). All else is exploratory: it decides nothing.",
+        _other_machines(study),
         f"Intervals: 95 %, paired bootstrap over {interval.photographs} photographs and {interval.seeds} seed(s), not "
         "corrected. How far seeds move a difference is estimated from all ablations together.",
     ]
@@ -266,6 +275,25 @@ def _notes(result: StudyResult, comparisons: tuple[Comparison, ...]) -> tuple[st
     if ahead := [c.direction for c in with_bicubic if c.leans_better]:
         notes.append(f"At this budget bicubic has {', '.join(ahead)} than {study.reference.name} (exploratory).")
     return (*notes, *_incomplete(result))
+
+
+def _lies_beyond(study: Study) -> str:
+    return f"lies beyond {study.least_difference:g}" if study.least_difference else "excludes zero"
+
+
+def _other_machines(study: Study) -> str:
+    """What the verdicts are worth elsewhere: rounding differs between machines, and training amplifies it."""
+    if study.least_difference:
+        return (
+            f"The same trainings on another machine may move a difference by {study.least_difference:g} "
+            f"{study.primary_metric} (measured; the recipe's study.least_difference): only what lies beyond it is "
+            "called a difference."
+        )
+    return (
+        "How far another machine (CPU, GPU, libraries) would move these differences is not known: a verdict whose "
+        "interval ends near zero may not hold there. Run the study again elsewhere, compare both with `megasr study "
+        "agree`, and write what it says into the recipe's study.least_difference."
+    )
 
 
 def _incomplete(result: StudyResult) -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -38,11 +39,12 @@ class Components:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A resolved recipe: `config` holds model, data and trainer with all defaults filled in."""
+    """A resolved recipe: `config` holds model, data and trainer with all defaults filled in; see Study for the rest."""
 
     config: Config
     study: str
     seeds: tuple[int, ...]
+    least_difference: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -143,10 +145,10 @@ def read_recipe(path: Path, components: Components, steps: int | None = None) ->
     raw = _read_yaml(path)
     if not isinstance(raw, dict) or not isinstance(raw.get("study"), dict):
         raise UsageError(f"{path}: a recipe has the sections study, model, data and trainer")
-    name, seeds = _read_study_section(path, raw.pop("study"))
+    section = _read_study_section(path, raw.pop("study"))
     if steps is not None:
         raw["trainer"] = {**raw.get("trainer", {}), "max_steps": steps}
-    return Recipe(_resolve_counted(path, raw, components), name, seeds)
+    return Recipe(_resolve_counted(path, raw, components), *section)
 
 
 def read_run_recipe(path: Path, components: Components) -> Config:
@@ -203,13 +205,19 @@ def _resolve_counted(path: Path, raw: Config, components: Components) -> Config:
     return config
 
 
-def _read_study_section(path: Path, section: dict[str, Any]) -> tuple[str, tuple[int, ...]]:
-    if section.keys() != {"name", "seeds"}:
-        raise UsageError(f"{path}: section study has the keys name and seeds, got {', '.join(map(str, section))}")
+def _read_study_section(path: Path, section: dict[str, Any]) -> tuple[str, tuple[int, ...], float]:
+    if section.keys() - {"least_difference"} != {"name", "seeds"}:
+        raise UsageError(
+            f"{path}: section study has the keys name and seeds, and least_difference where it was measured, got "
+            f"{', '.join(map(str, section))}"
+        )
     seeds = section["seeds"]
     if not isinstance(seeds, list) or not all(type(seed) is int for seed in seeds):
         raise UsageError(f"{path}: study.seeds must be a list of integers, got {seeds!r}")
-    return str(section["name"]), tuple(seeds)
+    least = section.get("least_difference", 0)
+    if isinstance(least, bool) or not isinstance(least, int | float) or not 0 <= least < math.inf:
+        raise UsageError(f"{path}: study.least_difference must be a number of 0 or more, got {least!r}")
+    return str(section["name"]), tuple(seeds), float(least)
 
 
 def _changed(config: Config, ablation: Ablation, components: Components) -> Config:

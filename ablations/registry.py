@@ -59,6 +59,9 @@ class Study:
         reference: what every ablation is compared with; its changes are applied to the recipe before all others.
         ablations: the alternatives, each a change of the reference.
         primary_metric: the metric of the protocol that decides, named before any run; all others are exploratory.
+        least_difference: smallest difference in the primary metric that is called one: what the same trainings on
+            another machine move differences by, as the study's recipe says (`study.least_difference`); 0 where that has
+            not been measured.
         controls: ablation name -> "negative" (must not help) or "positive" (must help). A study whose controls
             misbehave is reported as not trustworthy.
     """
@@ -69,6 +72,7 @@ class Study:
     ablations: tuple[Ablation, ...]
     primary_metric: str
     controls: Mapping[str, Control] = field(default_factory=dict)
+    least_difference: float = 0.0
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):

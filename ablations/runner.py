@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ablations.jobs import Job, plan_jobs
@@ -196,6 +196,7 @@ def open_study(
     recipe = read_recipe(config, components, steps)
     if recipe.study != chosen.name:
         raise UsageError(f"{config} is a recipe for study {recipe.study!r}, not for {chosen.name!r}")
+    chosen = replace(chosen, least_difference=recipe.least_difference)
     plans = plan_runs(chosen, recipe, components, seeds)
     group = f"{chosen.name}-{hashlib.blake2b(json.dumps(recipe.config).encode(), digest_size=4).hexdigest()}"
     return OpenStudy(chosen, tuple(plans), output, group, protocol, components)

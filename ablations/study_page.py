@@ -37,6 +37,7 @@ def study_page(result: StudyResult, report: Report) -> StudyPage:
         pictures=list(_pictures(result)),
         failures=[Failure(run_id, reason) for run_id, reason in result.failed.items()],
         notes=report.notes,
+        least_difference=study.least_difference,
         provenance=_provenance(result),
     )
 

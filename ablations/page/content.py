@@ -207,6 +207,7 @@ class StudyPage:
         pictures: images to look at.
         failures: runs without numbers.
         notes: what limits the answer.
+        least_difference: smallest difference that is called one, in the primary metric; 0 is any.
         provenance: where the numbers come from.
 
     Raises:
@@ -227,6 +228,7 @@ class StudyPage:
     pictures: Sequence[PictureRow] = ()
     failures: Sequence[Failure] = ()
     notes: Sequence[str] = ()
+    least_difference: float = 0.0
     provenance: Provenance = ()
 
     def __post_init__(self) -> None:

@@ -90,6 +90,7 @@ def ranking_plot(page: StudyPage, wide: bool) -> str:
         layout,
         axis,
         *(matrix if types else ()),
+        least=page.least_difference,
     )
 
 
@@ -112,11 +113,24 @@ def interval_text(bar: Bar, bars: Sequence[Bar]) -> str:
     return f"{mean} [{low}, {high}]"
 
 
-def _plot(name: str, title: str, description: str, lines: Sequence[Line], layout: Layout, axis: str, *more: str) -> str:
+def _plot(
+    name: str,
+    title: str,
+    description: str,
+    lines: Sequence[Line],
+    layout: Layout,
+    axis: str,
+    *more: str,
+    least: float = 0,
+) -> str:
     bars = [one.bar for one in lines]
-    scale = value_scale(bars, layout.plot)
+    scale = value_scale([*bars, Bar("", 0, -least, least)], layout.plot)
     bottom = layout.bottom(len(lines))
     children = [*_axis(scale, layout, bottom, bars, axis), *more]
+    if least:
+        left, right = scale.at(-least), scale.at(least)
+        band = element("rect", x=left, y=layout.top, width=right - left, height=bottom - layout.top, class_="least")
+        children.insert(0, band)
     for place, one in enumerate(lines):
         children += [*_words(one, bars, layout, place), *_mark(one, scale, layout.middle(place))]
     size = "wide" if layout.wide else "narrow"
@@ -194,9 +208,10 @@ def _dot_x(place: int) -> float:
     return _LABEL_PX + 8 + _DOT_STEP_PX * place
 
 
-def legend() -> str:
-    """What the marks of the ranking mean, as HTML."""
-    words = [("better", "better or worse: the interval excludes zero, and p < 0.05 after Holm's correction"),
+def legend(least: float = 0) -> str:
+    """What the marks of the ranking mean, as HTML; differences up to `least` are none."""
+    where = f"lies beyond \u00b1{least:g} (shaded: what another machine may do)" if least else "excludes zero"
+    words = [("better", f"better or worse: the interval {where}, and p < 0.05 after Holm's correction"),
              ("undecided", "undecided"),
              ("reference", "reference"), ("control", "control: it shows whether the study can be trusted")]  # fmt: skip
     signs = [element("svg", mark(kind, 8, 8), viewBox="0 0 16 16", width=16, height=16, class_="plot sign",

@@ -48,7 +48,13 @@ def findings(page: StudyPage, sources: Mapping[str, int]) -> str:
     found = []
     if page.rows:
         both = _both(ranking_plot(page, True), ranking_plot(page, False))
-        found.append(_section("ranking", "Ranking", f'{both}<ul class="legend">{legend()}</ul>{_table(page, sources)}'))
+        found.append(
+            _section(
+                "ranking",
+                "Ranking",
+                f'{both}<ul class="legend">{legend(page.least_difference)}</ul>{_table(page, sources)}',
+            )
+        )
     if any(row.hypothesis for row in page.rows):
         found.append(_section("expected", "What was expected", _hypotheses(page), _EXPECTED))
     if page.shapley:

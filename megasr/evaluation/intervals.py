@@ -23,9 +23,10 @@ class Interval:
         mean: over all images and seeds.
         low: lower end of the interval.
         high: upper end.
-        p_value: two-sided, of the same method: below 1 - confidence exactly when the interval excludes zero. It is at
-            least 2 / (resamples + 1), and at least 2 / 2**photographs, the smallest p-value of a sign-flip test, so
-            with five photographs or fewer it stays above 0.05 whatever the interval is.
+        p_value: two-sided, of the same method: below 1 - confidence exactly when the interval excludes zero, or lies
+            beyond the smallest difference that counts. It is at least 2 / (resamples + 1), and at least
+            2 / 2**photographs, the smallest p-value of a sign-flip test, so with five photographs or fewer it stays
+            above 0.05 whatever the interval is.
         photographs: independent photographs behind it.
         seeds: seeds behind it; with one seed the interval says nothing about other seeds.
     """
@@ -40,7 +41,11 @@ class Interval:
     @property
     def excludes_zero(self) -> bool:
         """The whole interval lies on one side of zero."""
-        return self.low > 0 or self.high < 0
+        return self.beyond(0.0)
+
+    def beyond(self, least: float) -> bool:
+        """The whole interval lies above `least`, or below -`least`."""
+        return self.low > least or self.high < -least
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,7 @@ def paired_bootstrap(
     confidence: float = 0.95,
     resamples: int = 10_000,
     pool: SeedPool | None = None,
+    least: float = 0.0,
 ) -> Interval:
     """Interval of the mean difference over photographs as clusters and over seeds, from their separate errors.
 
@@ -91,6 +97,7 @@ def paired_bootstrap(
         confidence: of the interval, in (0, 1).
         resamples: bootstrap resamples.
         pool: what comparable differences say of the seeds; without seeds to compare (S = 1) it is not used.
+        least: smallest difference that counts, 0 or more: the p-value is of differences from -least to least.
 
     Raises:
         UsageError: fewer than two photographs, from which no interval can be had, or shapes do not fit.
@@ -114,7 +121,7 @@ def paired_bootstrap(
     spread = _Spread(_standard_error(of_photos), studentised, count, seed_error, degrees)
     mean = float(differences.mean())
     below, above = spread.half_widths(1 - confidence)
-    p_value = spread.p_value(mean, max(2 / (resamples + 1), 2.0 ** (1 - count)))
+    p_value = spread.p_value(mean, least, max(2 / (resamples + 1), 2.0 ** (1 - count)))
     return Interval(mean, mean - below, mean + above, p_value, count, seeds)
 
 
@@ -181,18 +188,18 @@ class _Spread:
         below, above = (float(np.hypot(quantile * self.photo_error, of_seeds)) for quantile in quantiles)
         return below, above
 
-    def p_value(self, mean: float, least: float) -> float:
-        """The level at which the interval just touches zero, at least `least`; found by bisection."""
+    def p_value(self, mean: float, least: float, floor: float) -> float:
+        """The level at which the interval just touches `least` or -`least`, at least `floor`; found by bisection."""
         side = 0 if mean > 0 else 1
 
         def excludes(alpha: float) -> bool:
-            return abs(mean) > self.half_widths(alpha)[side]
+            return abs(mean) - least > self.half_widths(alpha)[side]
 
-        if least >= 1 or excludes(least):
-            return min(least, 1.0)
+        if floor >= 1 or excludes(floor):
+            return min(floor, 1.0)
         if not excludes(1.0):
             return 1.0
-        inside, outside = least, 1.0
+        inside, outside = floor, 1.0
         while outside / inside > 1 + 1e-6:
             middle = (inside * outside) ** 0.5
             inside, outside = (inside, middle) if excludes(middle) else (middle, outside)

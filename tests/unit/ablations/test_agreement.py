@@ -67,6 +67,15 @@ def test_the_opposite_order_is_a_warning_and_its_regret_is_told() -> None:
     assert "the other way round" in found.verdict
 
 
+def test_one_study_on_two_machines_tells_the_least_difference() -> None:
+    """The machine moves every gain by 0.002, up or down."""
+    other = {name: gain + (0.002 if name in ("canny", "hed") else -0.002) for name, gain in GAINS.items()}
+    found = compare_studies(_study("here", GAINS, spread=1e-9), _study("there", other | {"none": 0.0}, spread=1e-9))
+    assert found.moved == pytest.approx(0.002, rel=1e-3)
+    assert "by 0.002 (root mean square)" in found.as_markdown()
+    assert "study.least_difference: 0.004." in found.as_markdown()
+
+
 def test_noise_predicts_nothing() -> None:
     same = dict.fromkeys(GAINS, 0.0)
     found = compare_studies(_study("cheap", same, spread=0.05), _study("costly", GAINS))

@@ -98,6 +98,40 @@ def test_no_difference_is_not_claimed() -> None:
     assert "good: no difference to none in psnr_y is shown." in report.findings
 
 
+def test_what_another_machine_would_turn_is_no_verdict() -> None:
+    """good gains 0.1 here; with the rounding of another machine 0.12 or 0.05, as sure each time."""
+    loose, strict = STUDY, replace(STUDY, least_difference=0.12)
+    for gain in (0.12, 0.1):
+        report = make_report(_result(loose, good=gain))
+        assert _comparison(report, "good", "none", "psnr_y").interval.low > 0
+        assert _verdict(report, "good", "psnr_y") == "better"
+    assert {_verdict(make_report(_result(strict, good=gain)), "good", "psnr_y") for gain in (0.12, 0.1, 0.05)} == {
+        "undecided"
+    }
+    assert _verdict(make_report(_result(strict, good=0.3)), "good", "psnr_y") == "better"
+    assert _verdict(make_report(_result(strict, good=-0.3)), "good", "psnr_y") == "worse"
+    assert _comparison(make_report(_result(strict)), "good", "none", "gmsd").least == 0  # of the primary metric
+
+
+def test_controls_behave_by_more_than_a_machine_does() -> None:
+    strict = replace(STUDY, least_difference=0.12)
+    assert make_report(_result(noise=0.1)).trust.startswith("Not trustworthy: the negative control noise helps")
+    assert make_report(_result(strict, noise=0.1)).trust.startswith("May be trusted")
+    trust = make_report(_result(strict, oracle=0.1)).trust
+    assert trust == "Not trustworthy: the positive control oracle does not help in psnr_y."
+
+
+def test_the_notes_say_what_a_verdict_is_worth_on_another_machine() -> None:
+    notes = make_report(_result(replace(STUDY, least_difference=0.12))).notes
+    assert "better/worse means that the interval lies beyond 0.12 and p < 0.05" in notes[0]
+    assert notes[1].startswith("The same trainings on another machine may move a difference by 0.12 psnr_y (measured;")
+    unknown = make_report(_result()).notes
+    assert "better/worse means that the interval excludes zero and p < 0.05" in unknown[0]
+    assert unknown[1].startswith(
+        "How far another machine (CPU, GPU, libraries) would move these differences is not known"
+    )
+
+
 def test_two_seeds_that_agree_by_chance_prove_nothing_where_those_of_other_ablations_differ() -> None:
     """good gains 0.5 with both seeds; noise and oracle move by +-1 from seed to seed, as good's next seed would."""
     result = _result(good=0.5)

@@ -18,7 +18,7 @@ from ablations.page.content import Bar, Curve, Heat, StudyPage
 from ablations.page.curves import curves_plot, path, spread, thinned, visible_losses
 from ablations.page.heat import strength, synergy_plot
 from ablations.page.page import write_page
-from ablations.page.plots import ranking_plot, shapley_plot
+from ablations.page.plots import legend, ranking_plot, shapley_plot
 from ablations.page.svg import MINUS, Scale, decimals, element, number, text
 from ablations.page.tables import csv_table, latex_table
 from megasr.errors import MegaSRError, UsageError
@@ -77,6 +77,16 @@ def test_ranking_places_every_interval_by_its_values(wide: bool) -> None:
     assert xs == pytest.approx([zero + unit * mean for mean in better], abs=0.1)
     # Neither the reference nor a control is a circle: their shape says what they are.
     assert len(found(svg, "path", "reference")) == len(found(svg, "rect", "control")) == 1
+
+
+def test_the_smallest_difference_that_counts_is_a_band_around_zero() -> None:
+    assert not found(ranking_plot(PAGE, True), "rect", "least")
+    svg = ranking_plot(replace(PAGE, least_difference=0.004), True)
+    (band,) = found(svg, "rect", "least")
+    (zero,) = found(svg, "line", "zero")
+    assert place(band, "x") + place(band, "width") / 2 == pytest.approx(place(zero, "x1"), abs=0.02)
+    assert place(band, "width") > 5
+    assert "lies beyond \u00b10.004" in legend(0.004) and "excludes zero" in legend()
 
 
 def test_dots_show_the_combination() -> None:

@@ -92,6 +92,20 @@ def test_the_p_value_agrees_with_the_interval() -> None:
     assert 10 < claims < 50
 
 
+def test_the_p_value_of_a_smallest_difference_agrees_with_the_interval() -> None:
+    """Below 0.05 exactly when the 95 % interval lies beyond it, on either side; the interval itself is the same."""
+    data = numpy_generator(3, "least").normal(0.5, 1.0, size=(2, 40))
+    for sign in (1, -1):
+        plain = paired_bootstrap(sign * data, _keys(40), numpy_generator(0, "b"))
+        end = plain.low if sign > 0 else -plain.high
+        assert end > 0
+        for least, beyond in ((0.98 * end, True), (1.02 * end, False), (10.0, False)):
+            found = paired_bootstrap(sign * data, _keys(40), numpy_generator(0, "b"), least=least)
+            assert (found.low, found.high) == (plain.low, plain.high)
+            assert found.beyond(least) == beyond == (found.p_value < 0.05)
+            assert found.p_value >= plain.p_value
+
+
 def test_crops_of_one_photograph_are_one_unit() -> None:
     crops = [f"photo{i // 50}/0-{i % 50}" for i in range(300)]
     values = np.repeat(np.arange(6.0), 50)[None]
