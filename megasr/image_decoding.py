@@ -7,9 +7,10 @@ Both use libjpeg-turbo and give the same pixels. Which of them decodes depends o
 from __future__ import annotations
 
 import io
+import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -108,7 +109,7 @@ def _is_upright(segment: bytes) -> bool:
 
     exif = Image.Exif()
     try:
-        with _strict_pillow():
+        with _strict_pillow:
             exif.load(segment)
             return exif.get(_ORIENTATION, 1) == 1
     except Exception:
@@ -120,18 +121,45 @@ def _check_size(height: int, width: int, max_pixels: int) -> None:
         raise DecodingError(f"{width}x{height} px are more than {max_pixels} px")
 
 
-@contextmanager
-def _strict_pillow() -> Iterator[None]:
-    """Pillow as it is by default, whatever was imported: pyiqa, for one, tells it to fill up truncated images."""
-    from PIL import ImageFile
+class _StrictPillow:
+    """Pillow as it is by default, whatever was imported: pyiqa, for one, tells it to fill up truncated images.
 
-    before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+    Its settings are the whole process's: the first thread to read sets them, the last one puts back what was there.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._readers, self._settings = threading.Lock(), 0, ExitStack()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._readers == 0:
+                self._settings.enter_context(_strict_settings())
+            self._readers += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._readers -= 1
+            if self._readers == 0:
+                self._settings.close()
+
+
+@contextmanager
+def _strict_settings() -> Iterator[None]:
+    from PIL import ImageFile, PngImagePlugin
+
+    before = ImageFile.LOAD_TRUNCATED_IMAGES, PngImagePlugin.MAX_TEXT_CHUNK
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
+    # One compressed text, or profile, may be as large as all together: programs write their whole workflow into PNGs.
+    PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about metadata and sizes; the size is checked here
             yield
     finally:
-        ImageFile.LOAD_TRUNCATED_IMAGES = before
+        ImageFile.LOAD_TRUNCATED_IMAGES, PngImagePlugin.MAX_TEXT_CHUNK = before
+
+
+_strict_pillow = _StrictPillow()
 
 
 @contextmanager
@@ -140,7 +168,7 @@ def _pillow_errors() -> Iterator[None]:
     from PIL import UnidentifiedImageError
 
     try:
-        with _strict_pillow():
+        with _strict_pillow:
             yield
     except DecodingError:
         raise

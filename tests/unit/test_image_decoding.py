@@ -12,7 +12,7 @@ from PIL import Image, ImageFile
 from PIL.PngImagePlugin import PngInfo
 
 from megasr.errors import MegaSRError
-from megasr.image_decoding import MAX_PIXELS, plain_jpeg_size
+from megasr.image_decoding import MAX_PIXELS, opened, plain_jpeg_size
 from megasr.images import decode_image, read_size
 from megasr.rng import numpy_generator
 
@@ -40,6 +40,12 @@ def rotated(orientation):
 def xmp(orientation):
     info = PngInfo()
     info.add_itxt("XML:com.adobe.xmp", f'<rdf:Description tiff:Orientation="{orientation}"/>')
+    return info
+
+
+def text(characters):
+    info = PngInfo()
+    info.add_text("workflow", "x" * characters, zip=True)
     return info
 
 
@@ -127,6 +133,7 @@ KINDS = {
     "animated png": (encode(RGB, "PNG", **FRAMES), RGB),
     "tiff of two pages": (encode(RGB, "TIFF", **FRAMES), RGB),
     "damaged EXIF": (encode(RGB, "PNG", exif=b"Exif\0\0MM\0*\0\0"), RGB),
+    "long text": (encode(RGB, "PNG", pnginfo=text(3 << 20)), RGB),
     "XMP asks for rotation": (encode(RGB, "PNG", pnginfo=xmp(6)), UPRIGHT),
 }
 
@@ -244,6 +251,25 @@ def test_a_file_that_lost_its_tail_is_an_error_not_half_a_picture(kind, padded, 
         with pytest.raises(MegaSRError):
             decode_image(kept + bytes(len(content) - len(kept)) if padded else kept, kind)
     assert np.array_equal(decode_image(content, kind), whole)
+    assert ImageFile.LOAD_TRUNCATED_IMAGES is True
+
+
+def test_a_bomb_of_text_is_refused():
+    with pytest.raises(MegaSRError, match=r"text\.png: Decompressed data too large"):
+        decode_image(encode(RGB, "PNG", pnginfo=text((64 << 20) + 1)), "text.png")
+
+
+def test_one_reader_that_ends_changes_nothing_for_another(monkeypatch):
+    """As threads overlap: the first to begin ends before the second."""
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    first, second = opened(WHOLE["png"]), opened(WHOLE["png"])
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    with pytest.raises(MegaSRError):
+        decode_image(WHOLE["png"][:-100], "cut")
+    assert ImageFile.LOAD_TRUNCATED_IMAGES is False
+    second.__exit__(None, None, None)
     assert ImageFile.LOAD_TRUNCATED_IMAGES is True
 
 
