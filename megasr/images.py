@@ -157,7 +157,7 @@ def list_images(folder: str | Path) -> list[Path]:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise UsageError(f"{folder}: no such folder")
+        raise UsageError(f"{folder}: no such folder" + (f" in {Path.cwd()}" if not folder.is_absolute() else ""))
     try:
         paths = sorted(_images_below(folder, ()))
     except OSError as error:

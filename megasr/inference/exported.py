@@ -51,9 +51,9 @@ def load(folder: str | Path, prior: str | None = None) -> MegaSRModule:
 
     folder = Path(folder)
     if not is_exported(folder):
-        raise MegaSRError(
-            f"{folder}: not an exported adapter, it lacks {WEIGHTS} or {CONFIG}; see megasr export --help"
-        )
+        last = folder / "last.ckpt"
+        hint = f"a run's checkpoint is {last}" if last.is_file() else "see megasr export --help"
+        raise MegaSRError(f"{folder}: not an exported adapter, it lacks {WEIGHTS} or {CONFIG}; {hint}")
     try:
         config = json.loads((folder / CONFIG).read_text())
         state = _read_weights(folder / WEIGHTS)

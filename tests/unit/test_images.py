@@ -77,6 +77,15 @@ def test_an_image_that_cannot_be_written_leaves_nothing_behind(tmp_path):
     assert (tmp_path / "new" / "out.png").stat().st_mode & 0o777 == (tmp_path / "file").stat().st_mode & 0o777
 
 
+def test_a_folder_that_is_not_there_is_named_with_where_it_was_looked_for(tmp_path, monkeypatch):
+    """A recipe's folders are relative to where a command is typed."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=f"^data/train: no such folder in {tmp_path}$"):
+        list_images("data/train")
+    with pytest.raises(UsageError, match=f"^{tmp_path}/train: no such folder$"):
+        list_images(tmp_path / "train")
+
+
 def test_what_is_hidden_is_no_image_and_links_are_followed(tmp_path):
     for name in ("set/a.png", "set/._a.png", "set/.ipynb_checkpoints/a-checkpoint.png", "elsewhere/deep/b.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

@@ -68,6 +68,10 @@ def test_a_folder_with_something_else_is_not_replaced(pipeline, folder, tmp_path
 def test_damaged_folders_say_what_is_wrong(folder, tmp_path):
     with pytest.raises(MegaSRError, match="not an exported adapter"):
         MegaSRPipeline.from_pretrained(tmp_path / "absent")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "last.ckpt").touch()
+    with pytest.raises(MegaSRError, match="run: not an exported adapter, .*; a run's checkpoint is .*run/last.ckpt"):
+        MegaSRPipeline.from_pretrained(tmp_path / "run")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "format": 99}))
     with pytest.raises(MegaSRError, match="format is 99"):
