@@ -57,8 +57,10 @@ def check_config_files(args: Sequence[str]) -> None:
         if name not in ("-c", "--config") or not path.is_file():
             continue
         try:
-            check_yaml(path.read_text())
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            check_yaml(path.read_text(encoding="utf-8-sig"))
+        except UnicodeDecodeError as error:
+            raise UsageError(f"--config {path}: not UTF-8 ({error.reason}); save it as UTF-8") from error
+        except yaml.YAMLError as error:
             raise UsageError(f"{path} is not YAML that can be used: {error}") from error
 
 

@@ -8,7 +8,6 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -135,10 +134,6 @@ class OneLineCLI(LightningCLI):
             self.config = _at_home(parser.parse_args(args))
         except argparse.ArgumentError as error:
             raise explain(str(error), options.get_defaults().keys()) from error
-        except UnicodeDecodeError as error:
-            given = pairwise([*args, ""])
-            files = [own.partition("=")[2] or after for own, after in given if own.partition("=")[0] == "--config"]
-            raise UsageError(f"--config {', '.join(files)}: not UTF-8 ({error.reason}); save it as UTF-8") from error
 
     def _choose_checkpoint(self, command: str) -> None:
         """Read the newest checkpoint that is whole: Lightning would take the newest one.
