@@ -62,21 +62,6 @@ def test_errors_become_exit_codes(
     assert says in line
 
 
-def test_an_interrupt_that_lightning_turned_into_exit_1_is_130(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def interrupted(arguments: object) -> None:
-        try:
-            raise KeyboardInterrupt
-        except KeyboardInterrupt:
-            sys.exit(1)
-
-    monkeypatch.setattr(doctor, "run", interrupted)
-    assert failure(["doctor"], capsys)[0] == 130
-    monkeypatch.setattr(doctor, "run", lambda arguments: sys.exit(1))
-    assert cli.main(["doctor"]) == 1
-
-
 def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MEGASR_DEBUG", "1")
     assert cli.main(["doctor", "--bogus"]) == 2
