@@ -24,9 +24,9 @@ def add_parser(commands: Any) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="action")
     show = actions.add_parser("list", help="say what every weight is for, its licence, and whether it is here")
     fetch = actions.add_parser(
-        "fetch", help="download a weight; run it again after an interruption, it goes on", description=_WHERE
+        "fetch", help="download weights; run it again after an interruption, it goes on", description=_WHERE
     )
-    fetch.add_argument("name", metavar="NAME", help="of `megasr weights list`")
+    fetch.add_argument("names", metavar="NAME", nargs="+", help="of `megasr weights list`")
     fetch.add_argument("--to", metavar="DIR", type=Path, help="another folder for weights, as for a machine offline")
     verify = actions.add_parser("verify", help="compare the files that are here with the published sha256")
     verify.add_argument("names", metavar="NAME", nargs="*", help="(default: all that are here)")
@@ -78,7 +78,7 @@ def licence_of(weight: Weight) -> str:
 
 
 def run_fetch(arguments: argparse.Namespace) -> None:
-    """Download one weight, and say where it is and under which licence.
+    """Download weights, and say of each where it is and under which licence.
 
     Raises:
         UsageError: there is no such weight.
@@ -87,14 +87,14 @@ def run_fetch(arguments: argparse.Namespace) -> None:
     from rich.progress import BarColumn, DownloadColumn, TextColumn, TransferSpeedColumn
 
     from megasr.weights.fetch import fetch
-    from megasr.weights.local import FOLDER_VARIABLE, known_weight
+    from megasr.weights.local import FOLDER_VARIABLE, named_weights
 
-    weight = known_weight(arguments.name)
-    with progress_bars(
-        TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()
-    ) as report:
-        path = fetch(weight.name, arguments.to, report)
-    print(f"{path}: {weight.name}, licence: {weight.terms}")
+    for weight in named_weights(arguments.names):  # all names are known before the first gigabyte
+        with progress_bars(
+            TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()
+        ) as report:
+            path = fetch(weight.name, arguments.to, report)
+        print(f"{path}: {weight.name}, licence: {weight.terms}")
     if arguments.to is not None:
         print(f"To use it from there: {FOLDER_VARIABLE}={arguments.to}")
 
