@@ -7,6 +7,7 @@ Both use libjpeg-turbo and give the same pixels. Which of them decodes depends o
 from __future__ import annotations
 
 import io
+import os
 import threading
 import warnings
 from collections.abc import Iterator
@@ -16,9 +17,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from megasr.errors import MegaSRError, UsageError
+
 if TYPE_CHECKING:
     from PIL import Image
 
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 # Half a GiB of RGB: above every camera's 8-bit frame, below what a loader worker can afford, and exactly where Pillow
 # itself refuses, so that both decoders have one limit.
 MAX_PIXELS = 2**29 // 3
@@ -301,3 +305,40 @@ def check_grey(image: Image.Image) -> np.ndarray:
     if image.mode == "F" and grey.min() >= 0 and grey.max() <= 1:
         return grey
     raise DecodingError(f"greyscale of mode {image.mode} and range {grey.min():g} to {grey.max():g}: what is white?")
+
+
+def list_images(folder: str | Path) -> list[Path]:
+    """Every image file below `folder`, sorted by path.
+
+    Links are followed, to folders too: sets are often put together of them. Hidden files and folders are left out:
+    they are other programs' (macOS's ._photo.png, Jupyter's .ipynb_checkpoints).
+
+    Raises:
+        UsageError: the folder does not exist or holds no image.
+        MegaSRError: it, or a folder in it, cannot be read.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: no such folder" + (f" in {Path.cwd()}" if not folder.is_absolute() else ""))
+    try:
+        paths = sorted(_images_below(folder, ()))
+    except OSError as error:
+        raise MegaSRError(f"cannot read {error.filename}: {error.strerror or error}") from error
+    if not paths:
+        raise UsageError(f"{folder}: holds no image ({' '.join(IMAGE_SUFFIXES)})")
+    return paths
+
+
+def _images_below(folder: Path, above: tuple[str, ...]) -> Iterator[Path]:
+    """The images of a folder and those in it; `above` are the real paths on the way to it."""
+    if (here := os.path.realpath(folder)) in above:
+        return  # a link to a folder that it lies in
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                yield from _images_below(folder / entry.name, (*above, here))
+            # A link that leads nowhere is an image that cannot be read, not one that is not there.
+            elif entry.name.lower().endswith(IMAGE_SUFFIXES) and (entry.is_file() or entry.is_symlink()):
+                yield folder / entry.name

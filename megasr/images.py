@@ -6,19 +6,16 @@ Tensors are (B, 3, H, W) or (3, H, W) float32 in [0, 1]; arrays are (H, W, 3) ui
 from __future__ import annotations
 
 import io
-import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from megasr.errors import MegaSRError, UsageError
+from megasr.errors import MegaSRError
 from megasr.files import write_whole
 from megasr.image_decoding import MAX_PIXELS, DecodingError, decode, size_from_header
-
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+from megasr.image_decoding import list_images as list_images
 
 
 def from_uint8(array: np.ndarray) -> torch.Tensor:
@@ -143,40 +140,3 @@ def write_png(array: np.ndarray, path: str | Path) -> None:
     encoded = io.BytesIO()
     Image.fromarray(array).save(encoded, format="PNG")
     write_whole(Path(path), encoded.getvalue())
-
-
-def list_images(folder: str | Path) -> list[Path]:
-    """Every image file below `folder`, sorted by path.
-
-    Links are followed, to folders too: sets are often put together of them. Hidden files and folders are left out:
-    they are other programs' (macOS's ._photo.png, Jupyter's .ipynb_checkpoints).
-
-    Raises:
-        UsageError: the folder does not exist or holds no image.
-        MegaSRError: it, or a folder in it, cannot be read.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise UsageError(f"{folder}: no such folder" + (f" in {Path.cwd()}" if not folder.is_absolute() else ""))
-    try:
-        paths = sorted(_images_below(folder, ()))
-    except OSError as error:
-        raise MegaSRError(f"cannot read {error.filename}: {error.strerror or error}") from error
-    if not paths:
-        raise UsageError(f"{folder}: holds no image ({' '.join(IMAGE_SUFFIXES)})")
-    return paths
-
-
-def _images_below(folder: Path, above: tuple[str, ...]) -> Iterator[Path]:
-    """The images of a folder and those in it; `above` are the real paths on the way to it."""
-    if (here := os.path.realpath(folder)) in above:
-        return  # a link to a folder that it lies in
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir():
-                yield from _images_below(folder / entry.name, (*above, here))
-            # A link that leads nowhere is an image that cannot be read, not one that is not there.
-            elif entry.name.lower().endswith(IMAGE_SUFFIXES) and (entry.is_file() or entry.is_symlink()):
-                yield folder / entry.name

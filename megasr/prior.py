@@ -21,8 +21,8 @@ from megasr.fingerprints import weights_digest
 from megasr.foreign_configs import read_config
 from megasr.images import from_signed, to_signed
 from megasr.semantics.text import TextEncoder, load_text_encoder
+from megasr.weights.priors import downsampling, find_prior, size_multiple
 
-TINY_FOLDER = Path(__file__).parent / "assets" / "tiny_prior"
 PARTS = ("vae", "unet", "text_encoder", "scheduler")
 AUTOENCODERS = ("AutoencoderKL", "AutoencoderDC")
 
@@ -40,13 +40,12 @@ class Prior(nn.Module):
     @property
     def downsampling(self) -> int:
         """f: image pixels per latent pixel and axis."""
-        widths = self.vae.config.get("block_out_channels") or self.vae.config.encoder_block_out_channels
-        return 2 ** (len(widths) - 1)
+        return downsampling(self.vae.config)
 
     @property
     def size_multiple(self) -> int:
         """hq height and width must be multiples of this many pixels: VAE down-sampling times the U-Net's."""
-        return self.downsampling * 2 ** (len(self.unet.config.block_out_channels) - 1)
+        return size_multiple(self.vae.config, self.unet.config)
 
     @property
     def native_px(self) -> int | None:
@@ -90,24 +89,6 @@ class Prior(nn.Module):
 
 
 _SCHEDULE_KEYS = ("beta_schedule", "beta_start", "beta_end", "num_train_timesteps", "prediction_type")
-
-
-def find_prior(source: str) -> Path:
-    """The folder of a prior: `tiny`, a local diffusers folder, `sd21-base`, or a hub id in the local cache.
-
-    Raises:
-        MegaSRError: it is not on this machine; says where it can be had and with which command.
-    """
-    if source == "tiny":
-        return TINY_FOLDER
-    if Path(source).is_dir():
-        return Path(source)
-    from megasr.weights import find_local, missing_weight
-
-    folder = find_local(source)
-    if folder is None:
-        raise missing_weight(source)
-    return folder
 
 
 def identify_prior(source: str) -> str:

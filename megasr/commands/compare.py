@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megasr.commands.measuring import Progress, add_measuring_options, make_evaluator, measuring_progress
+from megasr.commands.measuring import Progress, add_measuring_options, check_metrics, make_evaluator, measuring_progress
 from megasr.errors import UsageError
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ def run(arguments: argparse.Namespace) -> None:
         MegaSRError: an image or a weight cannot be read, or the page cannot be written.
     """
     labels = _checked_labels(arguments)
+    check_metrics(arguments.protocol, arguments.metrics)
     from megasr.evaluation.comparison.page import Method, check_labels, make_sources, write_page
     from megasr.evaluation.comparison.pictures import sizes
     from megasr.evaluation.pairing import pair_by_name

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from megasr.commands.upscale_options import add_model_options, add_tile_option, check_tile_option
+from megasr.commands.upscale_options import add_model_options, add_tile_option, check_source, check_tile_option
 from megasr.errors import UsageError
 
 
@@ -32,6 +32,7 @@ def run(arguments: argparse.Namespace) -> None:
         MegaSRError: gradio is not installed, the adapter or the prior cannot be read, or the port is taken.
     """
     check_tile_option(arguments)
+    check_source(arguments.checkpoint)
     if arguments.max_pixels <= 0:
         raise UsageError(f"--max-pixels is {arguments.max_pixels}, must be greater than 0")
     from megasr.commands.measuring import usable_device

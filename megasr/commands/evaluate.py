@@ -13,8 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from megasr.commands.early import benchmark_names
 from megasr.commands.evaluate_output import ENDINGS, beside, describe, write
-from megasr.commands.measuring import add_measuring_options, make_evaluator, measuring_progress
+from megasr.commands.measuring import add_measuring_options, check_metrics, make_evaluator, measuring_progress
 from megasr.errors import MegaSRError, UsageError, unknown_name
 
 if TYPE_CHECKING:
@@ -109,17 +110,19 @@ def _checked_labels(arguments: argparse.Namespace) -> list[str]:
 
 def _check_inputs(arguments: argparse.Namespace) -> None:
     """Check protocol, names, numbers and sizes of everything before the first image is measured."""
-    from megasr.evaluation.folders import check_sizes
     from megasr.evaluation.pairing import pair_by_name
     from megasr.evaluation.protocol import get_protocol
     from megasr.evaluation.reference import published
 
     protocol = _protocol(arguments)
+    check_metrics(protocol, arguments.metrics)
     folders = [sr for sr in arguments.sr if sr.suffix != ".json"]
     if folders and "published" in arguments.against and arguments.data is not None:
         published(protocol, arguments.data)
-    for sr in folders:
-        pairs = pair_by_name(sr, arguments.hq, arguments.strip)
+    paired = {sr: pair_by_name(sr, arguments.hq, arguments.strip) for sr in folders}
+    from megasr.evaluation.folders import check_sizes
+
+    for sr, pairs in paired.items():
         _whole_set(arguments.data, len(pairs), sr)
         check_sizes(pairs, get_protocol(protocol))
 
@@ -145,11 +148,11 @@ def _whole_set(data: str | None, found: int, where: Path) -> dict[str, list[int]
     Raises:
         UsageError: there are more than the set has.
     """
+    if data is None or data not in benchmark_names():
+        return {}
     from data_pipelines.benchmarks import BENCHMARKS
     from megasr.evaluation.table_content import BENCHMARK_IMAGES
 
-    if data is None or data not in BENCHMARKS:
-        return {}
     if found > BENCHMARKS[data].count:
         raise UsageError(f"{where} holds {found} images, but {BENCHMARKS[data]}")
     return {BENCHMARK_IMAGES: [found, BENCHMARKS[data].count]}
@@ -157,13 +160,11 @@ def _whole_set(data: str | None, found: int, where: Path) -> dict[str, list[int]
 
 def _name(sr: Path) -> str:
     """mine/ -> mine; runs/mine/sr, runs/mine/test.json, runs/mine/realsr/sr -> mine; mine.json -> mine."""
-    from data_pipelines.benchmarks import BENCHMARKS
-
     path = sr.resolve()
     if path.name not in ("sr", "test.json"):
         return path.stem if path.suffix == ".json" else path.name
     run = path.parent
-    return run.parent.name if run.name in BENCHMARKS else run.name
+    return run.parent.name if run.name in benchmark_names() else run.name
 
 
 def _evaluation(sr: Path, arguments: argparse.Namespace, label: str, progress: Progress) -> Evaluation:

@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from megasr.commands.upscale_options import check_source
+
 
 def add_parser(commands: Any) -> None:
     """Declare `export`."""
@@ -28,6 +30,7 @@ def run(arguments: argparse.Namespace) -> None:
         UsageError: the folder exists and holds something else, or the adapter is a control that needs hq.
         MegaSRError: the checkpoint or the prior is missing, or the folder cannot be written.
     """
+    check_source(arguments.source)
     from megasr.inference.pipeline import MegaSRPipeline
 
     source = _find_checkpoint(Path(arguments.source)) or arguments.source

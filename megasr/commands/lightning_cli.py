@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import inspect
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -20,8 +19,11 @@ from lightning.pytorch.trainer.states import TrainerFn
 import data_pipelines.datamodules as datamodules
 from data_pipelines.benchmarks import BENCHMARKS
 from megasr.commands.benchmark_options import expand_benchmark, scale_factor_of_data, take_protocol_of_benchmark
+from megasr.commands.early import DATA_MODULES, check_crops, check_scale_factors
 from megasr.commands.shards import tower_name
+from megasr.commands.signatures import parameters
 from megasr.errors import MegaSRError, UsageError, unknown_name
+from megasr.names import split_names
 from megasr.semantics.vision import VisionConfig
 from megasr.training.async_checkpoint import AsyncCheckpointFiles
 from megasr.training.changed_config import CONFIG, GLOBAL_BATCH, plain, refuse_changed_batch
@@ -134,6 +136,7 @@ class OneLineCLI(LightningCLI):
             self.config = _at_home(parser.parse_args(args))
         except argparse.ArgumentError as error:
             raise explain(str(error), options.get_defaults().keys()) from error
+        _list_names(self.config[args[0]])
 
     def _choose_checkpoint(self, command: str) -> None:
         """Read the newest checkpoint that is whole: Lightning would take the newest one.
@@ -194,20 +197,18 @@ class MegaSRCLI(OneLineCLI):
             UsageError: the module and the data disagree on the scale factor.
         """
         config = self.config[self.config.subcommand]
-        in_data = scale_factor_of_data(config.data)
-        if in_data != config.model.scale_factor:
-            raise UsageError(
-                f"model.scale_factor is {config.model.scale_factor}, data.scale_factor is {in_data}: make them equal"
-            )
+        check_scale_factors(config.model.scale_factor, scale_factor_of_data(config.data))
 
     def instantiate_classes(self) -> None:
         """Build trainer, module and data.
 
         Raises:
-            UsageError: what a class has to say, or the data's baked tokens or latents are those of another
-                vision tower or prior.
+            UsageError: what a class has to say, the prior cannot encode the crops, or the data's baked tokens or
+                latents are those of another vision tower or prior.
             MegaSRError: what a class has to say.
         """
+        command = self.config.subcommand
+        check_crops(command, self.config[command].model.prior, self.config[command].data.init_args)
         super().instantiate_classes()
         baked = getattr(self.datamodule, "baked", None)
         if baked is not None and baked.options.tokens:
@@ -272,33 +273,21 @@ def explain(message: str, keys: Iterable[str]) -> UsageError:
         got = next(group for group in match.groups() if group)
         owner = _CLASS_PATH.search(message)
         if owner:
-            class_name = owner.group(1).rsplit(".", 1)[-1]
-            return unknown_name(f"key of {class_name}", got, _parameters(class_name))
+            module, _, class_name = owner.group(1).rpartition(".")
+            return unknown_name(f"key of {class_name}", got, parameters(module or DATA_MODULES, class_name) or ())
         return unknown_name("key", got, keys)
     if match := _UNKNOWN_CLASS.search(message):
-        return unknown_name("data module", match.group(1), [*_data_modules(), *BENCHMARKS])
+        return unknown_name("data module", match.group(1), [*datamodules.__all__, *BENCHMARKS])
     if "--> seed_everything" in message:
         return UsageError("seed_everything follows model.seed: set that one")
     return UsageError(_LITERAL.sub(r"one of \1", message.split("Given value type:")[0]).replace("Parser key", "key"))
 
 
-def _data_modules() -> dict[str, type]:
-    """Name -> class of the project's own data modules."""
-    classes = {name: getattr(datamodules, name) for name in datamodules.__all__}
-    return {name: c for name, c in classes.items() if issubclass(c, LightningDataModule)}
-
-
-def _parameters(class_name: str) -> list[str]:
-    """What the constructors of a data module, and of those it passes settings on to, take."""
-    known = _data_modules().get(class_name)
-    constructors = [] if known is None else [vars(c)["__init__"] for c in known.__mro__ if "__init__" in vars(c)]
-    return [
-        name
-        for constructor in constructors
-        if getattr(constructor, "__module__", "").startswith("data_pipelines")
-        for name, parameter in inspect.signature(constructor).parameters.items()
-        if name != "self" and parameter.kind is not inspect.Parameter.VAR_KEYWORD
-    ]
+def _list_names(config: Any) -> None:
+    """Write names that a file gives as one string ("hed,depth") as a list: equal settings are one configuration."""
+    for key in ("model.adapter.guidance", "model.sampler.shown_guidance", "evaluation.metrics"):
+        if isinstance(names := config.get(key), str):
+            config[key] = list(split_names(names))
 
 
 class NothingRun(OneLineCLI):

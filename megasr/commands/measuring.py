@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megasr.errors import UsageError
+from megasr.names import split_names
 
 if TYPE_CHECKING:
     from megasr.evaluation.evaluator import Evaluator
@@ -30,6 +31,20 @@ def add_measuring_options(parser: argparse.ArgumentParser, *, missing: Missing) 
     parser.add_argument("--device", help="as torch names it; default: cuda where there is one, else cpu")
 
 
+def check_metrics(protocol: str, metrics: str | None) -> list[str] | None:
+    """The names in --metrics; None for all of the protocol.
+
+    Raises:
+        UsageError: there is no such protocol, or it has no such metric.
+    """
+    from megasr.evaluation.protocol import get_protocol
+
+    chosen, names = get_protocol(protocol), None if metrics is None else list(split_names(metrics))
+    for name in names or ():
+        chosen.metric(name)
+    return names
+
+
 def make_evaluator(arguments: argparse.Namespace, protocol: str, *, missing: Missing) -> Evaluator:
     """The evaluator that the options ask for; `missing` holds where --missing is not given.
 
@@ -42,7 +57,7 @@ def make_evaluator(arguments: argparse.Namespace, protocol: str, *, missing: Mis
     return Evaluator(
         get_protocol(protocol),
         usable_device(arguments.device),
-        metrics=None if arguments.metrics is None else [name.strip() for name in arguments.metrics.split(",")],
+        metrics=check_metrics(protocol, arguments.metrics),
         weights_dir=arguments.weights_dir,
         missing=arguments.missing or missing,
         has_hq=arguments.hq is not None,

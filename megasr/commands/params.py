@@ -5,6 +5,10 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from megasr.commands.early import guidance_names
+from megasr.errors import unknown_name
+from megasr.names import split_names
+
 
 def add_parser(commands: Any) -> None:
     """Declare `params`."""
@@ -25,12 +29,16 @@ def run(arguments: argparse.Namespace) -> None:
         UsageError: a guidance type is unknown.
         MegaSRError: the prior is not on this machine.
     """
+    guidance = split_names(",".join(arguments.guidance))
+    for name in guidance:
+        if name not in guidance_names():
+            raise unknown_name("guidance type", name, guidance_names())
     from megasr.networks.config import AdapterConfig
     from megasr.networks.parameters import build_sd21_on_meta, parameter_table
     from megasr.prior import load_prior
 
     prior = build_sd21_on_meta() if arguments.prior == "sd21-base" else load_prior(arguments.prior)
-    config = AdapterConfig(guidance=tuple(arguments.guidance), image=arguments.image, rca=arguments.rca)
+    config = AdapterConfig(guidance=guidance, image=arguments.image, rca=arguments.rca)
     print(f"{'part':<18} {'sites':>5} {'trained':>15} {'frozen':>15}")
     for row in parameter_table(prior, config):
         print(f"{row.part:<18} {row.sites or '':>5} {row.trained:>15,} {row.frozen:>15,}")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from megasr.commands.early import check_command
+
 
 def add_parser(commands: Any) -> None:
     """Declare the command; its options belong to LightningCLI."""
@@ -20,6 +22,7 @@ def run(arguments: argparse.Namespace) -> None:
     Raises:
         UsageError: an option or a key of the configuration is unknown or has a wrong value.
     """
+    check_command("pretrain", arguments.rest)
     from megasr.commands.pretrain_cli import run_pretraining
 
     run_pretraining(arguments.rest)

@@ -81,11 +81,11 @@ def run_plan(arguments: argparse.Namespace) -> None:
         UsageError: the study or a value of its recipe is unknown.
         MegaSRError: the probe fails, as the study would.
     """
+    study = _open(arguments)
     from ablations.estimate import estimate
     from ablations.launch.slots import make_slots
     from ablations.planned import describe_cost, describe_hypotheses, describe_runs, pipe_commands
 
-    study = _open(arguments)
     print(describe_hypotheses(study.study) + "\n")
     print(describe_runs(study))
     commands = pipe_commands(study)
@@ -108,11 +108,12 @@ def run_study(arguments: argparse.Namespace) -> None:
         MegaSRError: a run failed.
     """
     from ablations.launch.slots import make_slots
-    from ablations.report import write_report
 
     _check_options(arguments)
     study = _open(arguments)
     _show_commands(study)
+    from ablations.report import write_report
+
     if arguments.only is not None:
         _run_one(study, arguments)
     elif arguments.launcher == "wandb":
@@ -178,9 +179,10 @@ def run_report(arguments: argparse.Namespace) -> None:
         UsageError: the study or a value of its recipe is unknown.
         MegaSRError: no seed is finished for every ablation.
     """
+    study = _open(arguments)
     from ablations.report import write_report
 
-    write_report(_open(arguments).result(), arguments.output)
+    write_report(study.result(), arguments.output)
 
 
 def run_agree(arguments: argparse.Namespace) -> None:
@@ -212,6 +214,30 @@ def _show_commands(study: OpenStudy) -> None:
 
 
 def _open(arguments: argparse.Namespace) -> OpenStudy:
+    _check_recipe(arguments.name, arguments.config)
     from ablations.runner import open_study
 
     return open_study(arguments.name, arguments.config, arguments.output, arguments.seeds, arguments.steps)
+
+
+def _check_recipe(name: str, path: Path) -> None:
+    """Say what is wrong with a recipe before torch is imported, as far as that can be known.
+
+    Raises:
+        UsageError, MegaSRError: as open_study.
+    """
+    import yaml
+
+    from megasr.commands.early import check_recipe
+
+    try:
+        raw = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UsageError(f"cannot read recipe {path}: {error.strerror}") from error
+    except (ValueError, yaml.YAMLError):
+        return
+    section = raw.get("study") if isinstance(raw, dict) else None
+    if isinstance(section, dict) and isinstance(section.get("name"), str) and section["name"] != name:
+        raise UsageError(f"{path} is a recipe for study {section['name']!r}, not for {name!r}")
+    if isinstance(raw, dict):
+        check_recipe(raw)

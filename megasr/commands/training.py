@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from megasr.commands.early import check_command, join_names
+
 HELP = {
     "fit": "train an adapter",
     "validate": "take the validation loss of a checkpoint",
@@ -25,6 +27,8 @@ def run(arguments: argparse.Namespace) -> None:
     Raises:
         UsageError: an option or a key of the configuration is unknown or has a wrong value.
     """
+    options = join_names(arguments.command, arguments.rest)
+    check_command(arguments.command, options)
     from megasr.commands.lightning_cli import run_lightning
 
-    run_lightning([arguments.command, *arguments.rest])
+    run_lightning([arguments.command, *options])

@@ -13,7 +13,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megasr.commands.upscale_options import add_options, check_options, make_settings
+from megasr.commands.upscale_options import add_options, check_options, check_source, make_settings
 from megasr.errors import MegaSRError, UsageError
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ def run(arguments: argparse.Namespace) -> None:
     from megasr.inference.jobs import is_one_file, list_jobs
 
     jobs = list_jobs(arguments.inputs, arguments.output, arguments.format and f".{arguments.format}")
+    check_source(arguments.checkpoint)
     from megasr.commands.upscale_plan import make_plan, show_plan
     from megasr.files import locked_folder
     from megasr.inference.restoring import load_pipeline

@@ -12,7 +12,7 @@ from megasr.errors import MegaSRError, UsageError
 from megasr.evaluation.evaluator import check_keys
 from megasr.evaluation.intervals import Interval, paired_bootstrap
 from megasr.evaluation.result import Evaluation, check_weights
-from megasr.images import IMAGE_SUFFIXES
+from megasr.image_decoding import IMAGE_SUFFIXES
 from megasr.rng import numpy_generator
 
 ALPHA = 0.05

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from megasr.errors import UsageError
-from megasr.images import list_images
+from megasr.image_decoding import list_images
 
 _SHOWN = 20
 

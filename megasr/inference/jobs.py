@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megasr.errors import UsageError
-from megasr.images import IMAGE_SUFFIXES, list_images
+from megasr.image_decoding import IMAGE_SUFFIXES, list_images
 
 
 @dataclass(frozen=True)

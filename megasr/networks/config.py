@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from megasr.errors import UsageError
+from megasr.names import split_names
 
 Gate = Literal["linear", "channel", "scalar"]
 FusionInit = Literal["as_drawn", "residual"]
@@ -39,7 +40,7 @@ class AdapterConfig:
         fusion_in: fuse the maps into the `unet` or the `controlnet` only; None is both, as the figure has it.
     """
 
-    guidance: tuple[str, ...] = ()
+    guidance: tuple[str, ...] | str = ()
     text: bool = True
     image: bool = False
     image_width: int = 1280
@@ -56,8 +57,8 @@ class AdapterConfig:
     fusion_in: Literal["unet", "controlnet"] | None = None
 
     def __post_init__(self) -> None:
-        # YAML has lists only; a list would make the frozen object unhashable.
-        object.__setattr__(self, "guidance", tuple(self.guidance))
+        # Of YAML it is a list, which would make the frozen object unhashable, or a string.
+        object.__setattr__(self, "guidance", split_names(self.guidance))
         for name in ("saft_width", "image_width", "representation_width"):
             if getattr(self, name) < 1:
                 raise UsageError(f"adapter.{name} must be at least 1, got {getattr(self, name)}")

@@ -8,6 +8,7 @@ from typing import Literal
 from megasr.diffusion.guidance_free import check_interval
 from megasr.diffusion.solvers import DDIM, check_solver
 from megasr.errors import UsageError
+from megasr.names import split_names
 
 
 @dataclass(frozen=True)
@@ -96,11 +97,13 @@ class SamplerConfig:
     start_fraction: float = 1.0
     positive_prompt: str = ""
     negative_prompt: str = ""
-    shown_guidance: tuple[str, ...] | None = None
+    shown_guidance: tuple[str, ...] | str | None = None
     solver: Literal["ddim", "dpm++", "unipc", "euler", "ddpm"] | None = None
     guidance_interval: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
+        if self.shown_guidance is not None:
+            object.__setattr__(self, "shown_guidance", split_names(self.shown_guidance))
         if self.solver is not None and check_solver(self.solver) == DDIM:
             object.__setattr__(self, "solver", None)  # one way to say it: equal settings are one run
         if self.guidance_interval is not None:

@@ -24,8 +24,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from megasr.errors import MegaSRError
 from megasr.files import write_whole
 from megasr.tracking import WandbRuns, first_line
+from megasr.training.folders import METRICS_FILE, read_rows
 
-METRICS_FILE = "metrics.csv"
 WANDB_ID_FILE = "wandb_id.txt"
 
 
@@ -238,14 +238,6 @@ def read_record(path: Path) -> tuple[str | None, int]:
 def write_record(path: Path, run_id: str, last: int) -> None:
     """Write what read_record reads."""
     write_whole(path, f"{run_id}\n{last}\n".encode())
-
-
-def read_rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a metrics.csv; none when there is no file. A last line that was cut off is left out."""
-    if not path.is_file():
-        return []
-    whole, _, _ = path.read_text().rpartition("\n")
-    return [{key: value for key, value in row.items() if value} for row in csv.DictReader(whole.splitlines())]
 
 
 @contextlib.contextmanager

@@ -29,6 +29,7 @@ from megasr.evaluation.table_content import BENCHMARK_IMAGES
 from megasr.evaluation.tables import rows_csv
 from megasr.files import PART, file_sha256, write_whole
 from megasr.images import to_uint8, write_png
+from megasr.names import split_names
 from megasr.provenance import provenance
 
 RESULT, TABLE, PICTURES = "test.json", "test.csv", "sr"
@@ -68,17 +69,18 @@ class ProtocolMetrics(lightning.Callback):
     def __init__(
         self,
         protocol: str = "weight-free-v1",
-        metrics: list[str] | None = None,
+        metrics: list[str] | str | None = None,
         weights_dir: str | None = None,
         missing: Literal["skip", "error"] = "error",
         save_images: bool = True,
     ) -> None:
         self.protocol = get_protocol(protocol)
-        names = self.protocol.metric_names if metrics is None else metrics
+        names = self.protocol.metric_names if metrics is None else split_names(metrics)
         if not names:
             raise UsageError("evaluation.metrics is empty: name some, or leave it out to take all that can be taken")
         self.specs = [self.protocol.metric(name) for name in names]
-        self.metrics, self.missing, self.save_images = metrics, missing, save_images
+        self.metrics = None if metrics is None else list(names)
+        self.missing, self.save_images = missing, save_images
         self.weights_dir = None if weights_dir is None else Path(weights_dir)
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:

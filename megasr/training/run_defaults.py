@@ -11,12 +11,12 @@ from typing import Any
 from lightning.fabric.utilities.rank_zero import _get_rank
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 
-from megasr.errors import UsageError
 from megasr.files import locked_folder
 from megasr.training.changed_config import refuse_changes
 from megasr.training.ending import FirstError
+from megasr.training.folders import refuse_another_run
 from megasr.training.last_checkpoint import LastCheckpoint, find_last
-from megasr.training.loggers import METRICS_FILE, open_loggers, read_rows
+from megasr.training.loggers import open_loggers
 
 
 def trainer_defaults(
@@ -78,19 +78,3 @@ def resumed_from(ckpt_path: str | None, folder: Path, callbacks: Sequence[Any]) 
     if ckpt_path != "last":
         return path if (path := Path(ckpt_path)).exists() else None
     return find_last(folder) if any(isinstance(callback, LastCheckpoint) for callback in callbacks) else None
-
-
-def refuse_another_run(config_file: Path, resumes: bool) -> None:
-    """Refuse to start a run in a folder that holds one. One that has failed before its first step is replaced.
-
-    Raises:
-        UsageError: there are checkpoints or rows of numbers, and the new run does not resume.
-    """
-    folder = config_file.parent
-    if resumes or not config_file.is_file():
-        return
-    checkpoints = (path for pattern in ("*.ckpt", "checkpoints/**/*.ckpt") for path in folder.glob(pattern))
-    if any(checkpoints) or read_rows(folder / METRICS_FILE):
-        raise UsageError(
-            f"{folder} already holds a run: resume it with --ckpt_path last, or give another --trainer.default_root_dir"
-        )

@@ -25,7 +25,7 @@ from megasr.guidance.networks import ExtractorConfig, Networks, is_tiny
 from megasr.guidance.registry import GuidanceType
 from megasr.guidance.tiny import CONFIG, FOLDERS, build_tiny
 from megasr.networks.parameters import build_sd21
-from megasr.prior import Prior, autoencoder_class, find_prior
+from megasr.prior import Prior, autoencoder_class
 from megasr.semantics.clip import CONFIG as CLIP_CONFIG
 from megasr.semantics.clip import find_clip
 from megasr.semantics.taggers import GivenTagger, Tagger
@@ -35,6 +35,7 @@ from megasr.semantics.vision import VisionConfig, VisionEncoder
 from megasr.training.memory_setup import module_arguments
 from megasr.training.module import MegaSRModule
 from megasr.training.parts import FrozenParts
+from megasr.weights.priors import find_prior
 
 _CONTEXT_LENGTH = 77  # of CLIP (2103.00020)
 _DEFAULT_TOWER = "ViT-H-14"

@@ -53,7 +53,7 @@ def recipe(prior: Path, output: Path) -> list[str]:
             ["--data=PhotoDataModule", "--data.batch_sise=1"],
             "key of PhotoDataModule 'batch_sise'; did you mean batch_size",
         ),
-        (["--data=SceneDataModule", "--model.adapter.gate=liner"], "one of 'linear', 'channel', 'scalar'"),
+        (["--data=SceneDataModule", "--model.adapter.gate=liner"], "must be one of linear, channel, scalar"),
         (["--data=SceneDataModule", "--model.adapter.saft_width=0"], "adapter.saft_width must be at least 1, got 0"),
         (
             ["--data=FolderDataModule", "--data.train_root=nowhere", "--data.eval_root=x"],
@@ -62,7 +62,7 @@ def recipe(prior: Path, output: Path) -> list[str]:
         (["--data=SceneDataModule", "--seed_everything=1"], "seed_everything follows model.seed"),
         (["--data=SceneDataModule", "--model.scale_factor=2"], "model.scale_factor is 2, data.scale_factor is 4"),
         (["--config=absent.yaml"], "absent.yaml"),
-        ([], "required: fit.data"),
+        ([], "no data: name a data module"),
     ],
 )
 def test_wrong_options_are_one_line_and_2(options: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,34 @@
+"""What the folder of a run holds from before."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+from megasr.errors import UsageError
+
+METRICS_FILE = "metrics.csv"
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a metrics.csv; none when there is no file. A last line that was cut off is left out."""
+    if not path.is_file():
+        return []
+    whole, _, _ = path.read_text().rpartition("\n")
+    return [{key: value for key, value in row.items() if value} for row in csv.DictReader(whole.splitlines())]
+
+
+def refuse_another_run(config_file: Path, resumes: bool) -> None:
+    """Refuse to start a run in a folder that holds one. One that has failed before its first step is replaced.
+
+    Raises:
+        UsageError: there are checkpoints or rows of numbers, and the new run does not resume.
+    """
+    folder = config_file.parent
+    if resumes or not config_file.is_file():
+        return
+    checkpoints = (path for pattern in ("*.ckpt", "checkpoints/**/*.ckpt") for path in folder.glob(pattern))
+    if any(checkpoints) or read_rows(folder / METRICS_FILE):
+        raise UsageError(
+            f"{folder} already holds a run: resume it with --ckpt_path last, or give another --trainer.default_root_dir"
+        )

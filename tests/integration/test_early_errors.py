@@ -1,0 +1,191 @@
+"""The commonest mistakes are answered before torch is imported, and nothing that the parser takes is refused."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from megasr.commands import early
+from megasr.commands.signatures import parameters
+from megasr.errors import MegaSRError, UsageError
+from tests.helpers.sources import ROOT
+
+RECIPE = "experiments/tiny/megasr.yaml"
+STUDY = "experiments/tiny/prior_selection_quick.yaml"
+FIT = ("fit", "--config", RECIPE)
+FOLDERS = (*FIT, "--data=FolderDataModule")
+# What was typed -> what is said. {} is a folder in which the test has put what is named.
+MISTAKES = {
+    (*FIT, "--model.sede", "1"): "unknown key 'model.sede'; did you mean model.seed",
+    ("fit", "--config", "{}/misspelt.yaml"): "unknown key 'model.adapter.saft_wdth'; did you mean model.adapter.saft_w",
+    ("fit", "--config", "{}/absent.yaml"): "absent.yaml: no such file",
+    ("fit", "--config", "{}/broken.yaml"): "broken.yaml: not YAML",
+    ("fit",): "no data: name a data module in --config, or with --data: BenchmarkDataModule",
+    (*FIT, "--data", "SceneDatModule"): "unknown data module 'SceneDatModule'; did you mean SceneDataModule",
+    (*FIT, "--data.batch_sise=1"): "unknown key of SceneDataModule 'batch_sise'; did you mean batch_size",
+    (*FIT, "--model.adapter.guidance", "[heed,depth]"): "unknown guidance type 'heed'; did you mean hed?",
+    (*FIT, "--model.adapter.guidance", "heed", "depth"): "unknown guidance type 'heed'; did you mean hed?",
+    (*FIT, "--model.adapter.gate=liner"): "model.adapter.gate must be one of linear, channel, scalar, got 'liner'",
+    (*FIT, "--model.scale_factor=2"): "model.scale_factor is 2, data.scale_factor is 4: make them equal",
+    (*FIT, "--model.prior=tinny"): "no file, folder, hub id or known weight is called 'tinny'; did you mean tiny?",
+    (*FIT, "--model.optimizer.learning_rate", "abc"): "model.optimizer.learning_rate must be a number, got 'abc'",
+    (*FIT, "--model.optimizer.lr=1e-4"): "unknown key 'model.optimizer.lr'; did you mean model.optimizer.learning_rate",
+    (*FIT, "--model.wd=0.1"): "unknown key 'model.wd'; did you mean model.optimizer.weight_decay",
+    (*FIT, "--trainer.max_stepz=3"): "unknown key 'trainer.max_stepz'; did you mean trainer.max_steps",
+    (*FIT, "--trainer.epochs=3"): "unknown key 'trainer.epochs'; did you mean trainer.max_epochs",
+    (*FIT, "--trainer.max_steps=many"): "trainer.max_steps must be a whole number, got 'many'",
+    (*FIT, "--trainer.default_root_dir={}/held"): "held already holds a run: resume it with --ckpt_path last",
+    (*FIT, "--ckpt_path={}/absent.ckpt"): "no checkpoint {}/absent.ckpt: give the path of one that `megasr fit` wrote",
+    (*FIT, "--data.crop_size_px=100"): "data.crop_size_px 100: the prior tiny needs multiples of 16 px; take 96 or 112",
+    (*FOLDERS, "--data.train_root={}/absent"): "absent: no such folder",
+    (*FOLDERS, "--data.train_root={}/empty"): "empty: holds no image",
+    FOLDERS: "FolderDataModule needs data.train_root",
+    ("test", "--config", RECIPE, "--evaluation.protocol=weight-fre-v1"): "unknown protocol 'weight-fre-v1'; did you",
+    ("test", "--config", RECIPE, "--evaluation.metrics=psnr_yy,ssim_y"): "unknown metric of protocol weight-free-v1",
+    ("test", "--config", RECIPE, "--evaluation.protcol=x"): "unknown key 'evaluation.protcol'; did you mean evalu",
+    ("pretrain", "--config", "experiments/tiny/vae.yaml", "--model.see=1"): "unknown key 'model.see'; did you",
+    ("upscale", "{}/photo.png", "{}/out.png", "--checkpoint", "{}/absent.ckpt"): "no checkpoint {}/absent.ckpt",
+    ("upscale", "{}/absent.png", "{}/out.png", "--checkpoint", "tiny"): "absent.png: no such file or folder",
+    ("upscale", "{}/empty", "{}/out", "--checkpoint", "tiny"): "empty: holds no image",
+    ("study", "run", "prior_selecton_quick", "--config", STUDY, "--output", "{}/study"): (
+        "is a recipe for study 'prior_selection_quick', not for 'prior_selecton_quick'"
+    ),
+    ("study", "run", "fusion", "--config", "{}/absent.yaml", "--output", "{}/study"): "cannot read recipe",
+    ("study", "plan", "fusion", "--config", "{}/study.yaml", "--output", "{}/study"): "unknown key 'model.sede'",
+    ("evaluate", "{}/empty", "--hq", "{}/empty"): "empty: holds no image",
+    ("evaluate", "docs", "--protocol", "weight-fre-v1"): "unknown protocol 'weight-fre-v1'; did you mean weight",
+    ("evaluate", "docs", "--metrics", "psnr_yy"): "unknown metric of protocol weight-free-v1 'psnr_yy'; did you mean",
+    ("export", "{}/absent", "{}/out"): "no checkpoint {}/absent",
+    ("weights", "fetch", "RN50.pt", "sd21-bas"): "unknown weight 'sd21-bas'; did you mean sd21-base",
+    ("params", "--guidance", "hed,heed"): "unknown guidance type 'heed'; did you mean hed?",
+}  # fmt: skip
+RUN_ALL = """
+import contextlib, io, json, sys
+from megasr.cli import main
+for argv in json.load(sys.stdin):
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        code = main(argv)
+    heavy = sorted({"torch", "lightning", "diffusers", "transformers", "jsonargparse"} & set(sys.modules))
+    print(json.dumps([code, said.getvalue(), heavy]))
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "held").mkdir()
+    (tmp_path / "held" / "config.yaml").write_text("model: {}\n")
+    (tmp_path / "held" / "last.ckpt").touch()
+    (tmp_path / "photo.png").touch()
+    text = (ROOT / RECIPE).read_text()
+    (tmp_path / "misspelt.yaml").write_text(text.replace("saft_width", "saft_wdth"))
+    (tmp_path / "broken.yaml").write_text("model: [1, 2\ndata: x\n")
+    (tmp_path / "study.yaml").write_text("study: {name: fusion, seeds: [0]}\nmodel: {sede: 1}\n")
+    return tmp_path
+
+
+def test_mistakes_are_answered_before_torch_is_imported(folder: Path) -> None:
+    typed = [[word.replace("{}", str(folder)) for word in argv] for argv in MISTAKES]
+    done = subprocess.run(
+        [sys.executable, "-c", RUN_ALL], input=json.dumps(typed), capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    for argv, says, (code, said, heavy) in zip(typed, MISTAKES.values(), answers, strict=True):
+        assert code in (1, 2), argv
+        (line,) = said.splitlines()
+        assert line.startswith("megasr: error: ") and says.replace("{}", str(folder)) in line, argv
+        assert not heavy, f"{' '.join(argv)} was answered after {', '.join(heavy)}"
+
+
+def recipes() -> list[Path]:
+    return sorted((ROOT / "experiments").rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", recipes(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_recipe_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(ROOT)
+    raw = yaml.safe_load(path.read_text())
+    try:
+        if "study" in raw:
+            early.check_recipe(raw)
+        else:
+            command = "pretrain" if "class_path" in raw.get("model", {}) else "fit"
+            overlay = [] if "data" in raw else ["--data=SceneDataModule"]
+            early.check_command(command, [*overlay, "--config", str(path), f"--trainer.default_root_dir={tmp_path}"])
+    except MegaSRError as error:  # of weights and folders that are made or fetched first
+        assert "is not on this machine" in str(error) or "no file, folder" in str(error)
+    except UsageError as error:
+        assert "no such folder" in str(error)
+
+
+def test_every_key_of_the_parsers_is_known() -> None:
+    from megasr.commands.lightning_cli import ParsedCLI, _call
+
+    cli = _call(ParsedCLI, ["fit", "--data=PhotoDataModule"])
+    for command, parser in cli._subcommand_parsers.items():
+        if command != "predict":
+            given = early._Given(command, [])
+            taken = list(parser.get_defaults().keys())
+            assert set(taken) - set(given.keys()) - given.top == set()
+
+
+def test_every_argument_of_the_data_modules_is_known() -> None:
+    from jsonargparse import ArgumentParser
+
+    from data_pipelines import datamodules
+    from data_pipelines.benchmarks import BENCHMARKS
+    from megasr.guidance.registry import list_guidance
+
+    for name in datamodules.__all__:
+        parser = ArgumentParser()
+        parser.add_class_arguments(getattr(datamodules, name), "data")
+        read = {f"data.{key}" for key in parameters(early.DATA_MODULES, name) or {}}
+        taken = list(parser.get_defaults().keys())
+        assert {key for key in taken if key.count(".") == 1} == read
+    assert sorted(early.guidance_names()) == list_guidance()
+    assert early.benchmark_names() == list(BENCHMARKS)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--data=my.module.Data", "--data.anything=1"],
+        ["--data=SceneDataModule", "--trainer.callbacks+=my.Callback", "--model.adapter.guidance=[own]"],
+        ["--data=realsr", "--root=somewhere"],
+        ["--data=SceneDataModule", "--model.optimizer.learning_rate=1e-4", "--model.optimizer.state_bits=null"],
+        ["--data=SceneDataModule", "--trainer.precision=bf16-mixed", "--trainer.devices=[0]", "--trainer.max_time=0:1"],
+        ["--data=SceneDataModule", "--trainer.limit_val_batches=0.5", "--model.vision.model=tiny", "--model.seed=0x10"],
+        ["--data=SceneDataModule", "--data.init_args.batch_size=2", "--data.dict_kwargs.x=1", "--print_config"],
+        ["--data=SceneDataModule", "--trainer.logger.class_path=lightning.pytorch.loggers.CSVLogger"],
+        ["--config", "{data: SceneDataModule, model: {adapter: {guidance: 'hed,depth'}}}"],
+        ["--config", "{model: {scale_factor: 2}, data: {class_path: SceneDataModule, init_args: {scale_factor: 2}}}"],
+        ["--data=PhotoDataModule", "--data.crop_size_px=64", "--data=SceneDataModule", "--data.pool=3"],
+    ],
+)
+def test_what_may_be_right_is_left_to_the_parser(
+    options: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    early.check_command("fit", [*options, f"--trainer.default_root_dir={tmp_path}"])
+
+
+@pytest.mark.parametrize(
+    ("typed", "read"),
+    [
+        (["--model.adapter.guidance", "hed,depth", "--model.seed", "1"], ["[hed,depth]", "--model.seed", "1"]),
+        (["--model.adapter.guidance", "hed", "depth"], ["[hed,depth]"]),
+        (["--model.adapter.guidance=hed, depth"], ["[hed,depth]"]),
+        (["--model.adapter.guidance", "[hed, depth]"], ["[hed, depth]"]),
+        (["--model.adapter.guidance=[]"], ["[]"]),
+        (["--model.adapter.guidance="], ["[]"]),
+        (["--model.sampler.shown_guidance", "null"], ["null"]),
+        (["--evaluation.metrics", "psnr_y", "ssim_y"], ["[psnr_y,ssim_y]"]),
+    ],
+)
+def test_names_may_be_written_in_all_ways(typed: list[str], read: list[str]) -> None:
+    key = typed[0].partition("=")[0]
+    assert early.join_names("fit", typed) == [f"{key}={read[0]}", *read[1:]]
