@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ablations.launch.local import Event
+from megasr.progress import LINE_EVERY_S
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -34,8 +35,8 @@ class _Row:
 class StudyTable:
     """A live table of the trainings of a study: state, steps, loss, evaluations done, time left.
 
-    Without a terminal it prints a line whenever a training changes its state. No thread redraws it: processes are
-    forked while it is shown.
+    Without a terminal it prints a line whenever a training changes its state, and one per minute that says how far all
+    are. No thread redraws it: processes are forked while it is shown.
 
     Args:
         console: where to.
@@ -45,7 +46,7 @@ class StudyTable:
         self._console = console
         self._rows: dict[str, _Row] = {}
         self._live: object | None = None
-        self._shown = 0.0
+        self._shown = time.monotonic()
 
     def add(self, name: str, label: str, runs: int, max_steps: int) -> None:
         """A training that is to be done, and how many runs rest on it."""
@@ -75,7 +76,9 @@ class StudyTable:
         changed = event.kind != "step"
         if self._console.is_terminal:
             self._draw(changed)
-        elif changed and event.kind != "run":
+        elif not changed:
+            self._tell_steps()
+        elif event.kind != "run":
             self.tell(f"{row.label}: {row.state}{f' on {row.slot}' if event.kind in ('started', 'queue') else ''}")
 
     @contextmanager
@@ -90,6 +93,15 @@ class StudyTable:
             self._live = live
             yield
             live.update(self._table(), refresh=True)
+
+    def _tell_steps(self) -> None:
+        if time.monotonic() - self._shown > LINE_EVERY_S:
+            self._shown = time.monotonic()
+            done = sum(row.state == "done" for row in self._rows.values())
+            running = [row for row in self._rows.values() if row.state == "training"]
+            steps = ", ".join(f"{row.label} {row.step}/{row.max_steps} steps" for row in running)
+            left = max((text for row in running if (text := _left(row))), default="")
+            self.tell(f"{done} of {len(self._rows)} trainings are done; {steps}{f', {left} left' if left else ''}")
 
     def _draw(self, now: bool) -> None:
         if now or time.monotonic() - self._shown > _REDRAW_S:

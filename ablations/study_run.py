@@ -37,7 +37,7 @@ def study_media(page: StudyPage, sheet: Path, index: Path) -> dict[str, Any]:
         media["synergy"] = _synergy(page.synergy)
         media["figures/synergy"] = _figure(synergy_plot(page.synergy, metric, wide=True))
     for row in page.pictures:
-        media[f"pictures/{row.key}"] = [wandb.Image(str(path), caption=words) for path, words in _panel(row, metric)]
+        media[f"pictures/{row.key}"] = _pictures(_panel(row, metric))
     return media
 
 
@@ -79,6 +79,17 @@ def _figure(svg: str) -> Any:
     import wandb
 
     return wandb.Html(figure_page(svg), inject=False)
+
+
+def _pictures(panel: Sequence[tuple[Path, str]]) -> list[Any]:
+    """Pictures side by side, of one size as W&B shows them: what is smaller (lq) gets larger pixels."""
+    import wandb
+    from PIL import Image
+
+    images = [Image.open(path) for path, _ in panel]
+    size = max(image.size for image in images)
+    resized = [image if image.size == size else image.resize(size, Image.Resampling.NEAREST) for image in images]
+    return [wandb.Image(image, caption=words) for image, (_, words) in zip(resized, panel, strict=True)]
 
 
 def _panel(row: PictureRow, metric: str) -> list[tuple[Path, str]]:

@@ -20,21 +20,13 @@ from typing import Any
 import lightning
 
 from ablations.plan import Components, RunPlan
+from megasr.console import NOISE
 from megasr.errors import MegaSRError
 from megasr.files import write_whole
 from megasr.training.last_checkpoint import LAST, LastCheckpoint, find_last
 
 CHECKPOINT, TRAINING_FILE = "adapter.ckpt", "training.json"
 SAVE_EVERY_N_STEPS = 50
-# Warnings that say nothing about the run: advice on workers and log intervals, and Lightning's own use of torch.
-_NOISE = (
-    ".*does not have many workers",
-    ".*number of training batches",
-    ".*isinstance.treespec",
-    ".*no `validation_step`",
-    r".*module.s. in eval mode",  # the frozen prior
-    ".*weights_only.*",
-)
 OnStep = Callable[[int, float], None]  # (optimizer steps so far, loss)
 
 
@@ -184,8 +176,8 @@ def quiet_lightning() -> Iterator[None]:
     log.setLevel(logging.WARNING)
     try:
         with warnings.catch_warnings():
-            for message in _NOISE:
-                warnings.filterwarnings("ignore", message=message)
+            for message in (*NOISE, "does not have many workers", "number of training batches"):
+                warnings.filterwarnings("ignore", message=f".*{message}")
             yield
     finally:
         log.setLevel(level)

@@ -30,6 +30,7 @@ from megasr.commands import (
     upscale,
     weights,
 )
+from megasr.console import quiet_warnings
 from megasr.errors import MegaSRError, UsageError
 
 COMMANDS = (training, pretrain, study, upscale, demo, export, evaluate, compare, shards, weights, params, doctor)
@@ -70,6 +71,8 @@ def run(argv: Sequence[str]) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line (default: sys.argv) and return its exit code; one line on stderr says what went wrong."""
     _make_robust()
+    if argv is None:  # the process is this command's alone
+        quiet_warnings()
     try:
         run(sys.argv[1:] if argv is None else argv)
     except SystemExit as exit_request:

@@ -22,6 +22,7 @@ from megasr.commands.benchmark_options import expand_benchmark, scale_factor_of_
 from megasr.commands.early import DATA_MODULES, check_crops, check_scale_factors
 from megasr.commands.shards import tower_name
 from megasr.commands.signatures import parameters
+from megasr.console import quiet_lightning
 from megasr.errors import MegaSRError, UsageError, unknown_name
 from megasr.names import split_names
 from megasr.semantics.vision import VisionConfig
@@ -87,6 +88,10 @@ class OneLineCLI(LightningCLI):
     def __init__(self, *settings: Any, **named: Any) -> None:
         with ExitStack() as self._held:
             super().__init__(*settings, **named)
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        quiet_lightning()
+        super().__init__(*arguments, **named)
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Every command reads the configuration that a fit has written, with all of its options, within limits."""

@@ -6,10 +6,11 @@ import argparse
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from megasr.errors import UsageError
 from megasr.names import split_names
+from megasr.progress import progress_bars
 
 if TYPE_CHECKING:
     from megasr.evaluation.evaluator import Evaluator
@@ -82,18 +83,8 @@ def usable_device(name: str | None) -> str:
 
 @contextmanager
 def measuring_progress() -> Iterator[Progress]:
-    """A bar per stage on stderr: done of all, time left."""
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    """The progress of every stage on stderr: done of all, time left."""
+    from rich.progress import BarColumn, MofNCompleteColumn
 
-    stages: dict[str, Any] = {}
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-
-        def report(what: str, done: int, total: int) -> None:
-            if what not in stages:
-                stages[what] = bar.add_task(escape(what), total=total)
-            bar.update(stages[what], completed=done)
-
-        yield report
+    with progress_bars(BarColumn(), MofNCompleteColumn()) as progress:
+        yield progress

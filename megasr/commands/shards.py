@@ -12,8 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megasr.commands.bars import progress_bars
 from megasr.errors import MegaSRError, UsageError
+from megasr.progress import progress_bars
 
 if TYPE_CHECKING:
     from data_pipelines.shards.parallel import Progress
@@ -268,7 +268,7 @@ def _progress() -> Iterator[Progress]:
 
     started: dict[str, float] = {}
     rate = TextColumn("{task.fields[rate]}")
-    with progress_bars(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), rate) as advance:
+    with progress_bars(BarColumn(), MofNCompleteColumn(), rate) as advance:
 
         def report(what: str, done: int, total: int, size: int) -> None:
             elapsed = time.monotonic() - started.setdefault(what, time.monotonic())

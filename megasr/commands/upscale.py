@@ -82,9 +82,9 @@ def _upscale(plan: Sequence[Planned], settings: Settings, arguments: argparse.Na
     """Restore what the plan has left, with a bar of its pixels and the time left."""
     from rich.progress import BarColumn, TextColumn
 
-    from megasr.commands.bars import progress_bars
     from megasr.files import remove_parts
     from megasr.inference.workers import restore_all
+    from megasr.progress import progress_bars
 
     left = [planned for planned in plan if not planned.is_done]
     if len(left) < len(plan):
@@ -99,7 +99,7 @@ def _upscale(plan: Sequence[Planned], settings: Settings, arguments: argparse.Na
     outcomes: list[Outcome] = []
     going: dict[Job, float] = {}  # pixels of what is being restored, on any device
     count = TextColumn("{task.fields[files]} of {task.fields[all]} images")
-    with progress_bars(TextColumn("{task.description}"), BarColumn(), count) as advance:
+    with progress_bars(BarColumn(), count) as advance:
 
         def show() -> None:
             so_far = int(done + sum(going.values()))

@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megasr.commands.bars import progress_bars
 from megasr.errors import MegaSRError
+from megasr.progress import progress_bars
 
 if TYPE_CHECKING:
     from megasr.weights import Weight
@@ -84,15 +84,13 @@ def run_fetch(arguments: argparse.Namespace) -> None:
         UsageError: there is no such weight.
         MegaSRError: this machine is offline, no mirror gives a file, or the disk fails.
     """
-    from rich.progress import BarColumn, DownloadColumn, TextColumn, TransferSpeedColumn
+    from rich.progress import BarColumn, DownloadColumn, TransferSpeedColumn
 
     from megasr.weights.fetch import fetch
     from megasr.weights.local import FOLDER_VARIABLE, named_weights
 
     for weight in named_weights(arguments.names):  # all names are known before the first gigabyte
-        with progress_bars(
-            TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()
-        ) as report:
+        with progress_bars(BarColumn(), DownloadColumn(), TransferSpeedColumn()) as report:
             path = fetch(weight.name, arguments.to, report)
         print(f"{path}: {weight.name}, licence: {weight.terms}")
     if arguments.to is not None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from lightning.fabric.utilities.rank_zero import _get_rank
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 
 from megasr.files import locked_folder
@@ -17,12 +17,13 @@ from megasr.training.ending import FirstError
 from megasr.training.folders import refuse_another_run
 from megasr.training.last_checkpoint import LastCheckpoint, find_last
 from megasr.training.loggers import open_loggers
+from megasr.training.steps import StepProgress
 
 
 def trainer_defaults(
     command: str, trainer: Mapping[str, Any], config: Mapping[str, Any], held: ExitStack
 ) -> dict[str, Any]:
-    """Arguments of the trainer that were not given: loggers, LastCheckpoint in the run's folder, and FirstError.
+    """Arguments of the trainer that were not given: loggers, LastCheckpoint in the run's folder, FirstError, progress.
 
     Args:
         command: fit, validate or test. Only a fit logs by default: the others write their results into files.
@@ -47,7 +48,11 @@ def trainer_defaults(
     writes = (adds or trainer.get("logger") is None) and not trainer.get("fast_dev_run")
     if command == "fit" and writes and not _get_rank():
         held.enter_context(locked_folder(folder))
+    if trainer.get("enable_progress_bar") is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
+        callbacks.append(StepProgress())
     defaults: dict[str, Any] = {"callbacks": callbacks}
+    if trainer.get("enable_model_summary") is None:
+        defaults["enable_model_summary"] = False  # StepProgress says it in one line
     if trainer.get("logger") is None:
         defaults["logger"] = False
         if command == "fit" and not trainer.get("fast_dev_run"):
@@ -55,8 +60,6 @@ def trainer_defaults(
             if rank_zero_only.rank == 0:  # before W&B is opened
                 refuse_another_run(folder / "config.yaml", resumes)
             defaults["logger"] = open_loggers(folder, config, resumes, rank_zero_info)
-    if adds:
-        warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # it holds the run
     return defaults
 
 

@@ -214,17 +214,6 @@ def test_a_device_that_torch_refuses_is_one_line(kind: type[Exception], monkeypa
         measuring.usable_device("cuda")
 
 
-def test_every_stage_has_one_bar_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
-    with measuring.measuring_progress() as progress:
-        for done in range(1, 4):
-            progress("[red]mine[/red]", done, 3)
-        progress("theirs", 1, 2)
-    out, err = capsys.readouterr()
-    assert out.strip() == ""
-    assert [line.split()[0] for line in err.splitlines()] == ["[red]mine[/red]", "theirs"]
-    assert [line for line in err.splitlines() if "3/3" in line] == err.splitlines()[:1]
-
-
 def test_what_was_found_is_described_line_by_line() -> None:
     lpips, protocol = "LPIPS_v0.1_alex-df73285e.pth", PROTOCOLS["whole-image-v1"]
     found = Evaluation(

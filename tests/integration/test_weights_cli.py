@@ -139,7 +139,10 @@ def test_many_at_once_fetch_it_once(server: WeightServer, tmp_path: Path) -> Non
 
 
 def test_fetch_to_another_folder(server: WeightServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["weights", "fetch", NAME, "--to", str(tmp_path / "disk")]) == 0
+    other = "segformer-b5-ade"
+    server.host(MANIFEST[other].mirrors[0], FILES)
+    assert cli.main(["weights", "fetch", NAME, other, "--to", str(tmp_path / "disk")]) == 0
+    assert is_whole(tmp_path / "disk" / other)
     assert f"To use it from there: MEGASR_WEIGHTS={tmp_path}/disk\n" in capsys.readouterr().out
     assert is_whole(tmp_path / "disk" / NAME)
     assert not (tmp_path / "weights" / NAME).exists()
