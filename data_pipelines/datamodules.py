@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+
 from data_pipelines.benchmark_module import BenchmarkDataModule
 from data_pipelines.crops import center_crop_sample, crop_sample
 from data_pipelines.data_module import SRDataModule, SyntheticDataModule
@@ -25,6 +27,8 @@ from data_pipelines.shards.baked import BakedDraw, BakedSource, BakeOptions
 from data_pipelines.shards.reader import ShardSource
 from megasr.errors import UsageError
 from megasr.rng import numpy_generator
+
+_EVAL_OF = 20  # of so many images one is kept for evaluation where none are named for it
 
 # What a configuration may name.
 __all__ = [
@@ -101,15 +105,47 @@ class FolderDataModule(SourceDataModule):
 
     Args:
         train_root: folder of the training images.
-        eval_root: folder of the evaluation images; no image may be in both.
+        eval_root: folder of the evaluation images; no image may be in both. None keeps every twentieth image of
+            train_root for it, at most eval_samples, and trains on the others. Name one where images are crops of the
+            same photographs.
+        crop_size_px: height and width of hq in training; smaller images are left out and counted.
+        eval_samples: size of the evaluation set at most.
+        eval_crop_size_px: height and width of hq in evaluation; None takes crop_size_px.
         settings: see SourceDataModule.
 
     Raises:
         UsageError: a folder is missing or empty, or the two share images.
     """
 
-    def __init__(self, train_root: str, eval_root: str, **settings: Any) -> None:
-        super().__init__(train=FolderSource(train_root), evaluation=FolderSource(eval_root), **settings)
+    def __init__(
+        self,
+        train_root: str,
+        eval_root: str | None = None,
+        crop_size_px: int = 512,
+        eval_samples: int = 100,
+        eval_crop_size_px: int | None = None,
+        **settings: Any,
+    ) -> None:
+        train = FolderSource(train_root)
+        if eval_root is None:
+            train, evaluation = train.split(_share(len(train), eval_samples), eval_crop_size_px or crop_size_px)
+            _tell_split("eval_root", train_root, train, evaluation)
+        else:
+            evaluation = FolderSource(eval_root)
+        settings |= {"crop_size_px": crop_size_px, "eval_samples": eval_samples, "eval_crop_size_px": eval_crop_size_px}
+        super().__init__(train=train, evaluation=evaluation, **settings)
+
+
+def _share(images: int, most: int) -> int:
+    """How many images are kept for evaluation: one of twenty, at least one, at most `most`."""
+    return min(max(images // _EVAL_OF, 1), most)
+
+
+def _tell_split(key: str, place: str, train: Source, evaluation: Source) -> None:
+    kept, images = len(evaluation), len(evaluation) + len(train)
+    if not kept or kept == images:
+        raise UsageError(f"{place}: {images} images, too few or too small to keep one for evaluation: set data.{key}")
+    rank_zero_info(f"data.{key} is not set: {kept} of the {images} images of {place} are kept for it, not trained on")
 
 
 class ShardDataModule(SourceDataModule):
@@ -117,7 +153,8 @@ class ShardDataModule(SourceDataModule):
 
     Args:
         train_url: shard set of the training: a folder, http(s)://..., or pipe:COMMAND with {name} in it.
-        eval_url: shard set or folder of images of the evaluation.
+        eval_url: shard set or folder of images of the evaluation. None keeps every twentieth image of train_url for it,
+            the last ones of every shard, at most eval_samples, and trains on the others.
         baked: name of a baked set of the training shards, "" for none; its crop size, scale factor, degradation and
             usm_target must be those that are set here.
         baked_share: share of the draws that show a baked variant. Below 1 it needs backend cpu, and a batch keeps the
@@ -125,6 +162,7 @@ class ShardDataModule(SourceDataModule):
         shuffle_shards: number of shards between which samples are shuffled.
         cache_dir: where copies are kept of what cannot be read in ranges; None is the user's cache folder.
         cache_gb: size of these copies together, in 1e9 bytes.
+        eval_samples: size of the evaluation set at most.
         settings: see SourceDataModule.
 
     Raises:
@@ -135,17 +173,26 @@ class ShardDataModule(SourceDataModule):
     def __init__(
         self,
         train_url: str,
-        eval_url: str,
+        eval_url: str | None = None,
         baked: str = "",
         baked_share: float = 1.0,
         shuffle_shards: int = 16,
         cache_dir: str | None = None,
         cache_gb: float = 50.0,
+        eval_samples: int = 100,
         **settings: Any,
     ) -> None:
+        if baked and eval_url is None:
+            raise UsageError("data.baked has all images of data.train_url: name others for evaluation in data.eval_url")
         cache = None if cache_dir is None else Path(cache_dir)
         train = ShardSource(train_url, cache, cache_gb, shuffle_shards)
-        super().__init__(train=train, evaluation=open_source(eval_url, cache, cache_gb), **settings)
+        evaluation: NamedSource
+        if eval_url is None:
+            train, evaluation = train.split(_share(len(train), eval_samples))
+            _tell_split("eval_url", train_url, train, evaluation)
+        else:
+            evaluation = open_source(eval_url, cache, cache_gb)
+        super().__init__(train=train, evaluation=evaluation, eval_samples=eval_samples, **settings)
         if not 0 <= baked_share <= 1:
             raise UsageError(f"data.baked_share must be in [0, 1], got {baked_share}")
         self.baked_share = baked_share

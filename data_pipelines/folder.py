@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,8 @@ import numpy as np
 from data_pipelines.order import shuffled
 from data_pipelines.samples import Sample, UnusableSampleError, names_fingerprint
 from megasr.errors import MegaSRError, UsageError
-from megasr.images import list_images, read_image
+from megasr.images import list_images, read_image, read_size
+from megasr.rng import derive_seed
 
 Result = TypeVar("Result")
 
@@ -96,6 +98,22 @@ class FolderSource:
     def __init__(self, root: str | Path) -> None:
         self.files = list(index_folder(root).items())
 
+    def split(self, count: int, size_px: int) -> tuple[FolderSource, FolderSource]:
+        """(the others, `count` images for evaluation): which those are depends on the names alone.
+
+        Args:
+            count: how many at most, in the order of the hashes of their names: with more, more are taken away.
+            size_px: least height and width of those; none that is smaller, or cannot be read, is taken.
+        """
+        chosen: dict[str, Path] = {}
+        for key, path in sorted(self.files, key=lambda file: derive_seed(0, "evaluation", file[0])):
+            if len(chosen) < count and _is_as_large(path, size_px):
+                chosen[key] = path
+        parts = copy.copy(self), copy.copy(self)
+        parts[0].files = [file for file in self.files if file[0] not in chosen]
+        parts[1].files = [file for file in self.files if file[0] in chosen]
+        return parts
+
     @property
     def fingerprint(self) -> str:
         """Of the names of all images."""
@@ -120,6 +138,13 @@ class FolderSource:
     def order(self, draw: int, seed: int) -> int:
         """The image of training draw `draw`: each once before any comes again."""
         return shuffled(draw, len(self.files), seed)
+
+
+def _is_as_large(path: Path, size_px: int) -> bool:
+    try:
+        return min(read_size(path)) >= size_px
+    except MegaSRError:
+        return False
 
 
 def read_or_drop(key: str, path: Path) -> np.ndarray:

@@ -43,7 +43,7 @@ def check_apart(train: Source, evaluation: Source) -> None:
     for part in train.sources if isinstance(train, MixtureSource) else [train]:
         if isinstance(part, FolderSource) and isinstance(evaluation, FolderSource):
             check_disjoint(dict(part.files), dict(evaluation.files))
-        if isinstance(part, ShardSource) and isinstance(evaluation, ShardSource):
+        if isinstance(part, ShardSource) and isinstance(evaluation, ShardSource) and evaluation.starts is None:
             shared = {shard.sha256 for shard in part.manifest.shards}
             names = [shard.name for shard in evaluation.manifest.shards if shard.sha256 in shared]
             if names:

@@ -6,9 +6,11 @@ once per epoch for any number of processes and workers, and resuming at any draw
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import sys
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -62,6 +64,7 @@ class ShardSource:
         self.cache_dir, self.cache_gb = cache_dir, cache_gb
         self.manifest = _read_manifest(self.storage, url)
         self.draws = ShardOrder([shard.samples for shard in self.manifest.shards], shuffle_shards)
+        self.starts: list[int] | None = None  # position in every shard from which a part of the set begins
         self._fetched_anew: set[int] = set()
         self._keep_indices()
         _check_cache(self.storage, self.manifest, shuffle_shards)
@@ -74,13 +77,30 @@ class ShardSource:
         self._keep_indices()
 
     def __len__(self) -> int:
-        return self.manifest.samples
+        return self.draws.firsts[-1]
+
+    def split(self, count: int) -> tuple[ShardSource, ShardSource]:
+        """(the others, `count` images for evaluation): the last of every shard, of each its share."""
+        sizes, total = self.draws.samples, len(self)
+        kept = [after * count // total - before * count // total for before, after in pairwise(self.draws.firsts)]
+        left = [size - own for size, own in zip(sizes, kept, strict=True)]
+        parts = copy.copy(self), copy.copy(self)
+        for part, samples, starts in zip(parts, (left, kept), ([0] * len(sizes), left), strict=True):
+            part.draws, part.starts = ShardOrder(samples, self.draws.window), starts
+            part._keep_indices()
+        return parts
 
     @property
     def fingerprint(self) -> str:
         """16 hexadecimal digits of everything that the order depends on: a resumed run needs the same."""
         text = "\n".join(f"{shard.name} {shard.samples} {shard.sha256}" for shard in self.manifest.shards)
-        return hashlib.sha256(f"{text}\n{self.draws.window}".encode()).hexdigest()[:16]
+        part = "" if self.starts is None else f"\n{self.draws.samples} from {self.starts}"
+        return hashlib.sha256(f"{text}\n{self.draws.window}{part}".encode()).hexdigest()[:16]
+
+    def _locate(self, index: int) -> tuple[int, int]:
+        """(shard, position in it) of image `index`."""
+        number, position = self.draws.locate(index)
+        return number, position + (self.starts[number] if self.starts else 0)
 
     def order(self, draw: int, seed: int) -> int:
         """The image of training draw `draw`; see Source.order and ShardOrder."""
@@ -93,7 +113,7 @@ class ShardSource:
             UnusableSampleError: the index is damaged or missing.
             MegaSRError: the place cannot be reached.
         """
-        number, position = self.draws.locate(index)
+        number, position = self._locate(index)
         try:
             return self._index(number)[position].key
         except DamageError as error:
@@ -118,7 +138,7 @@ class ShardSource:
         Raises:
             UnusableSampleError, MegaSRError: see read.
         """
-        number, position = self.draws.locate(index)
+        number, position = self._locate(index)
         try:
             return self._files(number, position)
         except UnusableSampleError:

@@ -30,11 +30,12 @@ from megasr.training.async_checkpoint import AsyncCheckpointFiles
 from megasr.training.changed_config import CONFIG, GLOBAL_BATCH, plain, refuse_changed_batch
 from megasr.training.checkpoint import find_adapter
 from megasr.training.ending import FirstError
+from megasr.training.folders import refuse_another_run
 from megasr.training.last_checkpoint import CheckpointFiles, use_checkpoint_files
 from megasr.training.module import MegaSRModule
 from megasr.training.monitor import TrainingMonitor
 from megasr.training.protocol_metrics import ProtocolMetrics
-from megasr.training.run_defaults import refuse_another_run, resumed_from, trainer_defaults
+from megasr.training.run_defaults import resumed_from, trainer_defaults
 from megasr.training.strategies import ShardedStrategy
 from megasr.training.throughput import global_batch
 from megasr.yaml_limits import check_config_files, limit_jsonargparse
@@ -86,12 +87,9 @@ class OneLineCLI(LightningCLI):
     """
 
     def __init__(self, *settings: Any, **named: Any) -> None:
+        quiet_lightning()
         with ExitStack() as self._held:
             super().__init__(*settings, **named)
-
-    def __init__(self, *arguments: Any, **named: Any) -> None:
-        quiet_lightning()
-        super().__init__(*arguments, **named)
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Every command reads the configuration that a fit has written, with all of its options, within limits."""

@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 
 from megasr import cli
+from megasr.training.folders import read_rows
 from megasr.training.last_checkpoint import LastCheckpoint
-from megasr.training.loggers import read_record, read_rows
+from megasr.training.loggers import read_record
 from megasr.training.module import MegaSRModule
 from tests.helpers.towers import random_tower
 from tests.helpers.training import prior_folder

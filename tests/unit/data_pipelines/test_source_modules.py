@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from data_pipelines.datamodules import FolderDataModule, MixtureDataModule, PairedDataModule, Part
+from data_pipelines.datamodules import FolderDataModule, MixtureDataModule, PairedDataModule, Part, ShardDataModule
 from data_pipelines.folder import FolderSource
 from data_pipelines.open_source import open_source
 from data_pipelines.samples import UnusableSampleError
@@ -228,3 +229,47 @@ def test_an_evaluation_image_is_never_left_out(tmp_path: Path) -> None:
     data = FolderDataModule(str(tmp_path / "train"), str(tmp_path / "eval"), crop_size_px=32, batch_size=1)
     with pytest.raises(UsageError, match="b: 40x20 px is smaller than the evaluation's crop of 32 px"):
         next(iter(data.val_dataloader()))
+
+
+def folder_keys(data: FolderDataModule) -> tuple[set[str], list[str]]:
+    """Names of the images that are trained and evaluated on."""
+    source = data.train_source.source  # of what a filter drops as well
+    return {source.key(index) for index in range(len(source))}, data.eval_keys()
+
+
+def test_a_folder_keeps_a_part_of_itself_for_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr("data_pipelines.datamodules.rank_zero_info", told.append)
+    for number in range(41):
+        write_png(pixels(number, 40, 40) if number else pixels(number, 20, 20), tmp_path / f"{number:02d}.png")
+    settings = {"crop_size_px": 32, "batch_size": 2, "train_samples": 4}
+    trained, evaluated = folder_keys(FolderDataModule(str(tmp_path), **settings))
+    assert len(evaluated) == 2 and not trained & set(evaluated)
+    assert trained | set(evaluated) == {f"{number:02d}" for number in range(41)}
+    assert told == [f"data.eval_root is not set: 2 of the 41 images of {tmp_path} are kept for it, not trained on"]
+
+    # More images, or fewer evaluated ones, move none from one side to the other.
+    one = folder_keys(FolderDataModule(str(tmp_path), eval_samples=1, **settings))[1]
+    assert set(one) < set(evaluated)
+    (tmp_path / f"{evaluated[0]}.png").unlink()
+    assert evaluated[1] in folder_keys(FolderDataModule(str(tmp_path), **settings))[1]
+    assert "00" not in evaluated, "it is smaller than the crop"
+    with pytest.raises(UsageError, match=r"40 images, too few or too small to keep one for evaluation: "):
+        FolderDataModule(str(tmp_path), eval_crop_size_px=64, **settings)
+
+
+def test_shards_keep_the_last_of_every_shard_for_evaluation(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr("data_pipelines.datamodules.rank_zero_info", told.append)
+    monkeypatch.setattr("data_pipelines.datamodules._EVAL_OF", 4)
+    url = str(shards)
+    data = ShardDataModule(url, crop_size_px=32, batch_size=3, train_samples=9)
+    assert data.eval_keys() == ["photo 04", "photo 08", "photo 11"]
+    assert told == [f"data.eval_url is not set: 3 of the 12 images of {url} are kept for it, not trained on"]
+    batches = list(data.train_dataloader())
+    assert sorted(image_names(batches)) == [f"photo {n:02d}" for n in range(12) if n not in (4, 8, 11)]
+    whole, part = ShardSource(url), data.train_source
+    assert whole.fingerprint != part.fingerprint == pickle.loads(pickle.dumps(part)).fingerprint
+    assert next(iter(data.val_dataloader()))["keys"] == data.eval_keys()
+    with pytest.raises(UsageError, match="name others for evaluation in data.eval_url"):
+        ShardDataModule(url, baked="any")

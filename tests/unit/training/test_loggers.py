@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from megasr.training.loggers import CSVLog, Recorded, RunWandbLogger, read_record, read_rows, write_record
+from megasr.training.folders import read_rows
+from megasr.training.loggers import CSVLog, Recorded, RunWandbLogger, read_record, write_record
 
 
 def test_a_log_goes_on_where_it_was_cut_off(tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ from megasr.networks.config import AdapterConfig
 from megasr.training.callbacks import EMA
 from megasr.training.config import ObjectiveConfig, OptimizerConfig
 from megasr.training.fixed_images import as_in_test, first_images
-from megasr.training.loggers import CSVLog, RunWandbLogger, read_rows
+from megasr.training.folders import read_rows
+from megasr.training.loggers import CSVLog, RunWandbLogger
 from megasr.training.monitor import TrainingMonitor
 from megasr.training.protocol_metrics import ProtocolMetrics
 from megasr.training.stopwatch import Stopwatch
