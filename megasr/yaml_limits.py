@@ -49,11 +49,11 @@ def check_config_files(args: Sequence[str]) -> None:
     """Check the files of --config, which jsonargparse does not name when one is wrong.
 
     Raises:
-        UsageError: one is no YAML, or beyond the limits.
+        UsageError: one is not UTF-8, no YAML, or beyond the limits.
     """
     for option, following in pairwise([*args, ""]):
         name, _, value = option.partition("=")
-        path = Path(value or following)
+        path = Path(value or following).expanduser()
         if name not in ("-c", "--config") or not path.is_file():
             continue
         try:

@@ -30,7 +30,7 @@ _SECTIONS = {
 _PRETRAINING = {"trainer": _TRAINER, "export": ("megasr.training.pretraining.module", "Export")}
 _OTHERS = {"config", "print_config", "seed_everything", "allow_changed_config", "data", "model"}
 _OF_SUBCLASS = {"class_path", "init_args", "dict_kwargs", "help"}  # what jsonargparse adds to a section
-_WORDS_FOR_CHECKPOINTS = {"last", "best", "hpc", "null", "None", ""}
+_WORDS_FOR_CHECKPOINTS = {"last", "best", "hpc", "tiny", "null", "None", ""}
 _FOLDERS = ("train_root", "eval_root", "train_lq_root", "eval_lq_root")
 _OF_CLASSES = {"data", "callbacks", "logger", "strategy", "plugins", "profiler"}
 _UNREAD = "?"  # in the place of the keys of what is no configuration
@@ -47,8 +47,10 @@ def check_command(command: str, args: Sequence[str]) -> None:
     asks = any(word.startswith(("--print_", "--help")) or word == "-h" or word.endswith(".help") for word in args)
     if asks or any(os.environ.get(rank, "0") != "0" for rank in _RANKS):  # the first process has checked it
         return
-    given = _Given(command, _settings(args))
-    given.check()
+    from megasr.yaml_limits import check_config_files
+
+    check_config_files(args)
+    _Given(command, _settings(args)).check()
 
 
 def check_recipe(raw: Mapping[str, Any]) -> None:
@@ -331,22 +333,22 @@ def _names(value: Any) -> Sequence[str]:
 
 
 def _read_config(given: str) -> Any:
-    """What a file holds, or a text that is a configuration itself.
+    """What a file holds, or a text that is a configuration itself; None when it is neither.
 
     Raises:
-        UsageError: there is no such file, or it is not YAML.
+        UsageError: there is no such file.
     """
     import yaml
+
+    from megasr.yaml_limits import load_yaml
 
     path = Path(_at_home(given))
     if path.suffix in (".yaml", ".yml", ".json") and ":" not in given and not path.exists():
         raise UsageError(f"--config {given}: no such file")
     try:
-        return yaml.load(path.read_text() if path.is_file() else given, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except (OSError, ValueError):
+        return load_yaml(path.read_text(encoding="utf-8-sig") if path.is_file() else given)
+    except (OSError, ValueError, yaml.YAMLError):
         return None  # the parser says why
-    except yaml.YAMLError as error:
-        raise UsageError(f"--config {given}: not YAML: {error}") from error
 
 
 def _leaves(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -229,9 +229,10 @@ def _check_recipe(name: str, path: Path) -> None:
     import yaml
 
     from megasr.commands.early import check_recipe
+    from megasr.yaml_limits import load_yaml
 
     try:
-        raw = yaml.safe_load(path.read_text())
+        raw = load_yaml(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UsageError(f"cannot read recipe {path}: {error.strerror}") from error
     except (ValueError, yaml.YAMLError):

@@ -24,7 +24,7 @@ MISTAKES = {
     (*FIT, "--model.sede", "1"): "unknown key 'model.sede'; did you mean model.seed",
     ("fit", "--config", "{}/misspelt.yaml"): "unknown key 'model.adapter.saft_wdth'; did you mean model.adapter.saft_w",
     ("fit", "--config", "{}/absent.yaml"): "absent.yaml: no such file",
-    ("fit", "--config", "{}/broken.yaml"): "broken.yaml: not YAML",
+    ("fit", "--config", "{}/broken.yaml"): "broken.yaml is not YAML that can be used",
     ("fit",): "no data: name a data module in --config, or with --data: BenchmarkDataModule",
     (*FIT, "--data", "SceneDatModule"): "unknown data module 'SceneDatModule'; did you mean SceneDataModule",
     (*FIT, "--data.batch_sise=1"): "unknown key of SceneDataModule 'batch_sise'; did you mean batch_size",
