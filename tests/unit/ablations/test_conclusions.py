@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import yaml
 
 from ablations import conclusions
 from ablations.conclusions import Comparison, Report, make_report
@@ -16,7 +17,7 @@ from ablations.report import _COLUMNS, _csv, _markdown
 from ablations.results import RunResult, StudyResult
 from ablations.statistics import holm
 from megasr.errors import MegaSRError, UsageError
-from megasr.evaluation.intervals import paired_bootstrap
+from megasr.evaluation.intervals import Interval, paired_bootstrap
 from megasr.evaluation.protocol import WEIGHT_FREE_V1
 from megasr.evaluation.spec import Protocol
 from megasr.rng import numpy_generator
@@ -111,6 +112,21 @@ def test_what_another_machine_would_turn_is_no_verdict() -> None:
     assert _verdict(make_report(_result(strict, good=0.3)), "good", "psnr_y") == "better"
     assert _verdict(make_report(_result(strict, good=-0.3)), "good", "psnr_y") == "worse"
     assert _comparison(make_report(_result(strict)), "good", "none", "gmsd").least == 0  # of the primary metric
+
+
+def test_the_quick_study_says_the_same_on_both_machines_of_which_its_numbers_are_known(root: Path) -> None:
+    """Edges, on an AMD EPYC and on another CPU, and the positive control (README, Two commands)."""
+    recipe = yaml.safe_load((root / "experiments" / "tiny" / "prior_selection_quick.yaml").read_text())
+
+    def verdict(least: float, mean: float, low: float, high: float) -> str:
+        sure = Interval(mean, low, high, 0.001 if low > 0 else 0.5, 24, 4)
+        return Comparison("a", "none", "fsim", sure, 1, sure.p_value, least).verdict
+
+    machines = (0.0003, 0.0001, 0.0005), (0.0004, -0.0008, 0.0016)
+    assert [verdict(0, *numbers) for numbers in machines] == ["better", "undecided"]
+    least = recipe["study"]["least_difference"]
+    assert [verdict(least, *numbers) for numbers in machines] == ["undecided", "undecided"]
+    assert verdict(least, 0.0075, 0.0040, 0.0119) == "better"
 
 
 def test_controls_behave_by_more_than_a_machine_does() -> None:
