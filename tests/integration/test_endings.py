@@ -17,7 +17,9 @@ import lightning
 import pytest
 import torch
 
+import megasr.commands.lightning_cli  # noqa: F401  once, not in every process that is forked from this one
 from megasr import cli
+from megasr.files import locked_folder
 from megasr.training.last_checkpoint import LAST, STOPPED
 from tests.helpers.ranks import free_port, rank_environment
 from tests.helpers.sources import ROOT
@@ -167,6 +169,21 @@ def test_one_process(
     assert (tmp_path / STOPPED).exists() == (code == 143)
 
 
+def test_a_validation_that_is_stopped_is_no_success(tmp_path: Path) -> None:
+    _, *given = options(tmp_path, at(VALIDATION, "terminate", step=0), limit_val_batches=3)
+    assert end(start(["validate", *given], tmp_path.with_suffix(".log"))) == 143
+
+
+def test_a_folder_takes_one_training_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("megasr.files._LOCK_WAIT_S", 0.0)
+    with locked_folder(tmp_path):
+        assert cli.main(options(tmp_path)) == 1
+    assert capsys.readouterr().err.endswith(f"{LINE}another process is writing to {tmp_path}; wait for it, or end it\n")
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+
+
 def ranks(folder: Path, *command: str, **changes: Any) -> list[tuple[int | None, str]]:
     """Exit code and last line of two processes that something like torchrun has started."""
     port, logs = free_port(), [folder.with_suffix(f".{rank}") for rank in (0, 1)]
@@ -183,6 +200,15 @@ def test_when_another_process_is_killed_the_steps_are_saved(tmp_path: Path, vict
     assert code == 1
     assert line.startswith(f"{LINE}rank {1 - victim} waited in vain for another process in step 2: its own line")
     assert saved_steps(tmp_path) == (2 if victim else None)  # the first process has what a checkpoint holds
+
+
+def test_what_is_spread_over_processes_is_saved_by_all_of_them(tmp_path: Path) -> None:
+    strategy = json.dumps({"class_path": "megasr.training.strategies.ShardedStrategy"})
+    (first, _), (second, _) = ranks(
+        tmp_path, *options(tmp_path, at(PASS, "interrupt", rank=1), devices=2, strategy=strategy)
+    )
+    assert (first, second) == (143, 130)  # the signal has come to the second
+    assert saved_steps(tmp_path) == 3
 
 
 def test_the_process_that_hangs_is_the_one_that_does_not_wait(tmp_path: Path) -> None:
