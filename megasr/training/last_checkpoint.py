@@ -17,7 +17,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from megasr.errors import MegaSRError, UsageError
 from megasr.files import open_whole
 from megasr.tracking import first_line
-from megasr.training.checkpoint import damage, read_checkpoint
+from megasr.training.checkpoint import damage, read_checkpoint, read_settings
 from megasr.training.ending import TERMINATED, Stopped, StopRequest
 
 SAVE_EVERY_N_STEPS = 500
@@ -98,9 +98,26 @@ class LastCheckpoint(ModelCheckpoint):
             self._stop.raise_if_asked(trainer)
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Give the signals back: there is no further step to wait for."""
+        """Give the signals back, and see to it that the last step is saved, whenever the validations were.
+
+        Raises:
+            MegaSRError: it cannot be: a training whose weights are lost has not succeeded.
+        """
         super().on_train_end(trainer, pl_module)
         self._stop.restore()
+        if trainer.fast_dev_run or trainer.global_step == self._first_step or not self._lacks_steps(trainer):
+            return
+        trainer.save_checkpoint(self._path, weights_only=False)
+        if self._lacks_steps(trainer):
+            raise MegaSRError(
+                f"{self._path} could not be written at the end of the training, after {self._steps} steps"
+            )
+
+    def _lacks_steps(self, trainer: lightning.Trainer) -> bool:
+        """Whether last.ckpt is older than the training; all processes must ask together."""
+        _wait_for_files(trainer)
+        lacks = trainer.is_global_zero and _steps_in(self._path) not in (None, trainer.global_step)
+        return bool(trainer.strategy.reduce_boolean_decision(lacks, all=False))
 
     def on_exception(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
@@ -142,6 +159,16 @@ def _wait_for_files(trainer: lightning.Trainer) -> None:
         rank_zero_warn(first_line(error))
 
 
+def _steps_in(path: Path) -> int | None:
+    """The optimizer steps of a checkpoint: 0 when there is none, None when they are not said."""
+    if not path.exists():
+        return 0
+    try:
+        return int(read_settings(path)["global_step"])
+    except (MegaSRError, KeyError):  # a module that is not the project's own may save anything
+        return None
+
+
 def _identity(path: Path) -> tuple[int, int] | None:
     """What differs once a file or folder has been replaced; None when there is none."""
     try:
@@ -177,6 +204,8 @@ class CheckpointFiles(TorchCheckpointIO):
                 torch.save(checkpoint, file)
                 if path.name == LAST:
                     _keep(path)
+        except MegaSRError:
+            raise
         except RuntimeError as error:  # torch's writer has no OSError for a full disk
             raise MegaSRError(f"cannot write {path}: {first_line(error)}") from error
 

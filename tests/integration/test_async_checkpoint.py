@@ -107,7 +107,8 @@ def test_what_a_write_has_to_say_is_said(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(MegaSRError, match=r"best.ckpt: no space left"):
         files.save_checkpoint({}, tmp_path / "best.ckpt")  # at once, if the thread is that fast
         files.teardown()
-    with pytest.warns(UserWarning, match="the training goes on"):
+    ends = pytest.raises(MegaSRError, match="last.ckpt could not be written at the end of the training, after 2 steps")
+    with pytest.warns(UserWarning, match="the training goes on"), ends:
         train(tmp_path, AsyncCheckpointFiles(), steps=2)
 
 

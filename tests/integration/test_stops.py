@@ -91,25 +91,37 @@ def test_a_loss_that_is_not_finite_in_one_process_stops_both(tmp_path: Path) -> 
     assert torch.load(tmp_path / LAST, weights_only=True)["global_step"] == 3
 
 
-def full_disk(folder: Path) -> tuple[list[float], list[str]]:
+def full_disk(folder: Path) -> tuple[str, list[str]]:
     """The operating system refuses large files from the fourth step on, as a full disk does."""
 
     def fill(*unused: Any) -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
 
-    with warnings.catch_warnings(record=True) as caught:
+    with warnings.catch_warnings(record=True) as caught, pytest.raises(MegaSRError) as ended:
         warnings.simplefilter("always")
-        losses = train(folder, 1, At(3, 0, fill), every=1)
-    return losses, [str(warning.message) for warning in caught]
+        train(folder, 1, At(3, 0, fill), every=1)
+    return str(ended.value), [str(warning.message) for warning in caught]
 
 
-def test_a_full_disk_costs_checkpoints_and_not_the_training(tmp_path: Path) -> None:
-    ((losses, said),) = run_ranks(1, full_disk, tmp_path)
-    assert len(losses) == STEPS
+def test_a_full_disk_costs_checkpoints_and_not_the_training_unless_it_stays_full(tmp_path: Path) -> None:
+    ((ended, said),) = run_ranks(1, full_disk, tmp_path)
+    assert ended == f"{tmp_path / LAST} could not be written at the end of the training, after {STEPS} steps"
     assert any("last.ckpt" in line and "the training goes on" in line for line in said)
+    assert all(line.count("cannot write") == 1 for line in said if "the training goes on" in line)
     assert {path.name for path in tmp_path.iterdir()} == {LAST, PREVIOUS}  # and no part
     assert torch.load(find_last(tmp_path), weights_only=True)["global_step"] == 3
+
+
+def test_the_last_step_is_saved_when_no_validation_follows_it(tmp_path: Path) -> None:
+    """Lightning saves after validations; here there is one after every second epoch, and the training has one."""
+    trainer = lightning.Trainer(
+        accelerator="cpu", max_steps=2, check_val_every_n_epoch=2, callbacks=[LastCheckpoint(tmp_path)], logger=False,
+        default_root_dir=tmp_path, enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    data = PhotoDataModule(crop_size_px=32, batch_size=1, train_samples=6, eval_samples=1, seed=3)
+    trainer.fit(make_module(adapter=AdapterConfig(guidance=("canny",), saft_width=8)), datamodule=data)
+    assert torch.load(find_last(tmp_path), weights_only=True)["global_step"] == 2
 
 
 def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
