@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import io
 import os
+import struct
 import threading
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -30,6 +32,10 @@ MAX_PIXELS = 2**29 // 3
 _FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")
 _ORIENTATION = 0x0112
 _START, _SCAN, _END = b"\xff\xd8\xff", b"\xff\xda", b"\xff\xd9"
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by the kind of colour
+_BLOCK_BYTES = 2**20
+_ROWS = 256  # of float32 pixels at a time
 _MAX_SCANS = 200  # every scan of a progressive JPEG is a pass over all pixels; encoders write about ten
 
 
@@ -244,10 +250,36 @@ def decode_deep_colours(content: bytes) -> np.ndarray:
     """
     import cv2
 
+    refuse_long_png(content)
     pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
     if pixels is None or pixels.dtype != np.uint16 or pixels.ndim != 3 or pixels.shape[2] not in (3, 4):
         raise DecodingError("an unusual kind of 16-bit image")
     return pixels[..., [2, 1, 0, 3][: pixels.shape[2]]]
+
+
+def refuse_long_png(content: bytes) -> None:
+    """Before OpenCV decodes a PNG: libpng unpacks whatever follows the last row, gigabytes of a megabyte.
+
+    Raises:
+        DecodingError: more than the rows is packed.
+    """
+    if not content.startswith(PNG_SIGNATURE):
+        return
+    width, height, bits, kind = struct.unpack_from(">IIBB", content, 16)
+    most = 2 * height * (1 + width * bits * _PNG_CHANNELS.get(kind, 4) // 8) + _BLOCK_BYTES  # interlaced, it is more
+    place, unpacked, unpack = len(PNG_SIGNATURE), 0, zlib.decompressobj()
+    while place + 12 <= len(content):
+        size = int.from_bytes(content[place : place + 4])
+        packed = content[place + 8 : place + 8 + size] if content[place + 4 : place + 8] == b"IDAT" else b""
+        while packed and unpacked <= most:
+            try:
+                unpacked += len(unpack.decompress(packed, _BLOCK_BYTES))
+            except zlib.error as error:
+                raise DecodingError(f"damaged PNG: {error}") from error
+            packed = unpack.unconsumed_tail
+        place += 12 + size
+    if unpacked > most:
+        raise DecodingError(f"more data than a PNG of {width}x{height} px has")
 
 
 def _decode_deep(content: bytes) -> Image.Image:
@@ -256,9 +288,14 @@ def _decode_deep(content: bytes) -> Image.Image:
 
     pixels = decode_deep_colours(content)
     if pixels.shape[2] == 4:
-        alpha = pixels[..., 3:].astype(np.float32) / 65535
-        pixels = (pixels[..., :3] * alpha + 65535 * (1 - alpha)).round().astype(np.uint16)
+        pixels = np.concatenate([_on_white(rows) for rows in np.array_split(pixels, -(-len(pixels) // _ROWS))])
     return Image.fromarray(_to_8_bit(pixels))
+
+
+def _on_white(pixels: np.ndarray) -> np.ndarray:
+    """(H, W, 4) uint16 -> (H, W, 3) uint16."""
+    alpha = pixels[..., 3:].astype(np.float32) / 65535
+    return (pixels[..., :3] * alpha + 65535 * (1 - alpha)).round().astype(np.uint16)
 
 
 def _to_8_bit(pixels: np.ndarray) -> np.ndarray:
@@ -279,7 +316,8 @@ def _to_rgb(image: Image.Image, turned: int) -> np.ndarray:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         image = Image.alpha_composite(white, image)
-    image = image.convert("RGB")
+    if image.mode != "RGB":  # else it would be a copy
+        image = image.convert("RGB")
     if turned != 1:
         image.getexif()[_ORIENTATION] = turned
         image = ImageOps.exif_transpose(image)

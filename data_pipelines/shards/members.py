@@ -11,14 +11,13 @@ import torch
 
 from data_pipelines.shards.tar_index import IndexedSample, decode_key, digest, encode_key
 from megasr.errors import MegaSRError
-from megasr.images import MAX_PIXELS
+from megasr.image_decoding import MAX_PIXELS, PNG_SIGNATURE, refuse_long_png
 
 HEADER_BYTES = tarfile.BLOCKSIZE
 _NAME_BYTES = 100  # what a plain tar header has room for
 _GAP_BYTES = 2**16  # between the files of a sample: their headers, also those of long names
 _MOST_FILES = 1000  # of one sample
 _MOST_BYTES = 2**31  # of one sample: the largest image that is decoded, 16 bits deep and not compressed, has half
-_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 class DamageError(MegaSRError):
@@ -103,13 +102,14 @@ def decode_map(content: bytes, height: int | None = None, width: int | None = No
     """
     import cv2
 
-    if content[:8] != _PNG_SIGNATURE or len(content) < 24:
+    if content[:8] != PNG_SIGNATURE or len(content) < 24:
         raise ValueError("not a PNG")
     found_width, found_height = struct.unpack(">II", content[16:24])
     if found_width != (width or found_width) or found_height != (height or found_height):
         raise ValueError(f"{found_width}x{found_height} px, the image has {width}x{height}")
     if found_width * found_height > MAX_PIXELS:
         raise ValueError(f"{found_width}x{found_height} px are more than {MAX_PIXELS} px")
+    refuse_long_png(content)
     pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
     if pixels is None or (pixels.ndim == 3 and pixels.shape[2] != 3):
         raise ValueError("cannot be decoded as grey or RGB")

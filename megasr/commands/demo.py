@@ -42,5 +42,5 @@ def run(arguments: argparse.Namespace) -> None:
     import_gradio()  # before minutes of loading, not after
     pipeline = load_pipeline(Settings(arguments.checkpoint, arguments.prior), usable_device(arguments.device))
     page = make_page(pipeline, arguments.tile, arguments.max_pixels)
-    print(f"{serve(page, arguments.host, arguments.port)} (Ctrl-C ends it)")
+    print(f"{serve(page, arguments.host, arguments.port, arguments.max_pixels)} (Ctrl-C ends it)")
     page.block_thread()

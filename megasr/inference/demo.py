@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
@@ -17,7 +18,7 @@ from PIL import Image
 from megasr.errors import MegaSRError, UsageError
 from megasr.guidance.registry import get_guidance
 from megasr.guidance.strengths import MAX_STRENGTH
-from megasr.images import from_uint8, resize, to_uint8, upsample_lq
+from megasr.images import decode_image, from_uint8, resize, to_uint8, upsample_lq
 from megasr.inference.arguments import PRESETS, choose_tile
 from megasr.inference.color import ColorFix
 from megasr.inference.progress import Progress, no_progress, tell_share
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
     from megasr.inference.pipeline import MegaSRPipeline
 
+_MOST_BYTES_PER_PIXEL = 8  # RGB and alpha of 16 bits, not compressed
+_UPLOADS_KEPT_S = 3600
+_ONE_AT_A_TIME = "pipeline"  # tags and restorations of all visitors: each takes the whole machine
 AS_TRAINED, NONE = "as trained", "none"
 Picture = tuple[Image.Image, str]  # with its caption
 
@@ -63,6 +67,19 @@ def restore_shown(
     took = time.perf_counter() - started
     sizes = f"{photograph.width}x{photograph.height} to {sr.width}x{sr.height} px"
     return (enlarged, sr), maps, f"{sizes} in {took:.1f} s, seed {options.get('seed', pipeline.module.seed)}"
+
+
+def read_upload(path: str, max_pixels: int) -> Image.Image:
+    """An uploaded photograph, upright, in 8-bit RGB.
+
+    Raises:
+        MegaSRError: it is no image, or larger than max_pixels; that is seen before it is decoded.
+    """
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise MegaSRError(f"the photograph is not here any more ({error.strerror}): drop it again") from error
+    return Image.fromarray(decode_image(content, Path(path).name, max_pixels))
 
 
 def suggest_tags(pipeline: MegaSRPipeline, photograph: Image.Image | None) -> str:
@@ -125,19 +142,24 @@ def make_page(pipeline: MegaSRPipeline, tile: int | None = None, max_pixels: int
     gr = import_gradio()
     tile = choose_tile(tile, pipeline.module.prior.native_px)
 
-    def upscale(photograph: Image.Image | None, *values: Any, progress: Any = gr.Progress()) -> tuple[Any, ...]:  # noqa: B008 (gradio finds it by its default)
-        if photograph is None:
-            raise gr.Error("Drop a photograph first.", duration=5)
-        if photograph.width * photograph.height > max_pixels:
-            size = f"{photograph.width}x{photograph.height}"
-            raise gr.Error(f"{size} px are more than {max_pixels} px: use megasr upscale for it.")
+    def upscale(upload: str | None, *values: Any, progress: Any = gr.Progress()) -> tuple[Any, ...]:  # noqa: B008 (gradio finds it by its default)
+        if upload is None:
+            raise gr.Error("Drop a photograph first.", duration=5, print_exception=False)
         try:
+            photograph = read_upload(upload, max_pixels)
             options = read_options(pipeline.guidance, values, tile)
             return restore_shown(pipeline, photograph, options, lambda share: progress(share, desc="restoring"))
         except (UsageError, MegaSRError) as error:
-            raise gr.Error(str(error)) from error
+            raise gr.Error(str(error), print_exception=False) from error
 
-    with gr.Blocks(title="megasr", analytics_enabled=False) as page:
+    def suggest(upload: str) -> str:
+        try:
+            return suggest_tags(pipeline, read_upload(upload, max_pixels))
+        except MegaSRError:  # said when the button is pressed
+            return ""
+
+    kept_s = _UPLOADS_KEPT_S
+    with gr.Blocks(title="megasr", analytics_enabled=False, delete_cache=(kept_s, kept_s)) as page:
         gr.Markdown("## megasr\nDrop a photograph, choose what guides its restoration, and compare.")
         with gr.Row():
             with gr.Column(scale=2, min_width=320):
@@ -145,16 +167,19 @@ def make_page(pipeline: MegaSRPipeline, tile: int | None = None, max_pixels: int
             with gr.Column(scale=3, min_width=420):
                 both, maps, line = _results(gr, pipeline)
         if pipeline.module.tagger is not None:
-            photograph.upload(
-                lambda image: suggest_tags(pipeline, image), photograph, fields[0], show_progress="hidden"
-            )
-        button.click(upscale, [photograph, *fields], [both, maps, line], show_progress_on=[both])
+            photograph.upload(suggest, photograph, fields[0], show_progress="hidden", concurrency_id=_ONE_AT_A_TIME)
+        button.click(
+            upscale, [photograph, *fields], [both, maps, line], show_progress_on=[both], concurrency_id=_ONE_AT_A_TIME
+        )
     return page
 
 
 def _fields(gr: Any, pipeline: MegaSRPipeline) -> tuple[Any, list[Any], Any]:
     """Photograph, the other fields in the order of read_options, and the button."""
-    photograph = gr.Image(type="pil", image_mode="RGB", sources=["upload", "clipboard"], label="Photograph", height=280)
+    # As a file that gradio does not decode: it knows no limits, and more formats than ours.
+    photograph = gr.Image(
+        type="filepath", image_mode=None, sources=["upload", "clipboard"], label="Photograph", height=280
+    )
     hint, reads = "comma-separated: what is shown", pipeline.module.adapter.text
     if not reads:
         hint = "this adapter was trained without words"
@@ -187,13 +212,14 @@ def _results(gr: Any, pipeline: MegaSRPipeline) -> tuple[Any, Any, Any]:
     return both, maps, line
 
 
-def serve(page: gr.Blocks, host: str = "127.0.0.1", port: int | None = None) -> str:
+def serve(page: gr.Blocks, host: str = "127.0.0.1", port: int | None = None, max_pixels: int = 2048**2) -> str:
     """Serve a page from this process and return its address.
 
     Args:
         page: of make_page.
         host: 0.0.0.0 lets other machines in.
         port: None takes a free one from 7860 up.
+        max_pixels: of make_page; larger files than such a photograph has at most are not taken in.
 
     Raises:
         MegaSRError: the port is taken.
@@ -204,6 +230,7 @@ def serve(page: gr.Blocks, host: str = "127.0.0.1", port: int | None = None) -> 
         _, address, _ = page.launch(
             server_name=host, server_port=port, theme=theme, quiet=True, prevent_thread_lock=True, share=False,
             ssr_mode=False, footer_links=[], enable_monitoring=False, css="footer { display: none }",
+            max_file_size=_MOST_BYTES_PER_PIXEL * max_pixels + 2**20,
         )  # fmt: skip
     except OSError as error:
         raise MegaSRError(f"cannot serve on {host}, port {port or '7860 to 7959'}: {error}") from error

@@ -16,6 +16,7 @@ LIGHT = ("megasr.console", "megasr.errors", "megasr.names", "megasr.progress", "
 LEAVES = (
     "megasr.batch",
     "megasr.images",
+    "megasr.image_decoding",
     "megasr.rng",
     "megasr.weights",
     "megasr.errors",

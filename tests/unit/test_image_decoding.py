@@ -2,6 +2,7 @@
 
 import io
 import struct
+import time
 import zlib
 
 import cv2
@@ -307,6 +308,57 @@ def test_a_jpeg_of_endless_scans_is_refused():
     scan = progressive[first : progressive.index(b"\xff\xc4", first)]
     with pytest.raises(MegaSRError, match="more than 200 scans"):
         decode_image(progressive[:end] + scan * 300 + progressive[end:], "slow")
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_data_behind_the_last_row_of_a_png_is_not_unpacked(bits):
+    """A megabyte of a 16-bit PNG of one pixel of zeros unpacked to a gigabyte, for ten seconds."""
+    rows = bytes(1 + 3 * bits // 8)
+    content, bomb = png(bits, 2, rows[1:]), zlib.compress(rows + bytes(2**28), 1)
+    at = content.index(b"IDAT") - 4
+    packed = struct.pack(">I", len(bomb)) + b"IDAT" + bomb + struct.pack(">I", zlib.crc32(b"IDAT" + bomb))
+    content = content[:at] + packed + content[content.index(b"IEND") - 4 :]
+    began = time.perf_counter()
+    if bits == 8:  # Pillow stops behind the last row
+        assert decode_image(content, "padded").tolist() == [[[0, 0, 0]]]
+    else:
+        with pytest.raises(MegaSRError, match="more data than a PNG of 1x1 px has"):
+            decode_image(content, "padded")
+    assert time.perf_counter() - began < 1
+
+
+@pytest.mark.parametrize("compressed", [b"zTXta\0\0", b"iTXta\0\1\0\0\0", b"iCCPa\0\0"])
+@pytest.mark.parametrize("bits", [8, 16])
+def test_texts_and_profiles_of_a_png_are_no_bombs(compressed, bits):
+    content = compressed + zlib.compress(bytes(2**28), 1)
+    chunk = struct.pack(">I", len(content) - 4) + content + struct.pack(">I", zlib.crc32(content))
+    plain = png(bits, 2, bytes(3 * bits // 8))
+    began = time.perf_counter()
+    with pytest.raises(MegaSRError, match="MAX_TEXT_CHUNK"):
+        decode_image(plain[:33] + chunk + plain[33:], "texts")
+    assert time.perf_counter() - began < 1
+
+
+def test_a_16_bit_png_of_several_pieces_is_read():
+    deep = numpy_generator(0, "deep").integers(0, 65536, (37, 53, 4), dtype=np.uint16)
+    content = cv2.imencode(".png", deep)[1].tobytes()
+    at = content.index(b"IDAT") - 4
+    size = int.from_bytes(content[at : at + 4])
+    data = content[at + 8 : at + 8 + size]
+    pieces = b"".join(
+        struct.pack(">I", len(part)) + b"IDAT" + part + struct.pack(">I", zlib.crc32(b"IDAT" + part))
+        for part in (data[:100], b"", data[100:])
+    )
+    split = content[:at] + pieces + content[at + 12 + size :]
+    assert np.array_equal(decode_image(split, "split"), decode_image(content, "whole"))
+
+
+def test_alpha_of_16_bits_is_the_same_in_rows():
+    deep = numpy_generator(0, "deep").integers(0, 65536, (600, 5, 4), dtype=np.uint16)
+    alpha = deep[..., 3:].astype(np.float32) / 65535
+    expected = ((deep[..., :3] * alpha + 65535 * (1 - alpha)).round() / 257).round()
+    content = cv2.imencode(".png", deep[..., [2, 1, 0, 3]])[1].tobytes()
+    assert np.array_equal(decode_image(content, "alpha"), expected)
 
 
 def test_every_16_bit_value_is_rounded_to_the_nearest():
