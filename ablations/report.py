@@ -15,7 +15,7 @@ from ablations.registry import Study
 from ablations.results import StudyResult, write_text
 from megasr.errors import MegaSRError
 from megasr.evaluation.protocol import MetricSpec
-from megasr.evaluation.tables import csv_text
+from megasr.evaluation.tables import csv_text, markdown_text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -163,9 +163,9 @@ def _markdown(result: StudyResult, report: Report) -> str:
         texts = [
             f"{mean:.{_digits(mean)}f}" + (f"<br>{'<br>'.join(_difference(mean, c))}" if c else "") for mean, c in cells
         ]
-        lines.append(f"| {label} | {' | '.join(texts)} |")
+        lines.append(f"| {markdown_text(label)} | {' | '.join(texts)} |")
     lines += ["", f"Differences are to {result.study.reference.name}. {_legend(result)}", ""]
-    lines += [f"- {line}" for line in (*report.findings, *report.notes)]
+    lines += [f"- {markdown_text(line)}" for line in (*report.findings, *report.notes)]
     return "\n".join([*lines, "", "![crops](contact_sheet.png)", ""])
 
 

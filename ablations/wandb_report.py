@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ablations.page.content import StudyPage
+from megasr.evaluation.tables import markdown_text
 from megasr.files import write_whole
 
 REPORT_FILE = "wandb_report.json"  # which report is the study's: the next one replaces its text
@@ -55,12 +56,13 @@ def build_report(page: StudyPage, group: str, entity: str, project: str) -> Any:
         title="same image, all combinations", media_keys=[f"pictures/{row.key}" for row in page.pictures]
     )
     panels = [wr.MediaBrowser(title="ranking, worth, pairs", media_keys=figures), *[pictures] * bool(page.pictures)]
+    controls = f"**Controls.** {markdown_text(page.trust)}"
     return wr.Report(
         **of_study,
         title=f"{page.title}: {page.question}"[:_LONGEST_TITLE],
         description=page.answer[0] if page.answer else "",
         blocks=[
-            wr.MarkdownBlock("\n\n".join([*page.answer, f"**Controls.** {page.trust}"])),
+            wr.MarkdownBlock("\n\n".join([*map(markdown_text, page.answer), controls])),
             wr.H2(f"Ranking in {metric}"),
             wr.MarkdownBlock(_table(page)),
             wr.PanelGrid(runsets=[answer], panels=panels),
@@ -80,10 +82,11 @@ def build_report(page: StudyPage, group: str, entity: str, project: str) -> Any:
 def _table(page: StudyPage) -> str:
     head = [f"| combination | difference in {page.primary[0]} | verdict |", "|---|---|---|"]
     rows = (
-        f"| {row.label} | {row.mean:+.4f} [{row.low:+.4f}, {row.high:+.4f}] | {row.verdict} |" for row in page.ranked
+        f"| {markdown_text(row.label)} | {row.mean:+.4f} [{row.low:+.4f}, {row.high:+.4f}] | {row.verdict} |"
+        for row in page.ranked
     )
     return "\n".join([*head, *rows])
 
 
 def _list(lines: Any) -> str:
-    return "\n".join(f"- {line}" for line in lines)
+    return "\n".join(f"- {markdown_text(line)}" for line in lines)

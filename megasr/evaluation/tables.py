@@ -47,15 +47,15 @@ def markdown(evaluations: Sequence[Labelled], published: Sequence[PublishedRow] 
 
     def row(line: Line) -> list[str]:
         source = "" if line.source is None else f" [{line.source}]"
-        return [_markdown_text(line.label + source), line.images, *(_mark(cell, marks, "–") for cell in line.cells)]
+        return [markdown_text(line.label + source), line.images, *(_mark(cell, marks, "–") for cell in line.cells)]
 
     header = ["Method", "Images", *(f"{name} {'↑' if higher else '↓'}" for name, higher in table.columns)]
     alignment = [":--", *["--:"] * (len(header) - 1)]
     rows = [header, alignment, *map(row, table.measured)]
     if table.published:
         rows += [["*Published*", *[""] * (len(header) - 1)], *map(row, table.published)]
-    lines = [f"**{_markdown_text(table.title)}**", "", *("| " + " | ".join(cells) + " |" for cells in rows), ""]
-    return "\n".join([*lines, *(f"- {_markdown_text(note)}" for note in table.notes)]).rstrip() + "\n"
+    lines = [f"**{markdown_text(table.title)}**", "", *("| " + " | ".join(cells) + " |" for cells in rows), ""]
+    return "\n".join([*lines, *(f"- {markdown_text(note)}" for note in table.notes)]).rstrip() + "\n"
 
 
 def latex(evaluations: Sequence[Labelled], published: Sequence[PublishedRow] = (), intervals: bool = False) -> str:
@@ -127,7 +127,7 @@ def _mark(cell: Cell, marks: Sequence[Callable[[str], str]], absent: str) -> str
     return absent if cell.text is None else marks[cell.rank](cell.text)
 
 
-def _markdown_text(text: str) -> str:
+def markdown_text(text: str) -> str:
     """Text of which nothing is markup: also HTML and line ends."""
     return re.sub(r"([\\|*_`<>\[\]#~])", r"\\\1", " ".join(text.split()))
 

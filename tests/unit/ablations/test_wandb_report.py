@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 from wandb_workspaces.reports.v2 import interface
 
+from ablations.page.content import Failure
 from ablations.tracking import Tracker
 from ablations.wandb_report import REPORT_FILE, save_report
 from tests.helpers.study_page import study_page, with_pictures
@@ -82,3 +84,17 @@ def test_a_report_that_wandb_refuses_is_one_line(
     Tracker("g", said.append)._write(PAGE, "lab", "megasr", tmp_path)
     assert said == ["W&B took no Report (permission denied); its run of the study holds the same"]
     assert not (tmp_path / REPORT_FILE).exists()
+
+
+def test_names_and_reasons_are_no_markup(wandb: Answers, tmp_path: Path) -> None:
+    markup = "<img src=x onerror=alert(1)> [a](javascript:alert(1)) | b\n# c"
+    escaped = r"\<img src=x onerror=alert(1)\> \[a\](javascript:alert(1)) \| b \# c"
+    rows = tuple(replace(row, label=f"{markup} {number}") for number, row in enumerate(PAGE.rows))
+    failures = (Failure("run", markup),)
+    page = replace(PAGE, answer=(markup,), trust=markup, rows=rows, notes=(markup,), failures=failures)
+    save_report(replace(page, provenance=((markup, "value"),)), "selection-1234", "lab", "megasr", tmp_path)
+    spec = wandb.sent[0]["spec"]
+    text = json.dumps(escaped)[1:-1]
+    for line in (text, f"**Controls.** {text}", f"| {text} 0 | ", f"- {text}", f"- run: {text}", f"- {text}: value"):
+        assert line in spec
+    assert markup.split("|")[0] not in json.dumps(json.loads(spec)["blocks"])
