@@ -31,7 +31,7 @@ from megasr.commands import (
     weights,
 )
 from megasr.console import quiet_warnings
-from megasr.errors import MegaSRError, UsageError
+from megasr.errors import MegaSRError, UsageError, printable
 
 COMMANDS = (training, pretrain, study, upscale, demo, export, evaluate, compare, shards, weights, params, doctor)
 
@@ -102,7 +102,7 @@ def _code(exit_request: SystemExit) -> int:
 def _fail(message: str, code: int) -> int:
     if os.environ.get("MEGASR_DEBUG") == "1":
         traceback.print_exc()
-    print(f"megasr: error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"megasr: error: {printable(' '.join(message.split()))}", file=sys.stderr)
     return code
 
 

@@ -14,6 +14,11 @@ class UsageError(ValueError):
     """A value that was typed or configured cannot be used. The CLI exits with 2."""
 
 
+def printable(text: str) -> str:
+    """Text that does nothing to a terminal: names of files may hold its commands, and bytes that are no characters."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 # What other projects call some settings, and what they are called here.
 _ALIASES = {
     "lr": "learning_rate", "wd": "weight_decay", "warmup": "warmup_steps", "bs": "batch_size", "workers": "num_workers",

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megasr.errors import MegaSRError, UsageError
+from megasr.errors import MegaSRError, UsageError, printable
 from megasr.progress import progress_bars
 
 if TYPE_CHECKING:
@@ -234,7 +234,8 @@ def run_verify(arguments: argparse.Namespace) -> None:
         return
     width = max(len(finding.kind) for finding in findings)
     for finding in findings:
-        print(f"{finding.kind:<{width}}  {'  '.join(filter(None, (finding.where, finding.key, finding.detail)))}")
+        found = "  ".join(filter(None, (finding.where, finding.key, finding.detail)))
+        print(printable(f"{finding.kind:<{width}}  {found}"))
     print()
     for kind, count in sorted(Counter(finding.kind for finding in findings).items()):
         print(f"{kind:<{width}}  {count}")
@@ -248,7 +249,7 @@ def run_info(arguments: argparse.Namespace) -> None:
     rows = list(describe(arguments.folder))
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
-        print(f"{name:<{width}}  {value}")
+        print(printable(f"{name:<{width}}  {value}"))
 
 
 def run_index(arguments: argparse.Namespace) -> None:
@@ -258,7 +259,7 @@ def run_index(arguments: argparse.Namespace) -> None:
     with _progress() as progress:
         manifest = index_shards(arguments.folder, arguments.licence, _workers(arguments), progress)
     fields = ", ".join(f"{count} {name}" for name, count in manifest.fields.items())
-    print(f"{arguments.folder}: {manifest.samples} samples in {len(manifest.shards)} shards ({fields})")
+    print(printable(f"{arguments.folder}: {manifest.samples} samples in {len(manifest.shards)} shards ({fields})"))
 
 
 @contextmanager

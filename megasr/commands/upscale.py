@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megasr.commands.upscale_options import add_options, check_options, check_source, make_settings
-from megasr.errors import MegaSRError, UsageError
+from megasr.errors import MegaSRError, UsageError, printable
 
 if TYPE_CHECKING:
     from megasr.commands.upscale_plan import Planned
@@ -61,7 +61,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.compare:
         _compare([job for job in jobs if job not in failed], arguments)
     for job, error in failed.items():
-        print(f"failed: {job.source}: {error}", file=sys.stderr)
+        print(printable(f"failed: {job.source}: {error}"), file=sys.stderr)
     if failed:
         raise MegaSRError(f"{len(failed)} of {len(jobs)} images failed; they are listed above")
 

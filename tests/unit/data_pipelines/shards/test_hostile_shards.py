@@ -26,6 +26,7 @@ from data_pipelines.shards.manifest import MANIFEST
 from data_pipelines.shards.members import decode_map
 from data_pipelines.shards.reader import ShardSource
 from data_pipelines.shards.verify import verify
+from megasr import cli
 from megasr.errors import MegaSRError
 from tests.helpers.shard_sets import make_shards, photo_files, write_shard
 
@@ -219,3 +220,15 @@ def test_a_baked_variant_that_is_no_image_costs_one_sample(tmp_path: Path) -> No
     with pytest.raises(UnusableSampleError, match="damaged variant"):
         source.read(0, 0)
     assert source.read(1, 0).lq is not None
+
+
+def test_names_do_nothing_to_the_terminal(shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    edit_index(shards, "\x1b[2J\udcff", **{"\x1b]0;title\x07": [512, 3, ""]})
+    manifest = json.loads((shards / MANIFEST).read_text())
+    (shards / MANIFEST).write_text(json.dumps(manifest | {"licence": "\x1b[31m\udcff"}))
+    assert cli.main(["shards", "verify", str(shards)]) == 1
+    assert cli.main(["shards", "info", str(shards)]) in (0, 1)
+    assert cli.main(["shards", "info", f"{shards}\x1b[2J"]) == 1
+    said = capsys.readouterr()
+    assert "\\x1b[2J\\udcff" in said.out
+    assert "\x1b" not in said.out + said.err.replace("\x1b[?25h", "").replace("\x1b[?25l", "")
