@@ -78,7 +78,7 @@ def read_evaluation(path: Path) -> Evaluation:
         found["rows"] = tuple(found["rows"])
         found["intervals"] = {name: (low, high) for name, (low, high) in found["intervals"].items()}
         return Evaluation(**found)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise MegaSRError(f"{path} is not an evaluation that can be read: {error}") from error
 
 

@@ -145,7 +145,9 @@ def test_merges_that_unpack_to_gigabytes_are_refused(prior: Path, clip: Path) ->
             load(str(folder))
 
 
-@pytest.mark.parametrize("content", ["[" * 100_000, "[]", "{", '{"a": ' * 50_000])
+@pytest.mark.parametrize(
+    "content", ["[" * 100_000, "[]", "{", '{"a": ' * 50_000], ids=["deep", "list", "cut", "deep too"]
+)
 def test_a_config_that_is_none_is_one_line(prior: Path, content: str) -> None:
     (prior / "vae" / "config.json").unlink()
     (prior / "vae" / "config.json").write_text(content)

@@ -32,7 +32,14 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    ["{", "[]", '{"protocol": "x"}', '{"rows": [], "intervals": {}, "more": 1}', '{"rows": [], "intervals": []}'],
+    [
+        "{",
+        "[]",
+        pytest.param("[" * 100_000, id="deep"),
+        '{"protocol": "x"}',
+        '{"rows": [], "intervals": {}, "more": 1}',
+        '{"rows": [], "intervals": []}',
+    ],
 )
 def test_anything_else_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "r.json").write_text(content)
