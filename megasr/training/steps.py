@@ -59,13 +59,13 @@ class StepProgress(ProgressBar):
     ) -> None:
         """Within a training it has no bar of its own."""
         if not trainer.sanity_checking and trainer.state.fn == "validate":
-            self._show("validating", _batches(trainer), self.total_val_batches_current_dataloader)
+            self._show("validating", _batches(trainer), sum(trainer.num_val_batches))
 
     def on_test_batch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *unused: Any, **named: Any
     ) -> None:
         """Restoring takes most of the time."""
-        self._show("restoring and measuring", _batches(trainer), self.total_test_batches_current_dataloader)
+        self._show("restoring and measuring", _batches(trainer), sum(trainer.num_test_batches))
 
     def _show(self, name: str, done: int, total: float) -> None:
         if self._enabled and self._advance is not None:
