@@ -1,0 +1,33 @@
+"""What is told of a study where there is no terminal."""
+
+from __future__ import annotations
+
+import io
+import time
+
+import pytest
+from rich.console import Console
+
+from ablations.launch.local import Event
+from ablations.progress import StudyTable
+
+
+def test_without_a_terminal_a_line_per_minute_says_how_far_all_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    said = io.StringIO()
+    table = StudyTable(Console(file=said, width=120))
+    for name, label in (("a", "none seed 0"), ("b", "canny seed 0"), ("c", "hed seed 0")):
+        table.add(name, label, 1, 300)
+    with table.shown():
+        table.heard(Event("a", "finished", {}))
+        table.heard(Event("b", "started", {"slot": "cpu0", "attempt": 0}))
+        for step in range(1, 201):
+            now[0] += 0.7
+            table.heard(Event("b", "step", {"step": step, "loss": 0.5}))
+    assert said.getvalue().splitlines() == [
+        "none seed 0: done",
+        "canny seed 0: starting on cpu0",
+        "1 of 3 trainings are done; canny seed 0 86/300 steps, 2:28 left",
+        "1 of 3 trainings are done; canny seed 0 172/300 steps, 1:29 left",
+    ]
