@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
+
+import cv2
+import numpy as np
 
 from data_pipelines.crops import crop_sample
 from data_pipelines.data_module import EVAL_SEED, SyntheticDataModule
@@ -11,6 +16,7 @@ from data_pipelines.photos import EVAL_PHOTOS, TRAIN_PHOTOS, grid_crops, load_ph
 from data_pipelines.samples import Sample
 from data_pipelines.scene_source import pool_sample, render_pool, scene_sample
 from megasr.errors import UsageError
+from megasr.images import read_image
 from megasr.rng import numpy_generator
 
 
@@ -106,35 +112,75 @@ class WorldDataModule(SceneDataModule):
     """The world that the tiny prior is trained on: scenes, and photographs with the names of what they show.
 
     Args:
-        photo_share: share of the training draws that are crops of the shipped photographs, in [0, 1].
+        photo_share: share of the training draws that are crops of photographs, in [0, 1].
+        photos: folder of photographs with their tags in PHOTO.txt, which `make photos` fetches; None takes the few that
+            ship with scikit-image.
+        photo_zoom: also show photographs smaller: a crop may cover this share of the photograph's shorter side, or any
+            less, drawn anew each time; 0 always cuts at full resolution.
         patches: also say what each of patches x patches parts of a scene shows, which a CLIP's patch tokens learn from
             (a photograph's are unknown); 0 does not. It needs a pool.
         settings: see SceneDataModule.
 
     Raises:
-        UsageError: a share out of range, or patches without a pool or that do not divide the crop.
+        UsageError: a share out of range, no photographs in the folder, or patches without a pool or that do not divide
+            the crop.
     """
 
-    def __init__(self, photo_share: float = 0.25, patches: int = 0, **settings: Any) -> None:
+    def __init__(
+        self,
+        photo_share: float = 0.25,
+        photos: str | None = None,
+        photo_zoom: float = 0.0,
+        patches: int = 0,
+        **settings: Any,
+    ) -> None:
         super().__init__(**settings)
-        if not 0 <= photo_share <= 1:
-            raise UsageError(f"data.photo_share must be in [0, 1], got {photo_share}")
+        for name, share in (("photo_share", photo_share), ("photo_zoom", photo_zoom)):
+            if not 0 <= share <= 1:
+                raise UsageError(f"data.{name} must be in [0, 1], got {share}")
         if patches < 0 or (patches and (not self.pool or self.crop_size_px % patches)):
             raise UsageError(
                 f"data.patches {patches} must divide data.crop_size_px {self.crop_size_px}, and needs data.pool"
             )
-        self.photo_share, self.patches = photo_share, patches
+        self.photo_share, self.photos, self.photo_zoom, self.patches = photo_share, photos, photo_zoom, patches
 
     def train_sample(self, draw: int) -> Sample:
         rng = numpy_generator(self.seed, "world", draw)
         if rng.random() >= self.photo_share:
             # Photographs have no maps, and a batch needs the same of all.
             return replace(super().train_sample(draw), maps={})
-        photo = TRAIN_PHOTOS[int(rng.integers(len(TRAIN_PHOTOS)))]
-        whole = Sample(f"{photo.name}/{draw}", load_photo(photo.name), ", ".join(photo.tags))
-        crop = crop_sample(whole, self.crop_size_px, self.seed, "world", draw)
+        photos = load_photos(self.photos)
+        name, image, tags = photos[int(rng.integers(len(photos)))]
+        side = min(image.shape[:2])
+        most = max(1.0, self.photo_zoom * side / self.crop_size_px)
+        zoom = float(np.exp(rng.uniform(0, np.log(most))))  # pixels of the photograph per pixel of the crop
+        if zoom > 1:
+            height, width = (max(self.crop_size_px, round(size / zoom)) for size in image.shape[:2])
+            image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+        crop = crop_sample(Sample(f"{name}/{draw}", image, tags), self.crop_size_px, self.seed, "world", draw)
         return replace(crop, patch_tags=("",) * self.patches**2)
 
     def order_fingerprint(self) -> str:
         """What the order of the draws depends on."""
-        return f"{super().order_fingerprint()}, {self.photo_share:g} of them photographs"
+        names = "" if self.photos is None else f" ({len(load_photos(self.photos))} of {Path(self.photos).name})"
+        return f"{super().order_fingerprint()}, {self.photo_share:g} of them photographs{names}"
+
+
+@lru_cache(maxsize=2)
+def load_photos(folder: str | None) -> tuple[tuple[str, np.ndarray, str], ...]:
+    """(name, (H, W, 3) uint8, tags) of the photographs of a folder, in memory; None: of scikit-image's for training.
+
+    Raises:
+        UsageError: the folder holds no PNG.
+    """
+    if folder is None:
+        return tuple((photo.name, load_photo(photo.name), ", ".join(photo.tags)) for photo in TRAIN_PHOTOS)
+    paths = sorted(Path(folder).glob("*.png"))
+    if not paths:
+        raise UsageError(f"data.photos {folder} holds no PNG: make photos fetches them")
+    return tuple((path.stem, read_image(path), _tags_beside(path)) for path in paths)
+
+
+def _tags_beside(path: Path) -> str:
+    beside = path.with_suffix(".txt")
+    return beside.read_text().strip() if beside.is_file() else ""
