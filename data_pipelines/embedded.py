@@ -14,7 +14,7 @@ from data_pipelines.crops import crop_sample
 from data_pipelines.data_module import EVAL_SEED, SyntheticDataModule
 from data_pipelines.photos import EVAL_PHOTOS, TRAIN_PHOTOS, grid_crops, load_photo
 from data_pipelines.samples import Sample
-from data_pipelines.scene_source import pool_sample, render_pool, scene_sample
+from data_pipelines.scene_source import pool_sample, render_pool, scene_sample, unknown_maps
 from megasr.errors import UsageError
 from megasr.images import read_image
 from megasr.rng import numpy_generator
@@ -117,6 +117,7 @@ class WorldDataModule(SceneDataModule):
             ship with scikit-image.
         photo_zoom: also show photographs smaller: a crop may cover this share of the photograph's shorter side, or any
             less, drawn anew each time; 0 always cuts at full resolution.
+        maps: give scenes their exact maps, and photographs maps of NaN: unknown. An extractor learns from them.
         patches: also say what each of patches x patches parts of a scene shows, which a CLIP's patch tokens learn from
             (a photograph's are unknown); 0 does not. It needs a pool.
         settings: see SceneDataModule.
@@ -131,6 +132,7 @@ class WorldDataModule(SceneDataModule):
         photo_share: float = 0.25,
         photos: str | None = None,
         photo_zoom: float = 0.0,
+        maps: bool = False,
         patches: int = 0,
         **settings: Any,
     ) -> None:
@@ -142,13 +144,14 @@ class WorldDataModule(SceneDataModule):
             raise UsageError(
                 f"data.patches {patches} must divide data.crop_size_px {self.crop_size_px}, and needs data.pool"
             )
-        self.photo_share, self.photos, self.photo_zoom, self.patches = photo_share, photos, photo_zoom, patches
+        self.photo_share, self.photos, self.photo_zoom = photo_share, photos, photo_zoom
+        self.maps, self.patches = maps, patches
 
     def train_sample(self, draw: int) -> Sample:
         rng = numpy_generator(self.seed, "world", draw)
         if rng.random() >= self.photo_share:
-            # Photographs have no maps, and a batch needs the same of all.
-            return replace(super().train_sample(draw), maps={})
+            sample = super().train_sample(draw)
+            return sample if self.maps else replace(sample, maps={})  # a batch needs the same of all
         photos = load_photos(self.photos)
         name, image, tags = photos[int(rng.integers(len(photos)))]
         side = min(image.shape[:2])
@@ -158,7 +161,8 @@ class WorldDataModule(SceneDataModule):
             height, width = (max(self.crop_size_px, round(size / zoom)) for size in image.shape[:2])
             image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
         crop = crop_sample(Sample(f"{name}/{draw}", image, tags), self.crop_size_px, self.seed, "world", draw)
-        return replace(crop, patch_tags=("",) * self.patches**2)
+        unknown = unknown_maps(self.crop_size_px) if self.maps else {}
+        return replace(crop, maps=unknown, patch_tags=("",) * self.patches**2)
 
     def order_fingerprint(self) -> str:
         """What the order of the draws depends on."""

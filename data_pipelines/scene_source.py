@@ -38,6 +38,12 @@ def as_sample(key: str, scene: Scene) -> Sample:
     return Sample(key, scene.hq, ", ".join(scene.tags), tensors)
 
 
+def unknown_maps(size_px: int) -> dict[str, torch.Tensor]:
+    """The maps of a picture that is no scene: NaN, in the shapes of as_sample."""
+    channels = {"oracle_depth": 1, "oracle_normal": 3, "oracle_segmentation": 3, "oracle_edge": 1}
+    return {name: torch.full((count, size_px, size_px), torch.nan) for name, count in channels.items()}
+
+
 class SceneSource:
     """Scenes of one seed (see data_pipelines.samples.Source): every draw is a new one.
 

