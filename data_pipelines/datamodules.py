@@ -15,6 +15,7 @@ from data_pipelines.benchmark_module import BenchmarkDataModule
 from data_pipelines.crops import center_crop_sample, crop_sample
 from data_pipelines.data_module import SRDataModule, SyntheticDataModule
 from data_pipelines.embedded import PhotoDataModule, SceneDataModule, WorldDataModule
+from data_pipelines.encoded import LatentDataModule
 from data_pipelines.error_budget import ErrorBudget, read_or_next
 from data_pipelines.filters import FilteredSource, ImageFilter
 from data_pipelines.folder import FolderSource, check_disjoint
@@ -34,6 +35,7 @@ _EVAL_OF = 20  # of so many images one is kept for evaluation where none are nam
 __all__ = [
     "BenchmarkDataModule",
     "FolderDataModule",
+    "LatentDataModule",
     "MixtureDataModule",
     "PairedDataModule",
     "Part",

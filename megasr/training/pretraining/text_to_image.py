@@ -69,8 +69,8 @@ class TextToImageModule(PretrainingModule):
         self,
         vae: str,
         clip: str,
-        channels: tuple[int, ...] = (64, 64, 112),
-        heads: tuple[int, ...] = (2, 2, 4),
+        channels: tuple[int, ...] = (64, 128, 192),
+        heads: tuple[int, ...] = (1, 2, 3),
         layers: int = 1,
         text_dropout: float = 0.1,
         compile: bool = False,
@@ -102,22 +102,26 @@ class TextToImageModule(PretrainingModule):
         offset = torch.rand((), generator=torch_generator(self.seed, "timesteps", step, self.global_rank))
         fractions = (torch.arange(len(keys)) + offset) / len(keys)
         timesteps = (fractions * self.prior.scheduler.config.num_train_timesteps).long().to(self.device)
-        loss = self._losses(self._predict, batch["hq"], texts, timesteps, (*keys,), "prior_noise", step).mean()
+        loss = self._losses(self._predict, self._latents(batch), texts, timesteps, (*keys,), "prior_noise", step).mean()
         self.log("train/loss", loss, prog_bar=True)
         return loss
 
     @torch.no_grad()
     def validation_step(self, batch: SRBatch, batch_index: int) -> None:
         """Loss at eight fixed timesteps with noise keyed by the image, with the text and without."""
-        count, keys = self.prior.scheduler.config.num_train_timesteps, batch["keys"]
+        count, keys, z0 = self.prior.scheduler.config.num_train_timesteps, batch["keys"], self._latents(batch)
         for name, texts in (("val/loss", text_of(batch)), ("val/loss_without_text", [""] * len(batch["keys"]))):
             losses = [
-                self._losses(
-                    self._predict_eagerly, batch["hq"], texts, t.expand(len(texts)).to(self.device), keys, "validation"
-                )
+                self._losses(self._predict_eagerly, z0, texts, t.expand(len(texts)).to(self.device), keys, "validation")
                 for t in stratified_timesteps(8, count)
             ]
             self.log(name, torch.stack(losses).mean(), prog_bar=True, batch_size=len(texts), sync_dist=True)
+
+    @torch.no_grad()
+    def _latents(self, batch: SRBatch) -> torch.Tensor:
+        """Those that the data bring (LatentDataModule), else of hq."""
+        z0 = batch["latents"] if "latents" in batch else self.prior.encode(batch["hq"])
+        return z0.contiguous(memory_format=torch.channels_last)
 
     def _predict_eagerly(self, z_t: torch.Tensor, timesteps: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
         prediction: torch.Tensor = self.prior.unet(z_t, timesteps, text).sample
@@ -126,19 +130,18 @@ class TextToImageModule(PretrainingModule):
     def _losses(
         self,
         predict: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor],
-        hq: torch.Tensor,
+        z0: torch.Tensor,
         texts: list[str],
         timesteps: torch.Tensor,
         keys: Any,
         *purpose: int | str,
     ) -> torch.Tensor:
         with torch.no_grad():
-            z0 = self.prior.encode(hq).contiguous(memory_format=torch.channels_last)
             text = self.prior.text_encoder(texts)
         noise = keyed_normal(self.seed, keys, z0.shape[1:], *purpose).to(z0)
         z_t = add_noise(self.prior.scheduler, z0, noise, timesteps)
         target = prediction_target(self.prior.scheduler, z0, noise, timesteps)
-        return F.mse_loss(predict(z_t, timesteps, text), target, reduction="none").mean((1, 2, 3))
+        return F.mse_loss(predict(z_t, timesteps, text).float(), target, reduction="none").mean((1, 2, 3))
 
     def export(self, folder: Path) -> None:
         """Write the whole prior as a diffusers folder."""

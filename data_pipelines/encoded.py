@@ -1,0 +1,89 @@
+"""Latents that were encoded beforehand, with their tags: a text-to-image model trains on them without an autoencoder.
+
+A set is a folder: train.npy and eval.npy (N, C, h, w) float16, tags.json with a list of tags for each, and card.json.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from data_pipelines.data_module import SRDataModule
+from data_pipelines.order import shuffled
+from data_pipelines.samples import Sample
+from megasr.errors import MegaSRError, UsageError
+from megasr.files import write_whole_folder
+
+SPLITS = ("train", "eval")
+_NO_IMAGE = np.empty((0, 0, 3), np.uint8)
+
+
+class LatentDataModule(SRDataModule):
+    """Latents and tags of a folder that write_latents has written; every latent once before any comes again.
+
+    The batch's hq is empty.
+
+    Args:
+        folder: of the latents.
+        eval_samples: size of the evaluation set at most.
+        settings: see SRDataModule; the sizes of crops mean nothing here.
+
+    Raises:
+        MegaSRError: a file is missing or the files do not fit each other.
+    """
+
+    def __init__(self, folder: str, eval_samples: int = 64, **settings: Any) -> None:
+        path = Path(folder)
+        absent = [name for name in ("train.npy", "eval.npy", "tags.json", "card.json") if not (path / name).is_file()]
+        if absent:
+            raise MegaSRError(f"data.folder {folder} lacks {', '.join(absent)}: its latents have to be encoded first")
+        self.arrays = {split: np.load(path / f"{split}.npy", mmap_mode="r") for split in SPLITS}
+        self.tags = json.loads((path / "tags.json").read_text())
+        if any(len(self.arrays[split]) != len(self.tags[split]) for split in SPLITS):
+            raise MegaSRError(f"data.folder {folder}: the numbers of latents and of tags differ")
+        self.card = json.loads((path / "card.json").read_text())
+        settings = {"scale_factor": 1, **settings}
+        super().__init__(eval_samples=min(eval_samples, len(self.arrays["eval"])), **settings)
+
+    def train_sample(self, draw: int) -> Sample:
+        index = shuffled(draw, len(self.arrays["train"]), self.seed)
+        return self._sample("train", index, f"latent/{index}/{draw}")
+
+    def eval_sample(self, index: int) -> Sample:
+        return self._sample("eval", index, f"eval-latent/{index}")
+
+    def _sample(self, split: str, index: int, key: str) -> Sample:
+        latents = torch.from_numpy(self.arrays[split][index].astype(np.float32))
+        return Sample(key, _NO_IMAGE, self.tags[split][index], latents=latents)
+
+    def order_fingerprint(self) -> str:
+        """What the order of the draws depends on."""
+        return f"{super().order_fingerprint()} of {self.card['fingerprint']}"
+
+
+def write_latents(
+    folder: Path, splits: dict[str, Iterable[tuple[torch.Tensor, list[str]]]], card: dict[str, Any]
+) -> None:
+    """Write a set from batches of latents (B, C, h, w) with their tags, `train` and `eval`.
+
+    Raises:
+        UsageError: a split is empty.
+    """
+    tags: dict[str, list[str]] = {}
+    with write_whole_folder(folder) as written:
+        for split in SPLITS:
+            arrays: list[np.ndarray] = []
+            tags[split] = []
+            for latents, words in splits[split]:
+                arrays.append(latents.half().cpu().numpy())
+                tags[split] += words
+            if not arrays:
+                raise UsageError(f"there are no latents for {split}")
+            np.save(written / f"{split}.npy", np.concatenate(arrays))
+        (written / "tags.json").write_text(json.dumps(tags))
+        (written / "card.json").write_text(json.dumps(card, indent=2) + "\n")
