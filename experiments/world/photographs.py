@@ -5,7 +5,7 @@ names the photographs among them and what they show. They are stored lossily, so
 written as PNG with their tags beside them, as FolderDataModule reads them. ATTRIBUTION.csv names the licence and the
 authors of each, as the package's copyright file says.
 
-`python -m experiments.tiny.photographs --output runs/photographs`
+`python -m experiments.world.photographs --output runs/world/photographs`
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Encode pictures of the tiny world once, so that the U-Net's training needs neither a renderer nor the autoencoder.
 
-`python -m experiments.tiny.encode --vae runs/tiny/vae --photos runs/photographs --size 256 --output runs/tiny/latents`
+`python -m experiments.world.encode --vae runs/world/vae --photos runs/world/photographs --output runs/world/latents`
 """
 
 from __future__ import annotations
