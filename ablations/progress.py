@@ -54,7 +54,7 @@ class StudyTable:
 
     def tell(self, line: str) -> None:
         """Print a line above the table."""
-        self._console.print(line, markup=False, highlight=False)
+        self._console.print(line, markup=False, highlight=False, soft_wrap=not self._console.is_terminal)
 
     def heard(self, event: Event) -> None:
         """Show what has happened to a training."""

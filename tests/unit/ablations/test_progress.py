@@ -16,7 +16,7 @@ def test_without_a_terminal_a_line_per_minute_says_how_far_all_are(monkeypatch: 
     now = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     said = io.StringIO()
-    table = StudyTable(Console(file=said, width=120))
+    table = StudyTable(Console(file=said, width=40))  # a log has no width: lines are not broken
     for name, label in (("a", "none seed 0"), ("b", "canny seed 0"), ("c", "hed seed 0")):
         table.add(name, label, 1, 300)
     with table.shown():
