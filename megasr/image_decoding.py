@@ -34,6 +34,7 @@ _ORIENTATION = 0x0112
 _START, _SCAN, _END = b"\xff\xd8\xff", b"\xff\xda", b"\xff\xd9"
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by the kind of colour
+_PNG_HEADER_BYTES = 33  # signature and IHDR
 _BLOCK_BYTES = 2**20
 _ROWS = 256  # of float32 pixels at a time
 _MAX_SCANS = 200  # every scan of a progressive JPEG is a pass over all pixels; encoders write about ten
@@ -261,10 +262,12 @@ def refuse_long_png(content: bytes) -> None:
     """Before OpenCV decodes a PNG: libpng unpacks whatever follows the last row, gigabytes of a megabyte.
 
     Raises:
-        DecodingError: more than the rows is packed.
+        DecodingError: more than the rows is packed, or the header is cut off.
     """
     if not content.startswith(PNG_SIGNATURE):
         return
+    if len(content) < _PNG_HEADER_BYTES:
+        raise DecodingError("damaged PNG: its header is cut off")
     width, height, bits, kind = struct.unpack_from(">IIBB", content, 16)
     most = 2 * height * (1 + width * bits * _PNG_CHANNELS.get(kind, 4) // 8) + _BLOCK_BYTES  # interlaced, it is more
     place, unpacked, unpack = len(PNG_SIGNATURE), 0, zlib.decompressobj()

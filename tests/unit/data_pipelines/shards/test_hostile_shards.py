@@ -177,6 +177,13 @@ def test_a_map_is_no_bomb() -> None:
         decode_map(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
 
 
+def test_a_map_may_end_in_its_header() -> None:
+    whole = b"\x89PNG\r\n\x1a\n" + struct.pack(">I4sIIBBBBBI", 13, b"IHDR", 8, 8, 8, 0, 0, 0, 0, 0)
+    for size in range(len(whole)):
+        with pytest.raises(ValueError, match="not a PNG|header is cut off"):
+            decode_map(whole[:size])
+
+
 def npy(shape: str, body: bytes = b"", kind: str = "<f4") -> bytes:
     header = f"{{'descr': '{kind}', 'fortran_order': False, 'shape': {shape}}}\n".encode()
     return b"\x93NUMPY\1\0" + struct.pack("<H", len(header)) + header + body
