@@ -30,6 +30,8 @@ WAITS_S = (0.0, 0.5, 2.0)  # before each try
 FORBIDDEN = "MEGASR_NO_PIPE"
 _LAST_BYTE = 2**40  # clients cut a range at the end of the file, as HTTP does
 _PLAIN = re.compile(r"[A-Za-z0-9_.@%+=:,/-]+")  # what no shell and no other language acts on
+_SCRIPT = re.compile(r"""[\s;&|<>()$`'"\\]""")  # in a word that a shell or another language reads
+_REMOTE_SHELLS = ("ssh", "rsh")  # they give all of their words to a shell
 _shown: set[str] = set()  # forked workers have it, too
 
 
@@ -129,8 +131,9 @@ class PipeStorage(RemoteStorage):
         Raises:
             MegaSRError: this one could.
         """
+        remote = any(os.path.basename(word) in _REMOTE_SHELLS for word in self.words)
         for word in self.words:
-            in_script = "{name}" in word and len(word.split()) > 1
+            in_script = "{name}" in word and (remote or _SCRIPT.search(word))
             if (in_script and not _PLAIN.fullmatch(name)) or (word.startswith("{name}") and name.startswith("-")):
                 raise MegaSRError(
                     f"pipe:{self.template}: the set names a file {name!r}, which the command could take for a part of "

@@ -268,6 +268,8 @@ def test_pipe_troubles_are_named(tmp_path: Path, command: str, message: str) -> 
         ("sh -c 'cat {folder}/{{name}}'", "$(touch ran)"),
         ("sh -c 'cat {folder}/{{name}}'", "a;touch ran"),
         ("sh -c 'cat {folder}/{{name}} {{start}} {{end}}'", "a b"),
+        ("sh -c 'cat<{folder}/{{name}}'", "$(touch ran)"),
+        ("timeout 9 ssh host cat {folder}/{{name}}", "a;touch ran"),
         ("tar {{name}}", "--to-command=touch ran"),
     ],
 )
