@@ -90,22 +90,31 @@ class CSVLog(Logger):
         row = {"step": str(step), **{key: str(value) for key, value in new.items()}}
         added = [key for key in row if key not in self._columns]
         self._columns += added
+        self._write_or_keep([row], anew=bool(added))
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Write the rows that still wait for room on the disk."""
+        if self._earlier:
+            self._write_or_keep([], anew=True)
+
+    def _write_or_keep(self, new: list[dict[str, str]], anew: bool) -> None:
         try:
-            self._write(row, anew=bool(added))
+            self._write(new, anew)
         except (OSError, MegaSRError) as error:
             if self._earlier is None:
                 self._earlier = read_rows(self._path)  # without a line that was cut off
-            self._earlier.append(row)
+            self._earlier += new
             rank_zero_warn(f"{self._path} is not written ({first_line(error)}): its rows are kept until it can be")
 
-    def _write(self, row: dict[str, str], anew: bool) -> None:
+    def _write(self, new: list[dict[str, str]], anew: bool) -> None:
         if anew or self._earlier is not None:
             rows = read_rows(self._path) if self._earlier is None else self._earlier
-            write_whole(self._path, self._as_text([*rows, row], header=True).encode())
+            write_whole(self._path, self._as_text([*rows, *new], header=True).encode())
             self._earlier = None
         else:
             with self._path.open("a", newline="") as file:
-                file.write(self._as_text([row]))
+                file.write(self._as_text(new))
 
     def _as_text(self, rows: list[dict[str, str]], header: bool = False) -> str:
         text = io.StringIO()

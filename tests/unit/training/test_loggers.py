@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from megasr.errors import MegaSRError
+from megasr.training import loggers
 from megasr.training.folders import read_rows
 from megasr.training.loggers import CSVLog, Recorded, RunWandbLogger, read_record, write_record
 
@@ -119,3 +121,16 @@ def test_a_full_disk_delays_rows_and_loses_none(tmp_path: Path, recwarn: pytest.
         {"step": "2", "val/loss": "4.0"},
         {"step": "3", "train/loss": "0.125"},
     ]
+
+
+def test_rows_that_wait_are_written_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = CSVLog(tmp_path, [])
+    with monkeypatch.context() as full, pytest.warns(UserWarning, match="is not written"):
+        full.setattr(loggers, "write_whole", refuse)
+        log.log_metrics({"train/loss": 0.5}, step=0)
+    log.finalize("success")
+    assert read_rows(tmp_path / "metrics.csv") == [{"step": "0", "train/loss": "0.5"}]
+
+
+def refuse(*unused: object) -> None:
+    raise MegaSRError("no room")
