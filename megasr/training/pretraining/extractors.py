@@ -66,9 +66,11 @@ class ExtractorModule(PretrainingModule):
         """The teacher looks where the student does."""
         self._teachers = [teacher.to(self.device) for teacher in self._teachers]
 
-    def training_step(self, batch: SRBatch, batch_index: int) -> torch.Tensor:
-        """The weighted sum of the losses of all maps."""
+    def training_step(self, batch: SRBatch, batch_index: int) -> torch.Tensor | None:
+        """The weighted sum of the losses of all maps; None, which changes nothing, when no map of the batch is known."""
         losses = self._losses(batch)
+        if not losses:
+            return None
         self.log_dict({f"train/{name}": value for name, value in losses.items()}, prog_bar=True)
         loss = torch.stack([_WEIGHTS[name] * value for name, value in losses.items()]).sum()
         self.log("train/loss", loss, prog_bar=True)
@@ -102,9 +104,10 @@ class ExtractorModule(PretrainingModule):
     @torch.no_grad()
     def _edges(self, photographs: torch.Tensor) -> torch.Tensor:
         """(B, 3, H, W) -> (B, 1, H, W) in [0, 1]; NaN without a teacher."""
-        for teacher in self._teachers:
-            return teacher(Views(photographs), ("hed",))["hed"]
-        return torch.full_like(photographs[:, :1], torch.nan)
+        if not self._teachers:
+            return torch.full_like(photographs[:, :1], torch.nan)
+        edges: torch.Tensor = self._teachers[0](Views(photographs), ("hed",))["hed"]
+        return edges
 
     def _at_size_of(self, raw: torch.Tensor, exact: torch.Tensor, name: str) -> torch.Tensor:
         if name == "segmentation":

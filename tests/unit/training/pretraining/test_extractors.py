@@ -32,7 +32,9 @@ def batch(share: float, maps: bool = True) -> Any:
 
 def test_photographs_teach_edges_alone_and_only_with_a_teacher(tmp_path: Path) -> None:
     photographs = batch(1.0)
-    assert module()._losses(photographs) == {}
+    untaught = module()
+    assert untaught._losses(photographs) == {}
+    assert untaught.training_step(photographs, 0) is None
     taught = module(edge_teacher=str(write_hed(tmp_path / "hed")))
     losses = taught._losses(photographs)
     assert losses.keys() == {"hed"}
