@@ -115,7 +115,7 @@ def _upscale(plan: Sequence[Planned], settings: Settings, arguments: argparse.Na
             done += pixels[outcome.job]
             show()
             if outcome.error is None:
-                print(outcome.job.target)
+                print(printable(str(outcome.job.target)))
     return outcomes
 
 

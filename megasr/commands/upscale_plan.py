@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from megasr.errors import MegaSRError, UsageError
+from megasr.errors import MegaSRError, UsageError, printable
 
 if TYPE_CHECKING:
     from megasr.inference.jobs import Job
@@ -81,12 +81,12 @@ def show_plan(plan: Sequence[Planned], pipeline: MegaSRPipeline, settings: Setti
             try:
                 check_fits(planned.job.target, *enlarged)
             except MegaSRError as error:
-                print(f"{planned.job.source}: {error}: refused")
+                print(printable(f"{planned.job.source}: {error}: refused"))
                 continue
             tiles = _count_tiles(pipeline, settings, planned.size, enlarged)
             what = f"{_text(planned.size)} to {_text(enlarged)} px, {tiles} tile{'s' * (tiles > 1)}"
             largest = planned if largest is None or planned.pixels > largest.pixels else largest
-        print(f"{planned.job.source}: {what}; {planned.job.target}")
+        print(printable(f"{planned.job.source}: {what}; {planned.job.target}"))
     left = sum(not planned.is_done for planned in plan)
     print(f"{len(plan)} images, {left} to do. Time: unknown before the first is done.")
     if largest is not None and largest.size is not None:

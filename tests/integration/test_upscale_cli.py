@@ -216,14 +216,14 @@ def test_stopping_ends_the_processes(tmp_path):
 def test_dry_run_with_the_real_pipeline_says_what_would_be_done_and_does_nothing(tmp_path, capsys):
     photo(tmp_path / "in/a.png", (4, 40))
     photo(tmp_path / "in/b.png", (90, 90))
-    (tmp_path / "in/c.png").write_bytes(b"?")
+    (tmp_path / "in/c\x1b[2J.png").write_bytes(b"?")
     photo(tmp_path / "in/d.webp", (1, 4096))
     words = (tmp_path / "in", tmp_path / "out", "--dry-run", "--max-pixels", 5000)
     assert upscale(*words) == 0
     a, b, c, d, count, memory = capsys.readouterr().out.splitlines()
     assert "40x4 to 160x16 px, 2 tiles" in a  # the tiny prior was trained on 128 px
     assert "90x90 px, more than --max-pixels 5000: refused" in b
-    assert "cannot be read" in c
+    assert "c\\x1b[2J.png: cannot be read" in c  # what does nothing to a terminal
     assert d.endswith("d.webp: 16384x4 px, but WEBP holds at most 16383 px a side; try --format png: refused")
     assert count == "4 images, 4 to do. Time: unknown before the first is done."
     assert re.match(r"Memory: 0.0[34] GiB for the largest 40x4 px, 0.0[23] GiB of it for the weights", memory)
