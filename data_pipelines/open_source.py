@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from data_pipelines.folder import FolderSource, check_disjoint
@@ -28,7 +29,7 @@ def open_source(
         MegaSRError: a remote set cannot be reached or is not usable.
     """
     remote = location.startswith("pipe:") or "://" in location
-    folder = Path(location).expanduser()
+    folder = Path(os.path.expanduser(location))
     if remote or (folder / MANIFEST).is_file():
         return ShardSource(location, cache_dir, cache_gb, shuffle_shards)
     return FolderSource(folder)

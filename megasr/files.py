@@ -36,6 +36,11 @@ def home_folder() -> Path:
     return home
 
 
+def at_home(path: str) -> str:
+    """A path with the home folder for a leading ~/, which shells do not put in YAML and behind a =."""
+    return os.path.expanduser(path) if path.startswith("~/") else path
+
+
 @contextmanager
 def open_whole(path: Path, durable: bool = True) -> Iterator[BinaryIO]:
     """Write a file piece by piece, making its folder. A reader sees the old file, the new one or none, never a part.

@@ -7,6 +7,7 @@ composer overflows the C stack some thousand levels down.
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 import yaml
 
 from megasr.errors import UsageError
+from megasr.files import at_home
 
 MAX_NODES = 100_000  # of a document whose aliases are written out; the largest recipe has some hundred
 MAX_DEPTH = 100
@@ -53,8 +55,10 @@ def check_config_files(args: Sequence[str]) -> None:
     """
     for option, following in pairwise([*args, ""]):
         name, _, value = option.partition("=")
-        path = Path(value or following).expanduser()
-        if name not in ("-c", "--config") or not path.is_file():
+        path = Path(at_home(value or following))
+        if name not in ("-c", "--config") or not os.path.isfile(
+            path
+        ):  # it may be a configuration itself, of any length
             continue
         try:
             check_yaml(path.read_text(encoding="utf-8-sig"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 from typing import Protocol
 
@@ -78,7 +79,7 @@ def open_storage(url: str, cache_dir: Path | None = None, cache_gb: float = 50) 
         raise UsageError(
             f"{url}: cannot read {scheme}://; use pipe: with a client, such as pipe:aws s3 cp {url}/{{name}} -"
         )
-    folder = Path(url).expanduser()
+    folder = Path(os.path.expanduser(url))
     if not folder.is_dir():
         raise UsageError(f"{url}: no such folder")
     return LocalStorage(folder)

@@ -15,6 +15,7 @@ from typing import Any
 
 from megasr.commands.signatures import OWN, UNKNOWN, Parameter, arguments_of, calls, exported, parameters
 from megasr.errors import MegaSRError, UsageError, unknown_name
+from megasr.files import at_home
 from megasr.names import split_names
 from megasr.weights.priors import find_prior, read_size_multiple
 
@@ -127,7 +128,9 @@ class _Given:
         self.sections = _sections(command)
         self.top = _OTHERS | arguments_of(*_TRAINER, command) | self.sections.keys()
         self.data: str | None = None  # name of the data module
-        settings = [(key.replace("+", ""), _at_home(value)) for key, value in settings]  # KEY+ appends to a list
+        settings = [
+            (key.replace("+", ""), at_home(value) if isinstance(value, str) else value) for key, value in settings
+        ]  # KEY+ appends to a list
         # A class of somebody else's may register names that are not known here; nor are the keys of benchmark sets.
         self.foreign = any(key in (_UNREAD, "root") or _is_foreign(key, value) for key, value in settings)
         for key, value in settings:
@@ -310,10 +313,6 @@ def benchmark_names() -> list[str]:
     return [name for (name, *_), _ in calls("data_pipelines.benchmarks", "Benchmark")]
 
 
-def _at_home(value: Any) -> Any:
-    return os.path.expanduser(value) if isinstance(value, str) and value.startswith("~/") else value
-
-
 def _is_misspelt_module(name: str) -> bool:
     return name not in benchmark_names() and bool(difflib.get_close_matches(name, exported(DATA_MODULES)))
 
@@ -342,11 +341,11 @@ def _read_config(given: str) -> Any:
 
     from megasr.yaml_limits import load_yaml
 
-    path = Path(_at_home(given))
+    path = Path(at_home(given))
     if path.suffix in (".yaml", ".yml", ".json") and ":" not in given and not path.exists():
         raise UsageError(f"--config {given}: no such file")
     try:
-        return load_yaml(path.read_text(encoding="utf-8-sig") if path.is_file() else given)
+        return load_yaml(path.read_text(encoding="utf-8-sig") if os.path.isfile(path) else given)
     except (OSError, ValueError, yaml.YAMLError):
         return None  # the parser says why
 

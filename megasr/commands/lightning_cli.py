@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import re
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
@@ -24,6 +23,7 @@ from megasr.commands.shards import tower_name
 from megasr.commands.signatures import parameters
 from megasr.console import quiet_lightning
 from megasr.errors import MegaSRError, UsageError, unknown_name
+from megasr.files import at_home
 from megasr.names import split_names
 from megasr.semantics.vision import VisionConfig
 from megasr.training.async_checkpoint import AsyncCheckpointFiles
@@ -136,7 +136,7 @@ class OneLineCLI(LightningCLI):
         options = self._subcommand_parsers[args[0]]
         options.allow_abbrev = False  # an abbreviation hides a misspelt key
         try:
-            self.config = _at_home(parser.parse_args(args))
+            self.config = _all_at_home(parser.parse_args(args))
         except argparse.ArgumentError as error:
             raise explain(str(error), options.get_defaults().keys()) from error
         _list_names(self.config[args[0]])
@@ -231,15 +231,15 @@ class MegaSRCLI(OneLineCLI):
         take_protocol_of_benchmark(self.config[args[0]], args, options.get_defaults().evaluation.protocol)
 
 
-def _at_home(value: Any) -> Any:
-    """Put the home folder for a leading ~/: shells do so in front of a path, but not in YAML and behind a =."""
+def _all_at_home(value: Any) -> Any:
+    """at_home of every string in a configuration."""
     if isinstance(value, str):
-        return os.path.expanduser(value) if value.startswith("~/") else value
+        return at_home(value)
     if isinstance(value, list):
-        return [_at_home(one) for one in value]
+        return [_all_at_home(one) for one in value]
     if isinstance(value, dict | Namespace):
         for key, one in vars(value).items() if isinstance(value, Namespace) else value.items():
-            value[key] = _at_home(one)
+            value[key] = _all_at_home(one)
     return value
 
 

@@ -77,10 +77,15 @@ class Parameter:
 def _is_number(text: str) -> bool:
     import yaml
 
+    from megasr.yaml_limits import load_yaml
+
     try:
-        return isinstance(yaml.safe_load(text), int | float) or float(text) is not None
+        if isinstance(load_yaml(text), int | float):
+            return True
+        float(text)
     except (ValueError, yaml.YAMLError):
         return False
+    return True
 
 
 def _literals(annotation: ast.expr) -> list[str]:

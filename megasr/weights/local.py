@@ -24,7 +24,7 @@ FOLDER_VARIABLE = "MEGASR_WEIGHTS"
 def weights_folder() -> Path:
     """The folder for weights: `$MEGASR_WEIGHTS`, or `~/.cache/megasr/weights`."""
     chosen = os.environ.get(FOLDER_VARIABLE)
-    return Path(chosen).expanduser() if chosen else home_folder() / ".cache" / "megasr" / "weights"
+    return Path(os.path.expanduser(chosen)) if chosen else home_folder() / ".cache" / "megasr" / "weights"
 
 
 def folder_of(weight: Weight, root: Path | None = None) -> Path:
@@ -82,7 +82,7 @@ def _torch_cache() -> Path:
 
         return Path(get_dir())
     home = os.environ.get("TORCH_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or home_folder() / ".cache", "torch")
-    return Path(home).expanduser() / "hub"
+    return Path(os.path.expanduser(home)) / "hub"
 
 
 def _snapshot(hub_id: str, hub_cache: Path | None, allow_patterns: list[str] | None = None) -> Path | None:
@@ -119,7 +119,7 @@ def find_local(name: str, cache_folder: Path | None = None) -> Path | None:
     """
     weight = MANIFEST.get(name)
     if weight is None:
-        given = Path(name).expanduser()
+        given = Path(os.path.expanduser(name))
         if name and given.exists():
             return given
         return _snapshot(name, cache_folder) if mirrors_of(name) else None

@@ -163,6 +163,7 @@ def test_every_argument_of_the_data_modules_is_known() -> None:
         ["--data=SceneDataModule", "--data.init_args.batch_size=2", "--data.dict_kwargs.x=1", "--print_config"],
         ["--data=SceneDataModule", "--trainer.logger.class_path=lightning.pytorch.loggers.CSVLogger"],
         ["--config", "{data: SceneDataModule, model: {adapter: {guidance: 'hed,depth'}}}"],
+        ["--config", "{data: SceneDataModule, " + "seed_everything: 1, " * 20 + "model: {seed: 1}}"],
         ["--config", "{model: {scale_factor: 2}, data: {class_path: SceneDataModule, init_args: {scale_factor: 2}}}"],
         ["--data=PhotoDataModule", "--data.crop_size_px=64", "--data=SceneDataModule", "--data.pool=3"],
     ],
@@ -171,6 +172,11 @@ def test_what_may_be_right_is_left_to_the_parser(
     options: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     early.check_command("fit", [*options, f"--trainer.default_root_dir={tmp_path}"])
+
+
+def test_a_number_is_no_deep_nest() -> None:
+    with pytest.raises(UsageError, match="model.seed must be a whole number"):
+        early.check_recipe({"model": {"seed": "[" * 5000}})
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from megasr import cli
-from megasr.yaml_limits import load_yaml
+from megasr.yaml_limits import check_config_files, load_yaml
 
 _ALIASES = [", ".join([f"*a{n}"] * 10) for n in range(8)]
 LAUGHS = "a0: &a0 [lol]\n" + "".join(f"a{n}: &a{n} [{aliases}]\n" for n, aliases in enumerate(_ALIASES, 1))
@@ -74,3 +74,8 @@ def test_a_value_on_the_command_line_has_the_same_limits(capsys: pytest.CaptureF
     assert cli.main(["fit", "--data", "SceneDataModule", "--model.adapter.guidance", value]) == 2
     assert time.monotonic() - began < 60
     assert "guidance" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("given", ["{" + "seed_everything: 1, " * 20 + "seed_everything: 2}", "~nobody-of-this-name/x"])
+def test_what_names_no_file_is_passed_over(given: str) -> None:
+    check_config_files(["--config", given])
