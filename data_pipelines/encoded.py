@@ -34,7 +34,7 @@ class LatentDataModule(SRDataModule):
         settings: see SRDataModule; the sizes of crops mean nothing here.
 
     Raises:
-        MegaSRError: a file is missing or the files do not fit each other.
+        MegaSRError: a file is missing or damaged, or the files do not fit each other.
     """
 
     def __init__(self, folder: str, eval_samples: int = 64, **settings: Any) -> None:
@@ -42,11 +42,15 @@ class LatentDataModule(SRDataModule):
         absent = [name for name in ("train.npy", "eval.npy", "tags.json", "card.json") if not (path / name).is_file()]
         if absent:
             raise MegaSRError(f"data.folder {folder} lacks {', '.join(absent)}: its latents have to be encoded first")
-        self.arrays = {split: np.load(path / f"{split}.npy", mmap_mode="r") for split in SPLITS}
-        self.tags = json.loads((path / "tags.json").read_text())
-        if any(len(self.arrays[split]) != len(self.tags[split]) for split in SPLITS):
+        try:
+            self.arrays = {split: np.load(path / f"{split}.npy", mmap_mode="r") for split in SPLITS}
+            self.tags = json.loads((path / "tags.json").read_text())
+            numbers_differ = any(len(self.arrays[split]) != len(self.tags[split]) for split in SPLITS)
+            self.fingerprint = json.loads((path / "card.json").read_text())["fingerprint"]
+        except (OSError, ValueError, EOFError, KeyError, TypeError) as error:
+            raise MegaSRError(f"data.folder {folder} is damaged ({error}): encode its latents again") from error
+        if numbers_differ:
             raise MegaSRError(f"data.folder {folder}: the numbers of latents and of tags differ")
-        self.card = json.loads((path / "card.json").read_text())
         settings = {"scale_factor": 1, **settings}
         super().__init__(eval_samples=min(eval_samples, len(self.arrays["eval"])), **settings)
 
@@ -63,7 +67,7 @@ class LatentDataModule(SRDataModule):
 
     def order_fingerprint(self) -> str:
         """What the order of the draws depends on."""
-        return f"{super().order_fingerprint()} of {self.card['fingerprint']}"
+        return f"{super().order_fingerprint()} of {self.fingerprint}"
 
 
 def write_latents(

@@ -59,10 +59,8 @@ class Prior(nn.Module):
         return self.scheduler.config.prediction_type
 
     def encode(self, image: torch.Tensor) -> torch.Tensor:
-        """(B, 3, H, W) in [0, 1] -> z (the mode of the posterior: evaluation must not depend on a draw)."""
-        encoded = self.vae.encode(to_signed(image).to(self.vae.dtype))
-        z = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latent
-        return z * self.vae.config.scaling_factor
+        """(B, 3, H, W) in [0, 1] -> z; see encode_images."""
+        return encode_images(self.vae, image)
 
     def decode(self, z: torch.Tensor) -> torch.Tensor:
         """Z -> (B, 3, H, W) float32 in [0, 1]."""
@@ -86,6 +84,13 @@ class Prior(nn.Module):
         """
         schedule = [self.scheduler.config.get(key) for key in _SCHEDULE_KEYS]
         return weights_digest(self, json.dumps(schedule).encode())[:12]
+
+
+def encode_images(vae: Any, image: torch.Tensor) -> torch.Tensor:
+    """(B, 3, H, W) in [0, 1] -> z (the mode of the posterior: evaluation must not depend on a draw)."""
+    encoded = vae.encode(to_signed(image).to(vae.dtype))
+    z: torch.Tensor = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latent
+    return z * vae.config.scaling_factor
 
 
 _SCHEDULE_KEYS = ("beta_schedule", "beta_start", "beta_end", "num_train_timesteps", "prediction_type")

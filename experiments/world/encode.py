@@ -10,14 +10,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from rich.progress import track
+from rich.progress import BarColumn, MofNCompleteColumn
 
 from data_pipelines.datamodules import WorldDataModule
 from data_pipelines.encoded import write_latents
 from data_pipelines.samples import Sample
 from megasr.files import identify_folder
-from megasr.images import from_uint8, to_signed
-from megasr.prior import load_autoencoder
+from megasr.images import from_uint8
+from megasr.prior import encode_images, load_autoencoder
+from megasr.progress import progress_bars
 
 _BATCH = 16
 
@@ -25,12 +26,14 @@ _BATCH = 16
 @torch.no_grad()
 def encode(make: Callable[[int], Sample], count: int, vae: torch.nn.Module) -> Iterator[tuple[torch.Tensor, list[str]]]:
     """Latents (B, C, h, w) and tags of samples 0 to count - 1."""
-    device, precise = next(vae.parameters()).device, torch.float16
-    for start in track(range(0, count, _BATCH), f"encoding {count} pictures"):
-        samples = [make(index) for index in range(start, min(start + _BATCH, count))]
-        images = to_signed(torch.stack([from_uint8(sample.hq) for sample in samples])).to(device)
-        latents = vae.encode(images.contiguous(memory_format=torch.channels_last)).latent
-        yield latents.to(precise), [sample.tags for sample in samples]
+    device = next(vae.parameters()).device
+    with progress_bars(BarColumn(), MofNCompleteColumn()) as progress:
+        for start in range(0, count, _BATCH):
+            samples = [make(index) for index in range(start, min(start + _BATCH, count))]
+            images = torch.stack([from_uint8(sample.hq) for sample in samples]).to(device)
+            latents = encode_images(vae, images.contiguous(memory_format=torch.channels_last))
+            progress("encoding", start + len(samples), count)
+            yield latents, [sample.tags for sample in samples]
 
 
 def main() -> None:

@@ -55,8 +55,16 @@ def test_a_set_that_is_not_whole_is_refused(folder: Path) -> None:
 
 def test_arrays_of_objects_run_nothing(folder: Path) -> None:
     np.save(folder / "train.npy", np.asarray([{"a": 1}], dtype=object), allow_pickle=True)
-    with pytest.raises(ValueError, match="Object arrays|Array can't be memory-mapped"):
+    with pytest.raises(MegaSRError, match="is damaged .(Object arrays|Array can't be memory-mapped)"):
         LatentDataModule(str(folder), **SMALL)
+
+
+@pytest.mark.parametrize("name", ["train.npy", "eval.npy", "tags.json", "card.json"])
+def test_a_damaged_file_is_named_as_such(name: str, folder: Path) -> None:
+    for content in ((folder / name).read_bytes()[:-2], b"[]", b""):
+        (folder / name).write_bytes(content)
+        with pytest.raises(MegaSRError, match=r"data.folder .*set is damaged \(.*\): encode its latents again"):
+            LatentDataModule(str(folder), **SMALL)
 
 
 def test_an_empty_split_writes_nothing(tmp_path: Path) -> None:

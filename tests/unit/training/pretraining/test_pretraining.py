@@ -136,6 +136,14 @@ def test_the_unet_trains_on_encoded_latents_as_on_pictures(made: Path, tmp_path:
     torch.testing.assert_close(module._latents({"latents": z}), module._latents(pictures), atol=2e-2, rtol=2e-2)
 
 
+def test_latents_are_encoded_at_the_scale_of_the_prior(made: Path) -> None:
+    data, vae = world(), load_autoencoder(made / "vae")
+    plain, _ = next(encode(data.train_sample, 2, vae))
+    vae.register_to_config(scaling_factor=0.5)
+    scaled, _ = next(encode(data.train_sample, 2, vae))
+    torch.testing.assert_close(scaled, plain / 2)
+
+
 def test_what_was_made_loads_again(made: Path) -> None:
     vae, clip, prior = load_autoencoder(made / "vae"), load_clip(str(made / "clip")), load_prior(str(made / "prior"))
     images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
