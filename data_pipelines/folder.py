@@ -13,7 +13,8 @@ import numpy as np
 from data_pipelines.order import shuffled
 from data_pipelines.samples import Sample, UnusableSampleError, names_fingerprint
 from megasr.errors import MegaSRError, UsageError
-from megasr.images import list_images, read_image, read_size
+from megasr.image_decoding import list_images
+from megasr.images import read_image, read_size
 from megasr.rng import derive_seed
 
 Result = TypeVar("Result")

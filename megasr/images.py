@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from megasr.errors import MegaSRError
 from megasr.files import write_whole
 from megasr.image_decoding import MAX_PIXELS, DecodingError, decode, size_from_header
-from megasr.image_decoding import list_images as list_images
 
 
 def from_uint8(array: np.ndarray) -> torch.Tensor:

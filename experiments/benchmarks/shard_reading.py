@@ -43,7 +43,7 @@ from data_pipelines.shards.tar_index import image_field, index_name, load_index
 from data_pipelines.shards.writer import pack
 from experiments.benchmarks.record import publish
 from megasr.batch import SRBatch
-from megasr.images import list_images
+from megasr.image_decoding import list_images
 
 SEED = 0
 Make = Callable[[int], Sample]
