@@ -34,16 +34,16 @@ def describe_runs(study: OpenStudy) -> str:
 
 
 def pipe_commands(study: OpenStudy) -> list[str]:
-    """The commands that reading the data of a study runs (`pipe:` addresses), each once."""
+    """The `pipe:` addresses in the data sections of a study's runs, each once."""
     return list(dict.fromkeys(url for plan in study.plans for url in _pipes(plan.config["data"])))
 
 
 def _pipes(config: Any) -> Iterator[str]:
-    if isinstance(config, str):
-        yield from [config] * config.startswith("pipe:")
-    elif isinstance(config, dict | list):
+    if isinstance(config, dict | list):
         for value in config.values() if isinstance(config, dict) else config:
             yield from _pipes(value)
+    elif isinstance(config, str) and config.startswith("pipe:"):
+        yield config
 
 
 def describe_hypotheses(study: Study) -> str:

@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _make_robust() -> None:
-    """Nothing that is only said may stop a command, or needs to be said where the home folder cannot be written to."""
+    """Let stdout escape characters that it cannot encode, and silence matplotlib where its cache cannot be written."""
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be UTF-8, nor terminals
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # other libraries import it, nothing here draws with it

@@ -56,9 +56,8 @@ def check_config_files(args: Sequence[str]) -> None:
     for option, following in pairwise([*args, ""]):
         name, _, value = option.partition("=")
         path = Path(at_home(value or following))
-        if name not in ("-c", "--config") or not os.path.isfile(
-            path
-        ):  # it may be a configuration itself, of any length
+        # Path.is_file() raises for a configuration that is given itself, if it is longer than a name can be.
+        if name not in ("-c", "--config") or not os.path.isfile(path):
             continue
         try:
             check_yaml(path.read_text(encoding="utf-8-sig"))

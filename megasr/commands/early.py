@@ -128,9 +128,8 @@ class _Given:
         self.sections = _sections(command)
         self.top = _OTHERS | arguments_of(*_TRAINER, command) | self.sections.keys()
         self.data: str | None = None  # name of the data module
-        settings = [
-            (key.replace("+", ""), at_home(value) if isinstance(value, str) else value) for key, value in settings
-        ]  # KEY+ appends to a list
+        # KEY+ appends to a list
+        settings = [(key.replace("+", ""), at_home(v) if isinstance(v, str) else v) for key, v in settings]
         # A class of somebody else's may register names that are not known here; nor are the keys of benchmark sets.
         self.foreign = any(key in (_UNREAD, "root") or _is_foreign(key, value) for key, value in settings)
         for key, value in settings:

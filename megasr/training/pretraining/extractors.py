@@ -67,7 +67,7 @@ class ExtractorModule(PretrainingModule):
         self._teachers = [teacher.to(self.device) for teacher in self._teachers]
 
     def training_step(self, batch: SRBatch, batch_index: int) -> torch.Tensor | None:
-        """The weighted sum of the losses of all maps; None, which changes nothing, when no map of the batch is known."""
+        """The weighted sum of the losses of all maps; None, which trains nothing, when no map of the batch is known."""
         losses = self._losses(batch)
         if not losses:
             return None
