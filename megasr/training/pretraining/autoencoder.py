@@ -19,7 +19,9 @@ from megasr.batch import SRBatch
 from megasr.errors import MegaSRError, UsageError
 from megasr.evaluation.metric_weights import describe_missing, find_weight, found_weights
 from megasr.images import from_signed, to_signed
+from megasr.prior import load_autoencoder
 from megasr.rng import torch_generator
+from megasr.tracking import first_line
 from megasr.training.pretraining.module import PretrainingModule
 
 _LEVEL = 4.0  # constant that keeps the last norm's divisor, and so the decoder's path, nearly linear at the start
@@ -158,6 +160,7 @@ class AutoencoderModule(PretrainingModule):
         gradient_weight: weight of the squared error of image gradients, which keeps edges sharp.
         lpips_weight: weight of LPIPS on AlexNet; 0 needs no weights of it.
         weights_dir: folder of the weights of LPIPS; None looks where they are usually kept.
+        init: folder of an exported autoencoder of the same sizes to go on from; None starts from components.
         settings: see PretrainingModule.
 
     Raises:
@@ -176,6 +179,7 @@ class AutoencoderModule(PretrainingModule):
         gradient_weight: float = 0.5,
         lpips_weight: float = 0.0,
         weights_dir: str | None = None,
+        init: str | None = None,
         **settings: Any,
     ) -> None:
         super().__init__(**settings)
@@ -185,6 +189,12 @@ class AutoencoderModule(PretrainingModule):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             self.vae = build_autoencoder(latent_channels, width, tuple(encoder_layers), tuple(decoder_layers))
+        self.goes_on = init is not None
+        if init is not None:
+            try:
+                self.vae.load_state_dict(load_autoencoder(Path(init)).state_dict())
+            except (OSError, ValueError, RuntimeError) as error:
+                raise MegaSRError(f"model.init {init} is no autoencoder of these sizes: {first_line(error)}") from error
         self.vae.to(memory_format=torch.channels_last)
         self.whitening, self.latent_noise, self.gradient_weight = whitening, latent_noise, gradient_weight
         self.lpips_weight = lpips_weight
@@ -195,7 +205,8 @@ class AutoencoderModule(PretrainingModule):
     def setup(self, stage: str) -> None:
         """Start from the components of training patches; a checkpoint that is resumed replaces them."""
         if stage == "fit":
-            start_from_components(self.vae, to_signed(self.samples(256)), self.whitening)
+            if not self.goes_on:
+                start_from_components(self.vae, to_signed(self.samples(256)), self.whitening)
             self._lpips = [lpips.to(self.device) for lpips in self._lpips]
 
     def training_step(self, batch: SRBatch, batch_index: int) -> torch.Tensor:

@@ -112,6 +112,17 @@ def test_lpips_is_a_part_of_the_loss_and_of_no_checkpoint(tmp_path: Path) -> Non
     assert all(p.grad is None for p in module._lpips[0].parameters())
 
 
+def test_an_autoencoder_goes_on_from_an_exported_one(made: Path, tmp_path: Path) -> None:
+    exported, going_on = load_autoencoder(made / "vae"), AutoencoderModule(**VAE, init=str(made / "vae"))
+    assert all(torch.equal(exported.state_dict()[n], value) for n, value in going_on.vae.state_dict().items())
+    # Training does not put the components back in their place.
+    still = {"learning_rate": 1e-9}
+    fresh = train(AutoencoderModule(**VAE, **still), tmp_path / "fresh", 1)
+    assert train(AutoencoderModule(**VAE, **still, init=str(made / "vae")), tmp_path / "again", 1) != fresh
+    with pytest.raises(MegaSRError, match="is no autoencoder of these sizes"):
+        AutoencoderModule(**VAE | {"width": 32}, init=str(made / "vae"))
+
+
 def test_an_autoencoder_that_cannot_be_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"encoder_layers \(1, 1\), decoder_layers \(1,\): make f the same"):
         AutoencoderModule(**VAE | {"decoder_layers": (1,)})
