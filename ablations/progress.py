@@ -100,7 +100,7 @@ class StudyTable:
             done = sum(row.state == "done" for row in self._rows.values())
             running = [row for row in self._rows.values() if row.state == "training"]
             steps = ", ".join(f"{row.label} {row.step}/{row.max_steps} steps" for row in running)
-            left = max((text for row in running if (text := _left(row))), default="")
+            left = _minutes(max(map(_left_s, running), default=0))
             self.tell(f"{done} of {len(self._rows)} trainings are done; {steps}{f', {left} left' if left else ''}")
 
     def _draw(self, now: bool) -> None:
@@ -115,17 +115,20 @@ class StudyTable:
         for row in self._rows.values():
             loss = "" if row.loss is None else f"{row.loss:.4f}"
             steps = f"{row.step}/{row.max_steps}" if row.max_steps else ""
-            table.add_row(row.label, row.state, row.slot, steps, loss, f"{row.done}/{row.runs}", _left(row))
+            table.add_row(row.label, row.state, row.slot, steps, loss, f"{row.done}/{row.runs}", _minutes(_left_s(row)))
         return table
 
 
-def _left(row: _Row) -> str:
-    """Minutes and seconds of training left, at the speed so far."""
+def _left_s(row: _Row) -> float:
+    """Seconds of training left, at the speed so far; 0 when that is not known."""
     taken = row.step - row.first_step
     if row.state != "training" or taken < 2:
-        return ""
-    left = (time.monotonic() - row.since) / taken * (row.max_steps - row.step)
-    return f"{int(left) // 60}:{int(left) % 60:02d}"
+        return 0
+    return (time.monotonic() - row.since) / taken * (row.max_steps - row.step)
+
+
+def _minutes(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}" if seconds else ""
 
 
 @contextmanager

@@ -31,3 +31,18 @@ def test_without_a_terminal_a_line_per_minute_says_how_far_all_are(monkeypatch: 
         "1 of 3 trainings are done; canny seed 0 86/300 steps, 2:28 left",
         "1 of 3 trainings are done; canny seed 0 172/300 steps, 1:29 left",
     ]
+
+
+def test_what_is_left_is_that_of_the_training_that_takes_longest(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    said = io.StringIO()
+    table = StudyTable(Console(file=said))
+    for name, steps in (("a", 600), ("b", 690)):
+        table.add(name, name, 1, steps)
+    for step in range(1, 70):
+        now[0] += 1
+        for name in ("a", "b"):
+            table.heard(Event(name, "step", {"step": step, "loss": 0.5}))
+    line = "0 of 2 trainings are done; a 61/600 steps, b 60/690 steps, 10:30 left\n"
+    assert said.getvalue() == line  # a's 8:59 comes after 10:30 in the alphabet
