@@ -17,7 +17,8 @@ from torch import nn
 
 from megasr.batch import SRBatch
 from megasr.errors import MegaSRError, UsageError
-from megasr.evaluation.metric_weights import describe_missing, find_weight, found_weights
+from megasr.evaluation.metric_weights import describe_missing, found_weights
+from megasr.evaluation.protocol import LPIPS
 from megasr.images import from_signed, to_signed
 from megasr.prior import load_autoencoder
 from megasr.rng import torch_generator
@@ -25,7 +26,6 @@ from megasr.tracking import first_line
 from megasr.training.pretraining.module import PretrainingModule
 
 _LEVEL = 4.0  # constant that keeps the last norm's divisor, and so the decoder's path, nearly linear at the start
-LPIPS_FILES = ("alexnet-owt-7be5be79.pth", "LPIPS_v0.1_alex-df73285e.pth")
 
 
 def build_autoencoder(
@@ -113,12 +113,12 @@ def load_lpips(weights_dir: Path | None) -> nn.Module:
     Raises:
         MegaSRError: they are not on this machine.
     """
-    from pyiqa.archs.lpips_arch import LPIPS
+    from pyiqa.archs import lpips_arch
 
-    if any(find_weight(name, weights_dir) is None for name in LPIPS_FILES):
-        raise MegaSRError(f"model.lpips_weight: LPIPS {describe_missing(LPIPS_FILES, weights_dir)}")
-    with found_weights(LPIPS_FILES, weights_dir):
-        lpips: nn.Module = LPIPS(net="alex").requires_grad_(False).eval()
+    if missing := describe_missing(LPIPS.weights, weights_dir):
+        raise MegaSRError(f"model.lpips_weight: LPIPS {missing}")
+    with found_weights(LPIPS.weights, weights_dir):
+        lpips: nn.Module = lpips_arch.LPIPS(net="alex").requires_grad_(False).eval()
     return lpips
 
 
@@ -198,9 +198,8 @@ class AutoencoderModule(PretrainingModule):
         self.vae.to(memory_format=torch.channels_last)
         self.whitening, self.latent_noise, self.gradient_weight = whitening, latent_noise, gradient_weight
         self.lpips_weight = lpips_weight
-        self._lpips = (
-            [load_lpips(Path(weights_dir) if weights_dir else None)] if lpips_weight else []
-        )  # not in checkpoints
+        # In a list, so that no checkpoint holds it.
+        self._lpips = [load_lpips(Path(weights_dir) if weights_dir else None)] if lpips_weight else []
 
     def setup(self, stage: str) -> None:
         """Start from the components of training patches; a checkpoint that is resumed replaces them."""

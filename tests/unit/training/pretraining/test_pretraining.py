@@ -15,12 +15,12 @@ from data_pipelines.embedded import WorldDataModule
 from data_pipelines.encoded import LatentDataModule, write_latents
 from experiments.world.encode import encode
 from megasr.errors import MegaSRError, UsageError
+from megasr.evaluation.protocol import LPIPS
 from megasr.images import from_uint8, to_signed
 from megasr.prior import load_autoencoder, load_prior
 from megasr.rng import numpy_generator
 from megasr.semantics.clip import load_clip
 from megasr.training.pretraining.autoencoder import (
-    LPIPS_FILES,
     AutoencoderModule,
     build_autoencoder,
     standardise_latents,
@@ -99,7 +99,7 @@ def test_standard_latents_decode_to_the_same_picture() -> None:
 
 
 def test_lpips_is_a_part_of_the_loss_and_of_no_checkpoint(tmp_path: Path) -> None:
-    write_metric_weights(tmp_path / "weights", set(LPIPS_FILES))
+    write_metric_weights(tmp_path / "weights", set(LPIPS.weights))
     module = AutoencoderModule(**VAE, lpips_weight=1.0, weights_dir=str(tmp_path / "weights"))
     assert {name.split(".")[0] for name in module.state_dict()} == {"vae"}
     image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
