@@ -157,10 +157,10 @@ class _Given:
         self.sections[section] = None
         if module:
             self.sections[section] = parameters(module, class_name)
-        elif section == "data" and name in exported(DATA_MODULES):
+        elif section == "data" and name in data_modules():
             self.sections[section] = parameters(DATA_MODULES, name)
         elif section == "data" and not self.foreign and _is_misspelt_module(name):
-            raise unknown_name("data module", name, [*exported(DATA_MODULES), *benchmark_names()])
+            raise unknown_name("data module", name, [*data_modules(), *benchmark_names()])
         if section == "data":
             self.data = class_name if self.sections["data"] is not None else None
             taken = self.sections["data"] or {}
@@ -195,8 +195,7 @@ class _Given:
     def check(self) -> None:
         """Raise what is wrong with the whole of it."""
         if "data" not in self.sections and not self.foreign:
-            names = ", ".join(name for name in exported(DATA_MODULES) if name.endswith("DataModule"))
-            raise UsageError(f"no data: name a data module in --config, or with --data: {names}")
+            raise UsageError(f"no data: name a data module in --config, or with --data: {', '.join(data_modules())}")
         self.check_names()
         self._check_files()
         self._check_required()
@@ -307,13 +306,18 @@ def guidance_names() -> list[str]:
     return names
 
 
+def data_modules() -> list[str]:
+    """The names of the data modules in data_pipelines.datamodules."""
+    return [name for name in exported(DATA_MODULES) if name.endswith("DataModule")]
+
+
 def benchmark_names() -> list[str]:
     """The names of data_pipelines.benchmarks."""
     return [name for (name, *_), _ in calls("data_pipelines.benchmarks", "Benchmark")]
 
 
 def _is_misspelt_module(name: str) -> bool:
-    return name not in benchmark_names() and bool(difflib.get_close_matches(name, exported(DATA_MODULES)))
+    return name not in benchmark_names() and bool(difflib.get_close_matches(name, data_modules()))
 
 
 def _is_foreign(key: str, value: Any) -> bool:

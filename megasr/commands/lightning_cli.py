@@ -15,10 +15,10 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.trainer.states import TrainerFn
 
-import data_pipelines.datamodules as datamodules
+import data_pipelines.datamodules  # noqa: F401  --data takes the names of classes that are imported
 from data_pipelines.benchmarks import BENCHMARKS
 from megasr.commands.benchmark_options import expand_benchmark, scale_factor_of_data, take_protocol_of_benchmark
-from megasr.commands.early import DATA_MODULES, check_crops, check_scale_factors
+from megasr.commands.early import DATA_MODULES, check_crops, check_scale_factors, data_modules
 from megasr.commands.shards import tower_name
 from megasr.commands.signatures import parameters
 from megasr.console import quiet_lightning
@@ -280,7 +280,7 @@ def explain(message: str, keys: Iterable[str]) -> UsageError:
             return unknown_name(f"key of {class_name}", got, parameters(module or DATA_MODULES, class_name) or ())
         return unknown_name("key", got, keys)
     if match := _UNKNOWN_CLASS.search(message):
-        return unknown_name("data module", match.group(1), [*datamodules.__all__, *BENCHMARKS])
+        return unknown_name("data module", match.group(1), [*data_modules(), *BENCHMARKS])
     if "--> seed_everything" in message:
         return UsageError("seed_everything follows model.seed: set that one")
     return UsageError(_LITERAL.sub(r"one of \1", message.split("Given value type:")[0]).replace("Parser key", "key"))

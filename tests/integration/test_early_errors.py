@@ -136,6 +136,7 @@ def test_every_key_of_the_parsers_is_known() -> None:
 
 def test_every_argument_of_the_data_modules_is_known() -> None:
     from jsonargparse import ArgumentParser
+    from lightning import LightningDataModule
 
     from data_pipelines import datamodules
     from data_pipelines.benchmarks import BENCHMARKS
@@ -149,6 +150,13 @@ def test_every_argument_of_the_data_modules_is_known() -> None:
         assert {key for key in taken if key.count(".") == 1} == read
     assert sorted(early.guidance_names()) == list_guidance()
     assert early.benchmark_names() == list(BENCHMARKS)
+    named = {name: getattr(datamodules, name) for name in datamodules.__all__}
+    assert early.data_modules() == [name for name, made in named.items() if issubclass(made, LightningDataModule)]
+
+
+def test_no_part_of_a_data_module_is_suggested(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    early.check_command("fit", ["--data=Parts"])  # the parser knows more
 
 
 @pytest.mark.parametrize(
