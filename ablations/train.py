@@ -130,7 +130,7 @@ def train(plan: RunPlan, built: Any, components: Components, folder: Path, logge
     resume = folder / "resume" / plan.training
     steps, finished = Steps(on_step), _Finished()
     last = LastCheckpoint(resume, SAVE_EVERY_N_STEPS)
-    with quiet_lightning():
+    with _told_once():
         trainer = components.trainer(
             **plan.config["trainer"],
             logger=logger or False,
@@ -169,7 +169,7 @@ def load_adapter(model: lightning.LightningModule, folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def quiet_lightning() -> Iterator[None]:
+def _told_once() -> Iterator[None]:
     """Many short runs would each repeat the hardware table and the advice on workers and logging intervals."""
     log = logging.getLogger("lightning.pytorch")
     level = log.level

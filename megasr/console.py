@@ -48,10 +48,10 @@ def quiet_warnings() -> None:
 
 def quiet_lightning() -> None:
     """Leave out what Lightning tells of hardware, seeds and products; what this project tells through it stays."""
-
-    def is_shown(record: logging.LogRecord) -> bool:
-        return record.levelno >= logging.WARNING or "/lightning/" not in record.pathname.replace(os.sep, "/")
-
     for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
         for handler in logging.getLogger(name).handlers:
-            handler.addFilter(is_shown)
+            handler.addFilter(_is_shown)  # once, however often it is called
+
+
+def _is_shown(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.WARNING or "/lightning/" not in record.pathname.replace(os.sep, "/")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import subprocess
@@ -14,7 +15,7 @@ import pytest
 from rich.progress import BarColumn, MofNCompleteColumn
 
 from megasr import progress
-from megasr.console import is_noise, quiet_warnings
+from megasr.console import is_noise, quiet_lightning, quiet_warnings
 from tests.helpers.sources import ROOT
 
 RUN = (
@@ -52,6 +53,14 @@ def test_a_training_says_one_line_per_event(tmp_path: Path) -> None:
 )
 def test_a_warning_is_shown_where_something_can_be_done(message: str, category: type[Warning], noise: bool) -> None:
     assert is_noise(message, category) is noise
+
+
+def test_lightning_is_filtered_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    handler = logging.StreamHandler()
+    monkeypatch.setattr(logging.getLogger("lightning.pytorch"), "handlers", [handler])
+    for _ in range(2):
+        quiet_lightning()
+    assert len(handler.filters) == 1
 
 
 def test_a_warning_is_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
