@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import threading
+import time
 import traceback
 from typing import Any
 
@@ -134,13 +135,13 @@ def _is_of_worker(error: BaseException) -> bool:
 
 
 def _end_processes(trainer: lightning.Trainer) -> list[str]:
-    """Wait a little for the processes that the first one has started, and kill the others. Says how each has ended."""
+    """Wait a little for the processes that the first one has started, kill the others, and say how each has ended."""
     launcher = trainer.strategy.launcher
     processes = launcher.procs if isinstance(launcher, _SubprocessScriptLauncher) else []
-    ends = []
+    ends, until = [], time.monotonic() + _PATIENCE_S
     for rank, process in enumerate(processes, start=trainer.global_rank + 1):
         try:
-            code = process.wait(_PATIENCE_S)
+            code = process.wait(max(0.0, until - time.monotonic()))
             how = f"was killed by signal {-code} (out of memory?)" if code < 0 else f"ended with exit code {code}"
         except subprocess.TimeoutExpired:
             process.kill()
