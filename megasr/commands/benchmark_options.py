@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from megasr.commands.signatures import UNKNOWN
 from megasr.errors import UsageError, unknown_name
 
 
@@ -54,7 +55,7 @@ def take_protocol_of_benchmark(config: Any, args: Sequence[str], default: str | 
     Raises:
         UsageError: there is no such benchmark set.
     """
-    name = config.data.init_args.get("benchmark")
+    name = arguments_of_data(config).get("benchmark")
     typed = any(_name(arg) == "--evaluation.protocol" for arg in args)
     if name is not None and not typed and config.evaluation.protocol == default:
         from data_pipelines.benchmarks import get_benchmark
@@ -62,13 +63,23 @@ def take_protocol_of_benchmark(config: Any, args: Sequence[str], default: str | 
         config.evaluation.protocol = get_benchmark(name).protocol
 
 
-def scale_factor_of_data(data: Any) -> int:
-    """The scale factor of a configured data module. Raises UsageError when it is of a benchmark that does not exist."""
-    if "benchmark" in data.init_args:
+def arguments_of_data(config: Any) -> Any:
+    """The arguments of a configured data module; none for a class that takes none."""
+    return config.data.get("init_args") or {}
+
+
+def scale_factor_of_data(config: Any) -> Any:
+    """The scale factor of a configured data module, UNKNOWN for a class that does not take one.
+
+    Raises:
+        UsageError: it is of a benchmark that does not exist.
+    """
+    arguments = arguments_of_data(config)
+    if (benchmark := arguments.get("benchmark")) is not None:
         from data_pipelines.benchmarks import get_benchmark
 
-        return get_benchmark(data.init_args.benchmark).scale_factor
-    return data.init_args.scale_factor
+        return get_benchmark(benchmark).scale_factor
+    return arguments.get("scale_factor", UNKNOWN)
 
 
 @dataclass(frozen=True)

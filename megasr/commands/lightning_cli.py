@@ -17,7 +17,12 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 import data_pipelines.datamodules  # noqa: F401  --data takes the names of classes that are imported
 from data_pipelines.benchmarks import BENCHMARKS
-from megasr.commands.benchmark_options import expand_benchmark, scale_factor_of_data, take_protocol_of_benchmark
+from megasr.commands.benchmark_options import (
+    arguments_of_data,
+    expand_benchmark,
+    scale_factor_of_data,
+    take_protocol_of_benchmark,
+)
 from megasr.commands.early import DATA_MODULES, check_crops, check_scale_factors, data_modules
 from megasr.commands.shards import tower_name
 from megasr.commands.signatures import parameters
@@ -200,7 +205,7 @@ class MegaSRCLI(OneLineCLI):
             UsageError: the module and the data disagree on the scale factor.
         """
         config = self.config[self.config.subcommand]
-        check_scale_factors(config.model.scale_factor, scale_factor_of_data(config.data))
+        check_scale_factors(config.model.scale_factor, scale_factor_of_data(config))
 
     def instantiate_classes(self) -> None:
         """Build trainer, module and data.
@@ -211,7 +216,7 @@ class MegaSRCLI(OneLineCLI):
             MegaSRError: what a class has to say.
         """
         command = self.config.subcommand
-        check_crops(command, self.config[command].model.prior, self.config[command].data.init_args)
+        check_crops(command, self.config[command].model.prior, arguments_of_data(self.config[command]))
         super().instantiate_classes()
         baked = getattr(self.datamodule, "baked", None)
         if baked is not None and baked.options.tokens:

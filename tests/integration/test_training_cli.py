@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from data_pipelines.embedded import SceneDataModule
 from megasr import cli
 from megasr.commands.lightning_cli import read_fit
 from megasr.prior import save_prior
@@ -156,3 +157,16 @@ def test_a_run_keeps_its_config_and_is_not_overwritten(
     assert measured["provenance"]["config"] == hashlib.sha256(tested.encode()).hexdigest()[:16]
     assert measured["provenance"]["checkpoint"]["path"] == str(checkpoint)
     assert measured["means"]["psnr_y"] == measured["rows"][0]["psnr_y"] > 5
+
+
+class WithoutArguments(SceneDataModule):
+    """A data module of somebody's own that has nothing to configure."""
+
+    def __init__(self) -> None:
+        super().__init__(crop_size_px=32, batch_size=1, train_samples=2, eval_samples=1)
+
+
+def test_a_data_module_without_arguments_trains(prior: Path, tmp_path: Path) -> None:
+    options = [option for option in recipe(prior, tmp_path / "run") if not option.startswith("--data")]
+    assert cli.main(["fit", *options, f"--data={__name__}.WithoutArguments"]) == 0
+    assert (tmp_path / "run" / "last.ckpt").is_file()
