@@ -270,19 +270,27 @@ def refuse_long_png(content: bytes) -> None:
         raise DecodingError("damaged PNG: its header is cut off")
     width, height, bits, kind = struct.unpack_from(">IIBB", content, 16)
     most = 2 * height * (1 + width * bits * _PNG_CHANNELS.get(kind, 4) // 8) + _BLOCK_BYTES  # interlaced, it is more
-    place, unpacked, unpack = len(PNG_SIGNATURE), 0, zlib.decompressobj()
-    while place + 12 <= len(content):
-        size = int.from_bytes(content[place : place + 4])
-        packed = content[place + 8 : place + 8 + size] if content[place + 4 : place + 8] == b"IDAT" else b""
+    unpacked, unpack = 0, zlib.decompressobj()
+    for packed in _packed_pieces(content):
         while packed and unpacked <= most:
             try:
                 unpacked += len(unpack.decompress(packed, _BLOCK_BYTES))
             except zlib.error as error:
                 raise DecodingError(f"damaged PNG: {error}") from error
             packed = unpack.unconsumed_tail
-        place += 12 + size
     if unpacked > most:
         raise DecodingError(f"more data than a PNG of {width}x{height} px has")
+
+
+def _packed_pieces(content: bytes) -> Iterator[bytes]:
+    """What the IDAT chunks of a PNG hold, in small pieces: zlib copies what it leaves of one whenever it is called."""
+    place = len(PNG_SIGNATURE)
+    while place + 12 <= len(content):
+        begin, end = place + 8, place + 8 + int.from_bytes(content[place : place + 4])
+        if content[place + 4 : begin] == b"IDAT":
+            for piece in range(begin, end, _BLOCK_BYTES):
+                yield content[piece : min(piece + _BLOCK_BYTES, end)]
+        place = end + 4
 
 
 def _decode_deep(content: bytes) -> Image.Image:

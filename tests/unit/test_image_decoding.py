@@ -13,7 +13,7 @@ from PIL import Image, ImageFile
 from PIL.PngImagePlugin import PngInfo
 
 from megasr.errors import MegaSRError
-from megasr.image_decoding import MAX_PIXELS, opened, plain_jpeg_size
+from megasr.image_decoding import MAX_PIXELS, PNG_SIGNATURE, opened, plain_jpeg_size, refuse_long_png
 from megasr.images import decode_image, read_size
 from megasr.rng import numpy_generator
 
@@ -351,6 +351,18 @@ def test_a_16_bit_png_of_several_pieces_is_read():
     )
     split = content[:at] + pieces + content[at + 12 + size :]
     assert np.array_equal(decode_image(split, "split"), decode_image(content, "whole"))
+
+
+def test_one_large_piece_is_checked_as_fast_as_many():
+    packed, took = zlib.compress(bytes(10**8), 0), []
+    header = struct.pack(">I4sIIBBBBBI", 13, b"IHDR", 16_666_666, 1, 16, 2, 0, 0, 0, 0)
+    for size in (10**5, len(packed)):
+        parts = [packed[at : at + size] for at in range(0, len(packed), size)]
+        content = PNG_SIGNATURE + header + b"".join(struct.pack(">I4s", len(p), b"IDAT") + p + bytes(4) for p in parts)
+        began = time.process_time()
+        refuse_long_png(content)
+        took.append(time.process_time() - began)
+    assert took[1] < 4 * took[0] + 0.1
 
 
 def test_alpha_of_16_bits_is_the_same_in_rows():
