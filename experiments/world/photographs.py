@@ -1,4 +1,4 @@
-"""Fetch the photographs that the tiny prior is trained on, from Debian packages, and say who made them.
+"""Fetch the photographs that the next tiny prior is trained on, from Debian packages, and say who made them.
 
 The packages hold wallpapers and the pictures of a children's learning program, under free licences; photographs.csv
 names the photographs among them and what they show. They are stored lossily, so they are halved, which hides it, and

