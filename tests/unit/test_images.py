@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from megasr.errors import MegaSRError, UsageError
+from megasr.image_decoding import list_images
 from megasr.images import (
     center_crop,
     from_uint8,
-    list_images,
     pad_to_multiple,
     quantise,
     read_image,
