@@ -18,9 +18,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     devices = "as torch names them, a process each; default: cuda where there is one, else cpu"
     parser.add_argument("--device", "--devices", metavar="DEVICE[,DEVICE]", help=devices)
     how = parser.add_argument_group("how images are restored")
-    how.add_argument(
-        "--preset", help="quality, balanced or fast: 50, 20 or 8 sampling steps; default: the training's sampler"
-    )
+    preset = "50, 20 or 8 sampling steps; default: the training's sampler"
+    how.add_argument("--preset", choices=("quality", "balanced", "fast"), help=preset)
     how.add_argument("--steps", type=int, help="sampling steps; default: the preset's or the training's")
     how.add_argument("--guidance-scale", type=float, help="classifier-free guidance; default: the training's")
     strength = "of guidance types: 1 is as trained, 0 is off; hed=0.5,depth=0"
@@ -29,7 +28,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--negative-prompt", help="what they do not; used with a guidance scale that is not 1")
     how.add_argument("--seed", type=int, help="seed of the sampling noise; default: the training's")
     how.add_argument("--scale-factor", type=float, help="size of sr over that of the image; default: the training's")
-    how.add_argument("--color-fix", help="adain or wavelet: give sr the colours of the image")
+    how.add_argument("--color-fix", choices=("adain", "wavelet"), help="give sr the colours of the image")
     add_tile_option(how)
     how.add_argument(
         "--batch-size", type=int, default=1, help="images of one size at once, tiled ones aside (default: 1)"

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
 
 from megasr.commands import early
 from megasr.commands.signatures import parameters
+from megasr.commands.upscale_options import add_options
 from megasr.errors import MegaSRError, UsageError
+from megasr.inference.arguments import PRESETS
+from megasr.inference.color import ColorFix
 from tests.helpers.sources import ROOT
 
 RECIPE = "experiments/tiny/megasr.yaml"
@@ -52,6 +57,8 @@ MISTAKES = {
     ("upscale", "{}/photo.png", "{}/out.png", "--checkpoint", "{}/absent.ckpt"): "no checkpoint {}/absent.ckpt",
     ("upscale", "{}/absent.png", "{}/out.png", "--checkpoint", "tiny"): "absent.png: no such file or folder",
     ("upscale", "{}/empty", "{}/out", "--checkpoint", "tiny"): "empty: holds no image",
+    ("upscale", "{}/photo.png", "{}/out.png", "--checkpoint", "tiny", "--preset=best"): "invalid choice: 'best'",
+    ("upscale", "{}/photo.png", "{}/out.png", "--checkpoint", "tiny", "--color-fix=x"): "invalid choice: 'x'",
     ("study", "run", "prior_selecton_quick", "--config", STUDY, "--output", "{}/study"): (
         "is a recipe for study 'prior_selection_quick', not for 'prior_selecton_quick'"
     ),
@@ -203,3 +210,11 @@ def test_a_number_is_no_deep_nest() -> None:
 def test_names_may_be_written_in_all_ways(typed: list[str], read: list[str]) -> None:
     key = typed[0].partition("=")[0]
     assert early.join_names("fit", typed) == [f"{key}={read[0]}", *read[1:]]
+
+
+def test_upscale_offers_what_the_library_has() -> None:
+    parser = argparse.ArgumentParser()
+    add_options(parser)
+    choices = {action.dest: action.choices for action in parser._actions}
+    assert set(choices["preset"]) == set(PRESETS)
+    assert set(choices["color_fix"]) == set(get_args(ColorFix))
