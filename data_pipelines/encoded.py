@@ -26,7 +26,7 @@ _NO_IMAGE = np.empty((0, 0, 3), np.uint8)
 class LatentDataModule(SRDataModule):
     """Latents and tags of a folder that write_latents has written; every latent once before any comes again.
 
-    The batch's hq is empty.
+    The batch's hq is empty. `vae` identifies the autoencoder that encoded (see megasr.files.identify_folder).
 
     Args:
         folder: of the latents.
@@ -46,7 +46,8 @@ class LatentDataModule(SRDataModule):
             self.arrays = {split: np.load(path / f"{split}.npy", mmap_mode="r") for split in SPLITS}
             self.tags = json.loads((path / "tags.json").read_text())
             numbers_differ = any(len(self.arrays[split]) != len(self.tags[split]) for split in SPLITS)
-            self.fingerprint = json.loads((path / "card.json").read_text())["fingerprint"]
+            card = json.loads((path / "card.json").read_text())
+            self.fingerprint, self.vae = card["fingerprint"], card["vae"]
         except (OSError, ValueError, EOFError, KeyError, TypeError) as error:
             raise MegaSRError(f"data.folder {folder} is damaged ({error}): encode its latents again") from error
         if numbers_differ:
@@ -67,13 +68,18 @@ class LatentDataModule(SRDataModule):
 
     def order_fingerprint(self) -> str:
         """What the order of the draws depends on."""
-        return f"{super().order_fingerprint()} of {self.fingerprint}"
+        return f"{super().order_fingerprint()} of {self.fingerprint}, encoded by {self.vae}"
 
 
 def write_latents(
     folder: Path, splits: dict[str, Iterable[tuple[torch.Tensor, list[str]]]], card: dict[str, Any]
 ) -> None:
     """Write a set from batches of latents (B, C, h, w) with their tags, `train` and `eval`.
+
+    Args:
+        folder: where to.
+        splits: batches of each.
+        card: `fingerprint` of the pictures, and `vae`, which identifies the folder of the autoencoder.
 
     Raises:
         UsageError: a split is empty.

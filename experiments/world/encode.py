@@ -59,8 +59,8 @@ def main() -> None:
         "train": encode(world.train_sample, arguments.count, vae),
         "eval": encode(world.eval_sample, world.num_eval(), vae),
     }
-    recipe = f"{world.order_fingerprint()}, {arguments.count} crops of {arguments.size} px"
-    card = {"fingerprint": f"{recipe}, encoded by {identify_folder(arguments.vae)}", "size_px": arguments.size}
+    pictures = f"{world.order_fingerprint()}, {arguments.count} crops of {arguments.size} px"
+    card = {"fingerprint": pictures, "vae": identify_folder(arguments.vae)}
     write_latents(arguments.output, splits, card)
 
 

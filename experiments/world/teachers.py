@@ -126,7 +126,7 @@ def controlnet_hed(content: bytes) -> dict[str, torch.Tensor]:
     first convolution reads BGR.
     """
     if importlib.util.find_spec("h5py") is None:
-        raise MegaSRError("h5py is needed to read HED's weights: pip install h5py")
+        raise MegaSRError("h5py is needed to read HED's weights: pip install megasr[world]")
     import h5py
 
     file = h5py.File(io.BytesIO(content))

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 
 from megasr.batch import SRBatch
 from megasr.diffusion.objective import add_noise, prediction_target, stratified_timesteps
-from megasr.errors import MegaSRError
+from megasr.errors import MegaSRError, UsageError
+from megasr.files import identify_folder
 from megasr.prior import Prior, load_autoencoder, save_prior
 from megasr.rng import keyed_normal, keyed_uniform, torch_generator
 from megasr.semantics.text import OpenClipTextEncoder
@@ -80,6 +81,7 @@ class TextToImageModule(PretrainingModule):
         from diffusers import DDPMScheduler
 
         self.save_hyperparameters()
+        self.vae = Path(vae)
         if not (Path(vae) / "config.json").is_file():
             raise MegaSRError(f"model.vae {vae}: there is none; its recipe has to run first (make prior)")
         autoencoder, text = load_autoencoder(Path(vae)), OpenClipTextEncoder.from_clip(clip)
@@ -92,6 +94,16 @@ class TextToImageModule(PretrainingModule):
         self.text_dropout = text_dropout
         # Not compiled in place: the names of the parameters stay, and validation has other sizes.
         self._predict = torch.compile(self._predict_eagerly, dynamic=False) if compile else self._predict_eagerly
+
+    def setup(self, stage: str) -> None:
+        """Refuse latents that another autoencoder has encoded (LatentDataModule).
+
+        Raises:
+            UsageError: they are such.
+        """
+        encoder, own = getattr(self.trainer.datamodule, "vae", None), identify_folder(self.vae)  # type: ignore[attr-defined]
+        if encoder is not None and encoder != own:
+            raise UsageError(f"data.folder was encoded by the autoencoder {encoder}, model.vae is {own}: encode again")
 
     def training_step(self, batch: SRBatch, batch_index: int) -> torch.Tensor:
         """Squared error of v (2202.00512), at timesteps that are stratified over the batch."""

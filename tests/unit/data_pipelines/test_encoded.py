@@ -20,7 +20,7 @@ def folder(tmp_path: Path) -> Path:
     """Latents 0 to 4, all of whose values are their number, and two for evaluation."""
     batches = [(torch.full((count, 3, 4, 4), 0.0) + torch.tensor(first).float(), [f"tag {first}"] * count)
                for first, count in ((0, 1), (1, 1), (2, 1), (3, 1), (4, 1))]  # fmt: skip
-    write_latents(tmp_path / "set", {"train": batches, "eval": batches[:2]}, {"fingerprint": "numbers"})
+    write_latents(tmp_path / "set", {"train": batches, "eval": batches[:2]}, {"fingerprint": "numbers", "vae": "v"})
     return tmp_path / "set"
 
 
@@ -39,7 +39,7 @@ def test_every_latent_once_with_its_tag_before_any_comes_again(folder: Path) -> 
 
 def test_a_set_of_other_latents_is_another_order(folder: Path) -> None:
     before = LatentDataModule(str(folder), **SMALL).order_fingerprint()
-    (folder / "card.json").write_text(json.dumps({"fingerprint": "others"}))
+    (folder / "card.json").write_text(json.dumps({"fingerprint": "others", "vae": "v"}))
     assert LatentDataModule(str(folder), **SMALL).order_fingerprint() != before
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from data_pipelines.encoded import LatentDataModule, write_latents
 from experiments.world.encode import encode
 from megasr.errors import MegaSRError, UsageError
 from megasr.evaluation.protocol import LPIPS
+from megasr.files import identify_folder
 from megasr.images import from_uint8, to_signed
 from megasr.prior import load_autoencoder, load_prior
 from megasr.rng import numpy_generator
@@ -134,7 +136,7 @@ def test_an_autoencoder_that_cannot_be_is_refused(tmp_path: Path) -> None:
 def test_the_unet_trains_on_encoded_latents_as_on_pictures(made: Path, tmp_path: Path) -> None:
     data, vae = world(), load_autoencoder(made / "vae")
     splits = {"train": encode(data.train_sample, 6, vae), "eval": encode(data.eval_sample, 2, vae)}
-    write_latents(tmp_path / "latents", splits, {"fingerprint": "six"})
+    write_latents(tmp_path / "latents", splits, {"fingerprint": "six", "vae": identify_folder(made / "vae")})
     encoded = LatentDataModule(str(tmp_path / "latents"), batch_size=2, train_samples=64)
     batch = next(iter(encoded.train_dataloader()))
     assert batch["latents"].shape == (2, 12, 8, 8)
@@ -142,6 +144,10 @@ def test_the_unet_trains_on_encoded_latents_as_on_pictures(made: Path, tmp_path:
     curve = LossCurve()
     fit(small_prior(made), encoded, 3, callbacks=[curve], default_root_dir=tmp_path)
     assert len(set(curve.losses)) == 3
+    (tmp_path / "latents/card.json").write_text(json.dumps({"fingerprint": "six", "vae": "another"}))
+    stale = LatentDataModule(str(tmp_path / "latents"), batch_size=2, train_samples=64)
+    with pytest.raises(UsageError, match="data.folder was encoded by the autoencoder another, model.vae is"):
+        fit(small_prior(made), stale, 1, default_root_dir=tmp_path)
     module = small_prior(made)
     pictures = {"hq": torch.stack([from_uint8(data.train_sample(i).hq) for i in range(2)])}
     z = torch.from_numpy(np.load(tmp_path / "latents/train.npy")[:2]).float()
