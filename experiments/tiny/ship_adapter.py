@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from megasr.training.checkpoint import SHIPPED, final_weights, read_checkpoint
+from megasr.training.checkpoint import final_weights, read_checkpoint
+from megasr.training.folders import SHIPPED
 
 _KEPT = ("epoch", "global_step", "pytorch-lightning_version", "hyper_parameters", "prior_fingerprint")
 

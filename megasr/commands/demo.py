@@ -8,8 +8,9 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from megasr.commands.upscale_options import add_model_options, add_tile_option, check_source, check_tile_option
+from megasr.commands.upscale_options import add_model_options, add_tile_option, check_tile_option
 from megasr.errors import UsageError
+from megasr.training.folders import find_checkpoint
 
 
 def add_parser(commands: Any) -> None:
@@ -32,7 +33,7 @@ def run(arguments: argparse.Namespace) -> None:
         MegaSRError: gradio is not installed, the adapter or the prior cannot be read, or the port is taken.
     """
     check_tile_option(arguments)
-    check_source(arguments.checkpoint)
+    find_checkpoint(arguments.checkpoint)
     if arguments.max_pixels <= 0:
         raise UsageError(f"--max-pixels is {arguments.max_pixels}, must be greater than 0")
     from megasr.commands.measuring import usable_device

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from megasr.commands.signatures import OWN, UNKNOWN, Parameter, arguments_of, calls, exported, parameters
-from megasr.errors import MegaSRError, UsageError, unknown_name
+from megasr.errors import UsageError, unknown_name
 from megasr.files import at_home
 from megasr.names import split_names
+from megasr.training.folders import no_checkpoint, refuse_another_run
 from megasr.weights.priors import find_prior, read_size_multiple
 
 DATA_MODULES = "data_pipelines.datamodules"
@@ -245,8 +246,6 @@ class _Given:
             raise UsageError(f"{self.data} needs {' and '.join(lacking)}")
 
     def _check_output(self) -> None:
-        from megasr.training.folders import refuse_another_run
-
         elsewhere = any(key.startswith(("trainer.logger", "trainer.fast_dev_run")) for key in self.values)
         folder = self.values.get("trainer.default_root_dir", "runs")
         if not elsewhere and isinstance(folder, str):
@@ -295,7 +294,7 @@ def check_checkpoint(path: Any) -> None:
         MegaSRError: it is the name of a file or folder that does not exist.
     """
     if isinstance(path, str) and path not in _WORDS_FOR_CHECKPOINTS and ":" not in path and not Path(path).exists():
-        raise MegaSRError(f"no checkpoint {path}: give the path of one that `megasr fit` wrote")
+        raise no_checkpoint(path)
 
 
 def guidance_names() -> list[str]:

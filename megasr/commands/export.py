@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from megasr.commands.upscale_options import check_source
+from megasr.training.folders import find_checkpoint
 
 
 def add_parser(commands: Any) -> None:
@@ -30,7 +30,7 @@ def run(arguments: argparse.Namespace) -> None:
         UsageError: the folder exists and holds something else, or the adapter is a control that needs hq.
         MegaSRError: the checkpoint or the prior is missing, or the folder cannot be written.
     """
-    check_source(arguments.source)
+    find_checkpoint(arguments.source)
     from megasr.inference.pipeline import MegaSRPipeline
 
     source = _find_checkpoint(Path(arguments.source)) or arguments.source

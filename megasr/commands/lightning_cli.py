@@ -40,7 +40,7 @@ from megasr.training.last_checkpoint import CheckpointFiles, use_checkpoint_file
 from megasr.training.module import MegaSRModule
 from megasr.training.monitor import TrainingMonitor
 from megasr.training.protocol_metrics import ProtocolMetrics
-from megasr.training.run_defaults import resumed_from, trainer_defaults
+from megasr.training.run_defaults import trainer_defaults
 from megasr.training.strategies import ShardedStrategy
 from megasr.training.throughput import global_batch
 from megasr.yaml_limits import check_config_files, limit_jsonargparse
@@ -125,8 +125,8 @@ class OneLineCLI(LightningCLI):
     def instantiate_trainer(self, **settings: Any) -> Trainer:
         """The trainer, with what a fit records in its folder unless it is told otherwise."""
         command = self.config.subcommand
-        options = self.config_init[command].trainer
-        defaults = trainer_defaults(command, options, self.config[command].as_dict(), self._held)
+        config = self.config[command].as_dict()
+        defaults = trainer_defaults(command, self.config_init[command], config, self._held)
         trainer = super().instantiate_trainer(**defaults, **settings)
         use_checkpoint_files(trainer)
         return trainer
@@ -146,13 +146,12 @@ class OneLineCLI(LightningCLI):
             raise explain(str(error), options.get_defaults().keys()) from error
         _list_names(self.config[args[0]])
 
-    def _choose_checkpoint(self, command: str) -> None:
-        """Read the newest checkpoint that is whole: Lightning would take the newest one.
+    def _check_checkpoint(self, command: str) -> None:
+        """Check how the checkpoint that trainer_defaults has chosen is read, and what it was trained with.
 
         Raises:
-            UsageError: there is none, the strategy or a plugin would run code of it, or a fit's optimizer steps had
-                another number of images.
-            MegaSRError: all are damaged.
+            UsageError: the strategy or a plugin would run code of it, or a fit's optimizer steps had another number of
+                images.
         """
         options, strategy = self.config_init[command], self.trainer.strategy
         if options.ckpt_path is None:
@@ -165,15 +164,13 @@ class OneLineCLI(LightningCLI):
                 f"--ckpt_path: {type(strategy).__name__} with {type(files).__name__} can run code of a checkpoint; "
                 "take the strategy auto, ddp or megasr's ShardedStrategy, and the plugin AsyncCheckpointFiles"
             )
-        resumed = resumed_from(options.ckpt_path, Path(self.trainer.default_root_dir), self.trainer.callbacks)
-        if resumed is not None:
-            options.ckpt_path = str(resumed)
-            if command == "fit":
-                refuse_changed_batch(resumed, global_batch(self.trainer, self.datamodule), options)
+        path = Path(options.ckpt_path)
+        if command == "fit" and path.exists():  # else Lightning is to find one
+            refuse_changed_batch(path, global_batch(self.trainer, self.datamodule), options)
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Run it. Raises the error that ended it, whatever else went wrong after that; see FirstError."""
-        self._choose_checkpoint(subcommand)
+        self._check_checkpoint(subcommand)
         if subcommand == "fit":
             self.config.fit.allow_changed_config = False  # it is no part of the run: the next resume asks again
         first = next(callback for callback in self.trainer.callbacks if isinstance(callback, FirstError))

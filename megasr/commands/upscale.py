@@ -13,8 +13,9 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megasr.commands.upscale_options import add_options, check_options, check_source, make_settings
+from megasr.commands.upscale_options import add_options, check_options, make_settings
 from megasr.errors import MegaSRError, UsageError, printable
+from megasr.training.folders import find_checkpoint
 
 if TYPE_CHECKING:
     from megasr.commands.upscale_plan import Planned
@@ -42,7 +43,7 @@ def run(arguments: argparse.Namespace) -> None:
     from megasr.inference.jobs import is_one_file, list_jobs
 
     jobs = list_jobs(arguments.inputs, arguments.output, arguments.format and f".{arguments.format}")
-    check_source(arguments.checkpoint)
+    find_checkpoint(arguments.checkpoint)
     from megasr.commands.upscale_plan import make_plan, show_plan
     from megasr.files import locked_folder
     from megasr.inference.restoring import load_pipeline

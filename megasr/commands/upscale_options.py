@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megasr.errors import MegaSRError, UsageError
+from megasr.errors import UsageError
 
 if TYPE_CHECKING:
     from megasr.inference.restoring import Settings
@@ -48,16 +48,6 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     checkpoint = "that `megasr fit` wrote, a folder that `megasr export` wrote, or tiny: the shipped one"
     parser.add_argument("--checkpoint", required=True, help=checkpoint)
     parser.add_argument("--prior", help="`tiny`, `sd21-base`, a diffusers folder or a hub id; default: the training's")
-
-
-def check_source(checkpoint: str) -> None:
-    """Refuse a checkpoint that is not there, before anything heavy is imported.
-
-    Raises:
-        MegaSRError: it is neither a file or folder nor the name of a shipped one.
-    """
-    if checkpoint != "tiny" and not Path(checkpoint).exists():
-        raise MegaSRError(f"no checkpoint {checkpoint}: give the path of one that `megasr fit` wrote, or tiny")
 
 
 def add_tile_option(parser: Any) -> None:

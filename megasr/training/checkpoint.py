@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import is_dataclass
 from functools import partial
@@ -15,29 +14,25 @@ from torch import nn
 from megasr.errors import MegaSRError, UsageError
 from megasr.files import damaged_record, read_saved
 from megasr.tracking import first_line
+from megasr.training.folders import find_checkpoint, no_checkpoint
 from megasr.training.sharded_checkpoint import PLAIN, damage_of_folder, is_sharded, named_tensors, read_sharded
 
 if TYPE_CHECKING:
     import lightning
 
 Module = TypeVar("Module", bound="lightning.LightningModule")
-SHIPPED = {"tiny": Path(__file__).parent.parent / "assets" / "tiny_adapter" / "adapter.ckpt"}
 
 
 def find_adapter(source: str | Path) -> Path:
-    """The file or folder of a checkpoint: `tiny` is the shipped ControlNet of the tiny prior, anything else a path.
+    """The file of a checkpoint, or the folder of one that several processes wrote; see find_checkpoint.
 
     Raises:
         UsageError: it is an address.
-        MegaSRError: there is no such file.
+        MegaSRError: there is none.
     """
-    path = SHIPPED.get(str(source), Path(source))
-    if not path.exists() and re.match(r"[\w+.:-]+:/", str(source)):
-        raise UsageError(f"checkpoint {source} is not on this machine: download it and give the path of the file")
+    path = find_checkpoint(source)
     if not path.is_file() and not is_sharded(path):
-        raise MegaSRError(
-            f"no checkpoint {source}: give the path of one that `megasr fit` wrote, or {', '.join(SHIPPED)}"
-        )
+        raise no_checkpoint(source)
     return path
 
 

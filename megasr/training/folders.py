@@ -1,13 +1,36 @@
-"""What the folder of a run holds from before."""
+"""Where a checkpoint lies, and what the folder of a run holds from before; without torch."""
 
 from __future__ import annotations
 
 import csv
+import re
 from pathlib import Path
 
-from megasr.errors import UsageError
+from megasr.errors import MegaSRError, UsageError
 
+SHIPPED = {"tiny": Path(__file__).parent.parent / "assets" / "tiny_adapter" / "adapter.ckpt"}
 METRICS_FILE = "metrics.csv"
+
+
+def find_checkpoint(source: str | Path) -> Path:
+    """The file or folder of a checkpoint or an exported adapter: `tiny` is the shipped one, anything else a path.
+
+    Raises:
+        UsageError: it is an address.
+        MegaSRError: there is none.
+    """
+    path = SHIPPED.get(str(source), Path(source))
+    if not path.exists() and re.match(r"[\w+.:-]+:/", str(source)):
+        raise UsageError(f"checkpoint {source} is not on this machine: download it and give the path of the file")
+    if not path.exists():
+        raise no_checkpoint(source)
+    return path
+
+
+def no_checkpoint(source: str | Path) -> MegaSRError:
+    """What is said where there is none."""
+    known = ", ".join(SHIPPED)
+    return MegaSRError(f"no checkpoint {source}: give the path of one that `megasr fit` wrote, or {known}")
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:

@@ -20,14 +20,12 @@ from megasr.training.loggers import open_loggers
 from megasr.training.steps import StepProgress
 
 
-def trainer_defaults(
-    command: str, trainer: Mapping[str, Any], config: Mapping[str, Any], held: ExitStack
-) -> dict[str, Any]:
+def trainer_defaults(command: str, options: Any, config: Mapping[str, Any], held: ExitStack) -> dict[str, Any]:
     """Arguments of the trainer that were not given: loggers, LastCheckpoint in the run's folder, FirstError, progress.
 
     Args:
         command: fit, validate or test. Only a fit logs by default: the others write their results into files.
-        trainer: the trainer's section, instantiated.
+        options: of the command, instantiated; gets the checkpoint to go on from, which has been compared with its CRCs.
         config: the resolved configuration, as plain data.
         held: gets the lock of a fit's folder: two processes would write the same files.
 
@@ -36,13 +34,16 @@ def trainer_defaults(
         UsageError: the folder already holds another run, or no checkpoint to go on from, or one that was made with
             another configuration.
     """
+    trainer = options.trainer
     folder = Path(trainer["default_root_dir"])
     given = trainer.get("callbacks") or []
     callbacks = list(given) if isinstance(given, list | tuple) else [given]
     adds = trainer.get("enable_checkpointing") is not False and not any(_keeps_last(callback) for callback in callbacks)
     callbacks += [LastCheckpoint(folder)] if adds else []
     callbacks = [FirstError(), *callbacks]
-    resumed = resumed_from(config.get("ckpt_path"), folder, callbacks)
+    resumed = _resumed_from(config.get("ckpt_path"), folder, callbacks)
+    if resumed is not None:
+        options.ckpt_path = str(resumed)
     if command == "fit" and resumed is not None:
         refuse_changes(resumed, config)  # before anything is opened
     writes = (adds or trainer.get("logger") is None) and not trainer.get("fast_dev_run")
@@ -67,7 +68,7 @@ def _keeps_last(callback: Any) -> bool:
     return isinstance(callback, LastCheckpoint) or bool(getattr(callback, "save_last", False))
 
 
-def resumed_from(ckpt_path: str | None, folder: Path, callbacks: Sequence[Any]) -> Path | None:
+def _resumed_from(ckpt_path: str | None, folder: Path, callbacks: Sequence[Any]) -> Path | None:
     """The checkpoint that a training goes on from; `last` is the newest whole one of LastCheckpoint, if that is used.
 
     Returns:

@@ -11,7 +11,15 @@ from tests.helpers.sources import PACKAGES, ROOT, imports, sources
 # megasr.cli and megasr.commands put the whole program together; nothing else in megasr may know the other packages.
 COMPOSITION_ROOT = ("megasr.cli", "megasr.commands")
 # What imports nothing but the standard library when it is imported itself.
-LIGHT = ("megasr.console", "megasr.errors", "megasr.files", "megasr.names", "megasr.progress", "megasr.weights")
+LIGHT = (
+    "megasr.console",
+    "megasr.errors",
+    "megasr.files",
+    "megasr.names",
+    "megasr.progress",
+    "megasr.weights",
+    "megasr.training.folders",
+)
 # What images-in, batches-out may use of the model library.
 LEAVES = (
     "megasr.batch",

@@ -10,7 +10,7 @@ import pytest
 from ablations import plan as planning
 from ablations.identity import identify_weights
 from megasr.errors import MegaSRError
-from megasr.training.checkpoint import SHIPPED
+from megasr.training.folders import SHIPPED
 
 MODEL: dict[str, Any] = {
     "prior": "tiny",

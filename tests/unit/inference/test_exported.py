@@ -10,8 +10,8 @@ from megasr.cli import main
 from megasr.errors import MegaSRError, UsageError
 from megasr.guidance.networks import ExtractorConfig
 from megasr.inference.pipeline import MegaSRPipeline
-from megasr.training.checkpoint import SHIPPED
 from megasr.training.config import SamplerConfig
+from megasr.training.folders import SHIPPED
 from megasr.training.last_checkpoint import LAST, PREVIOUS
 from tests.helpers.inference import loud_pipeline, photograph
 from tests.helpers.training import prior_folder

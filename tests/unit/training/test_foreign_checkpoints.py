@@ -17,7 +17,8 @@ from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
 
 from megasr.errors import MegaSRError, UsageError
 from megasr.training.callbacks import EMA
-from megasr.training.checkpoint import SHIPPED, check_trained_state, read_checkpoint
+from megasr.training.checkpoint import check_trained_state, read_checkpoint
+from megasr.training.folders import SHIPPED
 from megasr.training.last_checkpoint import LAST, PREVIOUS, find_last
 from megasr.training.module import MegaSRModule
 from tests.helpers.training import fit, make_batch, make_module
