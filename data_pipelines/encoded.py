@@ -30,14 +30,25 @@ class LatentDataModule(SRDataModule):
 
     Args:
         folder: of the latents.
+        batch_size: latents per batch and device.
+        train_samples: draws per epoch, rounded down to whole batches.
         eval_samples: size of the evaluation set at most.
-        settings: see SRDataModule; the sizes of crops mean nothing here.
+        num_workers: loader processes; 0 loads in the main process.
+        seed: of the order.
 
     Raises:
         MegaSRError: a file is missing or damaged, or the files do not fit each other.
     """
 
-    def __init__(self, folder: str, eval_samples: int = 64, **settings: Any) -> None:
+    def __init__(
+        self,
+        folder: str,
+        batch_size: int = 32,
+        train_samples: int = 1024,
+        eval_samples: int = 64,
+        num_workers: int = 0,
+        seed: int = 0,
+    ) -> None:
         path = Path(folder)
         absent = [name for name in ("train.npy", "eval.npy", "tags.json", "card.json") if not (path / name).is_file()]
         if absent:
@@ -52,8 +63,14 @@ class LatentDataModule(SRDataModule):
             raise MegaSRError(f"data.folder {folder} is damaged ({error}): encode its latents again") from error
         if numbers_differ:
             raise MegaSRError(f"data.folder {folder}: the numbers of latents and of tags differ")
-        settings = {"scale_factor": 1, **settings}
-        super().__init__(eval_samples=min(eval_samples, len(self.arrays["eval"])), **settings)
+        super().__init__(
+            scale_factor=1,
+            batch_size=batch_size,
+            train_samples=train_samples,
+            eval_samples=min(eval_samples, len(self.arrays["eval"])),
+            num_workers=num_workers,
+            seed=seed,
+        )
 
     def train_sample(self, draw: int) -> Sample:
         index = shuffled(draw, len(self.arrays["train"]), self.seed)

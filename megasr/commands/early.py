@@ -17,7 +17,7 @@ from megasr.commands.signatures import OWN, UNKNOWN, Parameter, arguments_of, ca
 from megasr.errors import UsageError, unknown_name
 from megasr.files import at_home
 from megasr.names import split_names
-from megasr.training.folders import no_checkpoint, refuse_another_run
+from megasr.training.folders import CHOSEN_BY_TRAINER, SHIPPED, no_checkpoint, refuse_another_run
 from megasr.weights.priors import find_prior, read_size_multiple
 
 DATA_MODULES = "data_pipelines.datamodules"
@@ -32,7 +32,7 @@ _SECTIONS = {
 _PRETRAINING = {"trainer": _TRAINER, "export": ("megasr.training.pretraining.module", "Export")}
 _OTHERS = {"config", "print_config", "seed_everything", "allow_changed_config", "data", "model"}
 _OF_SUBCLASS = {"class_path", "init_args", "dict_kwargs", "help"}  # what jsonargparse adds to a section
-_WORDS_FOR_CHECKPOINTS = {"last", "best", "hpc", "tiny", "null", "None", ""}
+_WORDS_FOR_CHECKPOINTS = {*CHOSEN_BY_TRAINER, *SHIPPED, "null", "None", ""}
 _FOLDERS = ("train_root", "eval_root", "train_lq_root", "eval_lq_root")
 _OF_CLASSES = {"data", "callbacks", "logger", "strategy", "plugins", "profiler"}
 _UNREAD = "?"  # in the place of the keys of what is no configuration

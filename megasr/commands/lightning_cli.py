@@ -35,7 +35,7 @@ from megasr.training.async_checkpoint import AsyncCheckpointFiles
 from megasr.training.changed_config import CONFIG, GLOBAL_BATCH, plain, refuse_changed_batch
 from megasr.training.checkpoint import find_adapter
 from megasr.training.ending import FirstError
-from megasr.training.folders import refuse_another_run
+from megasr.training.folders import CHOSEN_BY_TRAINER, refuse_another_run
 from megasr.training.last_checkpoint import CheckpointFiles, use_checkpoint_files
 from megasr.training.module import MegaSRModule
 from megasr.training.monitor import TrainingMonitor
@@ -45,7 +45,6 @@ from megasr.training.strategies import ShardedStrategy
 from megasr.training.throughput import global_batch
 from megasr.yaml_limits import check_config_files, limit_jsonargparse
 
-_CHOSEN_BY_TRAINER = ("last", "best", "hpc")  # values of ckpt_path that are no paths
 _UNKNOWN_KEY = re.compile(
     r"unrecognized arguments: --([^\s=]+)|not accept option '([^']+)'|Option '([^']+)' is not accepted"
 )
@@ -113,7 +112,7 @@ class OneLineCLI(LightningCLI):
         options = self.config[self.config.subcommand]
         if options.weights_only is False:
             raise UsageError("--weights_only false lets a checkpoint run code: leave it out, they are read without")
-        if options.ckpt_path not in (None, *_CHOSEN_BY_TRAINER):
+        if options.ckpt_path not in (None, *CHOSEN_BY_TRAINER):
             options.ckpt_path = str(find_adapter(options.ckpt_path))
         try:
             super().instantiate_classes()

@@ -9,6 +9,7 @@ from pathlib import Path
 from megasr.errors import MegaSRError, UsageError
 
 SHIPPED = {"tiny": Path(__file__).parent.parent / "assets" / "tiny_adapter" / "adapter.ckpt"}
+CHOSEN_BY_TRAINER = ("last", "best", "hpc")  # values of ckpt_path that are no paths
 METRICS_FILE = "metrics.csv"
 
 
