@@ -16,8 +16,7 @@ import numpy as np
 
 from ablations.statistics import pool_of_contrasts
 from megasr.errors import UsageError
-from megasr.evaluation.intervals import paired_bootstrap
-from megasr.evaluation.resampling import Resampler
+from megasr.evaluation.intervals import Resampler, paired_bootstrap
 
 _Name = TypeVar("_Name", str, tuple[str, str])
 Subset = frozenset[str]

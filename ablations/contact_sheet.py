@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ablations.plan import BICUBIC
 from ablations.results import RunResult, StudyResult, values
-from megasr.evaluation.resampling import photograph
+from megasr.evaluation.intervals import photograph
 from megasr.evaluation.spec import MetricSpec
 from megasr.images import read_image, write_png
 

@@ -23,7 +23,7 @@ def identify_weights(model: Mapping[str, Any]) -> dict[str, str | None]:
     """
     found: dict[str, str | None] = {"prior": identify_prior(model["prior"]) if model.get("prior") else None}
     if vision := model.get("vision"):
-        from megasr.semantics.vision import VisionConfig
+        from megasr.semantics.clip import VisionConfig
 
         found["vision"] = _digest(VisionConfig(**vision).weights_file)
     if init := model.get("init"):
@@ -38,7 +38,7 @@ def _tagger(model: Mapping[str, Any]) -> dict[str, str | None]:
     if tagger.get("kind") == "ram":
         return {"tagger": _digest(Path(tagger["weights"]))}
     if tagger.get("kind") == "clip":
-        from megasr.semantics.vision import VisionConfig
+        from megasr.semantics.clip import VisionConfig
 
         return {"tagger": _digest(VisionConfig(model=tagger["model"], weights=tagger["weights"]).weights_file)}
     return {}
@@ -46,8 +46,8 @@ def _tagger(model: Mapping[str, Any]) -> dict[str, str | None]:
 
 def _extractors(model: Mapping[str, Any]) -> dict[str, str | None]:
     """Of every network that makes maps of lq; rendered scenes bring those of hq themselves."""
-    from megasr.guidance.networks import ExtractorConfig, identify_source
     from megasr.guidance.registry import resolve_guidance
+    from megasr.guidance.sources import ExtractorConfig, identify_source
 
     config = ExtractorConfig(**(model.get("extractors") or {}))
     types = resolve_guidance((model.get("adapter") or {}).get("guidance") or ())

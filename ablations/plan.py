@@ -17,8 +17,8 @@ from typing import Any
 
 from ablations.identity import identify_weights
 from ablations.registry import Ablation, Config, Study, apply_changes, check_diff, flatten
+from megasr.configs import limit_jsonargparse, load_yaml
 from megasr.errors import MegaSRError, UsageError
-from megasr.yaml_limits import limit_jsonargparse, load_yaml
 
 BICUBIC = "bicubic"
 # What the runner decides itself: a recipe that sets one of these would be overruled in silence, so it is refused.

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ablations.launch.local import Event
-from megasr.progress import LINE_EVERY_S
+from megasr.console import LINE_EVERY_S
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -14,9 +14,8 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 
 from data_pipelines.degradations.presets import get_degradation
-from data_pipelines.error_budget import ErrorBudget
 from data_pipelines.samples import DrawLoader, DrawSampler, Sample, SampleLoader, SampleSet, collate_or_error, degrade
-from data_pipelines.workers import start_worker
+from data_pipelines.workers import ErrorBudget, start_worker
 from megasr.batch import SRBatch
 from megasr.errors import UsageError
 
@@ -254,7 +253,7 @@ class SyntheticDataModule(SRDataModule):
         batch = super().on_after_batch_transfer(batch, dataloader_idx)
         if "lq" not in batch:
             if self.usm_target:
-                from data_pipelines.degradations.device_usm import sharpen_batched
+                from data_pipelines.degradations.device import sharpen_batched
 
                 batch["hq"] = sharpen_batched(batch["hq"])
             params = self.degradation.sample_params(self.seed, batch["keys"])

@@ -11,21 +11,20 @@ from typing import Any
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-from data_pipelines.benchmark_module import BenchmarkDataModule
-from data_pipelines.crops import center_crop_sample, crop_sample
+from data_pipelines.benchmarks import BenchmarkDataModule
 from data_pipelines.data_module import SRDataModule, SyntheticDataModule
 from data_pipelines.embedded import PhotoDataModule, SceneDataModule, WorldDataModule
 from data_pipelines.encoded import LatentDataModule
-from data_pipelines.error_budget import ErrorBudget, read_or_next
 from data_pipelines.filters import FilteredSource, ImageFilter
 from data_pipelines.folder import FolderSource, check_disjoint
 from data_pipelines.mixture import MixtureSource
 from data_pipelines.open_source import check_apart, open_source
 from data_pipelines.paired import PairedSource
-from data_pipelines.samples import NamedSource, Sample, Source
-from data_pipelines.scene_source import SceneSource
+from data_pipelines.samples import NamedSource, Sample, Source, center_crop_sample, crop_sample
+from data_pipelines.scenes.source import SceneSource
 from data_pipelines.shards.baked import BakedDraw, BakedSource, BakeOptions
 from data_pipelines.shards.reader import ShardSource
+from data_pipelines.workers import ErrorBudget, read_or_next
 from megasr.errors import UsageError
 from megasr.rng import numpy_generator
 

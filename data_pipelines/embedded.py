@@ -10,11 +10,10 @@ from typing import Any
 import cv2
 import numpy as np
 
-from data_pipelines.crops import crop_sample
 from data_pipelines.data_module import EVAL_SEED, SyntheticDataModule
 from data_pipelines.photos import EVAL_PHOTOS, TRAIN_PHOTOS, grid_crops, load_photo
-from data_pipelines.samples import Sample
-from data_pipelines.scene_source import pool_sample, render_pool, scene_sample, unknown_maps
+from data_pipelines.samples import Sample, crop_sample
+from data_pipelines.scenes.source import pool_sample, render_pool, scene_sample, unknown_maps
 from megasr.errors import UsageError
 from megasr.images import read_image
 from megasr.rng import numpy_generator

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from data_pipelines.data_module import SRDataModule
-from data_pipelines.order import shuffled
+from data_pipelines.mixture import shuffled
 from data_pipelines.samples import Sample
 from megasr.errors import MegaSRError, UsageError
 from megasr.files import write_whole_folder

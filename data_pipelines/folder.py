@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from data_pipelines.order import shuffled
+from data_pipelines.mixture import shuffled
 from data_pipelines.samples import Sample, UnusableSampleError, names_fingerprint
 from megasr.errors import MegaSRError, UsageError
 from megasr.image_decoding import list_images

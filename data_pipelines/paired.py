@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from data_pipelines.folder import index_folder, read_or_drop, tags_or_drop
-from data_pipelines.order import shuffled
+from data_pipelines.mixture import shuffled
 from data_pipelines.samples import Sample, names_fingerprint
 from megasr.errors import MegaSRError, UsageError
 from megasr.images import from_uint8, read_size

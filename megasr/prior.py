@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from megasr.configs import read_config
 from megasr.errors import MegaSRError
 from megasr.files import identify_folder
-from megasr.fingerprints import weights_digest
-from megasr.foreign_configs import read_config
 from megasr.images import from_signed, to_signed
+from megasr.provenance import weights_digest
 from megasr.semantics.text import TextEncoder, load_text_encoder
-from megasr.weights.priors import downsampling, find_prior, size_multiple
+from megasr.weights.local import downsampling, find_prior, size_multiple
 
 PARTS = ("vae", "unet", "text_encoder", "scheduler")
 AUTOENCODERS = ("AutoencoderKL", "AutoencoderDC")

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 from ablations.page.content import BICUBIC, HQ, LQ, PictureRow, StudyPage
 from ablations.page.sections import findings, header, record
 from megasr.errors import UsageError
-from megasr.evaluation.comparison.frame import ASSETS, VIEWER_SCRIPTS, make_frame, viewer_html
+from megasr.evaluation.comparison import ASSETS, VIEWER_SCRIPTS, make_frame, viewer_html
 from megasr.files import open_whole
 
 if TYPE_CHECKING:
-    from megasr.evaluation.comparison.pictures import Source
+    from megasr.evaluation.comparison import Source
 
 _OWN = files("ablations") / "page" / "assets"
 _STYLES = (ASSETS / "page.css", _OWN / "page.css")
@@ -35,7 +35,7 @@ def write_page(content: StudyPage, path: Path, webp_quality: int | None = None) 
         MegaSRError: a picture cannot be read, or the page cannot be written.
     """
     # Reading pictures needs torch, which takes seconds to import.
-    from megasr.evaluation.comparison.pictures import blocks, sizes
+    from megasr.evaluation.comparison import blocks, sizes
 
     sources, keys = make_sources(content), [row.key for row in content.pictures]
     facts = viewer_data(content, sources, sizes(sources, keys) if keys else [], webp_quality)
@@ -71,7 +71,7 @@ def make_sources(content: StudyPage) -> list[Source]:
     Raises:
         UsageError: two images share a key, they differ in what was restored, or a label is that of other pictures.
     """
-    from megasr.evaluation.comparison.pictures import Source
+    from megasr.evaluation.comparison import Source
 
     rows = content.pictures
     if not rows:

@@ -1,30 +1,365 @@
-"""The `device` back end: a batch of tensors on any device, every sample with its own operations, in torch alone.
-
-The same operations, numbers and noise as the `cpu` back end. After the first resize every image has a size of its own,
-so images are a list, and an operation is a few kernels per image at its exact size; only JPEG, which is many small
-steps, joins the blocks of all images. Padding the batch to its largest image instead would triple the work, and would
-make an image's bits depend on its neighbours. Nothing here waits for the device: numbers that are drawn travel as
-arguments of the kernels, kernels and tables through pinned memory.
-"""
+"""The degradation's operations on a device, for batches."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import zip_longest
+from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
-from data_pipelines.degradations.device_blur import convolve
-from data_pipelines.degradations.device_context import exact, upload
-from data_pipelines.degradations.device_jpeg import compress
-from data_pipelines.degradations.device_resize import resize
-from data_pipelines.degradations.kernels import make_kernel, trim
-from data_pipelines.degradations.noise import BANK_SIZE, NUM_QUANTILES, normal_bank, poisson_table, quantile_bank
-from data_pipelines.degradations.sampling import Op
+from data_pipelines.degradations.cpu import (
+    AMOUNT,
+    BANK_SIZE,
+    NUM_QUANTILES,
+    SIGMA_PX,
+    SIZE_PX,
+    THRESHOLD,
+    normal_bank,
+    poisson_table,
+    quantile_bank,
+    scaled,
+)
+from data_pipelines.degradations.sampling import Op, make_kernel, trim
 from megasr.errors import UsageError
 from megasr.images import quantise
+
+
+@contextmanager
+def exact(device: torch.device) -> Iterator[None]:
+    """Full float32 whatever the training does: neither gradients, nor autocast, nor products in TF32 or bfloat16."""
+    with torch.no_grad(), torch.autocast(device.type, enabled=False), _full_products():
+        yield
+
+
+@contextmanager
+def _full_products() -> Iterator[None]:
+    if not hasattr(torch.backends.cuda.matmul, "fp32_precision"):  # before torch 2.9
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("highest")
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(before)
+        return
+    # The older pair of functions raises once anybody has used these.
+    cuda, mkldnn = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
+    precisions = cuda.fp32_precision, mkldnn.fp32_precision
+    cuda.fp32_precision = mkldnn.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        cuda.fp32_precision, mkldnn.fp32_precision = precisions
+
+
+def upload(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    """Send to the device without waiting for what it is doing."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+# Where summing over the taps is faster, on processors: other devices are bound by the number of steps.
+_DIRECT_SIZE = 7
+
+
+def convolve(image: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
+    """Convolve with a kernel that is symmetric about its centre, borders mirrored (reflect-101).
+
+    Args:
+        image: (C, H, W) float32, of any size: borders are mirrored as often as the kernel reaches.
+        kernel: (k, k) float32, k odd.
+
+    Returns:
+        (C, H, W) float32.
+    """
+    radius, (height, width) = len(kernel) // 2, image.shape[-2:]
+    if radius == 0:
+        return image * kernel[0, 0]
+    if image.device.type == "cpu" and len(kernel) <= _DIRECT_SIZE:
+        return _sum_taps(_mirror(image, radius, height + 2 * radius, width + 2 * radius), kernel)
+    rows, columns = fast_size(height + 2 * radius), fast_size(width + 2 * radius)
+    frequencies = torch.fft.rfft2(_mirror(image, radius, rows, columns))
+    frequencies *= _spectrum(kernel, rows, columns)
+    # The transform wraps around; what wraps falls on the border that is cut away.
+    return torch.fft.irfft2(frequencies, s=(rows, columns))[:, radius : radius + height, radius : radius + width]
+
+
+def _sum_taps(padded: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
+    channels, size = len(padded), len(kernel)
+    return F.conv2d(padded[None], kernel.expand(channels, 1, size, size), groups=channels)[0]
+
+
+def fast_size(size: int) -> int:
+    """The next size that Fourier transforms like: 4 * 2^a * 3^b * 5^c. Few of them, so that plans are made once."""
+    return next(n for n in range(-(-size // 4) * 4, 2 * size + 4, 4) if _is_smooth(n))
+
+
+@functools.cache
+def _is_smooth(number: int) -> bool:
+    for prime in (2, 3, 5):
+        while number % prime == 0:
+            number //= prime
+    return number == 1
+
+
+def _mirror(image: torch.Tensor, radius: int, rows: int, columns: int) -> torch.Tensor:
+    """(C, rows, columns) with the image at (radius, radius) and its mirror images all around."""
+    channels, height, width = image.shape
+    canvas = image.new_empty(channels, rows, columns)
+    inside = canvas[:, radius : radius + height]
+    inside[:, :, radius : radius + width] = image
+    left, right = _mirrored(width, radius, columns, image.device)
+    inside[:, :, :radius] = image.index_select(2, left)
+    inside[:, :, radius + width :] = image.index_select(2, right)
+    top, bottom = _mirrored(height, radius, rows, image.device)
+    canvas[:, :radius] = inside.index_select(1, top)
+    canvas[:, radius + height :] = inside.index_select(1, bottom)
+    return canvas
+
+
+def _mirrored(size: int, radius: int, total: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Which pixels stand before and behind a line of `size`, made on the device: no transfer."""
+    period = max(2 * (size - 1), 1)
+    place = torch.arange(-radius, total - radius, device=device) % period
+    place = torch.minimum(place, period - place)
+    return place[:radius], place[radius + size :]
+
+
+def _spectrum(kernel: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
+    """(rows, columns // 2 + 1): the kernel's transform, which is real because the kernel is symmetric."""
+    cos_y, sin_y = _waves(rows, rows, len(kernel), kernel.device)
+    cos_x, sin_x = _waves(columns // 2 + 1, columns, len(kernel), kernel.device)
+    return cos_y @ kernel @ cos_x.T - sin_y @ kernel @ sin_x.T
+
+
+def _waves(count: int, period: int, taps: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """The cosine and sine of `count` frequencies at the taps, (count, taps) each."""
+    frequency = torch.arange(count, device=device)[:, None]
+    tap = torch.arange(-(taps // 2), taps // 2 + 1, device=device)
+    angle = (frequency * tap % period) * (2 * math.pi / period)
+    return angle.cos(), angle.sin()
+
+
+# ITU-T T.81, tables K.1 and K.2, row by row.
+_LUMA = (
+    (16, 11, 10, 16, 24, 40, 51, 61),
+    (12, 12, 14, 19, 26, 58, 60, 55),
+    (14, 13, 16, 24, 40, 57, 69, 56),
+    (14, 17, 22, 29, 51, 87, 80, 62),
+    (18, 22, 37, 56, 68, 109, 103, 77),
+    (24, 35, 55, 64, 81, 104, 113, 92),
+    (49, 64, 78, 87, 103, 121, 120, 101),
+    (72, 92, 95, 98, 112, 100, 103, 99),
+)
+_CHROMA = (
+    (17, 18, 24, 47, 99, 99, 99, 99),
+    (18, 21, 26, 66, 99, 99, 99, 99),
+    (24, 26, 56, 99, 99, 99, 99, 99),
+    (47, 66, 99, 99, 99, 99, 99, 99),
+    *((99,) * 8,) * 4,
+)
+_ONE = 65536  # libjpeg's fixed point: 16 bits behind the point
+_HALF = 32768
+# libjpeg rounds half a step away from zero. What is not half a step is off it by 1.2e-4 of itself, or more.
+_AWAY_FROM_ZERO = 1 + 2**-17
+# Rows Y, Cb, Cr of R, G, B (JFIF 1.02), and what is added before rounding down.
+_TO_YCC = ((19595, 38470, 7471), (-11059, -21709, 32768), (32768, -27439, -5329))
+_TO_YCC_OFFSET = (_HALF, 128 * _ONE + _HALF - 1, 128 * _ONE + _HALF - 1)
+# Rows R, G, B of Cb - 128, Cr - 128.
+_TO_RGB = ((0, 91881), (-22554, -46802), (116130, 0))
+
+
+class _Constants(NamedTuple):
+    to_ycc: torch.Tensor
+    to_ycc_offset: torch.Tensor
+    to_rgb: torch.Tensor
+    # (64, 64): the passes of the DCT and its inverse, in libjpeg's fixed point; a block's pixels stand row by row.
+    rows: torch.Tensor
+    columns: torch.Tensor
+    back_columns: torch.Tensor
+    back_rows: torch.Tensor
+    bias: torch.Tensor  # (64,): libjpeg rounds averages of four down and up by turns
+
+
+def compress(images: Sequence[torch.Tensor], qualities: Sequence[int]) -> list[torch.Tensor]:
+    """Through JPEG and back.
+
+    Args:
+        images: (3, H, W) float32 RGB each, of any sizes; rounded to 8 bit and clipped first.
+        qualities: 1 to 100, one per image.
+
+    Returns:
+        Images of the same sizes in [0, 1], at 8-bit levels.
+    """
+    constants = _constants(images[0].device)
+    sizes = [(image.shape[-2], image.shape[-1]) for image in images]
+    areas = [height * width for height, width in sizes]
+    pixels = torch.cat([image.reshape(3, -1) for image in images], 1).mul_(255).round_().clamp_(0, 255)
+    ycc = torch.addmm(constants.to_ycc_offset, constants.to_ycc, pixels).floor_()
+    planes = [part.view(3, *size) for part, size in zip(ycc.split(areas, 1), sizes, strict=True)]
+    luma, chroma = zip(*[_to_blocks(plane, constants.bias) for plane in planes], strict=True)
+    blocks = [*luma, *chroma]
+    steps = upload(np.stack([quantisation_tables(quality) for quality in qualities], 1).reshape(-1, 64), ycc.device)
+    counts = [len(part) for part in blocks]
+    done = _quantise(torch.cat(blocks), steps, counts, constants).split(counts)
+    parts = zip(done[: len(images)], done[len(images) :], sizes, strict=True)
+    decoded = [_from_blocks(y, cbcr, *size) for y, cbcr, size in parts]
+    y = torch.cat([part.reshape(1, -1) for part, _ in decoded], 1)
+    cbcr = torch.cat([part.reshape(2, -1) for _, part in decoded], 1).sub_(128)
+    rgb = (constants.to_rgb @ cbcr).add_(0.5).floor_().add_(y).clamp_(0, 255).mul_(1 / 255)
+    return [part.view(3, *size) for part, size in zip(rgb.split(areas, 1), sizes, strict=True)]
+
+
+def quantisation_tables(quality: int) -> np.ndarray:
+    """libjpeg's tables of luma and chroma, (2, 64) float32, row by row."""
+    percent = 5000 // quality if quality < 50 else 200 - 2 * quality
+    standard = np.array([_LUMA, _CHROMA]).reshape(2, 64)
+    return ((standard * percent + 50) // 100).clip(1, 255).astype(np.float32)
+
+
+@functools.cache
+def _constants(device: torch.device) -> _Constants:
+    frequency, place = np.mgrid[:8, :8]
+    waves = np.cos((2 * place + 1) * frequency * np.pi / 16) * np.where(frequency > 0, np.sqrt(2), 1)
+    rows, columns = np.kron(np.eye(8), waves.T), np.kron(waves.T, np.eye(8))
+    passes = (4 * rows, columns / 4, 4 * columns.T, rows.T / 32)
+    to_ycc, to_ycc_offset, to_rgb = (np.array(table) for table in (_TO_YCC, _TO_YCC_OFFSET, _TO_RGB))
+    arrays = (to_ycc / _ONE, to_ycc_offset[:, None] / _ONE, to_rgb / _ONE, *passes, np.array([1, 2] * 32))
+    return _Constants(*(torch.from_numpy(array.astype(np.float32)).to(device) for array in arrays))
+
+
+def _to_blocks(ycc: torch.Tensor, bias: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(3, H, W) -> 8x8 blocks of Y (n, 64) and of Cb, then Cr, at half size (m, 64), integers from -128 to 127.
+
+    Borders are repeated up to whole blocks: rows of chroma after averaging, all else before, as in libjpeg.
+    """
+    height, width = ycc.shape[-2:]
+    wide = F.pad(ycc, (0, -width % 16, 0, height % 2), mode="replicate")
+    sums = wide[1:, 0::2] + wide[1:, 1::2]
+    sums = sums[..., 0::2] + sums[..., 1::2]
+    missing = -wide.shape[1] % 16
+    luma = F.pad(wide[:1], (0, 0, 0, missing), mode="replicate")
+    chroma = F.pad(sums, (0, 0, 0, missing // 2), mode="replicate")
+    return _cut(luma) - 128, (_cut(chroma) + bias).div_(4).floor_().sub_(128)
+
+
+def _cut(planes: torch.Tensor) -> torch.Tensor:
+    channels, height, width = planes.shape
+    return planes.view(channels, height // 8, 8, width // 8, 8).transpose(2, 3).reshape(-1, 64)
+
+
+def _join(blocks: torch.Tensor, channels: int, rows: int, columns: int) -> torch.Tensor:
+    """The inverse of _cut, rows and columns counting blocks."""
+    return blocks.view(channels, rows, columns, 8, 8).transpose(2, 3).reshape(channels, rows * 8, columns * 8)
+
+
+def _quantise(blocks: torch.Tensor, steps: torch.Tensor, counts: list[int], constants: _Constants) -> torch.Tensor:
+    """DCT, rounding to multiples of each image's steps, inverse DCT: (n, 64) integers -> (n, 64) from 0 to 255."""
+    step = torch.cat([row.expand(count, 64) for row, count in zip(steps, counts, strict=True)])
+    # libjpeg's DCTs round to quarters between rows and columns; the forward one ends at eighths.
+    quarters = (blocks @ constants.rows).round_()
+    eighths = (quarters @ constants.columns).add_(0.5).floor_()
+    levels = eighths.div_(step).mul_(_AWAY_FROM_ZERO / 8).round_()
+    quarters = (levels.mul_(step) @ constants.back_columns).round_()
+    return (quarters @ constants.back_rows).add_(128.5).floor_().clamp_(0, 255)
+
+
+def _from_blocks(
+    luma: torch.Tensor, chroma: torch.Tensor, height: int, width: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Blocks -> Y (1, H, W), and CbCr (2, H, W) brought to full size."""
+    rows, columns = -(-height // 16), -(-width // 16)
+    y = _join(luma, 1, 2 * rows, 2 * columns)[:, :height, :width]
+    cbcr = _join(chroma, 2, rows, columns)[:, : (height + 1) // 2, : (width + 1) // 2]
+    return y, _fancy_upsample(cbcr)[:, :height, :width]
+
+
+def _fancy_upsample(chroma: torch.Tensor) -> torch.Tensor:
+    """(2, h, w) -> (2, 2 h, 2 w): libjpeg's triangle filter, 9/16, 3/16, 3/16, 1/16, rounded down and up by turns."""
+    channels, height, width = chroma.shape
+    if width <= 2:  # libjpeg repeats pixels there
+        return chroma.repeat_interleave(2, 1).repeat_interleave(2, 2)
+    above, below = _with_neighbours(chroma, 1)
+    tall = torch.stack((above, below), 2).view(channels, 2 * height, width)
+    left, right = _with_neighbours(tall, 2)
+    wide = torch.stack((left.add_(8), right.add_(7)), 3).view(channels, 2 * height, 2 * width)
+    return wide.mul_(1 / 16).floor_()
+
+
+def _with_neighbours(planes: torch.Tensor, dim: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Three times each sample plus the one before it, and plus the one behind it; the border is its own neighbour."""
+    size = planes.shape[dim]
+    before = torch.cat((planes.narrow(dim, 0, 1), planes.narrow(dim, 0, size - 1)), dim)
+    behind = torch.cat((planes.narrow(dim, 1, size - 1), planes.narrow(dim, size - 1, 1)), dim)
+    return before.add_(planes, alpha=3), behind.add_(planes, alpha=3)
+
+
+def resize(image: torch.Tensor, op: Op, hq_height: int, hq_width: int) -> torch.Tensor:
+    """Resize (3, H, W) to op's scale of hq; see cpu.resize."""
+    height, width = scaled(hq_height, op["scale"]), scaled(hq_width, op["scale"])
+    if image.shape[-2:] == (height, width):
+        return image
+    return resize_to(image, height, width, op["mode"])
+
+
+def resize_to(image: torch.Tensor, height: int, width: int, mode: str) -> torch.Tensor:
+    """Resize (C, H, W) float32 in the mode area, bilinear or bicubic (a = -0.75)."""
+    if mode != "area":
+        return F.interpolate(image[None], (height, width), mode=mode, align_corners=False)[0]
+    rows, columns = image.shape[-2:]
+    # OpenCV averages areas when both sides shrink or stay; else it has one linear rule for both.
+    if height <= rows and width <= columns:
+        across = image @ _overlaps(columns, width, image.device).T
+        return _overlaps(rows, height, image.device) @ across
+    return _repeat_and_mix(_repeat_and_mix(image, 2, width), 1, height)
+
+
+def _overlaps(size_in: int, size_out: int, device: torch.device) -> torch.Tensor:
+    """(size_out, size_in): the share of each input pixel in each output pixel, made on the device."""
+    edge = torch.arange(size_out + 1, device=device)[:, None] * size_in  # in units of 1 / size_out: exact integers
+    start = torch.arange(size_in, device=device) * size_out
+    covered = (edge - start).clamp_(0, size_out).float()
+    return (covered[1:] - covered[:-1]) / size_in
+
+
+def _repeat_and_mix(image: torch.Tensor, dim: int, size_out: int) -> torch.Tensor:
+    """INTER_AREA when an axis grows: a pixel is repeated, and where two meet inside an output pixel they are mixed.
+
+    In OpenCV's own arithmetic, for its rounding down decides which pixel is repeated.
+    """
+    size_in = image.shape[dim]
+    growth = size_out / size_in
+    place = np.arange(size_out)
+    first = np.floor(place * (1 / growth))
+    share = (place + 1 - (first + 1) * growth).clip(min=0).astype(np.float32)
+    share = np.where(first < size_in - 1, share - np.floor(share), 0)
+    first = first.clip(max=size_in - 1)
+    numbers = upload(np.stack([first, (first + 1).clip(max=size_in - 1), share]).astype(np.float32), image.device)
+    index = numbers[:2].int()
+    shape = [-1 if axis == dim else 1 for axis in range(3)]
+    return torch.lerp(image.index_select(dim, index[0]), image.index_select(dim, index[1]), numbers[2].view(shape))
+
+
+def sharpen_batched(hq: torch.Tensor) -> torch.Tensor:
+    """Sharpen (B, 3, H, W) in [0, 1] -> the same shape, float32 at 8-bit levels (2107.10833, section 3.4)."""
+    taps = np.exp(-0.5 * ((np.arange(SIZE_PX) - SIZE_PX // 2) / SIGMA_PX) ** 2)
+    kernel = np.outer(taps, taps) / taps.sum() ** 2
+    with exact(hq.device):
+        gaussian = upload(kernel.astype(np.float32), hq.device)
+        return quantise(torch.stack([_sharpen(image, gaussian) for image in hq.float()]))
+
+
+def _sharpen(image: torch.Tensor, gaussian: torch.Tensor) -> torch.Tensor:
+    residual = image - convolve(image, gaussian)
+    mask = convolve((residual.abs() > THRESHOLD).float(), gaussian)
+    sharp = torch.add(image, residual, alpha=AMOUNT).clamp_(0, 1)
+    return torch.lerp(image, sharp, mask)
+
 
 # BT.601 luma of the full range, as OpenCV turns colour into grey.
 _GREY = (0.299, 0.587, 0.114)

@@ -29,17 +29,16 @@ from data_pipelines.shards.baked import (
     originals_fingerprint,
 )
 from data_pipelines.shards.manifest import MANIFEST, Manifest, ShardEntry
-from data_pipelines.shards.parallel import Progress, map_ordered, no_progress
+from data_pipelines.shards.plan import Progress, map_ordered, no_progress
 from data_pipelines.shards.reader import ShardSource
-from data_pipelines.shards.tar_index import PARAMS_FIELD
-from data_pipelines.shards.tar_writer import finished_tar, write_tar
+from data_pipelines.shards.tar import PARAMS_FIELD, finished_tar, write_tar
 from megasr import __version__
 from megasr.batch import SRBatch
 from megasr.errors import UsageError
 from megasr.files import locked_folder, remove_parts, write_whole
 from megasr.guidance.extract import extract_guidance
-from megasr.guidance.networks import ExtractorConfig, Networks, identify_source
 from megasr.guidance.registry import resolve_guidance
+from megasr.guidance.sources import ExtractorConfig, Networks, identify_source
 from megasr.images import from_uint8, upsample_lq
 
 # (1, 3, H, W) in [0, 1]: lq_up -> image tokens (1, N, D), or hq -> latents (1, C, h, w)

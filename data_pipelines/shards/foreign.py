@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from data_pipelines.shards.manifest import MANIFEST, Manifest, ShardEntry
-from data_pipelines.shards.parallel import Progress, map_ordered, no_progress
-from data_pipelines.shards.plan import PLAN
-from data_pipelines.shards.tar_index import IMAGE_FIELDS, IndexedSample, dump_index, index_name, scan_tar
+from data_pipelines.shards.plan import PLAN, Progress, map_ordered, no_progress
+from data_pipelines.shards.tar import IMAGE_FIELDS, IndexedSample, dump_index, index_name, scan_tar
 from megasr import __version__
 from megasr.errors import MegaSRError, UsageError
 from megasr.files import locked_folder, write_whole

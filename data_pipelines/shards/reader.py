@@ -1,32 +1,83 @@
-"""Reading shards at random: image `index` of a set is a few bytes at a known place of a known tar.
-
-Nothing is streamed, so which process reads an image, and when, is for the sampler alone to decide: every image exactly
-once per epoch for any number of processes and workers, and resuming at any draw, need no state here.
-"""
+"""Stream shards: order by epoch, split over ranks and workers, resumable."""
 
 from __future__ import annotations
 
 import copy
 import hashlib
 import sys
+from bisect import bisect_right
+from collections.abc import Sequence
 from functools import lru_cache
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
+from data_pipelines.mixture import permuted
 from data_pipelines.samples import Sample, UnusableSampleError
-from data_pipelines.shards.local_storage import MissingFileError, ShortReadError
 from data_pipelines.shards.manifest import MANIFEST, Manifest
-from data_pipelines.shards.members import DamageError, Member, check, decode_map, members_of, parts_of
-from data_pipelines.shards.order import ShardOrder
-from data_pipelines.shards.pipe_storage import PipeStorage
-from data_pipelines.shards.storage import Storage, open_storage
-from data_pipelines.shards.tar_index import IMAGE_FIELDS, TAGS_FIELD, index_name, load_record
+from data_pipelines.shards.storage import MissingFileError, PipeStorage, ShortReadError, Storage, open_storage
+from data_pipelines.shards.tar import (
+    IMAGE_FIELDS,
+    TAGS_FIELD,
+    DamageError,
+    Member,
+    check,
+    decode_map,
+    index_name,
+    load_record,
+    members_of,
+    parts_of,
+)
 from megasr.errors import MegaSRError, UsageError
 from megasr.guidance.registry import is_made_from_lq
 from megasr.images import decode_image
+
+
+class ShardOrder:
+    """Draw -> image. Every epoch puts the shards in a new order and permutes the samples inside every `window` shards.
+
+    Nearby draws so come from few shards, which keeps indices and copies few, and a shard meets other neighbours in
+    every epoch. A draw costs O(log shards); the shard order of two epochs is kept.
+
+    Args:
+        samples: number of samples of every shard.
+        window: number of consecutive shards between which samples are shuffled.
+    """
+
+    def __init__(self, samples: Sequence[int], window: int) -> None:
+        self.samples = tuple(samples)
+        self.window = window
+        self.firsts = (0, *accumulate(samples))  # the index of every shard's first sample, and the number of all
+        self._epoch = lru_cache(2)(self._shuffle_shards)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.samples, self.window)
+
+    def __call__(self, draw: int, seed: int) -> int:
+        """The image of training draw `draw`: each once per epoch, a function of (seed, draw)."""
+        epoch, position = divmod(draw, self.firsts[-1])
+        shards, starts = self._epoch(epoch, seed)
+        window = (bisect_right(starts, position) - 1) // self.window * self.window
+        begin, end = starts[window], starts[min(window + self.window, len(shards))]
+        place = begin + permuted(position - begin, end - begin, seed, "window", epoch, window)
+        slot = bisect_right(starts, place) - 1
+        return self.firsts[shards[slot]] + place - starts[slot]
+
+    def locate(self, index: int) -> tuple[int, int]:
+        """(shard, position in it) of image `index`."""
+        if not 0 <= index < self.firsts[-1]:
+            raise IndexError(f"image {index} of {self.firsts[-1]}")
+        shard = bisect_right(self.firsts, index) - 1
+        return shard, index - self.firsts[shard]
+
+    def _shuffle_shards(self, epoch: int, seed: int) -> tuple[list[int], list[int]]:
+        """The shards in the order of an epoch, and the position at which each begins, then the end."""
+        count = len(self.samples)
+        shards = [permuted(slot, count, seed, "shards", epoch) for slot in range(count)]
+        return shards, [0, *accumulate(self.samples[shard] for shard in shards)]
+
 
 _LEAST_INDICES = 8
 _MAP_PREFIX, _MAP_SUFFIX = "map.", ".png"

@@ -14,11 +14,21 @@ from pathlib import Path
 
 from data_pipelines.samples import UnusableSampleError
 from data_pipelines.shards.manifest import MANIFEST, Manifest, ShardEntry
-from data_pipelines.shards.parallel import Progress, map_ordered, no_progress
-from data_pipelines.shards.plan import DROPPED, PLAN, PackOptions, Plan, check_same, make_plan, read_plan
-from data_pipelines.shards.sources import find_images, read_fields
-from data_pipelines.shards.tar_index import digest, index_name
-from data_pipelines.shards.tar_writer import finished_tar, write_tar
+from data_pipelines.shards.plan import (
+    DROPPED,
+    PLAN,
+    PackOptions,
+    Plan,
+    Progress,
+    check_same,
+    find_images,
+    make_plan,
+    map_ordered,
+    no_progress,
+    read_fields,
+    read_plan,
+)
+from data_pipelines.shards.tar import digest, finished_tar, index_name, write_tar
 from megasr import __version__
 from megasr.errors import MegaSRError, UsageError
 from megasr.files import locked_folder, remove_parts, write_whole

@@ -35,8 +35,8 @@ import cv2
 import numpy as np
 import torch
 
-from data_pipelines.degradations import cpu, usm
-from data_pipelines.degradations.device_usm import sharpen_batched
+from data_pipelines.degradations import cpu
+from data_pipelines.degradations.device import sharpen_batched
 from data_pipelines.degradations.presets import get_degradation
 from data_pipelines.photos import load_photo
 from experiments.benchmarks.realesrgan_pipeline import RealESRGAN, missing_checkouts, seed_theirs
@@ -67,7 +67,7 @@ def degrade_share(keys: list[str], sharpened: bool) -> int:
     for params in degradation.sample_params(0, keys):
         degradation.apply_image(hq, params)
         if sharpened:
-            usm.sharpen(hq)
+            cpu.sharpen(hq)
     return len(keys)
 
 
@@ -193,11 +193,11 @@ class Clock:
 @contextmanager
 def _clocked_opencv() -> Iterator[Clock]:
     clock = Clock(cv2)
-    cpu.cv2 = usm.cv2 = clock  # type: ignore[assignment]
+    cpu.cv2 = clock  # type: ignore[assignment]
     try:
         yield clock
     finally:
-        cpu.cv2 = usm.cv2 = cv2
+        cpu.cv2 = cv2
 
 
 def where_time_goes(images: int) -> dict[str, dict[str, float]]:
@@ -224,7 +224,7 @@ def where_time_goes(images: int) -> dict[str, dict[str, float]]:
                 else:
                     image = step(op["op"], lambda i=image, o=op: cpu._OPERATIONS[o["op"]](i, o))  # type: ignore[misc]
         for _ in range(images):
-            step("usm", lambda: usm.sharpen(hq))
+            step("usm", lambda: cpu.sharpen(hq))
     names = ("ms_per_image", "inside_opencv_and_libjpeg_ms")
     return {k: {n: round(1e3 * s / images, 3) for n, s in zip(names, v, strict=True)} for k, v in spent.items()}
 

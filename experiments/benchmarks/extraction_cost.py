@@ -22,9 +22,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from experiments.benchmarks.record import publish
-from megasr.guidance.hed import HedNetwork
-from megasr.guidance.network import Views
-from megasr.guidance.segmentation import ade20k_classes
+from megasr.guidance.edges import HedNetwork
+from megasr.guidance.extractors import Views
+from megasr.guidance.regions import ade20k_classes
 from megasr.networks.config import AdapterConfig
 from megasr.networks.network import MegaSRNetwork
 from megasr.networks.parameters import build_sd21_on_meta

@@ -41,7 +41,7 @@ from megasr.inference.pipeline import MegaSRPipeline
 from megasr.inference.tiling import Tiling
 from megasr.networks.config import AdapterConfig
 from megasr.networks.sites import embed_time
-from megasr.semantics.vision import VisionConfig
+from megasr.semantics.clip import VisionConfig
 from megasr.training.module import MegaSRModule
 
 GOALS = {"step": 1.10, "step_seesr": 0.65, "guidance": 1.05, "seam": 0.02, "memory": 1.3}

@@ -23,11 +23,16 @@ import torch
 
 from experiments.benchmarks.record import publish
 from megasr.networks.parameters import build_sd21
-from megasr.training.memory_plan import GIB, Planner
-from megasr.training.memory_setup import TrainingSetup, build_batch, module_arguments
-from megasr.training.memory_trace import load_extractors
+from megasr.training.memory_plan import GIB, Planner, load_extractors
+from megasr.training.memory_setup import (
+    Tokens,
+    TrainingSetup,
+    WeightlessParts,
+    WeightlessPrior,
+    build_batch,
+    module_arguments,
+)
 from megasr.training.module import MegaSRModule
-from megasr.training.weightless import Tokens, WeightlessParts, WeightlessPrior
 from tests.helpers.measured_memory import measure_step
 
 _GUIDANCE = ["hed", "depth", "segmentation"]

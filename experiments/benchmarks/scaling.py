@@ -35,8 +35,7 @@ from data_pipelines.datamodules import PhotoDataModule
 from experiments.benchmarks.record import publish
 from megasr.networks.config import AdapterConfig
 from megasr.training.module import MegaSRModule
-from megasr.training.sharding import local
-from megasr.training.strategies import ShardedStrategy
+from megasr.training.sharding import ShardedStrategy, local
 from tests.helpers.ranks import run_ranks
 
 _NOT_COUNTED = 3

@@ -34,13 +34,12 @@ import cv2
 import numpy as np
 import torch
 
-from data_pipelines.crops import crop_sample
-from data_pipelines.error_budget import read_or_next
-from data_pipelines.samples import DrawSampler, Sample, SampleSet, collate
+from data_pipelines.samples import DrawSampler, Sample, SampleSet, collate, crop_sample
 from data_pipelines.shards.plan import PackOptions
 from data_pipelines.shards.reader import ShardSource
-from data_pipelines.shards.tar_index import image_field, index_name, load_index
+from data_pipelines.shards.tar import image_field, index_name, load_index
 from data_pipelines.shards.writer import pack
+from data_pipelines.workers import read_or_next
 from experiments.benchmarks.record import publish
 from megasr.batch import SRBatch
 from megasr.image_decoding import list_images

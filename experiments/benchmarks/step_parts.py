@@ -15,7 +15,7 @@ from typing import Any
 
 from data_pipelines.embedded import SceneDataModule
 from megasr.networks.config import AdapterConfig
-from megasr.semantics.vision import VisionConfig
+from megasr.semantics.clip import VisionConfig
 from megasr.training.module import MegaSRModule
 
 BATCH, CROP_PX = 8, 128

@@ -35,7 +35,7 @@ from megasr.training.checkpoint import read_checkpoint
 from megasr.training.last_checkpoint import LAST
 from tests.helpers.ranks import free_port, rank_environment
 
-_SHARDED = "{class_path: megasr.training.strategies.ShardedStrategy, init_args: {single_file: %s}}"
+_SHARDED = "{class_path: megasr.training.sharding.ShardedStrategy, init_args: {single_file: %s}}"
 STRATEGIES = {"single": "auto", "ddp": "ddp", "fsdp2": _SHARDED % "true", "fsdp": _SHARDED % "false"}
 OPTIONS = {
     "model.adapter.guidance": "[canny, superpixel]",

@@ -41,8 +41,8 @@ from megasr.evaluation.boundaries import (
 )
 from megasr.files import write_whole
 from megasr.guidance.extract import extract_guidance
-from megasr.guidance.networks import ExtractorConfig, Networks
 from megasr.guidance.registry import get_guidance
+from megasr.guidance.sources import ExtractorConfig, Networks
 from megasr.images import from_uint8, upsample_lq
 from megasr.rng import numpy_generator
 

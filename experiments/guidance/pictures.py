@@ -8,12 +8,11 @@ from pathlib import Path
 import torch
 from rich.progress import track
 
-from data_pipelines.crops import center_crop_sample
 from data_pipelines.data_module import EVAL_SEED
 from data_pipelines.degradations.presets import get_degradation
 from data_pipelines.embedded import PhotoDataModule, SceneDataModule
 from data_pipelines.folder import FolderSource
-from data_pipelines.samples import Sample, SampleSet, collate, degrade
+from data_pipelines.samples import Sample, SampleSet, center_crop_sample, collate, degrade
 from megasr.batch import SRBatch
 from megasr.images import upsample_lq
 

@@ -19,7 +19,7 @@ from data_pipelines.samples import SampleSet
 from experiments.guidance.pictures import batches, lq_up, photographs, scenes
 from megasr.files import write_whole
 from megasr.rng import numpy_generator
-from megasr.training.students import Student, answer_error, load_student
+from megasr.training.distillation import Student, answer_error, load_student
 
 _RESAMPLES = 10_000
 

@@ -24,9 +24,9 @@ from rich.table import Table
 
 from data_pipelines.data_module import EVAL_SEED
 from data_pipelines.degradations.presets import get_degradation
-from data_pipelines.materials import MATERIALS
 from data_pipelines.photos import EVAL_PHOTOS, grid_crops, load_photo
-from data_pipelines.scenes import Scene, render_scene
+from data_pipelines.scenes.materials import MATERIALS
+from data_pipelines.scenes.rendering import Scene, render_scene
 from experiments.benchmarks.record import cpu_name
 from experiments.tiny import pictures, text_control
 from megasr.evaluation.intervals import mean_intervals, paired_bootstrap

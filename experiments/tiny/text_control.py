@@ -36,9 +36,9 @@ import numpy as np
 from rich.progress import track
 
 from data_pipelines.data_module import EVAL_SEED
-from data_pipelines.material_textures import PAINTS
-from data_pipelines.scene_layouts import compose
-from data_pipelines.scenes import render_scene
+from data_pipelines.scenes.layouts import compose
+from data_pipelines.scenes.materials import PAINTS
+from data_pipelines.scenes.rendering import render_scene
 from megasr.files import write_whole
 
 SIZE_PX = 128

@@ -15,10 +15,10 @@ from rich.progress import BarColumn, MofNCompleteColumn
 from data_pipelines.datamodules import WorldDataModule
 from data_pipelines.encoded import write_latents
 from data_pipelines.samples import Sample
+from megasr.console import progress_bars
 from megasr.files import identify_folder
 from megasr.images import from_uint8
 from megasr.prior import encode_images, load_autoencoder
-from megasr.progress import progress_bars
 
 _BATCH = 16
 

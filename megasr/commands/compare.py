@@ -45,9 +45,8 @@ def run(arguments: argparse.Namespace) -> None:
     """
     labels = _checked_labels(arguments)
     check_metrics(arguments.protocol, arguments.metrics)
-    from megasr.evaluation.comparison.page import Method, check_labels, make_sources, write_page
-    from megasr.evaluation.comparison.pictures import sizes
-    from megasr.evaluation.pairing import pair_by_name
+    from megasr.evaluation.comparison import Method, check_labels, make_sources, sizes, write_page
+    from megasr.evaluation.folders import pair_by_name
 
     check_labels(labels)
     pictures = [_pictures(arguments, folder) for folder in arguments.folders]
@@ -103,7 +102,7 @@ def default_labels(folders: Sequence[Path]) -> list[str]:
 
 def _pictures(arguments: argparse.Namespace, folder: Path) -> dict[str, Path]:
     """Key -> file of sr. The names must be those of the first folder."""
-    from megasr.evaluation.pairing import pair_by_name
+    from megasr.evaluation.folders import pair_by_name
 
     if folder == arguments.folders[0]:
         return {pair.key: pair.sr for pair in pair_by_name(folder, None, arguments.strip)}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from megasr.commands.upscale_options import add_model_options, add_tile_option, check_tile_option
+from megasr.commands.upscale import add_model_options, add_tile_option, check_tile_option
 from megasr.errors import UsageError
 from megasr.training.folders import find_checkpoint
 
@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise UsageError(f"--max-pixels is {arguments.max_pixels}, must be greater than 0")
     from megasr.commands.measuring import usable_device
     from megasr.inference.demo import import_gradio, make_page, serve
-    from megasr.inference.restoring import Settings, load_pipeline
+    from megasr.inference.upscale import Settings, load_pipeline
 
     import_gradio()  # before minutes of loading, not after
     pipeline = load_pipeline(Settings(arguments.checkpoint, arguments.prior), usable_device(arguments.device))

@@ -86,7 +86,7 @@ def devices() -> Iterator[tuple[str, str]]:
 
 def weights() -> Iterator[tuple[str, str]]:
     """(weight, where it is or how to get it) of the shipped prior and of the manifest's models."""
-    from megasr.weights.priors import TINY_FOLDER
+    from megasr.weights.local import TINY_FOLDER
 
     present = (TINY_FOLDER / "model_index.json").is_file()
     yield "tiny", "shipped with the package" if present else "missing: reinstall megasr"

@@ -18,7 +18,7 @@ from megasr.errors import UsageError, unknown_name
 from megasr.files import at_home
 from megasr.names import split_names
 from megasr.training.folders import CHOSEN_BY_TRAINER, SHIPPED, no_checkpoint, refuse_another_run
-from megasr.weights.priors import find_prior, read_size_multiple
+from megasr.weights.local import find_prior, read_size_multiple
 
 DATA_MODULES = "data_pipelines.datamodules"
 _TRAINER = ("lightning.pytorch.trainer.trainer", "Trainer")
@@ -29,7 +29,7 @@ _SECTIONS = {
     "evaluation": ("megasr.training.protocol_metrics", "ProtocolMetrics"),
     "monitor": ("megasr.training.monitor", "TrainingMonitor"),
 }
-_PRETRAINING = {"trainer": _TRAINER, "export": ("megasr.training.pretraining.module", "Export")}
+_PRETRAINING = {"trainer": _TRAINER, "export": ("megasr.pretraining.module", "Export")}
 _OTHERS = {"config", "print_config", "seed_everything", "allow_changed_config", "data", "model"}
 _OF_SUBCLASS = {"class_path", "init_args", "dict_kwargs", "help"}  # what jsonargparse adds to a section
 _WORDS_FOR_CHECKPOINTS = {*CHOSEN_BY_TRAINER, *SHIPPED, "null", "None", ""}
@@ -49,7 +49,7 @@ def check_command(command: str, args: Sequence[str]) -> None:
     asks = any(word.startswith(("--print_", "--help")) or word == "-h" or word.endswith(".help") for word in args)
     if asks or any(os.environ.get(rank, "0") != "0" for rank in _RANKS):  # the first process has checked it
         return
-    from megasr.yaml_limits import check_config_files
+    from megasr.configs import check_config_files
 
     check_config_files(args)
     _Given(command, _settings(args)).check()
@@ -341,7 +341,7 @@ def _read_config(given: str) -> Any:
     """
     import yaml
 
-    from megasr.yaml_limits import load_yaml
+    from megasr.configs import load_yaml
 
     path = Path(at_home(given))
     if path.suffix in (".yaml", ".yml", ".json") and ":" not in given and not path.exists():

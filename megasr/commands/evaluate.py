@@ -1,27 +1,89 @@
-"""`megasr evaluate SR_DIR --hq HQ_DIR --protocol NAME`: take the numbers of restored images, and compare them.
-
-What was measured before (the .json of this command, or of `megasr test`) may stand in the place of a folder. The
-ending of a file says what is written: .json rows, means, intervals and where they come from; .csv the rows of one
-method, the means of several; .md and .tex a table.
-"""
+"""`megasr evaluate`: metrics of folders or benchmarks, as a table."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megasr.commands.early import benchmark_names
-from megasr.commands.evaluate_output import ENDINGS, beside, describe, write
 from megasr.commands.measuring import add_measuring_options, check_metrics, make_evaluator, measuring_progress
 from megasr.errors import MegaSRError, UsageError, unknown_name
 
 if TYPE_CHECKING:
     from megasr.commands.measuring import Progress
     from megasr.evaluation.result import Evaluation
-    from megasr.evaluation.table_content import Labelled
+    from megasr.evaluation.tables import Labelled
+
+
+ENDINGS = (".json", ".csv", ".md", ".tex")
+
+
+def describe(evaluation: Evaluation) -> list[str]:
+    """What was found, in lines for a terminal."""
+    from megasr.evaluation.metric_weights import altered_files
+    from megasr.evaluation.metrics import caveat
+
+    count = len(evaluation.rows)
+    found = f"{count} image{'s' * (count != 1)}" + (f" of {evaluation.data}" if evaluation.data else "")
+    lines = [f"{evaluation.protocol} ({evaluation.fingerprint}), {found}"]
+    protocol = evaluation.get_protocol()
+    names = [n for n in protocol.metric_names if n in {**evaluation.means, **evaluation.set_values}]
+    width = max(map(len, [*names, *evaluation.skipped]))
+    for name in names:
+        arrow = "↑" if protocol.metric(name).higher_is_better else "↓"
+        value = evaluation.means.get(name, evaluation.set_values.get(name))
+        low_high = evaluation.intervals.get(name)
+        interval = "" if low_high is None else f"  [{low_high[0]:.4f}, {low_high[1]:.4f}]"
+        lines.append(f"  {name:<{width}} {arrow} {value:9.4f}{interval}")
+    lines += [f"  {name:<{width}}   skipped: {why}" for name, why in evaluation.skipped.items()]
+    if evaluation.intervals:
+        lines.append("intervals: 95 %, bootstrap over photographs")
+    if "fid" in evaluation.set_values and (text := caveat(len(evaluation.rows))):
+        lines.append(f"note: {text}")
+    for name in altered_files(evaluation.provenance.get("weights", {})):
+        lines.append(f"note: {name} is not the published file of this name, by its sha256")
+    return lines
+
+
+def beside(evaluation: Evaluation, other: str, label: str) -> list[str]:
+    """An evaluation beside a .json of before or a .csv of scores, in lines; published rows stand in the table."""
+    from megasr.evaluation.against import deviations, paired_differences
+    from megasr.evaluation.result import read_evaluation
+
+    path = Path(other)
+    if path.suffix == ".json":
+        lines = [f"{label} minus {path}, image by image, with 95 % intervals:"]
+        for found in paired_differences(evaluation, read_evaluation(path)):
+            i = found.interval
+            lines.append(f"  {found.metric:<12} {i.mean:+9.4f}  [{i.low:+.4f}, {i.high:+.4f}]  {found.verdict}")
+        return lines
+    if path.suffix == ".csv":
+        lines = [f"{label}, absolute deviation from {path}, over {len(evaluation.rows)} images:"]
+        for gap in deviations(evaluation, path):
+            lines.append(f"  {gap.metric:<12} largest {gap.largest:.2e} ({gap.key}), median {gap.median:.2e}")
+        return lines
+    return []
+
+
+def write(found: Sequence[Labelled], path: Path, rows: Sequence[Any]) -> None:
+    """Write what the ending of the file asks for; `rows` are published ones. Raises MegaSRError when it cannot."""
+    from megasr.evaluation import tables
+    from megasr.evaluation.result import write_evaluation
+    from megasr.files import write_whole
+
+    evaluation = found[0][1]
+    texts: dict[str, Callable[[], str]] = {
+        ".csv": lambda: tables.rows_csv(evaluation) if len(found) == 1 else tables.means_csv(found, rows),
+        ".md": lambda: tables.markdown(found, rows, intervals=True),
+        ".tex": lambda: tables.latex(found, rows),
+    }
+    if path.suffix == ".json":
+        write_evaluation(evaluation, path)
+    else:
+        write_whole(path, texts[path.suffix]().encode("utf-8", "surrogateescape"))  # names of files need not be UTF-8
 
 
 def add_parser(commands: Any) -> None:
@@ -110,7 +172,7 @@ def _checked_labels(arguments: argparse.Namespace) -> list[str]:
 
 def _check_inputs(arguments: argparse.Namespace) -> None:
     """Check protocol, names, numbers and sizes of everything before the first image is measured."""
-    from megasr.evaluation.pairing import pair_by_name
+    from megasr.evaluation.folders import pair_by_name
     from megasr.evaluation.protocol import get_protocol
     from megasr.evaluation.reference import published
 
@@ -151,7 +213,7 @@ def _whole_set(data: str | None, found: int, where: Path) -> dict[str, list[int]
     if data is None or data not in benchmark_names():
         return {}
     from data_pipelines.benchmarks import BENCHMARKS
-    from megasr.evaluation.table_content import BENCHMARK_IMAGES
+    from megasr.evaluation.tables import BENCHMARK_IMAGES
 
     if found > BENCHMARKS[data].count:
         raise UsageError(f"{where} holds {found} images, but {BENCHMARKS[data]}")
@@ -168,8 +230,7 @@ def _name(sr: Path) -> str:
 
 
 def _evaluation(sr: Path, arguments: argparse.Namespace, label: str, progress: Progress) -> Evaluation:
-    from megasr.evaluation.folders import evaluate_folder
-    from megasr.evaluation.pairing import keyed_images
+    from megasr.evaluation.folders import evaluate_folder, keyed_images
 
     if sr.suffix == ".json":
         return _read(sr, arguments.data)
@@ -218,7 +279,7 @@ def _print_lines(lines: Sequence[str]) -> None:
 
 def _published(found: Sequence[Labelled]) -> Sequence[Any]:
     from megasr.evaluation.reference import published
-    from megasr.evaluation.table_content import data_name
+    from megasr.evaluation.tables import data_name
 
     data = data_name(found)
     if data is None:

@@ -1,4 +1,4 @@
-"""LightningCLI with MegaSRModule: one seed, errors with the nearest valid key, the resolved config in every run."""
+"""LightningCLI of fit, validate, test and pretrain."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.trainer.states import TrainerFn
 
 import data_pipelines.datamodules  # noqa: F401  --data takes the names of classes that are imported
+import megasr.pretraining.autoencoder
+import megasr.pretraining.clip
+import megasr.pretraining.text_to_image  # noqa: F401
 from data_pipelines.benchmarks import BENCHMARKS
 from megasr.commands.benchmark_options import (
     arguments_of_data,
@@ -26,24 +29,23 @@ from megasr.commands.benchmark_options import (
 from megasr.commands.early import DATA_MODULES, check_crops, check_scale_factors, data_modules
 from megasr.commands.shards import tower_name
 from megasr.commands.signatures import parameters
+from megasr.configs import check_config_files, limit_jsonargparse
 from megasr.console import quiet_lightning
 from megasr.errors import MegaSRError, UsageError, unknown_name
 from megasr.files import at_home
 from megasr.names import split_names
-from megasr.semantics.vision import VisionConfig
-from megasr.training.async_checkpoint import AsyncCheckpointFiles
-from megasr.training.changed_config import CONFIG, GLOBAL_BATCH, plain, refuse_changed_batch
-from megasr.training.checkpoint import find_adapter
+from megasr.pretraining.module import Export, PretrainingModule
+from megasr.semantics.clip import VisionConfig
+from megasr.training.checkpoint import CONFIG, GLOBAL_BATCH, find_adapter, plain, refuse_changed_batch
 from megasr.training.ending import FirstError
 from megasr.training.folders import CHOSEN_BY_TRAINER, refuse_another_run
-from megasr.training.last_checkpoint import CheckpointFiles, use_checkpoint_files
+from megasr.training.last_checkpoint import AsyncCheckpointFiles, CheckpointFiles, use_checkpoint_files
+from megasr.training.loggers import trainer_defaults
 from megasr.training.module import MegaSRModule
 from megasr.training.monitor import TrainingMonitor
+from megasr.training.probes import global_batch
 from megasr.training.protocol_metrics import ProtocolMetrics
-from megasr.training.run_defaults import trainer_defaults
-from megasr.training.strategies import ShardedStrategy
-from megasr.training.throughput import global_batch
-from megasr.yaml_limits import check_config_files, limit_jsonargparse
+from megasr.training.sharding import ShardedStrategy
 
 _UNKNOWN_KEY = re.compile(
     r"unrecognized arguments: --([^\s=]+)|not accept option '([^']+)'|Option '([^']+)' is not accepted"
@@ -338,6 +340,34 @@ def _call(cli: type[MegaSRCLI], args: Sequence[str]) -> MegaSRCLI:
         LightningDataModule,
         subclass_mode_data=True,
         args=expand_benchmark(args),
+        parser_kwargs={"exit_on_error": False},
+        save_config_callback=SaveResolvedConfig,
+        trainer_defaults={"default_root_dir": "runs"},
+        auto_configure_optimizers=False,
+    )
+
+
+class PretrainingCLI(OneLineCLI):
+    """`megasr pretrain`: any pretraining module with any data module."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """What Lightning seeds follows the module's seed."""
+        parser.link_arguments("model.init_args.seed", "seed_everything")
+        parser.add_lightning_class_args(Export, "export")
+
+
+def run_pretraining(args: Sequence[str], cli: type[PretrainingCLI] = PretrainingCLI) -> PretrainingCLI:
+    """Parse and run a pretraining, or what else `cli` does; returns what was built.
+
+    Raises:
+        UsageError: an option, a key of the configuration or a value cannot be used.
+    """
+    return cli(
+        PretrainingModule,
+        LightningDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        args=["fit", *args],
         parser_kwargs={"exit_on_error": False},
         save_config_callback=SaveResolvedConfig,
         trainer_defaults={"default_root_dir": "runs"},

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from megasr.console import progress_bars
 from megasr.errors import UsageError
 from megasr.names import split_names
-from megasr.progress import progress_bars
 
 if TYPE_CHECKING:
     from megasr.evaluation.evaluator import Evaluator

@@ -36,8 +36,7 @@ def run(arguments: argparse.Namespace) -> None:
         MegaSRError: the prior is not on this machine, or the step cannot be planned.
     """
     from megasr.commands.lightning_cli import read_fit
-    from megasr.training.memory_advice import advise
-    from megasr.training.memory_plan import Planner
+    from megasr.training.memory_plan import Planner, advise
 
     if arguments.gpu_gib <= arguments.reserve_gib or arguments.reserve_gib < 0:
         raise UsageError(f"--gpu-gib {arguments.gpu_gib} must be more than --reserve-gib {arguments.reserve_gib}")

@@ -23,6 +23,6 @@ def run(arguments: argparse.Namespace) -> None:
         UsageError: an option or a key of the configuration is unknown or has a wrong value.
     """
     check_command("pretrain", arguments.rest)
-    from megasr.commands.pretrain_cli import run_pretraining
+    from megasr.commands.lightning_cli import run_pretraining
 
     run_pretraining(arguments.rest)

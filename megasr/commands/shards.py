@@ -12,11 +12,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from megasr.console import progress_bars
 from megasr.errors import MegaSRError, UsageError, printable
-from megasr.progress import progress_bars
 
 if TYPE_CHECKING:
-    from data_pipelines.shards.parallel import Progress
+    from data_pipelines.shards.plan import Progress
 
 
 def add_parser(commands: Any) -> None:
@@ -138,7 +138,7 @@ def tower_name(model: str, weights: Path) -> str:
 
 def load_vision(model: str, weights: str) -> Any:
     """The OpenCLIP encoder that makes image tokens; called in every worker process."""
-    from megasr.semantics.vision import VisionConfig, VisionEncoder
+    from megasr.semantics.clip import VisionConfig, VisionEncoder
 
     return VisionEncoder(VisionConfig(weights, model))
 
@@ -244,7 +244,7 @@ def run_verify(arguments: argparse.Namespace) -> None:
 
 def run_info(arguments: argparse.Namespace) -> None:
     """Print what the set holds, one aligned line each."""
-    from data_pipelines.shards.describe import describe
+    from data_pipelines.shards.baked import describe
 
     rows = list(describe(arguments.folder))
     width = max(len(name) for name, _ in rows)

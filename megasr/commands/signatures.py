@@ -77,7 +77,7 @@ class Parameter:
 def _is_number(text: str) -> bool:
     import yaml
 
-    from megasr.yaml_limits import load_yaml
+    from megasr.configs import load_yaml
 
     try:
         if isinstance(load_yaml(text), int | float):

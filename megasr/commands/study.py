@@ -207,7 +207,7 @@ def run_agree(arguments: argparse.Namespace) -> None:
 def _show_commands(study: OpenStudy) -> None:
     """Here, and not in the log of every training."""
     from ablations.planned import pipe_commands
-    from data_pipelines.shards.pipe_storage import show_command
+    from data_pipelines.shards.storage import show_command
 
     for url in pipe_commands(study):
         show_command(url.removeprefix("pipe:"))
@@ -229,7 +229,7 @@ def _check_recipe(name: str, path: Path) -> None:
     import yaml
 
     from megasr.commands.early import check_recipe
-    from megasr.yaml_limits import load_yaml
+    from megasr.configs import load_yaml
 
     try:
         raw = load_yaml(path.read_text(encoding="utf-8-sig"))

@@ -1,26 +1,264 @@
-"""`megasr upscale IN [IN ...] OUT`: photographs, folders and globs, upscaled with a trained adapter.
-
-Every file keeps its format, metadata, alpha and depth. A folder that was interrupted goes on where it was; what was
-made from the same photograph with the same settings is not made again. Files that fail are listed at the end.
-"""
+"""`megasr upscale`: restore photographs."""
 
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megasr.commands.upscale_options import add_options, check_options, make_settings
 from megasr.errors import MegaSRError, UsageError, printable
 from megasr.training.folders import find_checkpoint
 
 if TYPE_CHECKING:
-    from megasr.commands.upscale_plan import Planned
-    from megasr.inference.jobs import Job
-    from megasr.inference.restoring import Outcome, Settings
+    from megasr.inference.pipeline import MegaSRPipeline
+    from megasr.inference.upscale import Job, Outcome, Settings
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Declare them."""
+    add_model_options(parser)
+    devices = "as torch names them, a process each; default: cuda where there is one, else cpu"
+    parser.add_argument("--device", "--devices", metavar="DEVICE[,DEVICE]", help=devices)
+    how = parser.add_argument_group("how images are restored")
+    preset = "50, 20 or 8 sampling steps; default: the training's sampler"
+    how.add_argument("--preset", choices=("quality", "balanced", "fast"), help=preset)
+    how.add_argument("--steps", type=int, help="sampling steps; default: the preset's or the training's")
+    how.add_argument("--guidance-scale", type=float, help="classifier-free guidance; default: the training's")
+    strength = "of guidance types: 1 is as trained, 0 is off; hed=0.5,depth=0"
+    how.add_argument("--strength", default="", metavar="TYPE=S[,...]", help=strength)
+    how.add_argument("--prompt", "--tags", default="", help="comma-separated words for what the images show")
+    how.add_argument("--negative-prompt", help="what they do not; used with a guidance scale that is not 1")
+    how.add_argument("--seed", type=int, help="seed of the sampling noise; default: the training's")
+    how.add_argument("--scale-factor", type=float, help="size of sr over that of the image; default: the training's")
+    how.add_argument("--color-fix", choices=("adain", "wavelet"), help="give sr the colours of the image")
+    add_tile_option(how)
+    how.add_argument(
+        "--batch-size", type=int, default=1, help="images of one size at once, tiled ones aside (default: 1)"
+    )
+    files = parser.add_argument_group("files")
+    files.add_argument(
+        "--format", choices=("png", "jpg", "webp", "tif", "bmp"), help="of all outputs; default: each input's own"
+    )
+    files.add_argument("--overwrite", action="store_true", help="make again what is there, whoever made it")
+    files.add_argument("--max-pixels", type=int, help="larger photographs are refused (default: 178956970)")
+    files.add_argument("--compare", type=Path, metavar="FILE.html", help="also write a page with a divider for each")
+    files.add_argument("--dry-run", action="store_true", help="print what would be done, and what memory it takes")
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Declare which adapter restores, on which prior."""
+    checkpoint = "that `megasr fit` wrote, a folder that `megasr export` wrote, or tiny: the shipped one"
+    parser.add_argument("--checkpoint", required=True, help=checkpoint)
+    parser.add_argument("--prior", help="`tiny`, `sd21-base`, a diffusers folder or a hub id; default: the training's")
+
+
+def add_tile_option(parser: Any) -> None:
+    """Declare --tile; see megasr.inference.pipeline.choose_tile."""
+    text = "restore sr that is larger in tiles of so many px; 0: never; default: the size that the prior was trained on"
+    parser.add_argument("--tile", type=int, metavar="PX", help=text)
+
+
+def check_tile_option(arguments: argparse.Namespace) -> None:
+    """Check --tile.
+
+    Raises:
+        UsageError: it is below 0.
+    """
+    if arguments.tile is not None and arguments.tile < 0:
+        raise UsageError(f"--tile is {arguments.tile}, must be greater than 0, or 0 for whole images")
+
+
+def check_options(arguments: argparse.Namespace) -> None:
+    """Refuse, before anything is loaded, what cannot be used.
+
+    Raises:
+        UsageError: a number is out of range.
+    """
+    check_tile_option(arguments)
+    for name in ("steps", "batch_size", "max_pixels", "scale_factor"):
+        value = getattr(arguments, name)
+        if value is not None and value <= 0:
+            raise UsageError(f"--{name.replace('_', '-')} is {value}, must be greater than 0")
+    if arguments.compare is not None and (arguments.compare.is_dir() or not arguments.compare.suffix):
+        raise UsageError(f"--compare {arguments.compare}: name an HTML file")
+    arguments.strength = parse_strengths(arguments.strength)
+
+
+def parse_strengths(given: str) -> dict[str, float]:
+    """`hed=0.5,depth=0` -> {"hed": 0.5, "depth": 0.0}.
+
+    Raises:
+        UsageError: one is not a type and a number.
+    """
+    strengths = {}
+    for text in filter(None, given.split(",")):
+        name, _, value = text.strip().partition("=")
+        try:
+            strengths[name] = float(value)
+        except ValueError as error:
+            raise UsageError(f"--strength {text}: write TYPE=NUMBER, such as hed=0.5") from error
+    return strengths
+
+
+def make_settings(arguments: argparse.Namespace, folder: Path | None) -> Settings:
+    """How images are restored. Sets the devices that are used.
+
+    Raises:
+        UsageError: a device cannot be used.
+        MegaSRError: the checkpoint cannot be read.
+    """
+    from megasr import __version__
+    from megasr.commands.measuring import usable_device
+    from megasr.files import file_sha256, identify_folder
+    from megasr.image_decoding import MAX_PIXELS
+    from megasr.inference.upscale import Settings
+
+    names = arguments.device.split(",") if arguments.device else [None]
+    # Several are tried by their processes: CUDA, once used here, could not be used in a fork.
+    arguments.device = [usable_device(names[0])] if len(names) == 1 else names
+    options: dict[str, Any] = {
+        "num_inference_steps": arguments.steps,
+        "guidance_scale": arguments.guidance_scale,
+        "guidance": arguments.strength or None,
+        "prompt": arguments.prompt,
+        "negative_prompt": arguments.negative_prompt,
+        "seed": arguments.seed,
+        "tile": arguments.tile,
+        "color_fix": arguments.color_fix,
+        "scale_factor": arguments.scale_factor,
+        "preset": arguments.preset,
+    }
+    options = {name: value for name, value in options.items() if value is not None}
+    checkpoint = Path(arguments.checkpoint)
+    identity = arguments.checkpoint
+    if checkpoint.exists():
+        identity = identify_folder(checkpoint) if checkpoint.is_dir() else file_sha256(checkpoint)
+    described = {"checkpoint": identity, "prior": arguments.prior, "megasr": __version__, **options}
+    most = min(arguments.max_pixels or MAX_PIXELS, MAX_PIXELS)
+    return Settings(arguments.checkpoint, arguments.prior, options, most, described, folder)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A job, and what is known before it is done.
+
+    Attributes:
+        job: source and target.
+        is_done: its output is there, made from the same photograph with the same settings.
+        size: (height, width) of the photograph; None when its header cannot be read, which its turn will say.
+    """
+
+    job: Job
+    is_done: bool
+    size: tuple[int, int] | None
+
+    @property
+    def pixels(self) -> int:
+        """Of the photograph: how much work it is."""
+        return self.size[0] * self.size[1] if self.size else 0
+
+
+def make_plan(jobs: Sequence[Job], settings: Settings, overwrite: bool) -> list[Planned]:
+    """Look at every photograph and at what is there already.
+
+    Raises:
+        UsageError: a file that something else made is where an output is to go.
+    """
+    from megasr.images import read_size
+    from megasr.inference.upscale import MadeFiles
+
+    record = MadeFiles(settings.folder) if settings.folder and not overwrite else None
+    plan, foreign = [], []
+    for job in jobs:
+        try:
+            size = read_size(job.source)
+        except MegaSRError:
+            size = None
+        is_done = record is not None and size is not None and record.is_done(job.target, job.source, settings.described)
+        plan.append(Planned(job, is_done, size))
+        if record is not None and not is_done and job.target.exists() and record.find(job.target) is None:
+            foreign.append(str(job.target))
+    if foreign:
+        more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
+        raise UsageError(
+            f"{', '.join(foreign[:3])}{more}: there already, and not as this command made it; "
+            "--overwrite replaces it, another output folder keeps it"
+        )
+    return plan
+
+
+def show_plan(plan: Sequence[Planned], pipeline: MegaSRPipeline, settings: Settings, batch_size: int) -> None:
+    """Print sizes, tiles and outputs of all files, and the memory of the largest."""
+    from megasr.inference.photographs import check_fits
+    from megasr.inference.upscale import sr_size
+
+    largest = None
+    for planned in plan:
+        what = "is done"
+        if planned.size is None:
+            what = "cannot be read"
+        elif planned.pixels > settings.max_pixels:
+            what = f"{_text(planned.size)} px, more than --max-pixels {settings.max_pixels}: refused"
+        elif not planned.is_done:
+            enlarged = sr_size(pipeline, settings, planned.size)
+            try:
+                check_fits(planned.job.target, *enlarged)
+            except MegaSRError as error:
+                print(printable(f"{planned.job.source}: {error}: refused"))
+                continue
+            tiles = _count_tiles(pipeline, settings, planned.size, enlarged)
+            what = f"{_text(planned.size)} to {_text(enlarged)} px, {tiles} tile{'s' * (tiles > 1)}"
+            largest = planned if largest is None or planned.pixels > largest.pixels else largest
+        print(printable(f"{planned.job.source}: {what}; {planned.job.target}"))
+    left = sum(not planned.is_done for planned in plan)
+    print(f"{len(plan)} images, {left} to do. Time: unknown before the first is done.")
+    if largest is not None and largest.size is not None:
+        alike = sum(planned.size == largest.size and not planned.is_done for planned in plan)
+        print(_memory(pipeline, settings, largest.size, min(alike, batch_size)))
+
+
+def _memory(pipeline: MegaSRPipeline, settings: Settings, size: tuple[int, int], count: int) -> str:
+    from megasr.inference.memory import restoring_bytes
+    from megasr.inference.upscale import options_for, sr_size
+
+    weights = sum(p.numel() * p.element_size() for p in pipeline.module.parameters())
+    encoding = math.prod(sr_size(pipeline, settings, size)) * _BYTES_PER_PIXEL
+    try:
+        restoring = restoring_bytes(pipeline, size, count, **options_for(pipeline, settings, size))
+    except MegaSRError as error:
+        return f"Memory: {_gib(weights)} for the weights; {error}"
+    return (
+        f"Memory: {_gib(max(restoring, weights + encoding))} for the largest {_text(size)} px, {_gib(weights)} of it "
+        "for the weights; what torch works in and keeps, and the process itself, come on top."
+    )
+
+
+# Per pixel of sr, measured from enlarging to encoding 4096x4096 px: 37 for 8-bit RGB, 44 for 16 bits, 65 with alpha.
+_BYTES_PER_PIXEL = 65
+
+
+def _count_tiles(pipeline: MegaSRPipeline, settings: Settings, size: tuple[int, int], sr_size: tuple[int, int]) -> int:
+    from megasr.inference.tiling import Tiling
+    from megasr.inference.upscale import options_for
+
+    if (tile := options_for(pipeline, settings, size).get("tile")) is None:
+        return 1
+    multiple = pipeline.module.prior.size_multiple
+    height, width = (side + -side % multiple for side in sr_size)
+    return sum(len(group) for group in Tiling(tile).grid(height, width, multiple).groups)
+
+
+def _text(size: tuple[int, int]) -> str:
+    return f"{size[1]}x{size[0]}"
+
+
+def _gib(count: int) -> str:
+    return f"{count / 2**30:.2f} GiB"
 
 
 def add_parser(commands: Any) -> None:
@@ -40,13 +278,12 @@ def run(arguments: argparse.Namespace) -> None:
         MegaSRError: the checkpoint or the prior cannot be read, or an image failed; the others are done.
     """
     check_options(arguments)
-    from megasr.inference.jobs import is_one_file, list_jobs
+    from megasr.inference.upscale import is_one_file, list_jobs
 
     jobs = list_jobs(arguments.inputs, arguments.output, arguments.format and f".{arguments.format}")
     find_checkpoint(arguments.checkpoint)
-    from megasr.commands.upscale_plan import make_plan, show_plan
     from megasr.files import locked_folder
-    from megasr.inference.restoring import load_pipeline
+    from megasr.inference.upscale import load_pipeline
 
     folder = None if is_one_file(arguments.inputs, arguments.output) else arguments.output
     settings = make_settings(arguments, folder)
@@ -83,9 +320,9 @@ def _upscale(plan: Sequence[Planned], settings: Settings, arguments: argparse.Na
     """Restore what the plan has left, with a bar of its pixels and the time left."""
     from rich.progress import BarColumn, TextColumn
 
+    from megasr.console import progress_bars
     from megasr.files import remove_parts
-    from megasr.inference.workers import restore_all
-    from megasr.progress import progress_bars
+    from megasr.inference.upscale import restore_all
 
     left = [planned for planned in plan if not planned.is_done]
     if len(left) < len(plan):
@@ -130,7 +367,7 @@ def _batches(plan: Sequence[Planned], size: int) -> list[list[Job]]:
 
 def _compare(jobs: Sequence[Job], arguments: argparse.Namespace) -> None:
     """The page with a divider between every photograph and its sr."""
-    from megasr.evaluation.comparison.page import Method, write_page
+    from megasr.evaluation.comparison import Method, write_page
     from megasr.evaluation.protocol import get_protocol
     from megasr.evaluation.result import Evaluation
 

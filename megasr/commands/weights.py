@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from megasr.console import progress_bars
 from megasr.errors import MegaSRError
-from megasr.progress import progress_bars
 
 if TYPE_CHECKING:
     from megasr.weights import Weight
@@ -86,7 +86,7 @@ def run_fetch(arguments: argparse.Namespace) -> None:
     """
     from rich.progress import BarColumn, DownloadColumn, TransferSpeedColumn
 
-    from megasr.weights.fetch import fetch
+    from megasr.weights.download import fetch
     from megasr.weights.local import FOLDER_VARIABLE, named_weights
 
     for weight in named_weights(arguments.names):  # all names are known before the first gigabyte
@@ -104,8 +104,7 @@ def run_verify(arguments: argparse.Namespace) -> None:
         UsageError: there is no such weight.
         MegaSRError: a file is wrong, or lacks.
     """
-    from megasr.weights.checks import verify
-    from megasr.weights.local import named_weights
+    from megasr.weights.local import named_weights, verify
 
     weights = named_weights(arguments.names)
     if not weights:

@@ -18,9 +18,8 @@ import torch
 
 from megasr.batch import check_image
 from megasr.errors import MegaSRError, UsageError
-from megasr.evaluation.distribution import DISTANCES, FEATURES
 from megasr.evaluation.intervals import mean_intervals
-from megasr.evaluation.metrics import ImageMetric, Missing, choose_metrics, create_features
+from megasr.evaluation.metrics import DISTANCES, FEATURES, ImageMetric, Missing, choose_metrics, create_features
 from megasr.evaluation.result import Evaluation, Row
 from megasr.evaluation.spec import MetricSpec, Protocol
 from megasr.images import quantise, to_uint8

@@ -16,8 +16,7 @@ from types import MappingProxyType
 
 from megasr.files import file_sha256
 from megasr.weights import MANIFEST, Weight, find_local
-from megasr.weights.metrics import METRIC_WEIGHTS
-from megasr.weights.published import Place
+from megasr.weights.manifest import METRIC_WEIGHTS, Place
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Metrics as a protocol means them: built from pyiqa with every argument given, without downloads and log lines."""
+"""Metrics: what each is called, how it is compared and computed, of images and of sets."""
 
 from __future__ import annotations
 
@@ -11,13 +11,147 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
+from torch import nn
 
 from megasr.errors import MegaSRError, UsageError
-from megasr.evaluation.distribution import InceptionFeatures
 from megasr.evaluation.metric_weights import FILES, describe_missing, find_weight, found_weights, where_weights_go
 from megasr.evaluation.spec import MetricSpec, Protocol
-from megasr.evaluation.ssim import SeparableSSIM
+
+_SIZE, _SIGMA = 11, 1.5
+_C1, _C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+
+
+class SeparableSSIM(nn.Module):
+    """pyiqa's SSIM (Wang et al. 2004: 11 x 11 Gaussian window, sigma 1.5, valid positions only) in float64.
+
+    The Gaussian window is an outer product, so rows and columns are filtered one after the other: 22 instead of 121
+    products per pixel. It differs from pyiqa's by less than 1e-6, because pyiqa rounds its window to float32.
+
+    Args:
+        test_y_channel: measure the rounded Y of `color_space` instead of every channel.
+        color_space: "ycbcr" (limited range) or "yiq".
+    """
+
+    window: torch.Tensor
+
+    def __init__(self, test_y_channel: bool, color_space: str) -> None:
+        super().__init__()
+        self._on_y, self._color_space = test_y_channel, color_space
+        positions = torch.arange(_SIZE, dtype=torch.float64) - _SIZE // 2
+        window = torch.exp(-positions.square() / (2 * _SIGMA**2))
+        self.register_buffer("window", window / window.sum())
+
+    def forward(self, sr: torch.Tensor, hq: torch.Tensor) -> torch.Tensor:
+        """(B, 3, H, W) in [0, 1] -> (B,) in [0, 1].
+
+        Raises:
+            ValueError: they are smaller than the window.
+        """
+        from pyiqa.archs.func_util import preprocess_rgb
+
+        if min(sr.shape[-2:]) < _SIZE:
+            raise ValueError(f"its window is {_SIZE}x{_SIZE} px")
+
+        x, y = (preprocess_rgb(image, self._on_y, 255, self._color_space).double() for image in (sr, hq))
+        mean_x, mean_y = self._blur(x), self._blur(y)
+        var_x = self._blur(x * x) - mean_x.square()
+        var_y = self._blur(y * y) - mean_y.square()
+        covariance = self._blur(x * y) - mean_x * mean_y
+        structure = ((2 * covariance + _C2) / (var_x + var_y + _C2)).relu()
+        luminance = (2 * mean_x * mean_y + _C1) / (mean_x.square() + mean_y.square() + _C1)
+        return (luminance * structure).mean((1, 2, 3))
+
+    def _blur(self, image: torch.Tensor) -> torch.Tensor:
+        return self._pass(self._pass(image, -1), -2)
+
+    def _pass(self, image: torch.Tensor, dim: int) -> torch.Tensor:
+        # Shifted sums: conv2d in float64 unfolds the image in memory and takes five times as long.
+        length = image.shape[dim] - _SIZE + 1
+        total = image.narrow(dim, 0, length) * self.window[0]
+        for shift in range(1, _SIZE):
+            total.add_(image.narrow(dim, shift, length), alpha=float(self.window[shift]))
+        return total
+
+
+FEATURES = 2048
+CAVEAT_IMAGES = 2048  # up to it the covariance of the features has no full rank
+_SIZE_PX = 299
+
+
+class InceptionFeatures:
+    """Features of images for FID and KID. The weights must be where pyiqa looks for them (`found_weights`).
+
+    Args:
+        device: where the network runs.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        from pyiqa.archs.inception import InceptionV3
+
+        self._device = device
+        self._network = InceptionV3(output_blocks=[InceptionV3.BLOCK_INDEX_BY_DIM[FEATURES]]).eval().to(device)
+
+    @torch.no_grad()
+    def __call__(self, image: np.ndarray) -> torch.Tensor:
+        """(H, W, 3) uint8 -> (2048,) float64."""
+        from PIL import Image
+
+        size = (_SIZE_PX, _SIZE_PX)
+        channels = [
+            Image.fromarray(channel.astype(np.float32)).resize(size, Image.Resampling.BICUBIC)
+            for channel in np.moveaxis(image, -1, 0)
+        ]
+        resized = torch.from_numpy(np.stack([np.asarray(channel) for channel in channels])).clamp(0, 255)
+        signed = ((resized - 128) / 128)[None].to(self._device)
+        return self._network(signed, False, False)[0].flatten().double().cpu()
+
+
+def frechet_distance(first: torch.Tensor, second: torch.Tensor) -> float:
+    """FID: squared Frechet distance of two Gaussians fitted to features (N, D) and (M, D) (Heusel et al. 2017, eq. 6).
+
+    The trace of the root of the product of the covariances is the nuclear norm of X Y^T / sqrt((N - 1)(M - 1)) with X
+    and Y the centred features: exact, also for fewer images than features, where a matrix root is not.
+    """
+    x, y = first.double(), second.double()
+    mean_x, mean_y = x.mean(0), y.mean(0)
+    x, y = (x - mean_x) / (len(x) - 1) ** 0.5, (y - mean_y) / (len(y) - 1) ** 0.5
+    root = torch.linalg.matrix_norm(x @ y.T, "nuc")
+    return float((mean_x - mean_y).square().sum() + x.square().sum() + y.square().sum() - 2 * root)
+
+
+def kernel_distance(first: torch.Tensor, second: torch.Tensor) -> float:
+    """KID: unbiased squared maximum mean discrepancy with k(a, b) = (a.b / D + 1)^3 (Binkowski et al. 2018, eq. 4).
+
+    Over all pairs of (N, D) and (M, D) features; pyiqa averages random subsets of them. It may be negative.
+    """
+    x, y = first.double(), second.double()
+
+    def kernel(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return (a @ b.T / a.shape[1] + 1) ** 3
+
+    def off_diagonal_mean(gram: torch.Tensor) -> torch.Tensor:
+        return (gram.sum() - gram.trace()) / (len(gram) * (len(gram) - 1))
+
+    return float(off_diagonal_mean(kernel(x, x)) + off_diagonal_mean(kernel(y, y)) - 2 * kernel(x, y).mean())
+
+
+DISTANCES: dict[str, Callable[[torch.Tensor, torch.Tensor], float]] = {
+    "frechet": frechet_distance,
+    "kernel": kernel_distance,
+}
+
+
+def caveat(images: int) -> str:
+    """What has to be said beside an FID of this many images; empty when nothing has."""
+    if images > CAVEAT_IMAGES:
+        return ""
+    return (
+        f"fid of {images} images is biased upwards and noisy ({FEATURES} features need more than {CAVEAT_IMAGES} "
+        "images): compare it only over the same images, and prefer kid, which is unbiased"
+    )
+
 
 Missing = Literal["skip", "error"]
 NEEDS_HQ = "needs hq"

@@ -30,7 +30,7 @@ class MetricSpec:
         needs_hq: full-reference metric.
         weights: files of megasr.evaluation.metric_weights that it needs, empty when it is a formula.
         of_set: one number for a whole set of images: a distance between the features of sr and hq, which are not
-            paired. `arguments` are then those of megasr.evaluation.distribution.
+            paired. `arguments` are then those of megasr.evaluation.metrics.
     """
 
     name: str

@@ -1,20 +1,16 @@
-"""Guidance maps of a batch: taken from the data where it brings them, extracted otherwise.
-
-One pass per network, however many of its maps are wanted; each size of the image is made once for all networks.
-"""
+"""Guidance maps of a batch: from the batch, extracted, another type's, or mixed by strengths."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 
 from megasr.batch import SRBatch, check_range
 from megasr.errors import UsageError
-from megasr.guidance.cache import MapCache
-from megasr.guidance.network import MapNetwork, Views
-from megasr.guidance.networks import Networks
-from megasr.guidance.registry import GuidanceType
+from megasr.guidance.extractors import MapNetwork, Views
+from megasr.guidance.registry import ORACLE, GuidanceType, get_guidance
+from megasr.guidance.sources import MapCache, Networks
 from megasr.images import upsample_lq
 
 
@@ -103,3 +99,78 @@ def _image(batch: SRBatch, guidance: GuidanceType, scale_factor: int) -> torch.T
     if "hq" not in batch:
         raise UsageError(f"guidance {guidance.name} is a control made from hq, and this batch has none")
     return batch["hq"]
+
+
+Shown = Mapping[GuidanceType, GuidanceType | None]  # type of the adapter -> whose map it sees, None for zeros
+
+
+def shown_guidance(types: Sequence[GuidanceType], names: Iterable[str] | None) -> Shown:
+    """Whose map each of the adapter's types sees.
+
+    Args:
+        types: the adapter's.
+        names: of the types that are shown; "oracle_depth" shows the map of hq, in the place of depth where the
+            adapter has no such type of its own. None shows all.
+
+    Raises:
+        UsageError: a name is none of the adapter's types, or a type is shown twice.
+    """
+    if names is None:
+        return {own: own for own in types}
+    shown: dict[GuidanceType, GuidanceType | None] = dict.fromkeys(types)
+    for name in names:
+        source = get_guidance(name)
+        places = [own for own in types if name == own.name] or [own for own in types if name == ORACLE + own.name]
+        if not places:
+            known = ", ".join(own.name for own in types) or "none"
+            raise UsageError(f"sampler.shown_guidance: {name} is not in model.adapter.guidance: {known}")
+        if shown[places[0]] is not None:
+            raise UsageError(f"sampler.shown_guidance shows {places[0].name} twice")
+        shown[places[0]] = source
+    return shown
+
+
+def extract_shown(batch: SRBatch, shown: Shown, scale_factor: int, networks: Networks) -> dict[str, torch.Tensor]:
+    """The maps of all of the adapter's types; what is not shown is not extracted either. See extract_guidance."""
+    sources = [source for source in shown.values() if source is not None]
+    made = extract_guidance(batch, sources, scale_factor, networks, fixed_images=True)
+    samples, _, height, width = batch["lq"].shape
+    size = height * scale_factor, width * scale_factor
+
+    def zeros(channels: int) -> torch.Tensor:
+        return torch.zeros(samples, channels, *size, device=batch["lq"].device)
+
+    return {own.name: made[source.name] if source else zeros(own.channels) for own, source in shown.items()}
+
+
+MAX_STRENGTH = 2.0  # beyond 1 it extrapolates: more than training ever showed
+
+
+def check_strengths(strengths: Mapping[str, float], default: Mapping[str, float]) -> dict[str, float]:
+    """The strength of every type of an adapter.
+
+    Args:
+        strengths: of some of its types.
+        default: of all of them, where nothing is said.
+
+    Raises:
+        UsageError: a type is none of the adapter's, or a strength is out of range.
+    """
+    for name, strength in strengths.items():
+        if name not in default:
+            known = ", ".join(default) or "no guidance"
+            raise UsageError(f"guidance strength of {name}: the adapter was trained with {known}")
+        if not 0 <= strength <= MAX_STRENGTH:
+            raise UsageError(f"guidance strength of {name} must be from 0 to {MAX_STRENGTH:g}, got {strength}")
+    return {**default, **{name: float(strength) for name, strength in strengths.items()}}
+
+
+def mix_subsets(strengths: Mapping[str, float]) -> list[tuple[float, frozenset[str]]]:
+    """Weights, which sum to 1, and the subsets of types whose modulations they weigh; see the module's formula."""
+    levels = sorted({strength for strength in strengths.values() if strength > 0})
+    mixed = [
+        (level - lower, frozenset(name for name, strength in strengths.items() if strength >= level))
+        for lower, level in zip([0.0, *levels], levels, strict=False)
+    ]
+    rest = 1 - (levels[-1] if levels else 0.0)
+    return mixed + ([(rest, frozenset[str]())] if rest else [])

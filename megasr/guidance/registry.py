@@ -13,17 +13,10 @@ from typing import Literal
 import torch
 
 from megasr.errors import UsageError, unknown_name
-from megasr.guidance.canny import extract_canny
-from megasr.guidance.depth import load_depth
-from megasr.guidance.hed import load_hed
-from megasr.guidance.mlsd import extract_mlsd
-from megasr.guidance.network import MapNetwork
-from megasr.guidance.noise import extract_noise
+from megasr.guidance.edges import extract_canny, extract_mlsd, load_hed, load_sketch
+from megasr.guidance.extractors import MapNetwork
+from megasr.guidance.regions import extract_noise, extract_saliency, extract_superpixel, load_depth, load_segmentation
 from megasr.guidance.render import render_colours, render_depth, render_edge, render_grey
-from megasr.guidance.saliency import extract_saliency
-from megasr.guidance.segmentation import load_segmentation
-from megasr.guidance.sketch import load_sketch
-from megasr.guidance.superpixel import extract_superpixel
 from megasr.guidance.tiny import FOLDERS as TINY
 
 # (image (B, 3, H, W) in [0, 1], B sample keys) -> map (B, C, H, W) in [0, 1]

@@ -18,7 +18,7 @@ from torch import nn
 
 from megasr.errors import MegaSRError, UsageError
 from megasr.files import read_safetensors
-from megasr.guidance.network import MapNetwork, Size, Views
+from megasr.guidance.extractors import MapNetwork, Size, Views
 from megasr.images import pad_to_multiple
 
 FOLDERS = {

@@ -16,12 +16,12 @@ import torch
 from PIL import Image
 
 from megasr.errors import MegaSRError, UsageError
+from megasr.guidance.extract import MAX_STRENGTH
 from megasr.guidance.registry import get_guidance
-from megasr.guidance.strengths import MAX_STRENGTH
 from megasr.images import decode_image, from_uint8, resize, to_uint8, upsample_lq
-from megasr.inference.arguments import PRESETS, choose_tile
 from megasr.inference.color import ColorFix
-from megasr.inference.progress import Progress, no_progress, tell_share
+from megasr.inference.pipeline import PRESETS, choose_tile
+from megasr.inference.upscale import Progress, no_progress, tell_share
 
 if TYPE_CHECKING:
     import gradio as gr

@@ -14,7 +14,7 @@ from megasr.errors import MegaSRError, UsageError
 from megasr.files import write_whole_folder
 from megasr.prior import PARTS
 from megasr.provenance import provenance
-from megasr.weights.priors import find_prior
+from megasr.weights.local import find_prior
 
 if TYPE_CHECKING:
     from megasr.training.module import MegaSRModule

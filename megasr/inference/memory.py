@@ -12,13 +12,11 @@ from torch import nn
 from megasr.batch import SRBatch
 from megasr.errors import MegaSRError
 from megasr.guidance.registry import GuidanceType
-from megasr.inference.denoiser import GROUPS_KEPT
 from megasr.inference.pipeline import MegaSRPipeline
-from megasr.inference.restore import Restored, Wanted
+from megasr.inference.restoration import GROUPS_KEPT, Restored, Wanted
 from megasr.inference.tiling import Box, Grid, Tiling
-from megasr.training.live_bytes import FakeAnswers, LiveBytes
-from megasr.training.memory_trace import load_extractors
-from megasr.training.weightless import build_weightless, cast, without_bytes
+from megasr.training.memory_plan import FakeAnswers, LiveBytes, load_extractors
+from megasr.training.memory_setup import build_weightless, cast, without_bytes
 
 
 class _FewGroups(Grid):

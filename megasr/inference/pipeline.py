@@ -1,39 +1,206 @@
-"""MegaSRPipeline: a trained adapter and photographs in, sr out, with diffusers' conventions."""
+"""MegaSRPipeline: restore images with a trained adapter, in the manner of diffusers."""
 
 from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import torch
 from PIL import Image
 
-from megasr.batch import SRBatch
-from megasr.errors import UsageError
-from megasr.guidance.shown import shown_guidance
-from megasr.guidance.strengths import check_strengths
-from megasr.images import resize
+from megasr.batch import SRBatch, check_range, extremes
+from megasr.errors import UsageError, unknown_name
+from megasr.guidance.extract import check_strengths, shown_guidance
+from megasr.images import from_uint8, resize, to_uint8
 from megasr.inference import devices, exported
-from megasr.inference.arguments import (
-    change_sampler,
-    check_scale,
-    choose_seed,
-    choose_tiling,
-    name_images,
-    spread_prompts,
-)
 from megasr.inference.color import ColorFix, check_color_fix
-from megasr.inference.inputs import AnyImage, OutputType, check_output_type, to_output, to_tensors
-from megasr.inference.restore import Restored, Wanted, restore
+from megasr.inference.restoration import Restored, Wanted, restore
+from megasr.inference.tiling import Tiling
 
 if TYPE_CHECKING:
     from megasr.training.config import SamplerConfig
     from megasr.training.module import MegaSRModule
+
+
+PRESETS = {"quality": 50, "balanced": 20, "fast": 8}  # steps
+
+
+def change_sampler(
+    trained: SamplerConfig,
+    steps: int | None,
+    preset: str | None,
+    guidance_scale: float | None,
+    negative_prompt: str | None,
+) -> SamplerConfig:
+    """The sampler with what is asked for; None leaves it as it is.
+
+    Raises:
+        UsageError: a preset is unknown, or given beside a number of steps.
+    """
+    if preset is not None:
+        if steps is not None:
+            raise UsageError(f"num_inference_steps={steps} and preset={preset!r}: give one of them")
+        if preset not in PRESETS:
+            raise unknown_name("preset", preset, PRESETS)
+        steps = PRESETS[preset]
+    wanted = {"num_steps": steps, "guidance_scale": guidance_scale, "negative_prompt": negative_prompt}
+    return replace(trained, **{name: value for name, value in wanted.items() if value is not None})  # type: ignore[arg-type]
+
+
+def spread_prompts(prompt: str | Sequence[str], count: int, uses_text: bool) -> list[str]:
+    """One prompt per image.
+
+    Raises:
+        UsageError: there is another number of them, or words that the adapter does not read.
+    """
+    prompts = [prompt] * count if isinstance(prompt, str) else list(prompt)
+    if len(prompts) != count:
+        raise UsageError(f"prompt: {len(prompts)} for {count} images; give one for all, or one per image")
+    if any(prompts) and not uses_text:
+        raise UsageError("prompt: the adapter was trained without text, words do nothing")
+    return prompts
+
+
+def name_images(keys: Sequence[str] | None, count: int) -> list[str]:
+    """One name per image: "image", or "image0", "image1", ... where none are given.
+
+    Raises:
+        UsageError: there is another number of them.
+    """
+    if keys is None:
+        return ["image"] if count == 1 else [f"image{number}" for number in range(count)]
+    if isinstance(keys, str) or len(keys) != count:
+        raise UsageError(f"keys: {keys!r} for {count} images; give a list with one name per image")
+    return list(keys)
+
+
+def choose_seed(seed: int | None, generator: torch.Generator | None, trained: int) -> int:
+    """The seed, one that the generator draws, or the training's.
+
+    Raises:
+        UsageError: both are given.
+    """
+    if generator is None:
+        return trained if seed is None else seed
+    if seed is not None:
+        raise UsageError(f"seed={seed} and a generator: give one of them")
+    return int(torch.randint(2**62, (), generator=generator, device=generator.device))
+
+
+def check_scale(scale_factor: float) -> float:
+    """The size of sr over size of lq.
+
+    Raises:
+        UsageError: it is not a number above 0.
+    """
+    if not 0 < scale_factor < float("inf"):
+        raise UsageError(f"scale_factor must be above 0, got {scale_factor}")
+    return scale_factor
+
+
+def choose_tile(asked: int | None, native_px: int | None) -> int | None:
+    """Px of the tiles in which the commands restore, None for whole images.
+
+    Args:
+        asked: by the user; 0 is whole, None the prior's own size: better than the whole on the tiny prior (README), and
+            attention's time grows with the square of the pixels.
+        native_px: see Prior.
+    """
+    return native_px if asked is None else asked or None
+
+
+def choose_tiling(tile: int | None, overlap: int | None) -> Tiling | None:
+    """How an image is cut, None when it is not.
+
+    Raises:
+        UsageError: a size cannot be used, or an overlap is given without tiles.
+    """
+    if tile is None and overlap is not None:
+        raise UsageError(f"tile_overlap={overlap} does nothing without tile")
+    return None if tile is None else Tiling(tile, overlap)
+
+
+AnyImage: TypeAlias = Image.Image | np.ndarray | torch.Tensor
+OutputType = Literal["pil", "pt", "np"]
+_ROWS = 256
+
+
+def to_tensors(image: AnyImage | Sequence[AnyImage]) -> list[torch.Tensor]:
+    """Every image as lq (3, h, w) float32 in [0, 1] on the CPU.
+
+    Args:
+        image: a PIL image of any mode (converted to RGB: an alpha channel is dropped), an array (h, w, 3) uint8, a
+            tensor (3, h, w) or (B, 3, h, w) in [0, 1], or a list of these, whose sizes may differ.
+
+    Raises:
+        UsageError: there is no image, or one is of another kind, shape or range.
+    """
+    if isinstance(image, torch.Tensor) and image.ndim == 4:
+        image = list(image)
+    if not isinstance(image, Sequence):
+        return [_to_tensor(image, "image")]
+    if not image:
+        raise UsageError("image: the list is empty, there is nothing to restore")
+    return [_to_tensor(one, f"image {number}") for number, one in enumerate(image)]
+
+
+def _to_tensor(image: Any, name: str) -> torch.Tensor:
+    if isinstance(image, Image.Image):
+        lq = from_uint8(np.asarray(image.convert("RGB")))
+    elif isinstance(image, np.ndarray):
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+            raise UsageError(f"{name}: an array must be (h, w, 3) uint8 RGB, got {image.dtype} of shape {image.shape}")
+        lq = from_uint8(image)
+    elif isinstance(image, torch.Tensor):
+        if image.ndim != 3 or image.shape[0] != 3 or not image.is_floating_point():
+            shape = tuple(image.shape)
+            raise UsageError(f"{name}: a tensor must be float RGB (3, h, w) in [0, 1], got {image.dtype} of {shape}")
+        lq = image.detach().float().cpu()
+    else:
+        raise UsageError(
+            f"{name}: expected a PIL image, an array, a tensor or a list of these, got {type(image).__name__}"
+        )
+    if lq.numel() == 0:
+        raise UsageError(f"{name}: has no pixels, its shape is {tuple(lq.shape)}")
+    check_range(extremes(lq), name)
+    return lq
+
+
+def _to_array(image: torch.Tensor) -> np.ndarray:
+    """(3, H, W) -> (H, W, 3) uint8, a few rows at a time: of a large image the whole in float32 once more is much."""
+    array = np.empty((*image.shape[1:], 3), np.uint8)
+    for top in range(0, len(array), _ROWS):
+        array[top : top + _ROWS] = to_uint8(image[:, top : top + _ROWS])
+    return array
+
+
+def check_output_type(kind: str) -> None:
+    """Refuse kinds that are not known.
+
+    Raises:
+        UsageError: shows those that are.
+    """
+    if kind not in get_args(OutputType):
+        raise unknown_name("output_type", kind, get_args(OutputType))
+
+
+def to_output(
+    images: list[torch.Tensor], kind: OutputType
+) -> list[Image.Image] | list[Any] | torch.Tensor | np.ndarray:
+    """Images (3, H, W) in [0, 1] as PIL images, or as one tensor or array where all have one size, else a list."""
+    same_size = len({image.shape for image in images}) == 1
+    if kind == "pt":
+        return torch.stack(images) if same_size else images
+    arrays = [_to_array(image) for image in images]
+    if kind == "pil":
+        return [Image.fromarray(array) for array in arrays]
+    return np.stack(arrays) if same_size else arrays
+
 
 Callback = Callable[[Any, int, int, dict[str, torch.Tensor]], Mapping[str, torch.Tensor] | None]
 
@@ -183,7 +350,7 @@ class MegaSRPipeline:
             image: PIL image, array (h, w, 3) uint8, tensor (3, h, w) or (B, 3, h, w) in [0, 1], or a list of these.
             num_inference_steps: steps of the sampler.
             guidance_scale: of classifier-free guidance on the words.
-            guidance: strength of each guidance type, from 0 (off) to 2, 1 as trained (megasr.guidance.strengths).
+            guidance: strength of each guidance type, from 0 (off) to 2, 1 as trained (megasr.guidance.extract).
             prompt: comma-separated words for what is shown: for all images, or one per image.
             negative_prompt: used when guidance_scale is not 1.
             seed: of the noise.

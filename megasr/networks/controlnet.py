@@ -1,18 +1,16 @@
-"""MegaSRControlNet: a trained copy of the U-Net's encoder that looks at lq, with CSM and MSFM at its sites.
-
-Source: ControlNet (2302.05543), with f_lq of the LQ encoder added after the first convolution and, unlike the original,
-the adapters of MegaSR in every block (2503.08096 v2, figure 2).
-"""
+"""The ControlNet on lq, with its encoder."""
 
 from __future__ import annotations
 
+import math
+
 import torch
 from diffusers import ControlNetModel
+from diffusers.models.controlnets.controlnet import ControlNetConditioningEmbedding
 from torch import nn
 
 from megasr.guidance.registry import GuidanceType
 from megasr.networks.config import AdapterConfig
-from megasr.networks.lq_encoder import LQEncoder
 from megasr.networks.sites import (
     BlockRunner,
     SiteCondition,
@@ -24,6 +22,23 @@ from megasr.networks.sites import (
 )
 from megasr.networks.unet import Residuals
 from megasr.rng import seeded_initialisation
+
+# ControlNet's widths for a VAE that shrinks 8 times; a shallower VAE uses the first ones.
+_WIDTHS = (16, 32, 96, 256)
+
+
+class LQEncoder(ControlNetConditioningEmbedding):
+    """lq_up (B, 3, H, W) in [0, 1] -> f_lq (B, channels, H / downsampling, W / downsampling).
+
+    Args:
+        channels: width of the U-Net's first convolution, to whose output f_lq is added.
+        downsampling: f of the VAE, a power of two.
+    """
+
+    def __init__(self, channels: int, downsampling: int) -> None:
+        halvings = int(math.log2(downsampling))
+        widths = _WIDTHS[: halvings + 1] + _WIDTHS[-1:] * max(0, halvings + 1 - len(_WIDTHS))
+        super().__init__(conditioning_embedding_channels=channels, block_out_channels=widths)
 
 
 class MegaSRControlNet(nn.Module):

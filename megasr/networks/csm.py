@@ -1,10 +1,4 @@
-"""CSM, Customized Semantics Module: what an image token means is decided anew at every site (2503.08096, figure 2).
-
-F' = F + A_t + gate(A_i), with A_t the prior's own frozen text cross-attention and A_i the same attention over image
-tokens that the site's own connector has translated. The gate is zero at step 0, so the prior is left as it was.
-
-Shapes: F (B, h*w, C) tokens of a site; e_t (B, L, D); e_i (B, N, E) image tokens; C width of the site, D of the text.
-"""
+"""CSM: text and image tokens through a gated double cross-attention, and v1's representation cross-attention."""
 
 from __future__ import annotations
 
@@ -100,3 +94,35 @@ class CSM(nn.Module):
     def forward(self, attention: nn.Module, query: torch.Tensor, key_value: KeyValue) -> torch.Tensor:
         """gate(A_i), to be added to the text branch: (B, h*w, C)."""
         return self.gate(attend(attention, query, key_value))
+
+
+class RCA(nn.Module):
+    """F' = F + Attn(Norm(F), representation).
+
+    Args:
+        channels: C of the site.
+        heads: attention heads.
+        representation_width: R.
+    """
+
+    def __init__(self, channels: int, heads: int, representation_width: int) -> None:
+        super().__init__()
+        from diffusers.models.attention_processor import Attention
+
+        self.norm = nn.LayerNorm(channels)
+        self.attention = Attention(
+            query_dim=channels, cross_attention_dim=representation_width, heads=heads, dim_head=channels // heads
+        )
+        nn.init.zeros_(self.attention.to_out[0].weight)
+        nn.init.zeros_(self.attention.to_out[0].bias)
+
+    def keys_values(self, representation: torch.Tensor) -> KeyValue:
+        """(B, M, R) -> keys and values."""
+        attention = self.attention
+        return project_keys_values(attention.to_k, attention.to_v, representation, attention.heads)
+
+    def forward(self, features: torch.Tensor, key_value: KeyValue) -> torch.Tensor:
+        """F -> F', (B, C, h, w)."""
+        tokens = self.norm(features.flatten(2).transpose(1, 2))
+        attended = attend(self.attention, project_query(self.attention, tokens), key_value)
+        return features + attended.transpose(1, 2).reshape(features.shape)

@@ -1,25 +1,63 @@
-"""MSFM, Multimodal Signal Fusion Module: structural maps modulate the features of every site in two stages.
-
-Stage 1 aggregates the region maps into one, X = [G_d; G_s; ...], G_r = X * ChannelAttention(Act(Norm(Conv(X)))).
-Stage 2 is one SAFT per edge map and one for G_r, all on F_n = GroupNorm(F): SAFT(F_n, G) = F_n (1 + gamma) + beta.
-Their sum is one affine map: F' = F_n * scale + shift, scale = sum(1 + gamma), shift = sum(beta). Scale and shift depend
-on the maps only, so they are computed once per image and reused at every step of the sampler.
-
-Shapes: F (B, C, h, w); edge map (B, 1, h, w); region maps (B, R, h, w), all in [0, 1].
-Source: 2503.08096 v2, figure 2; the form of SAFT follows its nearest public relative (three 1x1 layers, SiLU).
-"""
+"""MSFM: guidance maps grouped in two stages and fused into the features of every block (2503.08096 v2)."""
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import reduce
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
-from megasr.networks.config import FusionInit, Version
+from megasr.guidance.registry import GuidanceType
+from megasr.networks.config import Fusion, FusionInit, Version
+
+Group = tuple[GuidanceType, ...]  # maps that are stacked along their channels
+
+
+class MapGroups(NamedTuple):
+    """Groups with a SAFT of their own each, and the group that stage 1 aggregates first (empty for none)."""
+
+    separate: tuple[Group, ...]
+    aggregated: Group
+
+    @property
+    def names(self) -> list[str]:
+        """What each separate group is called."""
+        return ["+".join(guidance.name for guidance in group) for group in self.separate]
+
+    def stack(self, maps: Mapping[str, torch.Tensor]) -> tuple[list[torch.Tensor], torch.Tensor | None]:
+        """Maps name -> (B, C, h, w), the stack of every separate group, and that of the aggregated one or None."""
+        separate = [_stack(maps, group) for group in self.separate]
+        return separate, _stack(maps, self.aggregated) if self.aggregated else None
+
+
+def group_maps(guidance: Sequence[GuidanceType], fusion: Fusion | None) -> MapGroups:
+    """Group the types of an adapter, edges before regions.
+
+    Args:
+        guidance: the resolved types.
+        fusion: see AdapterConfig.
+    """
+    edges = tuple(g for g in guidance if g.role == "edge")
+    regions = tuple(g for g in guidance if g.role == "region")
+    if fusion == "concat":
+        return MapGroups((edges + regions,) if guidance else (), ())
+    if fusion == "sum":
+        return MapGroups(tuple((g,) for g in edges + regions), ())
+    return MapGroups(tuple((g,) for g in edges), regions)
+
+
+def count_channels(group: Group) -> int:
+    """Channels of the stack of a group."""
+    return sum(guidance.channels for guidance in group)
+
+
+def _stack(maps: Mapping[str, torch.Tensor], group: Group) -> torch.Tensor:
+    return torch.cat([maps[guidance.name] for guidance in group], dim=1)
+
 
 Modulation = tuple[torch.Tensor, torch.Tensor]
 

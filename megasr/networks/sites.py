@@ -16,10 +16,8 @@ from torch.utils.checkpoint import checkpoint
 from megasr.errors import UsageError
 from megasr.guidance.registry import GuidanceType
 from megasr.networks.config import AdapterConfig
-from megasr.networks.csm import CSM, KeyValue, attend, project_keys_values, project_query
-from megasr.networks.grouping import count_channels, group_maps
-from megasr.networks.msfm import MSFM, Modulation
-from megasr.networks.rca import RCA
+from megasr.networks.csm import CSM, RCA, KeyValue, attend, project_keys_values, project_query
+from megasr.networks.msfm import MSFM, Modulation, count_channels, group_maps
 from megasr.rng import seeded_initialisation
 
 

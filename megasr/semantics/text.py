@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from megasr.configs import read_config
 from megasr.files import read_safetensors
-from megasr.foreign_configs import read_config
 from megasr.semantics.vocabulary import load_tokenizer, save_merges
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from megasr.diffusion.guidance_free import check_interval
-from megasr.diffusion.solvers import DDIM, check_solver
+from megasr.diffusion.sampling import DDIM, check_interval, check_solver
 from megasr.errors import UsageError
 from megasr.names import split_names
 
@@ -86,7 +85,7 @@ class SamplerConfig:
         negative_prompt: the other half of classifier-free guidance; used when guidance_scale is not 1.
         shown_guidance: types of the adapter whose maps it is shown, the others' are zero as in dropout; oracle_depth
             shows the depth of hq in the place of depth. None shows all.
-        solver: how a step is made (megasr.diffusion.solvers); None is `ddim`.
+        solver: how a step is made (megasr.diffusion.sampling); None is `ddim`.
         guidance_interval: part of the noise schedule, as two fractions from its clean end, in which there is
             classifier-free guidance (2404.07724); the steps outside cost half. None is all of it.
     """

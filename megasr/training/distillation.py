@@ -1,26 +1,212 @@
-"""Prior-guided fine-tuning (PGFT, 2503.08096): extractors that were trained on clean images learn to see lq.
-
-A student looks at lq, its frozen teacher, which is the same network as it came, at hq of the same batch. The paper
-names two strategies and specifies neither; both are here. The nearest public relative is SeeSR's DAPE (2311.16518):
-LoRA of rank 8, mean squared error of the features plus cross-entropy of the tags, one to one, AdamW at 1e-4.
-"""
+"""PGFT: students learn from frozen teachers on lq (2503.08096 v2)."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from megasr.batch import SRBatch
 from megasr.errors import UsageError
+from megasr.guidance.extractors import MapNetwork, Views
+from megasr.guidance.registry import get_guidance
+from megasr.guidance.sources import load_network
 from megasr.images import upsample_lq
-from megasr.training.distillation_losses import representation_loss
-from megasr.training.pretraining.module import PretrainingModule
-from megasr.training.students import answer_error, load_student
+from megasr.pretraining.module import PretrainingModule
+from megasr.semantics.clip import save_clip
+from megasr.semantics.taggers import ClipTagger
+from megasr.semantics.tags import TaggerConfig, build_tagger
+
+_SURE = 1e-4
+
+
+def edge_loss(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """Kullback-Leibler divergence of the student's edge probabilities from the teacher's, of logits (B, 1, h, w)."""
+    return _bernoulli_divergence(student, teacher)
+
+
+def _bernoulli_divergence(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """Binary cross-entropy without the teacher's own entropy: nothing is left when both agree."""
+    goal = teacher.sigmoid()
+    cross, own = (F.binary_cross_entropy_with_logits(logits, goal) for logits in (student, teacher))
+    return cross - own
+
+
+def edge_divergence(found: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """The same of every pixel, of maps of probabilities in [0, 1]; what is surer than 1 in 10,000 is taken as that."""
+    q, p = (probability.clamp(_SURE, 1 - _SURE) for probability in (found, right))
+    return p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()
+
+
+def relative_depth_loss(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """Scale-and-shift-invariant mean absolute error of inverse depth (B, 1, h, w) (MiDaS, 1907.01341, section 5)."""
+    return F.l1_loss(_normalised(student), _normalised(teacher))
+
+
+def _normalised(inverse: torch.Tensor) -> torch.Tensor:
+    """Shift and scale of every image taken out: its median and mean absolute deviation."""
+    flat = inverse.flatten(1)
+    centred = flat - flat.median(dim=1, keepdim=True).values
+    return centred / centred.abs().mean(dim=1, keepdim=True).clamp(min=1e-6)
+
+
+def absolute_loss(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """Mean absolute error: of normals, and of inverse depth whose scale means something."""
+    return F.l1_loss(student, teacher)
+
+
+def class_loss(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """Kullback-Leibler divergence of the student's classes from the teacher's, logits (B, K, ...); mean per pixel."""
+    per_class = F.kl_div(student.log_softmax(1), teacher.log_softmax(1), reduction="none", log_target=True)
+    return per_class.sum(1).mean()
+
+
+def tag_loss(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """The same of tag logits (B, T), every tag for itself (as DAPE's, 2311.16518)."""
+    return _bernoulli_divergence(student, teacher)
+
+
+def representation_loss(student: tuple[torch.Tensor, ...], teacher: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    """Mean squared error of every feature map, each in units of the teacher's own mean square, then the mean of all.
+
+    The unit makes coarse and fine features, and networks of other scales, count alike.
+    """
+    relative = [
+        F.mse_loss(own, goal) / goal.square().mean().clamp(min=1e-12)
+        for own, goal in zip(student, teacher, strict=True)
+    ]
+    return torch.stack(relative).mean()
+
+
+Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+Seen = tuple[tuple[torch.Tensor, ...], dict[str, torch.Tensor]]  # representation, raw outputs
+CLIP = "clip"
+
+
+class Student(nn.Module):
+    """A network to tune.
+
+    Attributes:
+        network: what is loaded and exported.
+        outputs: output name -> its loss against the teacher's.
+    """
+
+    network: nn.Module
+    outputs: dict[str, Loss]
+
+    @property
+    def tuned(self) -> nn.Module:
+        """The part of the network that is trained."""
+        return self.network
+
+    def look(self, images: torch.Tensor, wants_outputs: bool) -> Seen:
+        """(B, 3, H, W) in [0, 1] -> the representation, and the raw outputs when they are wanted."""
+        raise NotImplementedError
+
+    def answers(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What is used of the network, by name: maps in [0, 1], tokens, probabilities of tags."""
+        raise NotImplementedError
+
+    def export(self, folder: Path) -> None:
+        """Write the network in the format that it was loaded from."""
+        raise NotImplementedError
+
+
+class MapStudent(Student):
+    """A network that makes guidance maps.
+
+    Args:
+        guidance: the guidance type that names the loader.
+        source: of the weights.
+    """
+
+    def __init__(self, guidance: str, source: str) -> None:
+        super().__init__()
+        self.network: MapNetwork = load_network(get_guidance(guidance), source)
+        depth = relative_depth_loss if self.network.relative_depth else absolute_loss
+        known: dict[str, Loss] = {
+            "hed": edge_loss, "sketch": edge_loss, "depth": depth,
+            "normal": absolute_loss, "segmentation": class_loss,
+        }  # fmt: skip
+        self.outputs = {name: known[name] for name in self.network.outputs}
+
+    def look(self, images: torch.Tensor, wants_outputs: bool) -> Seen:
+        representation = self.network.encode(Views(images))
+        return representation, self.network.decode(representation, self.network.outputs) if wants_outputs else {}
+
+    def answers(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        return self.network(Views(images), self.network.gives)
+
+    def export(self, folder: Path) -> None:
+        self.network.export(folder)
+
+
+class ClipStudent(Student):
+    """A CLIP's vision tower: its patch tokens are the image tokens, its zero-shot head is the tagger.
+
+    Args:
+        source: `tiny` or a folder in open_clip's local-dir format.
+        vocabulary: of the zero-shot head; see megasr.semantics.tags.
+    """
+
+    def __init__(self, source: str, vocabulary: str) -> None:
+        super().__init__()
+        tagger = build_tagger(TaggerConfig("clip", model=source, vocabulary=vocabulary))
+        assert isinstance(tagger, ClipTagger)
+        self.tagger, self.network = tagger, tagger.clip
+        # A CLIP that was trained to compare texts cannot say how true one is: its tags are a distribution.
+        self.outputs = {"tags": tag_loss if tagger.is_sigmoid else class_loss}
+
+    @property
+    def tuned(self) -> nn.Module:
+        return self.tagger.clip.visual
+
+    def look(self, images: torch.Tensor, wants_outputs: bool) -> Seen:
+        tokens, logits = self.tagger.analyse(images)
+        return (tokens,), {"tags": logits} if wants_outputs else {}
+
+    def answers(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        tokens, logits = self.tagger.analyse(images)
+        return {"tokens": tokens, "tags": self.tagger.probabilities(logits)}
+
+    def export(self, folder: Path) -> None:
+        save_clip(self.network, folder)
+
+
+def answer_error(name: str, found: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """How wrong an answer is, (B,).
+
+    The share of pixels of another class; the squared error of tokens in units of their own square; of edges the
+    Kullback-Leibler divergence from the right probabilities in nats per pixel (a mean absolute error would praise a map
+    without edges, as most pixels have none); else the mean absolute error.
+    """
+    if name in ("hed", "sketch"):
+        return edge_divergence(found, right).flatten(1).mean(1)
+    if name == "segmentation":
+        return (found != right).any(1).float().mean((1, 2))
+    if name == "tokens":
+        return (found - right).square().flatten(1).sum(1) / right.square().flatten(1).sum(1)
+    return (found - right).abs().flatten(1).mean(1)
+
+
+def load_student(network: str, source: str, vocabulary: str) -> Student:
+    """`clip`, or a guidance type, with the weights of a source.
+
+    Raises:
+        UsageError: a vocabulary without a tagger.
+        MegaSRError: the weights are missing or damaged.
+    """
+    if network == CLIP:
+        return ClipStudent(source, vocabulary or "tiny")
+    if vocabulary:
+        raise UsageError(f"model.vocabulary is for the network clip; {network} has no words")
+    return MapStudent(network, source)
+
 
 Strategy = Literal["representation", "output", "both"]
 _PROBE_PX = 64

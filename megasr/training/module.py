@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning
 import torch
+import torch.distributed as dist
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import nn
 
 from megasr.batch import SRBatch, check_image
 from megasr.diffusion.objective import diffusion_loss, stratified_timesteps
-from megasr.errors import UsageError
-from megasr.guidance.extract import extract_guidance
-from megasr.guidance.networks import ExtractorConfig
-from megasr.guidance.shown import shown_guidance
+from megasr.errors import MegaSRError, UsageError
+from megasr.files import open_whole
+from megasr.guidance.extract import extract_guidance, shown_guidance
+from megasr.guidance.sources import ExtractorConfig, Networks
 from megasr.images import upsample_lq
-from megasr.inference.restore import Wanted, restore
+from megasr.inference.restoration import Wanted, restore
 from megasr.networks.config import AdapterConfig
 from megasr.networks.network import Conditions, MegaSRNetwork
 from megasr.networks.sites import Semantics
+from megasr.prior import Prior, load_prior
 from megasr.rng import keyed_normal, keyed_uniform
-from megasr.semantics.tags import TaggerConfig
-from megasr.semantics.vision import VisionConfig
+from megasr.semantics.clip import VisionConfig, VisionEncoder
+from megasr.semantics.taggers import Tagger
+from megasr.semantics.tags import TaggerConfig, build_tagger
+from megasr.tracking import first_line
 from megasr.training.checkpoint import (
     build_from_checkpoint,
     check_trained_state,
@@ -33,14 +38,160 @@ from megasr.training.checkpoint import (
     trained_state,
 )
 from megasr.training.config import ObjectiveConfig, OptimizerConfig, SamplerConfig
-from megasr.training.dropout import draw_dropout, without_dropped
-from megasr.training.local_step import clip_norm
-from megasr.training.nonfinite import finite_mean
-from megasr.training.optimizer import build_optimizer
-from megasr.training.parts import FrozenParts
-from megasr.training.schedule import trapezoid
-from megasr.training.strategies import ShardedStrategy
-from megasr.training.uneven import mean_without_repeated
+from megasr.training.sharding import ShardedStrategy, clip_norm
+
+
+class FrozenParts:
+    """Loads what an adapter is trained on. A memory plan replaces it by parts that have sizes and no weights."""
+
+    def prior(self, source: str) -> Prior:
+        """See load_prior."""
+        return load_prior(source)
+
+    def vision(self, config: VisionConfig | None) -> VisionEncoder | None:
+        """The vision tower, None when none is set."""
+        return None if config is None else VisionEncoder(config)
+
+    def tagger(self, config: TaggerConfig | None) -> Tagger | None:
+        """The tagger, None when none is set."""
+        return None if config is None else build_tagger(config)
+
+    def networks(self, config: ExtractorConfig | None) -> Networks:
+        """The extractors, which load themselves when they are needed."""
+        return Networks(config)
+
+
+def trapezoid(step: int, steps: float, warmup_steps: int, decay_share: float) -> float:
+    """Up in a line, level, and down in a line to 0 over the last part (warmup-stable-decay, 2404.06395).
+
+    Until the decay it does not depend on the length of training: a longer one can go on from a checkpoint.
+
+    Args:
+        step: from 0.
+        steps: of the whole training; may be infinite when decay_share is 0.
+        warmup_steps: of the way up; the first step already moves.
+        decay_share: share of all steps that the way down takes, in [0, 1]; 0 is none.
+
+    Raises:
+        UsageError: a training without an end cannot decay.
+    """
+    rising = (step + 1) / max(1, warmup_steps)
+    if decay_share == 0:
+        return min(1.0, rising)
+    if steps == float("inf"):
+        raise UsageError("optimizer.decay_share counts from the end: set trainer.max_steps or trainer.max_epochs")
+    return max(0.0, min(1.0, rising, (steps - step) / (decay_share * steps)))
+
+
+def build_optimizer(parameters: Iterable[nn.Parameter], config: OptimizerConfig) -> torch.optim.Optimizer:
+    """AdamW (1711.05101) over the parameters that are trained.
+
+    Raises:
+        UsageError: averages in 8 bits, and the parameters are not on a GPU, or bitsandbytes is not installed.
+    """
+    trained = [p for p in parameters if p.requires_grad]
+    settings = {
+        "lr": config.learning_rate,
+        "betas": (config.beta1, config.beta2),
+        "weight_decay": config.weight_decay,
+    }
+    if config.state_bits is None:
+        return torch.optim.AdamW(trained, **settings)
+    if trained[0].device.type != "cuda":
+        raise UsageError("model.optimizer.state_bits 8 needs a GPU; leave it out on the processor")
+    try:
+        import bitsandbytes
+    except ImportError as error:
+        raise UsageError("model.optimizer.state_bits 8 needs bitsandbytes: pip install bitsandbytes") from error
+    return bitsandbytes.optim.AdamW8bit(trained, **settings)
+
+
+def draw_dropout(batch: SRBatch, objective: ObjectiveConfig, types: Sequence[str], seed: int, step: int) -> SRBatch:
+    """The batch with what each sample loses in this step. What a batch already says is kept: it is replayed.
+
+    Args:
+        batch: needs keys.
+        objective: how often.
+        types: names of the guidance types.
+        seed: of the draws.
+        step: of the optimizer; each has draws of its own.
+    """
+
+    def drawn(purpose: str, share: float) -> torch.Tensor:
+        return keyed_uniform(seed, batch["keys"], purpose, step) < share
+
+    lost = {
+        "text_dropped": drawn("text_dropout", objective.text_dropout),
+        "guidance_dropped": drawn("guidance_dropout", objective.guidance_dropout),
+        "types_dropped": {name: drawn(f"type_dropout/{name}", objective.type_dropout or 0.0) for name in types},
+    }
+    return SRBatch(**{**lost, **batch})  # type: ignore[typeddict-item]
+
+
+def without_dropped(batch: SRBatch, maps: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The maps, zero where a sample loses all of them or this one."""
+    alone = batch["types_dropped"]
+    kept = {name: ~(batch["guidance_dropped"] | alone[name]) for name in maps}
+    return {name: value * kept[name].view(-1, 1, 1, 1).to(value) for name, value in maps.items()}
+
+
+_DRAWN = ("degradation", "text_dropped", "guidance_dropped", "types_dropped")
+
+
+def finite_mean(
+    module: lightning.LightningModule, loss: torch.Tensor, batch: SRBatch, timesteps: torch.Tensor
+) -> torch.Tensor:
+    """The mean () of the losses (B,) of all processes, which must ask together.
+
+    Raises:
+        MegaSRError: one is not finite, here or in another process; names the images of this one, and writes
+            nonfinite.pt with what was drawn for them (nonfinite.rank1.pt of the second process, and so on).
+    """
+    mean = loss.detach().mean()
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(mean)
+        mean /= dist.get_world_size()
+    if torch.isfinite(mean):
+        return mean
+    if torch.isfinite(loss).all():
+        raise MegaSRError(f"loss is not finite at step {module.global_step} in another process; see its line")
+    rank = module.trainer.global_rank
+    path = Path(module.trainer.default_root_dir) / ("nonfinite.pt" if rank == 0 else f"nonfinite.rank{rank}.pt")
+    report = {"step": module.global_step, "keys": batch["keys"], "loss": loss.detach().cpu()}
+    drawn = {name: batch.get(name) for name in _DRAWN}
+    place = f"are in {path}"
+    try:
+        with open_whole(path) as file:
+            torch.save(report | drawn | {"timesteps": timesteps.cpu()}, file)
+    except RuntimeError as error:  # MegaSRError, or torch's for a full disk
+        place = f"are lost: {first_line(error)}"
+    bad = [key for key, value in zip(batch["keys"], loss, strict=True) if not torch.isfinite(value)]
+    raise MegaSRError(
+        f"loss is not finite at step {module.global_step} for {', '.join(bad)}; the weights were not changed, "
+        f"the batch's keys and degradation {place}"
+    )
+
+
+def mean_without_repeated(trainer: lightning.Trainer | None, batch_index: int, losses: torch.Tensor) -> torch.Tensor:
+    """What a validation batch adds to the mean over the set, in which every image counts once.
+
+    Averaged over the batches of all processes, by their sizes, it is that mean. (Lightning cannot average over batches
+    that count less than others: it divides the numbers of images by that of the processes, and rounds.)
+
+    Args:
+        trainer: that of the validation, which has one loader; None counts all.
+        batch_index: number of the batch in this process.
+        losses: (any, B).
+    """
+    loader = None if trainer is None else trainer.val_dataloaders
+    sampler = getattr(loader, "sampler", None)
+    if trainer is None or loader is None or not isinstance(sampler, torch.utils.data.DistributedSampler):
+        return losses.mean()
+    ranks, images = sampler.num_replicas, len(loader.dataset)
+    first = batch_index * loader.batch_size * ranks + sampler.rank
+    counted = len(range(first, min(images, first + losses.shape[1] * ranks), ranks))
+    shown = min(trainer.num_val_batches[0] * loader.batch_size, len(sampler)) * ranks
+    return losses[:, :counted].sum() / losses.numel() * (shown / min(shown, images))
 
 
 class MegaSRModule(lightning.LightningModule):

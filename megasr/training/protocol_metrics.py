@@ -19,14 +19,13 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from megasr.batch import SRBatch
 from megasr.errors import MegaSRError, UsageError
-from megasr.evaluation.distribution import caveat
 from megasr.evaluation.evaluator import Evaluator
 from megasr.evaluation.image_rows import ImageRows
 from megasr.evaluation.metric_weights import weight_hashes
+from megasr.evaluation.metrics import caveat
 from megasr.evaluation.protocol import get_protocol
 from megasr.evaluation.result import Evaluation, write_evaluation
-from megasr.evaluation.table_content import BENCHMARK_IMAGES
-from megasr.evaluation.tables import rows_csv
+from megasr.evaluation.tables import BENCHMARK_IMAGES, rows_csv
 from megasr.files import PART, file_sha256, write_whole
 from megasr.images import to_uint8, write_png
 from megasr.names import split_names

@@ -10,12 +10,9 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from megasr.guidance.checkpoints import Preprocessing
-from megasr.guidance.depth import DepthNetwork
-from megasr.guidance.hed import HedNetwork
-from megasr.guidance.network import MapNetwork
-from megasr.guidance.segmentation import ARCHITECTURES, ade20k_classes
-from megasr.guidance.sketch import SketchNetwork
+from megasr.guidance.edges import HedNetwork, SketchNetwork
+from megasr.guidance.extractors import MapNetwork, Preprocessing
+from megasr.guidance.regions import ARCHITECTURES, DepthNetwork, ade20k_classes
 
 _DEPTH_PX, _SEGMENTATION_PX = 518, 512
 _STAGES = [f"stage{number}" for number in (1, 2, 3, 4)]

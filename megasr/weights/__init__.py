@@ -4,8 +4,7 @@ Nothing downloads but `megasr weights fetch`: a run that starts a download of gi
 without a network after an hour, is worse than one clear line that names the command.
 """
 
-from megasr.weights.checks import require
-from megasr.weights.local import fetch_command, find_local, mirrors_of, missing_weight
+from megasr.weights.local import fetch_command, find_local, mirrors_of, missing_weight, require
 from megasr.weights.manifest import MANIFEST, SD21_BASE, PublishedFile, Weight
 
 __all__ = [

@@ -1,22 +1,21 @@
-"""Where the weights of this machine are, and the one error for those that are not here.
-
-A weight is looked for in `$MEGASR_WEIGHTS/NAME/` (default `~/.cache/megasr/weights/NAME/`; a / in a name becomes --),
-then where its library would put it: the Hugging Face cache, or torch's for the weights of metrics. Nothing is hashed
-here: that is what `checks` does.
-"""
+"""Weights on this machine: where they lie, and whether they are what they should be."""
 
 from __future__ import annotations
 
 import difflib
+import hashlib
+import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 from megasr.errors import MegaSRError, UsageError, unknown_name
-from megasr.files import home_folder
-from megasr.weights.manifest import MANIFEST
-from megasr.weights.published import PublishedFile, Weight
+from megasr.files import file_sha256, home_folder, write_whole
+from megasr.weights.manifest import MANIFEST, PublishedFile, Weight
 
 FOLDER_VARIABLE = "MEGASR_WEIGHTS"
 
@@ -186,3 +185,157 @@ def named_weights(names: Sequence[str]) -> list[Weight]:
     if names:
         return [known_weight(name) for name in names]
     return [weight for weight in MANIFEST.values() if next(folders_with(weight), None) is not None]
+
+
+TINY_FOLDER = Path(__file__).parents[1] / "assets" / "tiny_prior"
+
+
+def find_prior(source: str) -> Path:
+    """The folder of a prior: `tiny`, a local diffusers folder, `sd21-base`, or a hub id in the local cache.
+
+    Raises:
+        MegaSRError: it is not on this machine; says where it can be had and with which command.
+    """
+    if source == "tiny":
+        return TINY_FOLDER
+    if Path(source).is_dir():
+        return Path(source)
+    folder = find_local(source)
+    if folder is None:
+        raise missing_weight(source)
+    return folder
+
+
+def downsampling(vae: Mapping[str, Any]) -> int:
+    """f of an autoencoder's configuration: image pixels per latent pixel and axis."""
+    return 2 ** (len(vae.get("block_out_channels") or vae["encoder_block_out_channels"]) - 1)
+
+
+def size_multiple(vae: Mapping[str, Any], unet: Mapping[str, Any]) -> int:
+    """hq height and width must be multiples of this many pixels: VAE down-sampling times the U-Net's."""
+    return downsampling(vae) * 2 ** (len(unet["block_out_channels"]) - 1)
+
+
+def read_size_multiple(folder: Path) -> int | None:
+    """size_multiple of the prior in a folder; None when its configuration cannot be read."""
+    try:
+        vae, unet = (json.loads((folder / part / "config.json").read_text()) for part in ("vae", "unet"))
+        return size_multiple(vae, unet)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None  # whoever loads it says what is wrong with it
+
+
+RECORDS = ".hashes"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What `verify` says of one file.
+
+    Attributes:
+        weight: name of the weight.
+        state: ok, wrong, missing, or unknown where no sha256 is published.
+        detail: the path and what was found, in words.
+    """
+
+    weight: str
+    state: Literal["ok", "wrong", "unknown", "missing"]
+    detail: str
+
+
+def require(name: str) -> Path:
+    """The local file or folder of a weight. A file with a known sha256 is hashed once, and again when it changes.
+
+    Args:
+        name: a name of the manifest, a path, or a hub id.
+
+    Raises:
+        MegaSRError: it is not on this machine, or a file is not the published one.
+    """
+    found = find_local(name)
+    if found is None:
+        raise missing_weight(name)
+    if name in MANIFEST:
+        refuse_altered(MANIFEST[name], found if found.is_dir() else _folder_above(MANIFEST[name], found))
+    return found
+
+
+def _folder_above(weight: Weight, path: Path) -> Path:
+    depth = weight.files[0].name.count("/")
+    return path.parents[depth]
+
+
+def refuse_altered(weight: Weight, folder: Path) -> None:
+    """Compare the known sha256 of the files in a folder.
+
+    Raises:
+        MegaSRError: one is not the published file.
+    """
+    for file, path in files_here(weight, folder):
+        if path is not None and file.sha256 and not (found := remembered_sha256(path)).startswith(file.sha256):
+            raise MegaSRError(
+                f"{weight.name}: {path} is not the published file: its sha256 is {found}, not {file.sha256}; "
+                f"run `{fetch_command(weight.name)}`"
+            )
+
+
+def verify(weight: Weight) -> Iterator[Finding]:
+    """Hash every file of a weight where it was found, whatever is remembered of it."""
+    folder = find_folder(weight) or next(folders_with(weight), None)
+    if folder is None:
+        yield Finding(weight.name, "missing", "not on this machine")
+    else:
+        for file, path in files_here(weight, folder):
+            yield _verify_file(weight, file, path) if path else Finding(weight.name, "missing", f"{folder / file.name}")
+
+
+def _verify_file(weight: Weight, file: PublishedFile, path: Path) -> Finding:
+    if fault := wrong_size(file, path):
+        return Finding(weight.name, "wrong", f"{path} {fault}")
+    found = fresh_sha256(path)
+    if not file.sha256:
+        return Finding(weight.name, "unknown", f"{path}: sha256 {found}, none is published")
+    if not found.startswith(file.sha256):
+        return Finding(weight.name, "wrong", f"{path}: sha256 expected {file.sha256}, found {found}")
+    return Finding(weight.name, "ok", f"{path}")
+
+
+def remembered_sha256(path: Path) -> str:
+    """64 hexadecimal digits of a file's content; read only when its size or time of change is not the remembered one.
+
+    Raises:
+        MegaSRError: it cannot be read.
+    """
+    state = _state(path)
+    try:
+        record = json.loads(_record_of(path).read_text())
+    except (OSError, ValueError):
+        return fresh_sha256(path)
+    same = isinstance(record, dict) and {key: record.get(key) for key in state} == state
+    return str(record["sha256"]) if same and record.get("sha256") else fresh_sha256(path)
+
+
+def fresh_sha256(path: Path) -> str:
+    """Read a file, and remember its sha256 if the folder for weights can be written to.
+
+    Raises:
+        MegaSRError: it cannot be read.
+    """
+    state = _state(path)
+    sha256 = file_sha256(path)
+    with suppress(MegaSRError):  # a cache that others own: hash again next time
+        write_whole(_record_of(path), json.dumps({**state, "sha256": sha256}).encode())
+    return sha256
+
+
+def _state(path: Path) -> dict[str, str | int]:
+    try:
+        about = os.stat(path)
+    except OSError as error:
+        raise MegaSRError(f"cannot read {path}: {error.strerror or error}") from error
+    return {"path": str(path.resolve()), "size": about.st_size, "mtime_ns": about.st_mtime_ns}
+
+
+def _record_of(path: Path) -> Path:
+    name = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:32]
+    return weights_folder() / RECORDS / f"{name}.json"

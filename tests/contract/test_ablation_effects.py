@@ -19,7 +19,7 @@ from ablations.plan import RunPlan, build, default_components, plan_runs, read_r
 from ablations.studies import studies
 from ablations.train import load_adapter, read_training, train
 from megasr.images import to_uint8
-from megasr.training import parts
+from megasr.training import module as parts
 from tests.helpers.recipes import cached_prior
 from tests.helpers.sources import ROOT
 

@@ -16,9 +16,9 @@ from megasr.batch import SRBatch
 from megasr.errors import UsageError
 from megasr.guidance import registry
 from megasr.guidance.extract import extract_guidance
-from megasr.guidance.network import Views
-from megasr.guidance.networks import ExtractorConfig, Networks
+from megasr.guidance.extractors import Views
 from megasr.guidance.registry import GuidanceType, get_guidance, list_guidance
+from megasr.guidance.sources import ExtractorConfig, Networks
 from megasr.images import resize
 from tests.helpers.documents import placed_snippets
 from tests.helpers.extractor_checkpoints import write_sketch

@@ -13,11 +13,10 @@ import pytest
 import torch
 
 from megasr.errors import MegaSRError
-from megasr.evaluation import distribution
+from megasr.evaluation import metrics as distribution
 from megasr.evaluation.evaluator import Evaluator
-from megasr.evaluation.folders import evaluate_folder, load_pair
+from megasr.evaluation.folders import evaluate_folder, load_pair, pair_by_name
 from megasr.evaluation.metric_weights import FILES
-from megasr.evaluation.pairing import pair_by_name
 from megasr.evaluation.protocol import PROTOCOLS, WEIGHT_FREE_V1
 from megasr.evaluation.spec import MetricSpec, Protocol
 from megasr.files import file_sha256

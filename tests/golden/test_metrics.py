@@ -66,7 +66,7 @@ def test_the_stored_psnr_and_ssim_are_those_of_other_libraries(key: str):
 
 def make_images() -> None:
     """Render hq and spoil it."""
-    from data_pipelines.scenes import render_scene
+    from data_pipelines.scenes.rendering import render_scene
 
     for index, name in enumerate(("bicubic", "jpeg", "noise")):
         hq = render_scene(index, 0, SIZE_PX).hq

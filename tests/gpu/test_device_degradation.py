@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from data_pipelines.degradations.device_usm import sharpen_batched
+from data_pipelines.degradations.device import sharpen_batched
 from data_pipelines.degradations.presets import get_degradation
 from data_pipelines.photos import load_photo
 from megasr.images import from_uint8

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from megasr.evaluation.comparison.page import Method, write_page
+from megasr.evaluation.comparison import Method, write_page
 from megasr.evaluation.protocol import get_protocol
 from megasr.evaluation.result import Evaluation
 from megasr.images import read_image, write_png

@@ -103,6 +103,6 @@ def snippets() -> list[tuple[str, str]]:
 
 
 def placed_snippets() -> list[tuple[str, str]]:
-    """(module, code) of the Python that goes into a file, which its first line names: `# megasr/guidance/hed.py`."""
+    """(module, code) of the Python that goes into a file, which its first line names: `# megasr/guidance/edges.py`."""
     found = [(_PLACED.match(code), code) for _, code in fenced("python")]
     return [(match[1].replace("/", "."), code) for match, code in found if match]

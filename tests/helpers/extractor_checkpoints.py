@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 
-from megasr.guidance.segmentation import ade20k_classes
+from megasr.guidance.regions import ade20k_classes
 from megasr.rng import seeded_initialisation, torch_generator
 
 SegmentationKind = Literal["segformer", "upernet", "mask2former"]

@@ -7,9 +7,9 @@ import torch
 from megasr.networks.config import AdapterConfig
 from megasr.networks.network import MegaSRNetwork
 from megasr.networks.sites import Semantics
+from megasr.pretraining.text_to_image import NOISE_SCHEDULE, build_unet
 from megasr.prior import Prior
 from megasr.semantics.text import OpenClipTextEncoder
-from megasr.training.pretraining.text_to_image import NOISE_SCHEDULE, build_unet
 
 SIZE_PX = 32
 IMAGE_WIDTH = 24

@@ -19,7 +19,7 @@ import yaml
 from megasr.commands import lightning_cli
 from megasr.images import write_png
 from megasr.prior import Prior, load_prior
-from megasr.training import parts
+from megasr.training import module as parts
 from megasr.training.module import MegaSRModule
 from tests.helpers.sources import ROOT
 from tests.helpers.towers import random_tower

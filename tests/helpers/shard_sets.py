@@ -14,7 +14,7 @@ import numpy as np
 
 from data_pipelines.datamodules import ShardDataModule
 from data_pipelines.shards.manifest import MANIFEST, Manifest, ShardEntry
-from data_pipelines.shards.tar_index import IndexedSample, digest, dump_index, encode_key, index_name, scan_tar
+from data_pipelines.shards.tar import IndexedSample, digest, dump_index, encode_key, index_name, scan_tar
 from megasr.batch import SRBatch
 from megasr.rng import numpy_generator
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from ablations.page.content import Bar, Curve, Failure, Heat, PictureRow, RankedRow, StudyPage
 from data_pipelines.photos import EVAL_PHOTOS, load_photo
-from data_pipelines.scenes import render_scene
+from data_pipelines.scenes.rendering import render_scene
 from megasr.images import write_png
 from megasr.rng import numpy_generator
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import open_clip
 import torch
 
-from megasr.semantics.vision import VisionConfig
+from megasr.semantics.clip import VisionConfig
 
 NAME = "tiny-test-clip"
 TINY = {

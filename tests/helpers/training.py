@@ -15,8 +15,7 @@ from megasr.batch import SRBatch
 from megasr.networks.config import AdapterConfig
 from megasr.prior import Prior, load_prior, save_prior
 from megasr.training.config import SamplerConfig
-from megasr.training.module import MegaSRModule
-from megasr.training.parts import FrozenParts
+from megasr.training.module import FrozenParts, MegaSRModule
 from tests.helpers.networks import random_prior
 
 

@@ -14,10 +14,9 @@ import torch
 from data_pipelines.datamodules import PhotoDataModule
 from megasr.errors import MegaSRError, UsageError
 from megasr.networks.config import AdapterConfig
-from megasr.training.async_checkpoint import AsyncCheckpointFiles
 from megasr.training.callbacks import EMA
-from megasr.training.last_checkpoint import LAST, PREVIOUS, CheckpointFiles, LastCheckpoint
-from megasr.training.strategies import ShardedStrategy
+from megasr.training.last_checkpoint import LAST, PREVIOUS, AsyncCheckpointFiles, CheckpointFiles, LastCheckpoint
+from megasr.training.sharding import ShardedStrategy
 from tests.helpers.training import make_module
 
 pytestmark = pytest.mark.filterwarnings("ignore")

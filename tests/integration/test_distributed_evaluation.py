@@ -11,7 +11,7 @@ import torch
 
 from data_pipelines.datamodules import PhotoDataModule
 from megasr.evaluation import evaluator, metrics
-from megasr.evaluation.distribution import FEATURES
+from megasr.evaluation.metrics import FEATURES
 from megasr.evaluation.result import Evaluation, read_evaluation
 from megasr.training import protocol_metrics
 from megasr.training.config import ObjectiveConfig

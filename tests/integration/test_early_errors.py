@@ -14,10 +14,10 @@ import yaml
 
 from megasr.commands import early
 from megasr.commands.signatures import parameters
-from megasr.commands.upscale_options import add_options
+from megasr.commands.upscale import add_options
 from megasr.errors import MegaSRError, UsageError
-from megasr.inference.arguments import PRESETS
 from megasr.inference.color import ColorFix
+from megasr.inference.pipeline import PRESETS
 from tests.helpers.sources import ROOT
 
 RECIPE = "experiments/tiny/megasr.yaml"

@@ -203,7 +203,7 @@ def test_when_another_process_is_killed_the_steps_are_saved(tmp_path: Path, vict
 
 
 def test_what_is_spread_over_processes_is_saved_by_all_of_them(tmp_path: Path) -> None:
-    strategy = json.dumps({"class_path": "megasr.training.strategies.ShardedStrategy"})
+    strategy = json.dumps({"class_path": "megasr.training.sharding.ShardedStrategy"})
     (first, _), (second, _) = ranks(
         tmp_path, *options(tmp_path, at(PASS, "interrupt", rank=1), devices=2, strategy=strategy)
     )
@@ -212,7 +212,7 @@ def test_what_is_spread_over_processes_is_saved_by_all_of_them(tmp_path: Path) -
 
 
 def test_the_process_that_hangs_is_the_one_that_does_not_wait(tmp_path: Path) -> None:
-    strategy = "megasr.training.strategies.ShardedStrategy"
+    strategy = "megasr.training.sharding.ShardedStrategy"
     command = options(tmp_path, at(STEP, "hang", rank=1), devices=2, strategy=strategy)
     (code, line), _ = ranks(tmp_path, *command, f"--trainer.strategy.timeout_s={TIMEOUT_S}")
     assert code == 1

@@ -20,7 +20,7 @@ from megasr.training.checkpoint import read_checkpoint
 from megasr.training.config import ObjectiveConfig, OptimizerConfig
 from megasr.training.last_checkpoint import CheckpointFiles
 from megasr.training.sharded_checkpoint import is_sharded
-from megasr.training.strategies import ShardedStrategy
+from megasr.training.sharding import ShardedStrategy
 from tests.helpers.ranks import run_ranks
 from tests.helpers.sources import ROOT
 from tests.helpers.training import LossCurve, make_module

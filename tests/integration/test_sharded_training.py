@@ -16,8 +16,7 @@ from megasr.training.checkpoint import read_checkpoint
 from megasr.training.config import OptimizerConfig
 from megasr.training.last_checkpoint import CheckpointFiles
 from megasr.training.module import MegaSRModule
-from megasr.training.sharding import local, whole
-from megasr.training.strategies import ShardedStrategy
+from megasr.training.sharding import ShardedStrategy, local, whole
 from tests.helpers.ranks import run_ranks
 from tests.helpers.training import LossCurve, make_module
 

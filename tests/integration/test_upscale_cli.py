@@ -15,10 +15,7 @@ from PIL import Image
 from megasr import cli
 from megasr.errors import UsageError
 from megasr.images import read_image
-from megasr.inference.jobs import Job, list_jobs
-from megasr.inference.made import MADE_FILE
-from megasr.inference.restoring import Settings
-from megasr.inference.workers import restore_all
+from megasr.inference.upscale import MADE_FILE, Job, Settings, list_jobs, restore_all
 from megasr.rng import numpy_generator
 from tests.helpers.bicubic_pipeline import CRASH, DIE, INTERRUPT, BicubicPipeline
 

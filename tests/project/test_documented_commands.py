@@ -20,8 +20,7 @@ from PIL import Image
 from ablations.studies import get_study
 from megasr.cli import build_parser
 from megasr.commands.benchmark_options import expand_benchmark
-from megasr.commands.lightning_cli import NothingRun, OneLineCLI, ParsedCLI, _call
-from megasr.commands.pretrain_cli import PretrainingCLI, run_pretraining
+from megasr.commands.lightning_cli import NothingRun, OneLineCLI, ParsedCLI, PretrainingCLI, _call, run_pretraining
 from megasr.errors import UsageError
 from megasr.inference.pipeline import MegaSRPipeline
 from megasr.networks.config import AdapterConfig

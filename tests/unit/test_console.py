@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from rich.progress import BarColumn, MofNCompleteColumn
 
-from megasr import progress
+from megasr import console as progress
 from megasr.console import is_noise, quiet_lightning, quiet_warnings
 from tests.helpers.sources import ROOT
 

@@ -4,9 +4,8 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 
-from megasr.diffusion.guidance_free import guided
 from megasr.diffusion.objective import add_noise, diffusion_loss, prediction_target, stratified_timesteps
-from megasr.diffusion.sampling import ddim, spaced_timesteps, split_prediction
+from megasr.diffusion.sampling import ddim, guided, spaced_timesteps, split_prediction
 from megasr.errors import UsageError
 
 SCHEDULERS = {

@@ -16,10 +16,10 @@ import pytest
 import torch
 
 from megasr.errors import MegaSRError
-from megasr.guidance.checkpoints import read_config
+from megasr.guidance.extractors import read_config
 from megasr.prior import load_prior
 from megasr.semantics.clip import TINY_CLIP, load_clip
-from megasr.weights.priors import TINY_FOLDER
+from megasr.weights.local import TINY_FOLDER
 
 PLUGIN = "import os\nos.mkdir('ran')\nclass Evil: pass\n"
 

@@ -49,7 +49,7 @@ def test_an_unknown_key_is_an_error(tmp_path: Path) -> None:
             2,
             ("ddp", True),
         ),
-        ({"class_path": "megasr.training.strategies.ShardedStrategy", "init_args": {}}, 2, ("fsdp2", False)),
+        ({"class_path": "megasr.training.sharding.ShardedStrategy", "init_args": {}}, 2, ("fsdp2", False)),
     ],
 )
 def test_strategies_of_lightning(value: Any, devices: int, expected: tuple[str, bool]) -> None:

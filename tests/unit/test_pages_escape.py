@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ablations.page.page import write_page as write_study_page
-from megasr.evaluation.comparison.page import Method, write_page
+from megasr.evaluation.comparison import Method, write_page
 from megasr.evaluation.protocol import get_protocol
 from megasr.evaluation.result import Evaluation
 from megasr.images import write_png

@@ -5,8 +5,7 @@ import torch
 
 from megasr.errors import MegaSRError, UsageError
 from megasr.networks.config import AdapterConfig
-from megasr.semantics.clip import load_clip, prepare_images
-from megasr.semantics.vision import VisionConfig, VisionEncoder
+from megasr.semantics.clip import VisionConfig, VisionEncoder, load_clip, prepare_images
 from tests.helpers.towers import random_tower
 from tests.helpers.training import make_batch, make_module
 

@@ -16,7 +16,7 @@ import pytest
 from megasr import weights
 from megasr.errors import MegaSRError
 from megasr.files import file_sha256
-from megasr.weights import MANIFEST, PublishedFile, Weight, checks, local
+from megasr.weights import MANIFEST, PublishedFile, Weight, local
 
 CONTENT = b"weights" * 100
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -124,7 +124,7 @@ def test_another_size_is_an_error_at_once(content: bytes, says: str, home: Path)
 
 def test_another_content_is_refused_and_hashed_once(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hashed = []
-    monkeypatch.setattr(checks, "file_sha256", lambda path: hashed.append(path) or checks_sha256(path))
+    monkeypatch.setattr(local, "file_sha256", lambda path: hashed.append(path) or checks_sha256(path))
     path = put(home / "one", "one.pth") / "one.pth"
     for _ in range(3):
         assert weights.require("one") == path
@@ -139,7 +139,7 @@ def test_another_content_is_refused_and_hashed_once(home: Path, monkeypatch: pyt
     assert len(hashed) == 2
 
 
-checks_sha256 = checks.file_sha256
+checks_sha256 = local.file_sha256
 
 
 def test_the_beginning_of_a_sha256_is_compared_too(home: Path) -> None:
@@ -153,16 +153,16 @@ def test_the_beginning_of_a_sha256_is_compared_too(home: Path) -> None:
 @pytest.mark.parametrize("record", ["", "[]", "{}", '{"sha256": "0"}'])
 def test_a_damaged_record_is_not_believed(record: str, home: Path) -> None:
     path = put(home / "one", "one.pth") / "one.pth"
-    checks.remembered_sha256(path)
-    (only,) = (home / checks.RECORDS).iterdir()
+    local.remembered_sha256(path)
+    (only,) = (home / local.RECORDS).iterdir()
     only.write_text(record)
-    assert checks.remembered_sha256(path) == SHA256
+    assert local.remembered_sha256(path) == SHA256
 
 
 def test_a_folder_that_cannot_be_written_is_no_hindrance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("MEGASR_WEIGHTS", str(tmp_path / "file"))
-    assert checks.remembered_sha256(put(tmp_path, "one.pth") / "one.pth") == SHA256
+    assert local.remembered_sha256(put(tmp_path, "one.pth") / "one.pth") == SHA256
 
 
 @pytest.mark.parametrize("name", sorted(MANIFEST))
@@ -218,7 +218,7 @@ def test_the_default_folder_is_in_the_cache(monkeypatch: pytest.MonkeyPatch, tmp
 
 def test_looking_at_the_table_imports_the_standard_library_only() -> None:
     code = (
-        "import sys; before = set(sys.modules); import megasr.weights, megasr.weights.fetch; "
+        "import sys; before = set(sys.modules); import megasr.weights, megasr.weights.download; "
         "new = {name.partition('.')[0] for name in set(sys.modules) - before}; "
         "sys.exit(' '.join(new - sys.stdlib_module_names - {'megasr'}) or 0)"
     )

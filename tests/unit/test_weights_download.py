@@ -11,7 +11,7 @@ import pytest
 
 from megasr.errors import MegaSRError, UsageError
 from megasr.weights import MANIFEST, PublishedFile, Weight, download
-from megasr.weights.fetch import WRONG, address, fetch
+from megasr.weights.download import WRONG, address, fetch
 from tests.helpers.weight_server import WeightServer, weight_server
 
 CONTENT = hashlib.shake_256(b"weights").digest(200_000)

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from megasr import cli
-from megasr.yaml_limits import check_config_files, load_yaml
+from megasr.configs import check_config_files, load_yaml
 
 _ALIASES = [", ".join([f"*a{n}"] * 10) for n in range(8)]
 LAUGHS = "a0: &a0 [lol]\n" + "".join(f"a{n}: &a{n} [{aliases}]\n" for n, aliases in enumerate(_ALIASES, 1))

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from data_pipelines.benchmark_module import BenchmarkDataModule
-from data_pipelines.benchmarks import BENCHMARKS, check_layout
+from data_pipelines.benchmarks import BENCHMARKS, BenchmarkDataModule, check_layout
 from megasr.errors import MegaSRError, UsageError
 from megasr.evaluation.protocol import get_protocol
 from megasr.evaluation.reference import published_rows

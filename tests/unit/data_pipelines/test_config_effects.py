@@ -23,7 +23,7 @@ from data_pipelines.datamodules import (
     SRDataModule,
     WorldDataModule,
 )
-from data_pipelines.degradations.high_order import HighOrder
+from data_pipelines.degradations.presets import HighOrder
 from data_pipelines.degradations.sampling import Blur, Jpeg, Noise, Order, Resize
 from data_pipelines.shards.bake import bake
 from data_pipelines.shards.baked import BakeOptions

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from data_pipelines.crops import center_crop_sample, crop_sample
-from data_pipelines.samples import Sample, UnusableSampleError
+from data_pipelines.samples import Sample, UnusableSampleError, center_crop_sample, crop_sample
 from megasr.images import from_uint8
 
 SCALE = 4

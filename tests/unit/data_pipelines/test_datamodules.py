@@ -25,7 +25,7 @@ from data_pipelines.datamodules import (
 from data_pipelines.degradations.presets import get_degradation
 from data_pipelines.photos import EVAL_PHOTOS, TRAIN_PHOTOS
 from data_pipelines.samples import DrawSampler, Sample, collate
-from data_pipelines.scenes import render_scene
+from data_pipelines.scenes.rendering import render_scene
 from megasr.errors import UsageError
 from megasr.images import resize
 

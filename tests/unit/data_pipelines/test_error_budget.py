@@ -8,9 +8,9 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from data_pipelines.error_budget import ErrorBudget, read_or_next
-from data_pipelines.order import shuffled
+from data_pipelines.mixture import shuffled
 from data_pipelines.samples import Sample, UnusableSampleError
+from data_pipelines.workers import ErrorBudget, read_or_next
 from megasr.errors import MegaSRError, UsageError
 
 

@@ -17,7 +17,7 @@ from data_pipelines.datamodules import (
 )
 from data_pipelines.samples import UnusableSampleError
 from data_pipelines.shards.reader import ShardSource
-from data_pipelines.shards.tar_index import index_name
+from data_pipelines.shards.tar import index_name
 from megasr.images import write_png
 from tests.helpers.shard_sets import make_shards, pixels, shard_module, train_and_eval
 

@@ -8,8 +8,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from data_pipelines.mixture import MixtureSource
-from data_pipelines.order import shuffled
+from data_pipelines.mixture import MixtureSource, shuffled
 from data_pipelines.samples import Sample, UnusableSampleError
 from megasr.errors import UsageError
 

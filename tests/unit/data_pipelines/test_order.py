@@ -6,10 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.mixture import MixtureSource
-from data_pipelines.order import QuotaOrder
+from data_pipelines.mixture import MixtureSource, QuotaOrder
 from data_pipelines.samples import names_fingerprint
-from data_pipelines.scene_source import SceneSource
+from data_pipelines.scenes.source import SceneSource
 from data_pipelines.shards.baked import BakedDraw
 
 

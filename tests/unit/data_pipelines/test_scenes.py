@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from data_pipelines.scenes import SEGMENT_CLASSES, SEGMENT_COLORS, Scene, render_scene, segmentation_rgb
+from data_pipelines.scenes.rendering import SEGMENT_CLASSES, SEGMENT_COLORS, Scene, render_scene, segmentation_rgb
 
 SIZE_PX = 64
 COUNT = 100

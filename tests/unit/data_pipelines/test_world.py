@@ -11,7 +11,7 @@ import torch
 
 from data_pipelines.embedded import SceneDataModule, WorldDataModule
 from data_pipelines.photos import TRAIN_PHOTOS
-from data_pipelines.scenes import SEGMENT_CLASSES, SEGMENT_COLORS, crop_scene, render_scene, segmentation_rgb
+from data_pipelines.scenes.rendering import SEGMENT_CLASSES, SEGMENT_COLORS, crop_scene, render_scene, segmentation_rgb
 from megasr.errors import UsageError
 from megasr.images import write_png
 

@@ -17,8 +17,7 @@ from PIL import Image
 from megasr import cli
 from megasr.commands.compare import default_labels
 from megasr.errors import MegaSRError, UsageError
-from megasr.evaluation.comparison.page import Method, write_page
-from megasr.evaluation.comparison.pictures import encode
+from megasr.evaluation.comparison import Method, encode, write_page
 from megasr.evaluation.protocol import get_protocol
 from megasr.evaluation.result import Evaluation
 from megasr.images import read_image, write_png

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.linalg import sqrtm
 
-from megasr.evaluation.distribution import caveat, frechet_distance, kernel_distance
+from megasr.evaluation.metrics import caveat, frechet_distance, kernel_distance
 from megasr.rng import numpy_generator
 
 

@@ -13,10 +13,9 @@ import pytest
 import torch
 
 from megasr.errors import MegaSRError, UsageError
-from megasr.evaluation.distribution import FEATURES, frechet_distance
 from megasr.evaluation.evaluator import Evaluator, Images, check_keys
 from megasr.evaluation.intervals import mean_intervals
-from megasr.evaluation.metrics import ImageMetric
+from megasr.evaluation.metrics import FEATURES, ImageMetric, frechet_distance
 from megasr.evaluation.protocol import FID, WEIGHT_FREE_V1
 from megasr.evaluation.spec import Protocol
 from megasr.rng import numpy_generator, torch_generator

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from megasr.errors import UsageError
-from megasr.evaluation.intervals import SeedPool, mean_intervals, paired_bootstrap
-from megasr.evaluation.resampling import photograph
+from megasr.evaluation.intervals import SeedPool, mean_intervals, paired_bootstrap, photograph
 from megasr.rng import numpy_generator
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from megasr.evaluation.metrics import quiet_pyiqa
-from megasr.evaluation.ssim import SeparableSSIM
+from megasr.evaluation.metrics import SeparableSSIM, quiet_pyiqa
 from megasr.rng import torch_generator
 
 

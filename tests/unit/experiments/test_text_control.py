@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from data_pipelines.data_module import EVAL_SEED
-from data_pipelines.scene_layouts import compose
+from data_pipelines.scenes.layouts import compose
 from experiments.tiny import text_control
 from experiments.tiny.measure_prior import average_precision, picture_counts, psnr, tagging_scores, write_part
 from experiments.tiny.text_control import (

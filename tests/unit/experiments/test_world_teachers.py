@@ -18,7 +18,7 @@ import torchvision
 
 from experiments.world import teachers
 from megasr.errors import MegaSRError
-from megasr.guidance.hed import load_hed
+from megasr.guidance.edges import load_hed
 
 
 def arrays(network: str) -> dict[str, dict[str, dict[str, np.ndarray]]]:

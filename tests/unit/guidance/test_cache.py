@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from megasr.errors import MegaSRError, UsageError
-from megasr.guidance.cache import MapCache
+from megasr.guidance.sources import MapCache
 
 NAME, FINGERPRINT = "depth", "weights 1"
 

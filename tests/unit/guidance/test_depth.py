@@ -9,10 +9,9 @@ import torch
 import torch.nn.functional as F
 
 from megasr.errors import MegaSRError
-from megasr.fingerprints import weights_digest
-from megasr.guidance.depth import DepthNetwork, load_depth, normalise_depth
-from megasr.guidance.network import Views
-from megasr.guidance.normals import normals_from_depth
+from megasr.guidance.extractors import Views
+from megasr.guidance.regions import DepthNetwork, load_depth, normalise_depth, normals_from_depth
+from megasr.provenance import weights_digest
 from tests.helpers.extractor_checkpoints import random_pictures, write_depth
 
 BOTH = ("depth", "normal")

@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from megasr.guidance.canny import extract_canny
-from megasr.guidance.noise import extract_noise
-from megasr.guidance.superpixel import extract_superpixel
+from megasr.guidance.edges import extract_canny
+from megasr.guidance.regions import extract_noise, extract_superpixel
 
 SIZE_PX = 64
 

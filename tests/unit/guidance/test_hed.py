@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from megasr.errors import MegaSRError, UsageError
-from megasr.fingerprints import weights_digest
-from megasr.guidance.hed import HedNetwork, load_hed
-from megasr.guidance.network import Views
+from megasr.guidance.edges import HedNetwork, load_hed
+from megasr.guidance.extractors import Views
+from megasr.provenance import weights_digest
 from tests.helpers.extractor_checkpoints import hed_state, random_pictures, write_hed
 
 

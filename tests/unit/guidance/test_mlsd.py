@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from megasr.guidance.mlsd import extract_mlsd
+from megasr.guidance.edges import extract_mlsd
 
 SIZE_PX = 128
 

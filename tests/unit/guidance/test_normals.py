@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from megasr.guidance.normals import RELIEF, normals_from_depth
+from megasr.guidance.regions import RELIEF, normals_from_depth
 
 
 def directions(depth: torch.Tensor, **more: float) -> torch.Tensor:

@@ -9,10 +9,8 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from megasr.guidance.depth import load_depth
-from megasr.guidance.hed import load_hed
-from megasr.guidance.segmentation import load_segmentation
-from megasr.guidance.sketch import load_sketch
+from megasr.guidance.edges import load_hed, load_sketch
+from megasr.guidance.regions import load_depth, load_segmentation
 from tests.helpers.extractor_checkpoints import (
     SEGMENTATION_KINDS,
     write_depth,

@@ -8,7 +8,7 @@ import pytest
 
 from megasr.errors import UsageError
 from megasr.guidance import registry
-from megasr.guidance.canny import extract_canny
+from megasr.guidance.edges import extract_canny
 from megasr.guidance.registry import GuidanceType, get_guidance, list_guidance, register, resolve_guidance
 
 

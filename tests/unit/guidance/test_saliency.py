@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from megasr.guidance.saliency import extract_saliency
+from megasr.guidance.regions import extract_saliency
 
 CELL_PX = 32
 

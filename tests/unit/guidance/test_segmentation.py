@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 
 from megasr.errors import MegaSRError, UsageError
-from megasr.fingerprints import weights_digest
-from megasr.guidance.network import Views
-from megasr.guidance.segmentation import SegmentationNetwork, ade20k_classes, load_segmentation
+from megasr.guidance.extractors import Views
+from megasr.guidance.regions import SegmentationNetwork, ade20k_classes, load_segmentation
+from megasr.provenance import weights_digest
 from tests.helpers.extractor_checkpoints import SEGMENTATION_KINDS, random_pictures, write_segmentation
 
 NAMES = [name for name, _ in ade20k_classes()]

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 
 from megasr.errors import MegaSRError, UsageError
-from megasr.fingerprints import weights_digest
-from megasr.guidance.network import Views
-from megasr.guidance.sketch import SketchNetwork, load_sketch
+from megasr.guidance.edges import SketchNetwork, load_sketch
+from megasr.guidance.extractors import Views
+from megasr.provenance import weights_digest
 from tests.helpers.extractor_checkpoints import random_pictures, sketch_state, write_sketch
 
 

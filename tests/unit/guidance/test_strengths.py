@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from megasr.errors import UsageError
-from megasr.guidance.strengths import check_strengths, mix_subsets
+from megasr.guidance.extract import check_strengths, mix_subsets
 
 
 def modulation(strengths, of_subset):

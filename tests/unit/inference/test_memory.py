@@ -7,7 +7,7 @@ import torch
 
 from megasr.inference.memory import restoring_bytes
 from megasr.inference.pipeline import MegaSRPipeline
-from megasr.training.live_bytes import LiveBytes
+from megasr.training.memory_plan import LiveBytes
 from tests.helpers.inference import loud_pipeline, photograph
 
 pytestmark = pytest.mark.slow

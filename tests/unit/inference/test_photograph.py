@@ -11,9 +11,7 @@ from PIL import Image, ImageCms
 
 from megasr.errors import MegaSRError
 from megasr.images import decode_image
-from megasr.inference.encoding import encode
-from megasr.inference.metadata import EXIF_IFD, GPS_IFD
-from megasr.inference.photograph import read_photograph
+from megasr.inference.photographs import EXIF_IFD, GPS_IFD, encode, read_photograph
 from megasr.rng import numpy_generator
 
 H, W = 6, 9

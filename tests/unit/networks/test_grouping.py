@@ -5,7 +5,7 @@ import torch
 
 from megasr.errors import UsageError
 from megasr.guidance.registry import resolve_guidance
-from megasr.networks.grouping import count_channels, group_maps
+from megasr.networks.msfm import count_channels, group_maps
 from megasr.networks.network import MegaSRNetwork
 from megasr.networks.parameters import parameter_table
 from megasr.training.probes import SiteProbes, trained_parts

@@ -9,7 +9,7 @@ import torch
 import yaml
 
 from megasr.errors import MegaSRError, UsageError
-from megasr.semantics.phrases import list_vocabularies, load_vocabulary, read_phrases, read_thresholds
+from megasr.semantics.tags import list_vocabularies, load_vocabulary, read_phrases, read_thresholds
 
 CLIP_RECIPE = Path(__file__).parents[3] / "experiments" / "tiny" / "clip_vision.yaml"
 

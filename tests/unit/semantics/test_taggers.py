@@ -11,13 +11,12 @@ import open_clip
 import pytest
 import torch
 
-from data_pipelines.scenes import render_scene
+from data_pipelines.scenes.rendering import render_scene
 from megasr.errors import UsageError
 from megasr.images import from_uint8
 from megasr.semantics.clip import encode_images, encode_texts, load_clip
-from megasr.semantics.phrases import load_vocabulary
 from megasr.semantics.taggers import ClipTagger, LabelTagger
-from megasr.semantics.tags import TaggerConfig, build_tagger
+from megasr.semantics.tags import TaggerConfig, build_tagger, load_vocabulary
 
 SCENES, HELD_OUT = 40, 2**31
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from megasr.errors import UsageError
-from megasr.training.changed_config import CONFIG, GLOBAL_BATCH, changes, refuse_changed_batch, refuse_changes
+from megasr.training.checkpoint import CONFIG, GLOBAL_BATCH, changes, refuse_changed_batch, refuse_changes
 
 BEFORE: dict[str, Any] = {
     "ckpt_path": None,
@@ -73,7 +73,7 @@ def test_what_changes_a_step_is_named_with_both_values(key: str, value: Any, lin
         ("model.sampler", {"num_steps": 4}),
         ("trainer.max_steps", 20),
         ("trainer.devices", 2),
-        ("trainer.strategy", {"class_path": "megasr.training.strategies.ShardedStrategy", "init_args": {}}),
+        ("trainer.strategy", {"class_path": "megasr.training.sharding.ShardedStrategy", "init_args": {}}),
         (
             "trainer.callbacks",
             [

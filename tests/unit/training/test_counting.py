@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from megasr.training.loss_bins import LossBins
-from megasr.training.stopwatch import Stopwatch
+from megasr.training.monitor import LossBins, Stopwatch
 from tests.helpers.training import Clock
 
 

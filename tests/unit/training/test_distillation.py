@@ -12,17 +12,15 @@ from torch import nn
 
 from data_pipelines.embedded import WorldDataModule
 from megasr.errors import MegaSRError, UsageError
-from megasr.guidance.network import Views
-from megasr.guidance.networks import load_network
+from megasr.guidance.extractors import Views
 from megasr.guidance.registry import get_guidance
+from megasr.guidance.sources import load_network
 from megasr.guidance.tiny import build_tiny, load_tiny
 from megasr.images import resize
-from megasr.semantics.clip import load_clip
-from megasr.semantics.vision import VisionConfig, VisionEncoder
-from megasr.training import distillation_losses as losses
-from megasr.training.distillation import DistillationModule, lq_up_of
-from megasr.training.pretraining.module import Export
-from megasr.training.students import answer_error
+from megasr.pretraining.module import Export
+from megasr.semantics.clip import VisionConfig, VisionEncoder, load_clip
+from megasr.training import distillation as losses
+from megasr.training.distillation import DistillationModule, answer_error, lq_up_of
 from tests.helpers.extractor_checkpoints import write_depth, write_hed, write_segmentation, write_sketch
 from tests.helpers.training import LossCurve, fit
 

@@ -6,7 +6,7 @@ import torch
 from megasr.errors import UsageError
 from megasr.networks.config import AdapterConfig
 from megasr.training.config import ObjectiveConfig
-from megasr.training.dropout import draw_dropout, without_dropped
+from megasr.training.module import draw_dropout, without_dropped
 from tests.helpers.training import make_module
 
 TYPES = ("canny", "superpixel")

@@ -11,9 +11,7 @@ import torch
 
 from megasr.errors import MegaSRError, UsageError
 from megasr.training import memory_plan
-from megasr.training.live_bytes import LiveBytes, MemoryTrace
-from megasr.training.memory_advice import advise
-from megasr.training.memory_plan import GIB, MemoryPlan, Planner
+from megasr.training.memory_plan import GIB, LiveBytes, MemoryPlan, MemoryTrace, Planner, advise
 from megasr.training.memory_setup import TrainingSetup, module_arguments
 from tests.helpers.measured_memory import measure_step
 from tests.helpers.training import prior_folder

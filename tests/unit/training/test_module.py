@@ -7,7 +7,7 @@ from megasr.errors import MegaSRError, UsageError
 from megasr.images import upsample_lq
 from megasr.networks.config import AdapterConfig
 from megasr.training.config import ObjectiveConfig, SamplerConfig
-from megasr.training.dropout import draw_dropout
+from megasr.training.module import draw_dropout
 from tests.helpers.training import fit, make_batch, make_module, take
 
 

@@ -16,13 +16,11 @@ from megasr.evaluation.metrics import ImageMetric
 from megasr.networks.config import AdapterConfig
 from megasr.training.callbacks import EMA
 from megasr.training.config import ObjectiveConfig, OptimizerConfig
-from megasr.training.fixed_images import as_in_test, first_images
 from megasr.training.folders import read_rows
 from megasr.training.loggers import CSVLog, RunWandbLogger
-from megasr.training.monitor import TrainingMonitor
+from megasr.training.monitor import Stopwatch, TrainingMonitor, as_in_test, first_images
 from megasr.training.protocol_metrics import ProtocolMetrics
-from megasr.training.stopwatch import Stopwatch
-from megasr.training.strategies import ShardedStrategy
+from megasr.training.sharding import ShardedStrategy
 from tests.helpers.ranks import run_ranks
 from tests.helpers.training import Clock, LossCurve, fit, make_module
 

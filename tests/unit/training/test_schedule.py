@@ -6,7 +6,7 @@ import pytest
 
 from megasr.errors import UsageError
 from megasr.training.config import OptimizerConfig
-from megasr.training.schedule import trapezoid
+from megasr.training.module import trapezoid
 from tests.helpers.training import fit, make_batch, make_module
 
 

@@ -6,7 +6,7 @@ import lightning
 import pytest
 import torch
 
-from megasr.training.steps import StepProgress
+from megasr.training.callbacks import StepProgress
 from tests.helpers.training import Repeat, make_batch, make_module, take
 
 

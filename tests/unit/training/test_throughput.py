@@ -9,7 +9,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from megasr.networks.network import MegaSRNetwork
-from megasr.training.throughput import OperationCount, describe_batch
+from megasr.training.probes import OperationCount, describe_batch
 from tests.helpers.networks import adapter, random_inputs, random_prior
 from tests.helpers.ranks import run_ranks
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, DistributedSampler
 
-from megasr.training.uneven import mean_without_repeated
+from megasr.training.module import mean_without_repeated
 
 
 @pytest.mark.parametrize(("images", "batch_size", "ranks"), [(3, 2, 2), (7, 2, 3), (8, 2, 2), (1, 4, 3), (5, 1, 4)])

@@ -14,10 +14,17 @@ from scipy.ndimage import correlate
 from scipy.stats import kstest, norm, poisson
 
 from data_pipelines.degradations import cpu
-from data_pipelines.degradations.kernels import make_kernel
-from data_pipelines.degradations.noise import BANK_SIZE, NUM_QUANTILES, normal_bank, quantile_bank, stretch
+from data_pipelines.degradations.cpu import (
+    BANK_SIZE,
+    NUM_QUANTILES,
+    normal_bank,
+    quantile_bank,
+    sharpen,
+    stretch,
+    wide_gaussian,
+)
 from data_pipelines.degradations.presets import get_degradation
-from data_pipelines.degradations.usm import sharpen, wide_gaussian
+from data_pipelines.degradations.sampling import make_kernel
 from data_pipelines.photos import load_photo
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from data_pipelines.degradations.device_jpeg import compress, quantisation_tables
+from data_pipelines.degradations.device import compress, quantisation_tables
 from data_pipelines.photos import load_photo
 from megasr.images import from_uint8, to_uint8
 from megasr.rng import numpy_generator

@@ -8,14 +8,10 @@ import pytest
 import torch
 from scipy import ndimage
 
-from data_pipelines.degradations import cpu, device, device_blur
-from data_pipelines.degradations.device_blur import convolve, fast_size
-from data_pipelines.degradations.device_context import exact
-from data_pipelines.degradations.device_resize import resize_to
-from data_pipelines.degradations.device_usm import sharpen_batched
-from data_pipelines.degradations.kernels import make_kernel
-from data_pipelines.degradations.noise import BANK_SIZE
-from data_pipelines.degradations.sampling import MODES, Op
+from data_pipelines.degradations import cpu, device
+from data_pipelines.degradations.cpu import BANK_SIZE
+from data_pipelines.degradations.device import convolve, exact, fast_size, resize_to, sharpen_batched
+from data_pipelines.degradations.sampling import MODES, Op, make_kernel
 from data_pipelines.photos import load_photo
 from megasr.images import from_uint8
 from megasr.rng import numpy_generator
@@ -88,7 +84,7 @@ def test_blur_is_scipys_convolution_with_mirrored_borders(
     ]
     taps = torch.from_numpy(kernel).float()
     np.testing.assert_allclose(convolve(_planes(image), taps).numpy(), expected, atol=5e-6)
-    monkeypatch.setattr(device_blur, "_DIRECT_SIZE", 0)  # as on other devices
+    monkeypatch.setattr(device, "_DIRECT_SIZE", 0)  # as on other devices
     np.testing.assert_allclose(convolve(_planes(image), taps).numpy(), expected, atol=5e-6)
 
 
@@ -120,7 +116,7 @@ def test_noise_larger_than_the_bank_repeats_it(monkeypatch: pytest.MonkeyPatch) 
     image = _photo(12, 20)
     op: Op = {"op": "gaussian_noise", "sigma": 9.0, "grey": False, "offset": 1234}
     monkeypatch.setattr(device, "BANK_SIZE", 100)
-    monkeypatch.setattr("data_pipelines.degradations.noise.BANK_SIZE", 100)
+    monkeypatch.setattr("data_pipelines.degradations.cpu.BANK_SIZE", 100)
     expected = cpu.gaussian_noise(np.ascontiguousarray(image[..., ::-1]), op)[..., ::-1]
     actual = device._gaussian_noise([_planes(image)], [op])[0].numpy()
     np.testing.assert_allclose(np.moveaxis(actual, 0, -1), expected, atol=1e-6)
@@ -152,7 +148,7 @@ def test_sharpening_is_the_formula(size: tuple[int, int]) -> None:
 
 
 def test_sharpening_agrees_with_the_cpu_back_end() -> None:
-    from data_pipelines.degradations.usm import sharpen
+    from data_pipelines.degradations.cpu import sharpen
 
     hq = load_photo("coffee")[100:228, 200:360]
     difference = (sharpen_batched(from_uint8(hq)[None])[0] - from_uint8(sharpen(hq))).abs() / LEVEL

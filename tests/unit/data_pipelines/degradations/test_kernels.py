@@ -8,8 +8,8 @@ from scipy.integrate import quad
 from scipy.special import j0
 from scipy.stats import multivariate_normal
 
-from data_pipelines.degradations.kernels import TOLERANCE, factorise, make_kernel, trim
 from data_pipelines.degradations.presets import get_degradation
+from data_pipelines.degradations.sampling import TOLERANCE, factorise, make_kernel, trim
 
 
 def blur(kernel: str, size: int = 11, sigma_x: float = 2.0, sigma_y: float = 2.0, theta: float = 0.0, **more: float):

@@ -10,8 +10,8 @@ from data_pipelines.shards.bake import bake
 from data_pipelines.shards.baked import BakeOptions
 from megasr.errors import UsageError
 from megasr.guidance.extract import extract_guidance
-from megasr.guidance.networks import ExtractorConfig, Networks
 from megasr.guidance.registry import resolve_guidance
+from megasr.guidance.sources import ExtractorConfig, Networks
 from tests.helpers.shard_sets import shard_module, train_and_eval
 
 

@@ -10,8 +10,7 @@ from typing import BinaryIO
 
 import pytest
 
-from data_pipelines.shards.file_cache import FileCache, default_cache_dir
-from data_pipelines.shards.local_storage import ShortReadError
+from data_pipelines.shards.storage import FileCache, ShortReadError, default_cache_dir
 from megasr.errors import MegaSRError
 
 

@@ -19,12 +19,11 @@ import pytest
 
 from data_pipelines.samples import UnusableSampleError
 from data_pipelines.shards.bake import bake
-from data_pipelines.shards.baked import BakedSource, BakeOptions, load_array
-from data_pipelines.shards.describe import describe
+from data_pipelines.shards.baked import BakedSource, BakeOptions, describe, load_array
 from data_pipelines.shards.foreign import index_shards
 from data_pipelines.shards.manifest import MANIFEST
-from data_pipelines.shards.members import decode_map
 from data_pipelines.shards.reader import ShardSource
+from data_pipelines.shards.tar import decode_map
 from data_pipelines.shards.verify import verify
 from megasr import cli
 from megasr.errors import MegaSRError

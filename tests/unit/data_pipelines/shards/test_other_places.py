@@ -20,7 +20,7 @@ from megasr.commands.lightning_cli import _check_prior, _check_tower
 from megasr.commands.shards import tower_name
 from megasr.errors import MegaSRError, UsageError
 from megasr.files import locked_folder
-from megasr.semantics.vision import VisionConfig
+from megasr.semantics.clip import VisionConfig
 from tests.helpers.shard_sets import encoded, make_shards, photo_files, pixels, shard_module, train_and_eval
 from tests.helpers.training import make_module
 

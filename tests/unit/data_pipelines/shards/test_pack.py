@@ -15,7 +15,7 @@ import webdataset
 from data_pipelines.shards.foreign import index_shards
 from data_pipelines.shards.manifest import MANIFEST
 from data_pipelines.shards.plan import DROPPED, PLAN, read_plan
-from data_pipelines.shards.tar_index import decode_key
+from data_pipelines.shards.tar import decode_key
 from data_pipelines.shards.verify import verify
 from data_pipelines.shards.writer import pack
 from megasr.errors import MegaSRError, UsageError

@@ -13,9 +13,8 @@ import torch
 
 from data_pipelines.samples import DrawSampler, Sample, SampleSet, UnusableSampleError
 from data_pipelines.shards.manifest import MANIFEST
-from data_pipelines.shards.order import ShardOrder
-from data_pipelines.shards.reader import ShardSource
-from data_pipelines.shards.tar_index import IndexedSample, dump_index, index_name, load_index
+from data_pipelines.shards.reader import ShardOrder, ShardSource
+from data_pipelines.shards.tar import IndexedSample, dump_index, index_name, load_index
 from megasr.errors import MegaSRError, UsageError
 from tests.helpers.shard_sets import Files, encoded, make_shards, pixels, sample_files
 

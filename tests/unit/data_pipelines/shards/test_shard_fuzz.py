@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_pipelines.error_budget import ErrorBudget, read_or_next
 from data_pipelines.shards.manifest import MANIFEST
 from data_pipelines.shards.reader import ShardSource
-from data_pipelines.shards.tar_index import IMAGE_FIELDS, dump_index, index_name, load_record, scan_tar
+from data_pipelines.shards.tar import IMAGE_FIELDS, dump_index, index_name, load_record, scan_tar
+from data_pipelines.workers import ErrorBudget, read_or_next
 from megasr.errors import MegaSRError
 from megasr.images import decode_image
 from megasr.rng import numpy_generator

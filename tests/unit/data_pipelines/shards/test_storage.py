@@ -16,10 +16,9 @@ import pytest
 import torch
 
 from data_pipelines.samples import Sample, SampleSet
-from data_pipelines.shards import http_storage, pipe_storage
-from data_pipelines.shards.local_storage import MissingFileError, ShortReadError
+from data_pipelines.shards import storage as storages
 from data_pipelines.shards.reader import ShardSource
-from data_pipelines.shards.storage import open_storage
+from data_pipelines.shards.storage import MissingFileError, ShortReadError, open_storage
 from megasr.errors import MegaSRError, UsageError
 from tests.helpers.shard_sets import make_shards, sample_files
 
@@ -122,8 +121,8 @@ def server(folder: Path) -> Iterator[Server]:
 
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_storage, "WAITS_S", (0, 0, 0))
-    monkeypatch.setattr(pipe_storage, "WAITS_S", (0, 0, 0))
+    monkeypatch.setattr(storages, "HTTP_WAITS_S", (0, 0, 0))
+    monkeypatch.setattr(storages, "PIPE_WAITS_S", (0, 0, 0))
 
 
 def ranged_pipe(folder: Path) -> str:
@@ -230,8 +229,8 @@ def test_http_troubles_are_named(server: Server, tmp_path: Path) -> None:
 def test_a_lying_server_is_refused(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, message: str
 ) -> None:
-    monkeypatch.setattr(http_storage, "_MOST_BYTES", 20_000)
-    monkeypatch.setattr(http_storage, "_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(storages, "_MOST_BYTES", 20_000)
+    monkeypatch.setattr(storages, "_TIMEOUT_S", 0.1)
     storage = open_storage(f"{server.url}/{kind}", tmp_path / "cache", cache_gb=20_000 / 1e9)
     with pytest.raises(MegaSRError, match=rf"/{kind}/.*{message}"):
         storage.read("some file", 700, 1000, "v", 5120)
@@ -283,7 +282,7 @@ def test_the_names_of_a_set_are_no_commands(folder: Path, tmp_path: Path, comman
 def test_a_command_is_shown_once_before_it_runs(
     folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipe_storage, "_shown", set())
+    monkeypatch.setattr(storages, "_shown", set())
     command = f"sh -c 'echo ran >> {tmp_path}/log' {{name}}"
     for name in ("a", "b"):
         storage = open_storage(f"pipe:{command}", tmp_path / "cache")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import webdataset
 
-from data_pipelines.shards.tar_index import (
+from data_pipelines.shards.tar import (
     IndexedSample,
     decode_key,
     dump_index,

@@ -15,7 +15,7 @@ import pytest
 
 from data_pipelines.shards.baked import BAKED
 from data_pipelines.shards.manifest import MANIFEST, Manifest
-from data_pipelines.shards.tar_index import IndexedSample, load_index
+from data_pipelines.shards.tar import IndexedSample, load_index
 from data_pipelines.shards.verify import verify
 from data_pipelines.shards.writer import pack
 from megasr.errors import MegaSRError

@@ -10,9 +10,9 @@ import torch
 
 from data_pipelines.embedded import WorldDataModule
 from data_pipelines.samples import collate
-from data_pipelines.scenes import SEGMENT_CLASSES, SEGMENT_COLORS
+from data_pipelines.scenes.rendering import SEGMENT_CLASSES, SEGMENT_COLORS
 from megasr.errors import UsageError
-from megasr.training.pretraining.extractors import ExtractorModule
+from megasr.pretraining.extractors import ExtractorModule
 from tests.helpers.extractor_checkpoints import write_hed
 
 SIZES = {"widths": (8, 8, 8, 8), "blocks": (1, 1, 1, 1), "pyramid_width": 8}

@@ -19,18 +19,18 @@ from megasr.errors import MegaSRError, UsageError
 from megasr.evaluation.protocol import LPIPS
 from megasr.files import identify_folder
 from megasr.images import from_uint8, to_signed
-from megasr.prior import load_autoencoder, load_prior
-from megasr.rng import numpy_generator
-from megasr.semantics.clip import load_clip
-from megasr.training.pretraining.autoencoder import (
+from megasr.pretraining.autoencoder import (
     AutoencoderModule,
     build_autoencoder,
     standardise_latents,
     start_from_components,
 )
-from megasr.training.pretraining.clip import ClipModule, draw_phrases, spans, truth
-from megasr.training.pretraining.module import Export, PretrainingModule
-from megasr.training.pretraining.text_to_image import TextToImageModule
+from megasr.pretraining.clip import ClipModule, draw_phrases, spans, truth
+from megasr.pretraining.module import Export, PretrainingModule
+from megasr.pretraining.text_to_image import TextToImageModule
+from megasr.prior import load_autoencoder, load_prior
+from megasr.rng import numpy_generator
+from megasr.semantics.clip import load_clip
 from tests.helpers.metric_weights import write_metric_weights
 from tests.helpers.training import LossCurve, fit
 

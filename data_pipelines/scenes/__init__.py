@@ -1,0 +1,1 @@
+"""Procedural scenes: rendered images with exact maps and tags."""

@@ -1,1 +1,0 @@
-"""The comparison page: one self-contained HTML file with scores, pictures, a divider and linked crops."""

@@ -1,0 +1,352 @@
+"""Networks that make guidance maps: their protocol, and their checkpoints, own and published."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from megasr import configs
+from megasr.errors import MegaSRError, UsageError
+from megasr.files import read_safetensors, read_saved, write_whole
+
+Size = tuple[int, int]  # height, width
+
+
+class Views:
+    """An image at the sizes that networks ask for: each is made once, however many networks share it.
+
+    Args:
+        image: (B, 3, H, W) float32 in [0, 1].
+    """
+
+    def __init__(self, image: torch.Tensor) -> None:
+        self.image = image
+        self._made: dict[Size, torch.Tensor] = {self.size: image}
+
+    @property
+    def size(self) -> Size:
+        """(H, W) of the image itself."""
+        return self.image.shape[-2], self.image.shape[-1]
+
+    def at(self, size: Size) -> torch.Tensor:
+        """The image at another size (bicubic, antialiased when it shrinks), (B, 3, h, w) in [0, 1]."""
+        if size not in self._made:
+            made = F.interpolate(self.image, size, mode="bicubic", antialias=True, align_corners=False)
+            self._made[size] = made.clamp(0, 1)
+        return self._made[size]
+
+
+def fit_size(size: Size, shorter_px: int, multiple: int) -> Size:
+    """The size of about the same aspect whose shorter side is about `shorter_px`; both are multiples, one at least."""
+    scale = shorter_px / min(size)
+    height, width = (max(1, round(side * scale / multiple)) * multiple for side in size)
+    return height, width
+
+
+class MapNetwork(nn.Module):
+    """A network that makes one or several kinds of maps of an image.
+
+    Attributes:
+        gives: names of the guidance types that it makes.
+        outputs: those of them that have a raw output; the others are computed from it (normals from depth).
+        smallest_px: the least height and width of an image that it can work on.
+        relative_depth: scale and shift of its inverse depth mean nothing.
+    """
+
+    gives: tuple[str, ...]
+    outputs: tuple[str, ...]
+    smallest_px: int = 1
+    relative_depth: bool = True
+
+    def encode(self, views: Views) -> tuple[torch.Tensor, ...]:
+        """The representation: feature maps of the encoder, fine to coarse."""
+        raise NotImplementedError
+
+    def decode(self, representation: tuple[torch.Tensor, ...], names: tuple[str, ...]) -> dict[str, torch.Tensor]:
+        """Raw outputs of these types (see the module's docstring)."""
+        raise NotImplementedError
+
+    def finish(self, raw: Mapping[str, torch.Tensor], names: tuple[str, ...], size: Size) -> dict[str, torch.Tensor]:
+        """Maps of these types, (B, C, *size) float32 in [0, 1]."""
+        raise NotImplementedError
+
+    def export(self, folder: Path) -> None:
+        """Write the network in the format that it is loaded from."""
+        raise NotImplementedError
+
+    def forward(self, views: Views, names: tuple[str, ...]) -> dict[str, torch.Tensor]:
+        """Maps of these types at the size of the image, from one pass through the encoder."""
+        return self.finish(self.decode(self.encode(views), names), names, views.size)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which the network computes; maps are float32 always."""
+        return next(p.dtype for p in self.parameters() if p.is_floating_point())
+
+    @property
+    def device(self) -> torch.device:
+        """On which the network computes; maps stay there."""
+        return next(self.parameters()).device
+
+    def freeze(self) -> Self:
+        """No gradients, evaluation mode. Returns itself."""
+        return self.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> Self:
+        """A frozen network stays in evaluation mode whatever Lightning asks for."""
+        frozen = not any(p.requires_grad for p in self.parameters())
+        return super().train(mode and not frozen)
+
+    def check_size(self, size: Size) -> None:
+        """Refuse an image that is too small for the layers.
+
+        Raises:
+            UsageError: a side is shorter than `smallest_px`.
+        """
+        if min(size) < self.smallest_px:
+            raise UsageError(
+                f"guidance {'/'.join(self.gives)}: images must be {self.smallest_px} px or more in height and width, "
+                f"got {size[0]} x {size[1]}"
+            )
+
+
+CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_SHOWN = 3  # keys that an error names
+_LONGEST = 200  # characters of another library's message
+# What checkpoints may lack, since no map depends on it: masked pre-training's token and Mask2Former's training loss.
+_UNUSED = re.compile(r"(^|\.)mask_token$|^criterion\.")
+
+
+def find_checkpoint(source: str) -> Path:
+    """The file or folder of a source: a path that exists, a name of the weights manifest, or a hub id.
+
+    Raises:
+        MegaSRError: it is not on this machine.
+    """
+    path = Path(os.path.expanduser(source))
+    if path.exists():
+        return path
+    from megasr.weights import require
+
+    return require(source)
+
+
+def find_file(source: str, what: str, names: tuple[str, ...]) -> Path:
+    """The weight file of a source; in a folder, the first of `names` that is there.
+
+    Raises:
+        MegaSRError: the source is not on this machine, or the folder has none of them.
+    """
+    path = find_checkpoint(source)
+    if not path.is_dir():
+        return path
+    for name in names:
+        if (path / name).is_file():
+            return path / name
+    raise MegaSRError(f"{what} {source!r}: {path} has neither {' nor '.join(names)}")
+
+
+def read_state_dict(path: Path, what: str) -> dict[str, torch.Tensor]:
+    """Name -> float32 tensor, of a .safetensors file or of one that torch.save wrote.
+
+    Raises:
+        MegaSRError: the file cannot be read, or holds something else.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            state: Any = read_safetensors(path)
+        else:
+            state = read_saved(path)
+    except Exception as error:  # each format has errors of its own, and a truncated file can raise any of them
+        raise MegaSRError(f"{what} {path} cannot be read: {first_line(error)}") from error
+    if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise MegaSRError(f"{what} {path} cannot be used: it is not a state dict of tensors")
+    return {str(name): value.float() for name, value in state.items()}
+
+
+def fill(network: nn.Module, state: Mapping[str, torch.Tensor], what: str) -> None:
+    """Give a network (built on the meta device) its weights: every one, of the right shape, and no others.
+
+    Raises:
+        MegaSRError: they do not fit; `what` names the network and the file.
+    """
+    own = network.state_dict()
+    wrong = [
+        f"{name} has shape {tuple(state[name].shape)} instead of {tuple(own[name].shape)}"
+        for name in own
+        if name in state and state[name].shape != own[name].shape
+    ]
+    for problem, names in (
+        ("it lacks", own.keys() - state.keys()),
+        ("it has weights of another network,", state.keys() - own.keys()),
+        ("", wrong),
+    ):
+        if names:
+            raise MegaSRError(f"{what} cannot be used: {f'{problem} {_some(names)}'.strip()}")
+    network.load_state_dict(state, assign=True)
+
+
+def write_state_dict(network: nn.Module, path: Path) -> None:
+    """Write the weights as float32 safetensors, whole or not at all.
+
+    Raises:
+        MegaSRError: the place cannot be written to.
+    """
+    from safetensors.torch import save
+
+    write_whole(path, save({k: v.detach().float().cpu().contiguous() for k, v in network.state_dict().items()}))
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What the images of a transformers network go through, from its preprocessor_config.json.
+
+    Attributes:
+        shorter_px: the shorter side of the image that the network sees.
+        mean, std: per channel, of images in [0, 1].
+        content: the whole file, to be written beside an exported network; None when there was none.
+    """
+
+    shorter_px: int
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    content: dict[str, Any] | None = None
+
+    def prepare(self, views: Views, multiple: int) -> torch.Tensor:
+        """The normalised image, (B, 3, h, w) float32 with the aspect kept; h and w are multiples.
+
+        Per channel, since a buffer would be rounded with the network's weights and a new tensor come from the host.
+        """
+        image = views.at(fit_size(views.size, self.shorter_px, multiple)).float()
+        scaled = zip(image.unbind(1), self.mean, self.std, strict=True)
+        return torch.stack([(channel - mean) / std for channel, mean, std in scaled], 1)
+
+
+def read_preprocessing(folder: Path, what: str, default_px: int) -> Preprocessing:
+    """A folder's preprocessing; ImageNet's normalisation and `default_px` stand in for what it does not say.
+
+    Raises:
+        MegaSRError: the file cannot be understood.
+    """
+    path = folder / PREPROCESSOR
+    if not path.is_file():
+        return Preprocessing(default_px)
+    try:
+        content = json.loads(path.read_text())
+        size = content.get("size", default_px)
+        if isinstance(size, dict):
+            size = size["shortest_edge"] if "shortest_edge" in size else min(size["height"], size["width"])
+        mean, std = (tuple(map(float, content.get(f"image_{n}", d))) for n, d in _NORMALISATION)
+        if not content.get("do_normalize", True):
+            mean, std = (0.0,) * 3, (1.0,) * 3
+        if len(mean) != 3 or len(std) != 3 or min(std) <= 0 or int(size) < 1:
+            raise ValueError(f"size {size}, image_mean {mean}, image_std {std}")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise MegaSRError(f"{what}: {path} cannot be used: {first_line(error)}") from error
+    return Preprocessing(int(size), mean, std, content)
+
+
+_NORMALISATION = (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD))
+
+
+def read_config(source: str, what: str, architectures: Iterable[str]) -> tuple[Path, dict[str, Any]]:
+    """The folder of a transformers checkpoint and its config.json.
+
+    Raises:
+        MegaSRError: it is not on this machine, cannot be read, or is a network of none of these architectures.
+    """
+    folder = find_checkpoint(source)
+    try:
+        config = configs.read_config(folder / CONFIG)
+        named = config["architectures"][0]
+    except OSError as error:
+        raise MegaSRError(f"{what} {source!r}: {folder} is not a transformers folder, it lacks {CONFIG}") from error
+    except ValueError as error:
+        raise MegaSRError(f"{what} {source!r}: {error}") from error
+    except (KeyError, TypeError, IndexError) as error:
+        raise MegaSRError(f"{what} {source!r}: {folder / CONFIG} does not name an architecture") from error
+    if named not in architectures:
+        raise MegaSRError(f"{what} {source!r} in {folder} is a {named}; needed: {' or '.join(architectures)}")
+    return folder, config
+
+
+def load_transformers(folder: Path, architecture: str, what: str) -> Any:
+    """A transformers model in float32 with every weight from the folder: none is left as it was drawn.
+
+    Raises:
+        MegaSRError: weights are missing, have another shape, or cannot be read.
+    """
+    import transformers
+
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        # The library draws initial weights before it loads the real ones: nobody else's draws may move by that.
+        with torch.random.fork_rng(devices=[]):
+            model, loaded = getattr(transformers, architecture).from_pretrained(
+                folder,
+                dtype=torch.float32,
+                local_files_only=True,
+                ignore_mismatched_sizes=True,  # it reports them, and they are refused below
+                output_loading_info=True,
+            )
+    except Exception as error:  # OSError, SafetensorError, UnpicklingError, ...: a broken file can raise anything
+        raise MegaSRError(f"{what} in {folder} cannot be read: {first_line(error)}") from error
+    missing = [name for name in loaded["missing_keys"] if not _UNUSED.search(name)]
+    if missing:
+        raise MegaSRError(f"{what} in {folder} cannot be used: it lacks {_some(missing)}")
+    if loaded["mismatched_keys"]:
+        names = _some(str(key[0]) for key in loaded["mismatched_keys"])
+        raise MegaSRError(f"{what} in {folder} cannot be used: wrong shapes: {names}")
+    return model
+
+
+def save_transformers(model: Any, preprocessing: Preprocessing, folder: Path) -> None:
+    """Write a transformers model and its preprocessing as a folder that load_transformers reads.
+
+    Raises:
+        MegaSRError: the folder cannot be written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        model.save_pretrained(folder)
+        config = json.loads((folder / CONFIG).read_text())
+    except OSError as error:
+        raise MegaSRError(f"cannot write {folder}: {error.strerror or error}") from error
+    write_whole(folder / CONFIG, _to_json(_without_paths(config)))
+    if preprocessing.content is not None:
+        write_whole(folder / PREPROCESSOR, _to_json(_without_paths(preprocessing.content)))
+
+
+def _to_json(content: Any) -> bytes:
+    return (json.dumps(content, indent=2) + "\n").encode()
+
+
+def _without_paths(content: Any) -> Any:
+    """Without the places that the weights were loaded from: paths of a machine."""
+    if isinstance(content, dict):
+        return {name: _without_paths(value) for name, value in content.items() if name != "_name_or_path"}
+    return content
+
+
+def first_line(error: Exception) -> str:
+    """Another library's message, short enough for one line."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:_LONGEST] if lines else type(error).__name__
+
+
+def _some(names: Iterable[str]) -> str:
+    names = sorted(names)
+    more = len(names) - _SHOWN
+    return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")

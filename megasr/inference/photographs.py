@@ -1,0 +1,340 @@
+"""Photographs in and out: EXIF, ICC, alpha, 16 bit."""
+
+from __future__ import annotations
+
+import io
+import math
+import struct
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from megasr.errors import MegaSRError
+from megasr.image_decoding import MAX_PIXELS, DecodingError, check_grey, decode_deep_colours, opened, orientation
+from megasr.images import from_integers, resize, to_uint8, to_uint16
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+EXIF_IFD, GPS_IFD = 0x8769, 0x8825
+# Description, make, model, resolution (3), software, time, artist, copyright: of the photograph, not of the file.
+DESCRIBING = (0x010E, 0x010F, 0x0110, 0x011A, 0x011B, 0x0128, 0x0131, 0x0132, 0x013B, 0x8298)
+_WIDTH, _HEIGHT = 0xA002, 0xA003
+_INTEROPERABILITY = 0xA005  # points into the old file
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """What goes with the pixels into the file of sr.
+
+    Attributes:
+        tags: tag -> value of the first EXIF directory, those of DESCRIBING.
+        folders: EXIF_IFD and GPS_IFD -> their tags.
+        profile: ICC profile of the pixels, None when there is none that fits them.
+    """
+
+    tags: dict[int, object]
+    folders: dict[int, dict[int, object]]
+    profile: bytes | None
+
+    def exif(self, width: int, height: int) -> Image.Exif:
+        """As Pillow's writers take it, for an image of this size; empty when there is nothing to say."""
+        from PIL import Image
+
+        exif = Image.Exif()
+        exif.update(self.tags)
+        for number, tags in self.folders.items():
+            exif.get_ifd(number).update(sized(tags, width, height))
+        return exif
+
+
+def sized(tags: dict[int, object], width: int, height: int) -> dict[int, object]:
+    """The tags with another size where they name one."""
+    new = {_WIDTH: width, _HEIGHT: height}
+    return {tag: new.get(tag, value) for tag, value in tags.items()}
+
+
+def read_metadata(image: Image.Image, profile: bytes | None) -> Metadata:
+    """What an open image says. Damaged EXIF counts as none: the pixels may still be right."""
+    try:
+        exif = image.getexif()
+        tags = {tag: exif[tag] for tag in DESCRIBING if tag in exif}
+        folders = {number: dict(exif.get_ifd(number)) for number in (EXIF_IFD, GPS_IFD)}
+    except Exception:
+        return Metadata({}, {}, profile)
+    for found in folders.values():
+        found.pop(_INTEROPERABILITY, None)
+    return Metadata(tags, {number: found for number, found in folders.items() if found}, profile)
+
+
+def profile_space(profile: bytes | None) -> str | None:
+    """RGB, GRAY, CMYK, ... of an ICC profile; None when there is none or it is damaged."""
+    from PIL import ImageCms
+
+    if not profile:
+        return None
+    try:
+        return ImageCms.ImageCmsProfile(io.BytesIO(profile)).profile.xcolor_space.strip()
+    except (OSError, ImageCms.PyCMSError):
+        return None
+
+
+_GREY = ("1", "L", "LA", "La", "F", "I", "I;16", "I;16B", "I;16L", "I;16N")
+
+
+@dataclass(frozen=True, eq=False)
+class Photograph:
+    """One image file, upright.
+
+    Attributes:
+        pixels: (h, w, 3) RGB, uint8 or uint16 as the file has it; greyscale is replicated.
+        alpha: (h, w) of the same type, None for opaque files. Colours are not multiplied by it.
+        is_grey: the file has no colours.
+        metadata: what goes with the pixels.
+    """
+
+    pixels: np.ndarray
+    alpha: np.ndarray | None
+    is_grey: bool
+    metadata: Metadata
+
+    @property
+    def is_deep(self) -> bool:
+        """16 bits per channel, not 8."""
+        return self.pixels.dtype == np.uint16
+
+    def tensor(self) -> torch.Tensor:
+        """lq (3, h, w) float32 in [0, 1]."""
+        return from_integers(self.pixels)
+
+
+def read_photograph(path: Path, max_pixels: int = MAX_PIXELS) -> Photograph:
+    """Read a JPEG, PNG, WebP, TIFF, BMP or GIF: 8 or 16 bits, grey, palette, CMYK, with alpha, in any orientation.
+
+    Pixels stay in their colour space, which the profile names. CMYK becomes sRGB through its profile, or by the plain
+    formula without one. Of an animation the first frame is taken.
+
+    Args:
+        path: the file.
+        max_pixels: the size, read from the header, above which nothing is decoded; no more than MAX_PIXELS.
+
+    Raises:
+        MegaSRError: the file is missing, damaged, too large or not an image.
+    """
+    try:
+        content = path.read_bytes()
+        if not content:
+            raise DecodingError("the file is empty")
+        with opened(content, max_pixels) as (image, deep):
+            return _photograph(image, decode_deep_colours(content) if deep else None)
+    except OSError as error:
+        raise MegaSRError(f"cannot read image {path}: {error.strerror or error}") from error
+    except DecodingError as error:
+        raise MegaSRError(f"cannot read image {path}: {error}") from error
+
+
+def _photograph(image: Image.Image, deep: np.ndarray | None) -> Photograph:
+    profile = image.info.get("icc_profile")
+    is_grey = image.mode in _GREY
+    turned = orientation(image)
+    if image.mode == "CMYK":
+        metadata = read_metadata(image, _srgb_profile() if profile_space(profile) == "CMYK" else None)
+        layers = np.asarray(_from_cmyk(image, profile))
+    else:
+        fits = profile_space(profile) == ("GRAY" if is_grey else "RGB")
+        metadata = read_metadata(image, profile if fits else None)
+        layers = _layers(image) if deep is None else deep
+    layers = np.ascontiguousarray(_upright(layers, turned))
+    alpha = layers[..., 3] if layers.shape[2] == 4 else None
+    return Photograph(np.ascontiguousarray(layers[..., :3]), alpha, is_grey, metadata)
+
+
+def _layers(image: Image.Image) -> np.ndarray:
+    """(h, w, 3 or 4) RGB or RGBA, uint8, or uint16 for deep greyscale."""
+    if image.mode.startswith(("I", "F")):
+        grey = check_grey(image)
+        if grey.dtype != np.uint16:
+            grey = (grey * 65535).round().astype(np.uint16)
+        if (clear := image.info.get("transparency")) is None:
+            return np.dstack([grey] * 3)
+        return np.dstack([grey, grey, grey, np.where(np.asarray(image) == clear, 0, 65535).astype(np.uint16)])
+    see_through = image.has_transparency_data
+    return np.asarray(image.convert("RGBA" if see_through else "RGB"))
+
+
+def _from_cmyk(image: Image.Image, profile: bytes | None) -> Image.Image:
+    from PIL import ImageCms
+
+    if profile is None or profile_space(profile) != "CMYK":
+        return image.convert("RGB")
+    converted = ImageCms.profileToProfile(image, io.BytesIO(profile), io.BytesIO(_srgb_profile()), outputMode="RGB")
+    assert converted is not None
+    return converted
+
+
+def _srgb_profile() -> bytes:
+    from PIL import ImageCms
+
+    return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+
+
+def _upright(layers: np.ndarray, turned: int) -> np.ndarray:
+    """Undo an EXIF orientation (EXIF 2.32, 4.6.4 A: 2 mirrored, 3 half a turn, ... 6 and 8 a quarter)."""
+    if turned >= 5:
+        layers = layers.swapaxes(0, 1)  # 5; the others differ from it as 2, 3 and 4 from 1
+    vertical, horizontal = {2: (1, -1), 3: (-1, -1), 4: (-1, 1), 6: (1, -1), 7: (-1, -1), 8: (-1, 1)}.get(
+        turned, (1, 1)
+    )
+    return layers[::vertical, ::horizontal]
+
+
+_FORMATS = {
+    ".png": "PNG",
+    ".jpg": "JPEG",
+    ".jpeg": "JPEG",
+    ".webp": "WEBP",
+    ".bmp": "BMP",
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+}
+_DEEP, _OPAQUE = ("PNG", "TIFF"), ("JPEG", "BMP")
+# Nearly without loss, and full resolution of the colours: sr is looked at closely.
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "JPEG": {"quality": 95, "subsampling": 0},
+    "WEBP": {"quality": 95},
+}
+_MOST_PX = {"JPEG": 65500, "WEBP": 16383}  # of a side: libjpeg's and the format's own limit
+_GREY_MODES = (0.299, 0.587, 0.114)  # ITU-R BT.601
+
+
+def check_fits(path: Path, height: int, width: int) -> None:
+    """Refuse before it is restored what the format cannot hold.
+
+    Args:
+        path: its ending says the format.
+        height: of sr.
+        width: of sr.
+
+    Raises:
+        MegaSRError: a side is too long.
+    """
+    form = _FORMATS[path.suffix.lower()]
+    if max(height, width) > (most := _MOST_PX.get(form, math.inf)):
+        raise MegaSRError(f"{path}: {width}x{height} px, but {form} holds at most {most} px a side; try --format png")
+
+
+def encode(sr: torch.Tensor, original: Photograph, path: Path) -> bytes:
+    """sr (3, H, W) in [0, 1] -> the bytes of a file.
+
+    Alpha is the photograph's, enlarged bicubically; JPEG and BMP have none and show the picture on white. 16 bits are
+    kept in PNG and TIFF. A grey photograph gives a grey file.
+
+    Args:
+        sr: restored from the photograph.
+        original: the photograph.
+        path: its ending says the format.
+
+    Raises:
+        MegaSRError: the format cannot hold this image.
+    """
+    form = _FORMATS[path.suffix.lower()]
+    sr = sr.detach().float().cpu()
+    height, width = sr.shape[-2:]
+    if original.is_grey:
+        sr = torch.tensordot(torch.tensor(_GREY_MODES), sr, dims=1)[None]
+    if original.alpha is not None:
+        alpha = resize(from_integers(original.alpha[..., None])[None], height, width)[0]
+        sr = sr * alpha + 1 - alpha if form in _OPAQUE else torch.cat([sr, alpha])
+    deep = original.is_deep and form in _DEEP
+    pixels = to_uint16(sr) if deep else to_uint8(sr)
+    try:
+        if form == "TIFF":
+            return _tiff(pixels, original.metadata)
+        if deep:
+            return _deep_png(pixels, original.metadata)
+        return _with_pillow(pixels, form, original.metadata)
+    except (OSError, ValueError, struct.error) as error:
+        raise MegaSRError(f"{path}: {form} cannot hold {width}x{height} px: {error}") from error
+
+
+def _with_pillow(pixels: np.ndarray, form: str, metadata: Metadata) -> bytes:
+    from PIL import Image
+
+    height, width, channels = pixels.shape
+    image = Image.fromarray(pixels[..., 0] if channels == 1 else pixels)
+    exif, options = metadata.exif(width, height), dict(_OPTIONS.get(form, {}))
+    if exif:
+        options["exif"] = exif
+    if metadata.profile and form != "BMP":
+        options["icc_profile"] = metadata.profile
+    file = io.BytesIO()
+    image.save(file, form, **options)
+    return file.getvalue()
+
+
+def _deep_png(pixels: np.ndarray, metadata: Metadata) -> bytes:
+    """16 bits, which Pillow cannot write in colour: by OpenCV, which writes no metadata."""
+    import cv2
+
+    height, width, channels = pixels.shape
+    if channels == 2:  # OpenCV has no grey with alpha
+        pixels = pixels[..., [0, 0, 0, 1]]
+    order = {1: [0], 2: [2, 1, 0, 3], 3: [2, 1, 0], 4: [2, 1, 0, 3]}[channels]
+    _, encoded = cv2.imencode(".png", np.ascontiguousarray(pixels[..., order]))
+    content = encoded.tobytes()
+    chunks = b""
+    if metadata.profile:
+        chunks += _chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(metadata.profile))
+    if exif := metadata.exif(width, height):
+        chunks += _chunk(b"eXIf", exif.tobytes()[6:])
+    header = 8 + 25  # the signature and IHDR, behind which both chunks may stand (PNG 3rd edition, 5.6)
+    return content[:header] + chunks + content[header:]
+
+
+def _chunk(name: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+def _tiff(pixels: np.ndarray, metadata: Metadata) -> bytes:
+    """By tifffile, as Pillow has no 16-bit colours and loses EXIF where it compresses.
+
+    tifffile writes no directories of EXIF: they are appended. What holds their places is written under the next
+    numbers, which nothing uses, and gets its own afterwards; so the tags stay sorted, as they must be.
+    """
+    import tifffile
+    from PIL.TiffImagePlugin import ImageFileDirectory_v2
+
+    height, width, channels = pixels.shape
+    texts = [(tag, "s", 0, value, True) for tag, value in metadata.tags.items() if isinstance(value, str)]
+    file = io.BytesIO()
+    tifffile.imwrite(
+        file,
+        pixels[..., 0] if channels == 1 else pixels,
+        byteorder="<",
+        photometric="rgb" if channels >= 3 else "minisblack",
+        planarconfig="contig" if channels > 1 else None,
+        extrasamples=["unassalpha"] if channels in (2, 4) else None,
+        compression="zlib",
+        predictor=True,
+        iccprofile=metadata.profile,
+        software=False,
+        metadata=None,
+        extratags=[*texts, *((number + 1, "I", 1, 0, True) for number in metadata.folders)],
+    )
+    file.seek(0)
+    with tifffile.TiffFile(file) as tiff:
+        places = {number: tiff.pages.first.tags[number + 1].offset for number in metadata.folders}
+    for number, tags in metadata.folders.items():
+        end = file.seek(0, io.SEEK_END)
+        end += file.write(b"\0" * (end % 2))  # directories begin at even places (TIFF 6.0, section 2)
+        directory = ImageFileDirectory_v2(prefix=b"II", group=number)
+        directory.update(sized(tags, width, height))
+        file.write(directory.tobytes(end))
+        file.seek(places[number])
+        file.write(struct.pack("<HHII", number, 4, 1, end))  # number, LONG, one of them
+    return file.getvalue()

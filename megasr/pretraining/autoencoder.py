@@ -1,0 +1,238 @@
+"""Training of the autoencoder of the embedded prior."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from megasr.batch import SRBatch
+from megasr.errors import MegaSRError, UsageError
+from megasr.evaluation.metric_weights import describe_missing, found_weights
+from megasr.evaluation.protocol import LPIPS
+from megasr.images import from_signed, to_signed
+from megasr.pretraining.module import PretrainingModule
+from megasr.prior import load_autoencoder
+from megasr.rng import torch_generator
+from megasr.tracking import first_line
+
+_LEVEL = 4.0  # constant that keeps the last norm's divisor, and so the decoder's path, nearly linear at the start
+
+
+def build_autoencoder(
+    latent_channels: int, width: int, encoder_layers: tuple[int, ...], decoder_layers: tuple[int, ...]
+) -> Any:
+    """A diffusers AutoencoderDC whose residual blocks are zero: the linear paths are left.
+
+    Args:
+        latent_channels: C of the latents (C, H / f, W / f).
+        width: channels of the decoder at half size, more than 24; four times as many at every smaller size.
+        encoder_layers: residual blocks of the encoder at half size, quarter size, ...; f = 2 to their number.
+        decoder_layers: the same of the decoder.
+    """
+    from diffusers import AutoencoderDC
+
+    levels = len(encoder_layers)
+    vae = AutoencoderDC(
+        latent_channels=latent_channels,
+        encoder_block_types="ResBlock",
+        decoder_block_types="ResBlock",
+        encoder_block_out_channels=(12, *(12 * 4**level for level in range(levels))),
+        decoder_block_out_channels=(width, *(width * 4**level for level in range(levels))),
+        encoder_layers_per_block=(0, *encoder_layers),
+        decoder_layers_per_block=(0, *decoder_layers),
+        encoder_qkv_multiscales=((),) * (levels + 1),
+        decoder_qkv_multiscales=((),) * (levels + 1),
+        encoder_out_shortcut=False,
+        decoder_in_shortcut=False,
+        decoder_conv_act_fn="silu",
+    )
+    for module in vae.modules():
+        if type(module).__name__ == "ResBlock":
+            nn.init.zeros_(module.norm.weight)
+            nn.init.zeros_(module.norm.bias)
+    return vae
+
+
+@torch.no_grad()
+def start_from_components(vae: Any, images: torch.Tensor, whitening: float) -> None:
+    """Set the linear paths to the principal components of the images' f x f patches.
+
+    The decoder carries every value v as the pair (v, -v), because silu(v) - silu(-v) = v.
+
+    Args:
+        vae: of build_autoencoder.
+        images: (B, 3, H, W) in [-1, 1].
+        whitening: components are divided by their standard deviation to this power. 0 leaves the first one dominant, at
+            1 the finest weighs as much as the brightness.
+    """
+    levels = len(vae.config.encoder_block_out_channels) - 1
+    patches, values = images, 3 * 4**levels  # of a patch: f x f pixels of 3 channels
+    for _ in range(levels):
+        patches = F.pixel_unshuffle(patches, 2)
+    patches = patches.movedim(1, -1).reshape(-1, values).double()
+    mean = patches.mean(0)
+    variance, components = torch.linalg.eigh(torch.cov(patches.T))
+    channels = vae.config.latent_channels
+    variance, components = variance.flip(0)[:channels], components.flip(1)[:, :channels]
+    scale = variance.sqrt() ** whitening
+    encoder, decoder = vae.encoder, vae.decoder
+    _set_centre(encoder.conv_in.conv, torch.eye(3))
+    _set_centre(encoder.conv_out, components.T / scale[:, None], -(components.T @ mean) / scale)
+    rows, bias = torch.zeros(decoder.conv_in.out_channels, channels), torch.zeros(decoder.conv_in.out_channels)
+    rows[:values], bias[:values] = components * scale[None], mean
+    rows[values : 2 * values], bias[values : 2 * values] = -components * scale[None], -mean
+    _set_centre(decoder.conv_in, rows, bias)
+    for level in range(1, levels):  # what moves space into channels and back beside the shortcuts is silent at first
+        for conv in (encoder.down_blocks[level][-1].conv, decoder.up_blocks[level][0].conv):
+            nn.init.zeros_(conv.weight)
+            nn.init.zeros_(conv.bias)
+    # The level is added at half size only: convolutions that read it learn with steps as large as it is.
+    width = decoder.conv_out.conv.in_channels
+    decoder.up_blocks[1][0].conv.bias[24 * 4 :] = _LEVEL
+    nn.init.constant_(decoder.norm_out.weight, _LEVEL * ((width - 24) / width) ** 0.5)
+    nn.init.zeros_(decoder.norm_out.bias)
+    _set_centre(decoder.conv_out.conv, torch.cat([torch.eye(12), -torch.eye(12), torch.zeros(12, width - 24)], 1))
+
+
+def load_lpips(weights_dir: Path | None) -> nn.Module:
+    """LPIPS on AlexNet (1801.03924) as a frozen loss: two images (B, 3, H, W) in [0, 1] to (B, 1, 1, 1).
+
+    Args:
+        weights_dir: folder of its two files; None looks where they are usually kept.
+
+    Raises:
+        MegaSRError: they are not on this machine.
+    """
+    from pyiqa.archs import lpips_arch
+
+    if missing := describe_missing(LPIPS.weights, weights_dir):
+        raise MegaSRError(f"model.lpips_weight: LPIPS {missing}")
+    with found_weights(LPIPS.weights, weights_dir):
+        lpips: nn.Module = lpips_arch.LPIPS(net="alex").requires_grad_(False).eval()
+    return lpips
+
+
+@torch.no_grad()
+def standardise_latents(vae: Any, images: torch.Tensor) -> None:
+    """Scale every latent channel to unit variance; what is decoded stays the same.
+
+    Where a channel's standard deviation is 1, v (2202.00512) of Gaussian data cannot be foretold from z_t at all, and a
+    network that predicts v has nothing but structure to learn. Elsewhere it first has to learn to pass z_t through.
+
+    Args:
+        vae: of build_autoencoder.
+        images: (B, 3, H, W) in [-1, 1].
+    """
+    deviation = vae.encode(images).latent.std((0, 2, 3))
+    vae.encoder.conv_out.weight /= deviation[:, None, None, None]
+    vae.encoder.conv_out.bias /= deviation
+    vae.decoder.conv_in.weight *= deviation[None, :, None, None]
+
+
+def _set_centre(conv: nn.Conv2d, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
+    nn.init.zeros_(conv.weight)
+    conv.weight[:, :, 1, 1] = weight.to(conv.weight)
+    assert conv.bias is not None
+    conv.bias.copy_(torch.zeros_like(conv.bias) if bias is None else bias)
+
+
+class AutoencoderModule(PretrainingModule):
+    """Train the autoencoder of a small prior.
+
+    Args:
+        latent_channels: C of the latents (C, H / f, W / f).
+        width: channels of the decoder at half size; four times as many at every smaller size.
+        encoder_layers: residual blocks of the encoder at half size, quarter size, ...; f = 2 to their number.
+        decoder_layers: the same of the decoder.
+        whitening: see start_from_components.
+        latent_noise: standard deviation of the noise on the latents in training, as a share of theirs: what a diffusion
+            model makes is never exact, and the decoder shall not amplify that.
+        gradient_weight: weight of the squared error of image gradients, which keeps edges sharp.
+        lpips_weight: weight of LPIPS on AlexNet; 0 needs no weights of it.
+        weights_dir: folder of the weights of LPIPS; None looks where they are usually kept.
+        init: folder of an exported autoencoder of the same sizes to go on from; None starts from components.
+        settings: see PretrainingModule.
+
+    Raises:
+        UsageError: the layers of encoder and decoder are those of different f.
+        MegaSRError: LPIPS is asked for and its weights are not on this machine.
+    """
+
+    def __init__(
+        self,
+        latent_channels: int = 24,
+        width: int = 32,
+        encoder_layers: tuple[int, ...] = (1, 2, 2),
+        decoder_layers: tuple[int, ...] = (2, 2, 0),
+        whitening: float = 0.5,
+        latent_noise: float = 0.03,
+        gradient_weight: float = 0.5,
+        lpips_weight: float = 0.0,
+        weights_dir: str | None = None,
+        init: str | None = None,
+        **settings: Any,
+    ) -> None:
+        super().__init__(**settings)
+        self.save_hyperparameters()
+        if len(encoder_layers) != len(decoder_layers):
+            raise UsageError(f"model.encoder_layers {encoder_layers}, decoder_layers {decoder_layers}: make f the same")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            self.vae = build_autoencoder(latent_channels, width, tuple(encoder_layers), tuple(decoder_layers))
+        self.goes_on = init is not None
+        if init is not None:
+            try:
+                self.vae.load_state_dict(load_autoencoder(Path(init)).state_dict())
+            except (OSError, ValueError, RuntimeError) as error:
+                raise MegaSRError(f"model.init {init} is no autoencoder of these sizes: {first_line(error)}") from error
+        self.vae.to(memory_format=torch.channels_last)
+        self.whitening, self.latent_noise, self.gradient_weight = whitening, latent_noise, gradient_weight
+        self.lpips_weight = lpips_weight
+        # In a list, so that no checkpoint holds it.
+        self._lpips = [load_lpips(Path(weights_dir) if weights_dir else None)] if lpips_weight else []
+
+    def setup(self, stage: str) -> None:
+        """Start from the components of training patches; a checkpoint that is resumed replaces them."""
+        if stage == "fit":
+            if not self.goes_on:
+                start_from_components(self.vae, to_signed(self.samples(256)), self.whitening)
+            self._lpips = [lpips.to(self.device) for lpips in self._lpips]
+
+    def training_step(self, batch: SRBatch, batch_index: int) -> torch.Tensor:
+        """Squared error of pixels and of their gradients, and LPIPS."""
+        target = to_signed(batch["hq"]).contiguous(memory_format=torch.channels_last)
+        z = self.vae.encode(target).latent
+        generator = torch_generator(self.seed, "latent_noise", self.global_step, self.global_rank)
+        noise = torch.randn(z.shape, generator=generator).to(z)
+        image = self.vae.decode(z + self.latent_noise * z.detach().std() * noise).sample.float()
+        error = F.mse_loss(image, target)
+        self.log("train/psnr", -10 * torch.log10(error.detach() / 4), prog_bar=True)
+        gradients = sum(F.mse_loss(image.diff(dim=axis), target.diff(dim=axis)) for axis in (-1, -2))
+        loss = error + self.gradient_weight * gradients
+        for lpips in self._lpips:
+            distance = lpips(from_signed(image), batch["hq"]).mean()
+            self.log("train/lpips", distance.detach(), prog_bar=True)
+            loss = loss + self.lpips_weight * distance
+        self.log("train/loss", loss)
+        return loss
+
+    @torch.no_grad()
+    def validation_step(self, batch: SRBatch, batch_index: int) -> None:
+        """PSNR in RGB, mean over images."""
+        image = from_signed(self.vae.decode(self.vae.encode(to_signed(batch["hq"])).latent).sample).clamp(0, 1)
+        psnr = -10 * torch.log10((image - batch["hq"]).square().mean((1, 2, 3)))
+        self.log("val/psnr", psnr.mean(), prog_bar=True, batch_size=len(psnr), sync_dist=True)
+
+    @torch.no_grad()
+    def export(self, folder: Path) -> None:
+        """Write a diffusers folder whose latents have unit variance on training images, every channel of them."""
+        from megasr.prior import save_part
+
+        vae = copy.deepcopy(self.vae)
+        standardise_latents(vae, to_signed(self.samples(256)).to(self.device))
+        save_part(vae, folder)

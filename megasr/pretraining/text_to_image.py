@@ -1,0 +1,160 @@
+"""Training of the U-Net of the embedded prior."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from megasr.batch import SRBatch
+from megasr.diffusion.objective import add_noise, prediction_target, stratified_timesteps
+from megasr.errors import MegaSRError, UsageError
+from megasr.files import identify_folder
+from megasr.pretraining.module import PretrainingModule, text_of
+from megasr.prior import Prior, load_autoencoder, save_prior
+from megasr.rng import keyed_normal, keyed_uniform, torch_generator
+from megasr.semantics.text import OpenClipTextEncoder
+
+# SD 2.1's.
+NOISE_SCHEDULE = {
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "prediction_type": "v_prediction",
+}
+
+
+def build_unet(
+    latent_channels: int, channels: tuple[int, ...], heads: tuple[int, ...], layers: int, text_width: int
+) -> Any:
+    """A diffusers UNet2DConditionModel of SD 2.1's layout, with cross-attention at every resolution."""
+    from diffusers import UNet2DConditionModel
+
+    levels = len(channels)
+    return UNet2DConditionModel(
+        sample_size=32,
+        in_channels=latent_channels,
+        out_channels=latent_channels,
+        block_out_channels=channels,
+        down_block_types=("CrossAttnDownBlock2D",) * levels,
+        up_block_types=("CrossAttnUpBlock2D",) * levels,
+        layers_per_block=layers,
+        cross_attention_dim=text_width,
+        attention_head_dim=heads,
+        norm_num_groups=16,
+        use_linear_projection=True,
+    )
+
+
+class TextToImageModule(PretrainingModule):
+    """Train the U-Net; the autoencoder and the text tower are frozen, as in SD 2.x.
+
+    Args:
+        vae: folder of the trained autoencoder.
+        clip: folder of the trained CLIP, whose text tower conditions the U-Net.
+        channels: of the U-Net's levels.
+        heads: attention heads of the levels.
+        layers: residual blocks per level.
+        text_dropout: share of samples whose text is replaced by "" for classifier-free guidance.
+        compile: train through torch.compile, which takes minutes to start; it needs a C++ compiler on a CPU.
+        settings: see PretrainingModule.
+
+    Raises:
+        MegaSRError: a folder does not hold what it should.
+    """
+
+    def __init__(
+        self,
+        vae: str,
+        clip: str,
+        channels: tuple[int, ...] = (64, 64, 112),
+        heads: tuple[int, ...] = (2, 2, 4),
+        layers: int = 1,
+        text_dropout: float = 0.1,
+        compile: bool = False,
+        **settings: Any,
+    ) -> None:
+        super().__init__(**settings)
+        from diffusers import DDPMScheduler
+
+        self.save_hyperparameters()
+        self.vae = Path(vae)
+        if not (Path(vae) / "config.json").is_file():
+            raise MegaSRError(f"model.vae {vae}: there is none; its recipe has to run first (make prior)")
+        autoencoder, text = load_autoencoder(Path(vae)), OpenClipTextEncoder.from_clip(clip)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            model = build_unet(autoencoder.config.latent_channels, channels, heads, layers, text.width)
+        self.prior = Prior(autoencoder, model, text, DDPMScheduler.from_config(NOISE_SCHEDULE))
+        self.prior.requires_grad_(False).unet.requires_grad_(True)
+        self.prior.to(memory_format=torch.channels_last)
+        self.text_dropout = text_dropout
+        # Not compiled in place: the names of the parameters stay, and validation has other sizes.
+        self._predict = torch.compile(self._predict_eagerly, dynamic=False) if compile else self._predict_eagerly
+
+    def setup(self, stage: str) -> None:
+        """Refuse latents that another autoencoder has encoded (LatentDataModule).
+
+        Raises:
+            UsageError: they are such.
+        """
+        encoder, own = getattr(self.trainer.datamodule, "vae", None), identify_folder(self.vae)  # type: ignore[attr-defined]
+        if encoder is not None and encoder != own:
+            raise UsageError(f"data.folder was encoded by the autoencoder {encoder}, model.vae is {own}: encode again")
+
+    def training_step(self, batch: SRBatch, batch_index: int) -> torch.Tensor:
+        """Squared error of v (2202.00512), at timesteps that are stratified over the batch."""
+        keys, step = batch["keys"], self.global_step
+        dropped = keyed_uniform(self.seed, keys, "text_dropout", step) < self.text_dropout
+        texts = ["" if drop else text for drop, text in zip(dropped, text_of(batch), strict=True)]
+        # Every step sees all noise levels, which halves the variance of the loss.
+        offset = torch.rand((), generator=torch_generator(self.seed, "timesteps", step, self.global_rank))
+        fractions = (torch.arange(len(keys)) + offset) / len(keys)
+        timesteps = (fractions * self.prior.scheduler.config.num_train_timesteps).long().to(self.device)
+        loss = self._losses(self._predict, self._latents(batch), texts, timesteps, (*keys,), "prior_noise", step).mean()
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    @torch.no_grad()
+    def validation_step(self, batch: SRBatch, batch_index: int) -> None:
+        """Loss at eight fixed timesteps with noise keyed by the image, with the text and without."""
+        count, keys, z0 = self.prior.scheduler.config.num_train_timesteps, batch["keys"], self._latents(batch)
+        for name, texts in (("val/loss", text_of(batch)), ("val/loss_without_text", [""] * len(batch["keys"]))):
+            losses = [
+                self._losses(self._predict_eagerly, z0, texts, t.expand(len(texts)).to(self.device), keys, "validation")
+                for t in stratified_timesteps(8, count)
+            ]
+            self.log(name, torch.stack(losses).mean(), prog_bar=True, batch_size=len(texts), sync_dist=True)
+
+    @torch.no_grad()
+    def _latents(self, batch: SRBatch) -> torch.Tensor:
+        """Those that the data bring (LatentDataModule), else of hq."""
+        z0 = batch["latents"] if "latents" in batch else self.prior.encode(batch["hq"])
+        return z0.contiguous(memory_format=torch.channels_last)
+
+    def _predict_eagerly(self, z_t: torch.Tensor, timesteps: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        prediction: torch.Tensor = self.prior.unet(z_t, timesteps, text).sample
+        return prediction
+
+    def _losses(
+        self,
+        predict: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor],
+        z0: torch.Tensor,
+        texts: list[str],
+        timesteps: torch.Tensor,
+        keys: Any,
+        *purpose: int | str,
+    ) -> torch.Tensor:
+        with torch.no_grad():
+            text = self.prior.text_encoder(texts)
+        noise = keyed_normal(self.seed, keys, z0.shape[1:], *purpose).to(z0)
+        z_t = add_noise(self.prior.scheduler, z0, noise, timesteps)
+        target = prediction_target(self.prior.scheduler, z0, noise, timesteps)
+        return F.mse_loss(predict(z_t, timesteps, text).float(), target, reduction="none").mean((1, 2, 3))
+
+    def export(self, folder: Path) -> None:
+        """Write the whole prior as a diffusers folder."""
+        save_prior(self.prior, folder)
