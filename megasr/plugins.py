@@ -1,0 +1,91 @@
+"""Registries that a user's own package adds to, without an edit here.
+
+A package names its module under the entry point group `megasr`; a module that is not installed is named by
+`megasr --import my_module ...` or in MEGASR_IMPORT, which the processes of a study inherit. Either is imported once,
+before a registry answers.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+from collections.abc import Iterator, Mapping
+from importlib.metadata import EntryPoint, entry_points
+from typing import TypeVar
+
+from megasr.errors import UsageError, unknown_name
+
+GROUP, VARIABLE = "megasr", "MEGASR_IMPORT"
+Entry = TypeVar("Entry")
+_imported: set[str] = set()
+
+
+class Registry(Mapping[str, Entry]):
+    """Entries by name, in the order of registration, those of users' packages last.
+
+    Args:
+        kind: what an entry is, for messages: "guidance type".
+    """
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._entries: dict[str, Entry] = {}
+
+    def register(self, name: str, entry: Entry) -> Entry:
+        """Add an entry.
+
+        Raises:
+            UsageError: the name is taken.
+        """
+        if name in self._entries:
+            raise UsageError(f"{self.kind} {name!r} is registered twice; give the second one a name of its own")
+        self._entries[name] = entry
+        return entry
+
+    def __getitem__(self, name: str) -> Entry:
+        """The entry of this name.
+
+        Raises:
+            UsageError: there is none; shows the nearest names.
+        """
+        if name not in self:
+            raise unknown_name(self.kind, name, self)
+        return self._entries[name]
+
+    def __contains__(self, name: object) -> bool:
+        import_plugins()
+        return name in self._entries
+
+    def __iter__(self) -> Iterator[str]:
+        import_plugins()
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        import_plugins()
+        return len(self._entries)
+
+
+def import_plugins() -> None:
+    """Import the modules of installed packages' entry points, and those that MEGASR_IMPORT names (commas between).
+
+    Raises:
+        UsageError: one cannot be imported.
+    """
+    modules = {entry.value: f"entry point {entry.name}" for entry in _entry_points()}
+    modules |= dict.fromkeys(filter(None, os.environ.get(VARIABLE, "").replace(" ", "").split(",")), "--import")
+    for module, source in modules.items():
+        if module in _imported:
+            continue
+        _imported.add(module)  # first: the module asks the registries itself
+        try:
+            importlib.import_module(module)
+        except Exception as error:
+            _imported.discard(module)
+            reason = f"{type(error).__name__}: {error}"
+            raise UsageError(f"cannot import {module} ({source}): {reason}; mend it or leave it out") from error
+
+
+@functools.cache
+def _entry_points() -> tuple[EntryPoint, ...]:
+    return tuple(entry_points(group=GROUP))

@@ -1,0 +1,58 @@
+"""Registries and the modules that users add to them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from megasr import plugins
+from megasr.errors import UsageError
+from megasr.plugins import Registry
+
+NAMES: Registry[int] = Registry("number")
+NAMES.register("one", 1)
+
+
+@pytest.fixture(autouse=True)
+def _restored() -> Iterator[None]:
+    before = dict(NAMES._entries)
+    yield
+    NAMES._entries.clear()
+    NAMES._entries.update(before)
+    for module in ("own_numbers", "broken_numbers"):
+        plugins._imported.discard(module)
+        sys.modules.pop(module, None)
+
+
+def test_an_unknown_name_shows_the_nearest() -> None:
+    assert NAMES["one"] == 1
+    with pytest.raises(UsageError, match="unknown number 'onee'; did you mean one"):
+        NAMES["onee"]
+    with pytest.raises(UsageError, match="number 'one' is registered twice"):
+        NAMES.register("one", 2)
+
+
+def test_a_module_that_is_named_adds_entries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = "from tests.unit.test_plugins import NAMES\nassert 'one' in NAMES\nNAMES.register('two', 2)\n"
+    (tmp_path / "own_numbers.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert "two" not in NAMES
+    monkeypatch.setenv(plugins.VARIABLE, "own_numbers")
+    assert list(NAMES) == ["one", "two"]
+    assert NAMES["two"] == 2
+
+
+def test_a_module_that_cannot_be_imported_is_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "broken_numbers.py").write_text("import no_such_package\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    for module, reason in (
+        ("broken_numbers", "No module named 'no_such_package'"),
+        ("nowhere", "No module named 'now"),
+    ):
+        monkeypatch.setenv(plugins.VARIABLE, module)
+        for _ in range(2):  # and again, not only the first time
+            with pytest.raises(UsageError, match=f"cannot import {module} .*{reason}"):
+                NAMES["one"]
