@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import shlex
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
-from datetime import date
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -17,59 +16,37 @@ from data_pipelines.degradations.presets import get_degradation
 from data_pipelines.samples import Sample, UnusableSampleError
 from data_pipelines.shards.baked import (
     BAKED,
-    LATENTS_FIELD,
-    TOKENS_FIELD,
     BakeOptions,
     baked_url,
     cut_variant,
-    dump_array,
     dump_options,
-    dump_variant,
     load_options,
     originals_fingerprint,
 )
-from data_pipelines.shards.manifest import MANIFEST, Manifest, ShardEntry
-from data_pipelines.shards.plan import Progress, map_ordered, no_progress
+from data_pipelines.shards.fields import (
+    LATENTS_FIELD,
+    LQ_FIELD,
+    PARAMS_FIELD,
+    TOKENS_FIELD,
+    dump_array,
+    encode_png,
+    map_field,
+)
+from data_pipelines.shards.manifest import MANIFEST, Manifest, ShardEntry, write_manifest
+from data_pipelines.shards.parallel import Progress, map_ordered, no_progress
 from data_pipelines.shards.reader import ShardSource
-from data_pipelines.shards.tar import PARAMS_FIELD, finished_tar, write_tar
-from megasr import __version__
+from data_pipelines.shards.tar import finished_tar, write_tar
 from megasr.batch import SRBatch
 from megasr.errors import UsageError
 from megasr.files import locked_folder, remove_parts, write_whole
 from megasr.guidance.extract import extract_guidance
 from megasr.guidance.registry import resolve_guidance
 from megasr.guidance.sources import ExtractorConfig, Networks, identify_source
-from megasr.images import from_uint8, upsample_lq
+from megasr.images import from_uint8, quantise, to_uint8, upsample_lq
 
 # (1, 3, H, W) in [0, 1]: lq_up -> image tokens (1, N, D), or hq -> latents (1, C, h, w)
 Encoder = Callable[[torch.Tensor], torch.Tensor]
-
-
-@dataclass(frozen=True)
-class VariantJob:
-    """One tar to write: one variant of all samples of one original tar.
-
-    Args:
-        path: of the tar.
-        shards: folder of the originals.
-        begin: index of the first image.
-        end: index after the last one.
-        variant: its number.
-        options: see BakeOptions.
-        load_tokens: makes the encoder of the image tokens, once per process; None when none are baked.
-        load_latents: the same for the latents.
-        sources: guidance type -> where the weights of its network come from (see ExtractorConfig).
-    """
-
-    path: Path
-    shards: str
-    begin: int
-    end: int
-    variant: int
-    options: BakeOptions
-    load_tokens: Callable[[], Encoder] | None
-    load_latents: Callable[[], Encoder] | None
-    sources: tuple[tuple[str, str], ...]
+LoadEncoder = Callable[[], Encoder]
 
 
 def bake(
@@ -77,11 +54,11 @@ def bake(
     name: str,
     options: BakeOptions,
     variants: int,
-    load_tokens: Callable[[], Encoder] | None = None,
+    load_tokens: LoadEncoder | None = None,
     workers: int = 1,
     progress: Progress = no_progress,
     sources: Mapping[str, str] | None = None,
-    load_latents: Callable[[], Encoder] | None = None,
+    load_latents: LoadEncoder | None = None,
 ) -> Manifest:
     """Write variants 0 to `variants` - 1 into SHARDS/baked/NAME, leaving those that are there as they are.
 
@@ -90,71 +67,42 @@ def bake(
         name: of the baked set.
         options: what decides the content.
         variants: how many there shall be.
-        load_tokens: makes the encoder of the image tokens; needed with options.tokens, picklable.
+        load_tokens: makes the encoder of the image tokens, once per worker; needed with options.tokens.
         workers: processes.
-        progress: is told what is done.
+        progress: called with what is done.
         sources: guidance type -> where the weights of its network come from; see ExtractorConfig.
-        load_latents: makes the encoder of the latents; needed with options.latents, picklable.
+        load_latents: makes the encoder of the latents; needed with options.latents.
 
     Raises:
         UsageError: a value cannot be used, or the set was begun with other options.
         MegaSRError: the originals or the disk fail. Running it again goes on.
     """
-    _check_request(options, variants, load_tokens, load_latents)
+    if variants < 1:
+        raise UsageError(f"variants must be at least 1, got {variants}")
+    for kind, value, load in (("tokens", options.tokens, load_tokens), ("latents", options.latents, load_latents)):
+        if bool(value) != (load is not None):
+            raise UsageError(f"{kind} are {value!r}, and there is {'an' if load else 'no'} encoder for them")
     sources = dict(sources or {})
     options = _with_extractors(options, sources)
-    _forget_earlier_calls()
     originals = ShardSource(str(shards))
+    baker = _Baker(originals, options, sources, load_tokens, load_latents)
     output = Path(baked_url(str(shards), name))
     with locked_folder(output):
         remove_parts(output)
-        _same_options(output, options, originals_fingerprint(originals))
-        _check_not_fewer(output, variants, len(originals))
-        given = options, load_tokens, load_latents, tuple(sorted(sources.items()))
-        jobs = [VariantJob(*place, *given) for place in _places(originals, output, variants)]
+        _check_same(output, options, variants, originals)
         entries: list[ShardEntry] = []
         fields: Counter[str] = Counter()
-        for entry, names in map_ordered(write_variant, jobs, workers):
+        for entry, counts in map_ordered(baker.write, _jobs(originals, output, variants), workers):
             entries.append(entry)
-            fields += names
-            progress(
-                "baking", sum(e.samples for e in entries), variants * len(originals), sum(e.bytes for e in entries)
-            )
-        manifest = Manifest(
-            shards=tuple(entries),
-            fields=dict(sorted(fields.items())),
-            licence=originals.manifest.licence,
-            command=_command(shards, name, options, variants, sources),
-            version=__version__,
-            created=date.today().isoformat(),
-            dropped={},
-        )
-        write_whole(output / MANIFEST, manifest.to_json().encode(), durable=True)
-    return manifest
-
-
-def _check_request(
-    options: BakeOptions,
-    variants: int,
-    load_tokens: Callable[[], Encoder] | None,
-    load_latents: Callable[[], Encoder] | None,
-) -> None:
-    if variants < 1:
-        raise UsageError(f"variants must be at least 1, got {variants}")
-    for name, value, load in (("tokens", options.tokens, load_tokens), ("latents", options.latents, load_latents)):
-        if bool(value) != (load is not None):
-            raise UsageError(f"{name} are {value!r}, and there is {'an' if load else 'no'} encoder for them")
-
-
-def _forget_earlier_calls() -> None:
-    """A call before in this process may have read other shards, or other weights, in these places."""
-    _source.cache_clear()
-    _networks.cache_clear()
-    _ENCODERS.clear()
+            fields += counts
+            done, size = sum(e.samples for e in entries), sum(e.bytes for e in entries)
+            progress("baking", done, variants * len(originals), size)
+        command = _command(shards, name, options, variants, sources)
+        return write_manifest(output, entries, fields, originals.manifest.licence, command)
 
 
 def _with_extractors(options: BakeOptions, sources: Mapping[str, str]) -> BakeOptions:
-    """The options with the weights that make the maps. A type not made from lq, or an idle source, is an error."""
+    """The options with the weights that make the maps. A type not made from lq, or an unused source, is an error."""
     types = resolve_guidance(options.maps)
     for guidance in types:
         if guidance.source != "lq":
@@ -163,15 +111,15 @@ def _with_extractors(options: BakeOptions, sources: Mapping[str, str]) -> BakeOp
             )
     config = ExtractorConfig(sources)
     config.check_used(types)
-    found = {guidance.name: identify_source(config.source_of(guidance)) for guidance in types if guidance.load}
-    return replace(options, extractors=found)
+    weights = {guidance.name: identify_source(config.source_of(guidance)) for guidance in types if guidance.load}
+    return replace(options, extractors=weights)
 
 
-def _same_options(output: Path, options: BakeOptions, fingerprint: str) -> None:
-    path = output / BAKED
+def _check_same(output: Path, options: BakeOptions, variants: int, originals: ShardSource) -> None:
+    """Begin the set, or check that it was begun with the same options and has no more variants."""
+    path, fingerprint = output / BAKED, originals_fingerprint(originals)
     if not path.is_file():
         write_whole(path, dump_options(options, fingerprint).encode(), durable=True)
-        return
     old, made_from = load_options(path.read_text(), str(path))
     before, now = asdict(old), asdict(options)
     differing = [f"{key} was {before[key]!r}, is {now[key]!r}" for key in now if before[key] != now[key]]
@@ -179,88 +127,80 @@ def _same_options(output: Path, options: BakeOptions, fingerprint: str) -> None:
         differing.append("the original shards are others")
     if differing:
         raise UsageError(f"{output} was begun as another set: {'; '.join(differing)}. Give another --name")
-
-
-def _check_not_fewer(output: Path, variants: int, images: int) -> None:
-    path = output / MANIFEST
-    if path.is_file():
-        present = Manifest.from_json(path.read_text(), str(path)).samples // images
+    if (output / MANIFEST).is_file():
+        present = Manifest.from_json((output / MANIFEST).read_text(), str(output / MANIFEST)).samples // len(originals)
         if variants < present:
             raise UsageError(f"{output} holds {present} variants already, {variants} would lose some")
 
 
-def _places(originals: ShardSource, output: Path, variants: int) -> Iterator[tuple[Path, str, int, int, int]]:
-    """(path, shards, begin, end, variant) of every tar."""
-    for variant in range(variants):
-        begin = 0
-        for shard in originals.manifest.shards:
-            path = output / f"{shard.name.removesuffix('.tar')}-v{variant:03d}.tar"
-            end = begin + shard.samples
-            yield path, originals.url, begin, end, variant
-            begin = end
+def _jobs(originals: ShardSource, output: Path, variants: int) -> list[tuple[Path, int, range]]:
+    """(path, variant, images) of every tar: one variant of one original tar."""
+    shards = list(zip(originals.manifest.shards, originals.draws.firsts, strict=False))
+    return [
+        (output / f"{shard.name.removesuffix('.tar')}-v{variant:03d}.tar", variant, range(first, first + shard.samples))
+        for variant in range(variants)
+        for shard, first in shards
+    ]
 
 
-def write_variant(job: VariantJob) -> tuple[ShardEntry, Counter[str]]:
-    """Write one tar and its index, unless both are there: (its entry, field -> number of samples).
+class _Baker:
+    """Writes the tars of one set. Each worker process loads networks and encoders when it first needs them."""
 
-    Raises:
-        MegaSRError: the originals or the disk fail.
-    """
-    found = finished_tar(job.path)
-    if found is None or found[0].samples != job.end - job.begin:
-        source = _source(job.shards)
-        found = write_tar(job.path, (_variant_files(source, index, job) for index in range(job.begin, job.end)))
-    entry, samples = found
-    return entry, Counter(name for sample in samples for name in sample.files)
+    def __init__(
+        self,
+        originals: ShardSource,
+        options: BakeOptions,
+        sources: Mapping[str, str],
+        load_tokens: LoadEncoder | None,
+        load_latents: LoadEncoder | None,
+    ) -> None:
+        self.originals, self.options, self.sources = originals, options, sources
+        self.load_tokens, self.load_latents = load_tokens, load_latents
 
+    @cached_property
+    def networks(self) -> Networks:
+        return Networks(ExtractorConfig(dict(self.sources)))
 
-def _variant_files(source: ShardSource, index: int, job: VariantJob) -> tuple[str, dict[str, bytes]]:
-    """(key, field -> content). An unusable original leaves its reason: places must stay those of the originals."""
-    try:
-        whole = source.read(index)
-        crop = cut_variant(whole, job.options, job.variant)
-    except UnusableSampleError as error:
-        return error.key, {PARAMS_FIELD: json.dumps({"unusable": error.reason, "damaged": error.damaged}).encode()}
-    return whole.key, _degraded_files(whole.key, crop, job)
+    @cached_property
+    def encode_tokens(self) -> Encoder | None:
+        return self.load_tokens and self.load_tokens()
 
+    @cached_property
+    def encode_latents(self) -> Encoder | None:
+        return self.load_latents and self.load_latents()
 
-def _degraded_files(key: str, crop: Sample, job: VariantJob) -> dict[str, bytes]:
-    options = job.options
-    degradation = get_degradation(options.degradation, options.scale_factor)
-    (params,) = degradation.sample_params(options.seed, [key], job.variant)
-    # lq is stored at 8 bits, so what is made of it sees 8 bits too.
-    lq = (degradation.apply_image(crop.hq, params).clamp(0, 1) * 255).round() / 255
-    batch = SRBatch(keys=[crop.key], hq=from_uint8(crop.hq)[None], lq=lq[None])
-    maps = extract_guidance(batch, resolve_guidance(options.maps), options.scale_factor, _networks(job.sources))
-    files = dump_variant(lq, params, {name: value[0] for name, value in maps.items()})
-    if job.load_tokens is not None:
-        tokens = _encoder(options.tokens, job.load_tokens)(upsample_lq(batch["lq"], options.scale_factor))[0]
-        files[TOKENS_FIELD] = dump_array(tokens.half())
-    if job.load_latents is not None:
-        latents = _encoder(options.latents, job.load_latents)(batch["hq"])[0]
-        files[LATENTS_FIELD] = dump_array(latents.float())  # half precision would not be what on-line training sees
-    return files
+    def write(self, job: tuple[Path, int, range]) -> tuple[ShardEntry, Counter[str]]:
+        """Write one tar and its index, unless both are there: (its entry, field -> number of samples)."""
+        path, variant, images = job
+        written = finished_tar(path)
+        if written is None or written[0].samples != len(images):
+            written = write_tar(path, (self._files(index, variant) for index in images))
+        entry, samples = written
+        return entry, Counter(name for sample in samples for name in sample.files)
 
+    def _files(self, index: int, variant: int) -> tuple[str, dict[str, bytes]]:
+        """(key, field -> content). An unusable original leaves its reason: places must stay those of the originals."""
+        try:
+            sample = self.originals.read(index)
+            return sample.key, self._degrade(sample, cut_variant(sample, self.options, variant), variant)
+        except UnusableSampleError as error:
+            return error.key, {PARAMS_FIELD: json.dumps({"unusable": error.reason, "damaged": error.damaged}).encode()}
 
-@functools.lru_cache(1)
-def _source(shards: str) -> ShardSource:
-    return ShardSource(shards)
-
-
-@functools.lru_cache(1)
-def _networks(sources: tuple[tuple[str, str], ...]) -> Networks:
-    """Loaded once per worker process."""
-    return Networks(ExtractorConfig(dict(sources)))
-
-
-def _encoder(name: str, load: Callable[[], Encoder]) -> Encoder:
-    """The encoder of this name: a worker process makes it for its first tar and keeps it for the others."""
-    if name not in _ENCODERS:
-        _ENCODERS[name] = load()
-    return _ENCODERS[name]
-
-
-_ENCODERS: dict[str, Encoder] = {}
+    def _degrade(self, sample: Sample, crop: Sample, variant: int) -> dict[str, bytes]:
+        options = self.options
+        degradation = get_degradation(options.degradation, options.scale_factor)
+        (params,) = degradation.sample_params(options.seed, [sample.key], variant)
+        lq = quantise(degradation.apply_image(crop.hq, params))  # as it is stored
+        files = {PARAMS_FIELD: json.dumps(params).encode(), LQ_FIELD: encode_png(to_uint8(lq))}
+        batch = SRBatch(keys=[crop.key], hq=from_uint8(crop.hq)[None], lq=lq[None])
+        maps = extract_guidance(batch, resolve_guidance(options.maps), options.scale_factor, self.networks)
+        files |= {map_field(guidance): encode_png(to_uint8(values[0])) for guidance, values in sorted(maps.items())}
+        if self.encode_tokens is not None:
+            lq_up = upsample_lq(batch["lq"], options.scale_factor)
+            files[TOKENS_FIELD] = dump_array(self.encode_tokens(lq_up)[0].half())
+        if self.encode_latents is not None:  # in half precision they would not be what on-line training sees
+            files[LATENTS_FIELD] = dump_array(self.encode_latents(batch["hq"])[0].float())
+        return files
 
 
 def _command(shards: Path, name: str, options: BakeOptions, variants: int, sources: Mapping[str, str]) -> str:

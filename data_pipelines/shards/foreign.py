@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import shlex
 from collections import Counter
-from datetime import date
 from pathlib import Path
 from typing import BinaryIO
 
-from data_pipelines.shards.manifest import MANIFEST, Manifest, ShardEntry
-from data_pipelines.shards.plan import PLAN, Progress, map_ordered, no_progress
-from data_pipelines.shards.tar import IMAGE_FIELDS, IndexedSample, dump_index, index_name, scan_tar
-from megasr import __version__
+from data_pipelines.shards.fields import IMAGE_FIELDS
+from data_pipelines.shards.manifest import Manifest, ShardEntry, write_manifest
+from data_pipelines.shards.pack import PLAN
+from data_pipelines.shards.parallel import Progress, map_ordered, no_progress
+from data_pipelines.shards.tar import IndexedSample, Member, dump_index, index_name, scan_tar
 from megasr.errors import MegaSRError, UsageError
 from megasr.files import locked_folder, write_whole
 
@@ -38,53 +38,38 @@ def index_shards(folder: Path, licence: str, workers: int = 1, progress: Progres
     with locked_folder(folder):
         for tar, (entry, samples) in zip(tars, map_ordered(_index_tar, tars, workers), strict=True):
             for sample in samples:
-                if sample.key in places:
-                    raise MegaSRError(
-                        f"{sample.key!r} is in {places[sample.key]} and in {tar.name}: keys must be unique"
-                    )
-                places[sample.key] = tar.name
+                if (other := places.setdefault(sample.key, tar.name)) != tar.name:
+                    raise MegaSRError(f"{sample.key!r} is in {other} and in {tar.name}: keys must be unique")
                 fields.update(sample.files.keys())
             shards.append(entry)
-            write_whole(
-                folder / index_name(tar.name), dump_index(samples, tar.name, entry.sha256).encode(), durable=True
-            )
+            index = dump_index(samples, tar.name, entry.sha256)
+            write_whole(folder / index_name(tar.name), index.encode(), durable=True)
             progress("indexing shards", len(shards), len(tars), sum(shard.bytes for shard in shards))
         if not fields.keys() & set(IMAGE_FIELDS):
             raise MegaSRError(
                 f"{folder}: no sample has an image ({' '.join(IMAGE_FIELDS)}), only {', '.join(sorted(fields)[:5])}; "
                 "in webdataset the first dot of a name ends the key: of 22.05.png that is 22, and 05.png the field"
             )
-        manifest = Manifest(
-            shards=tuple(shards),
-            fields=dict(sorted(fields.items())),
-            licence=licence,
-            command=shlex.join(["megasr", "shards", "index", folder.name, "--licence", licence]),
-            version=__version__,
-            created=date.today().isoformat(),
-            dropped={},
-        )
-        write_whole(folder / MANIFEST, manifest.to_json().encode(), durable=True)
-    return manifest
+        command = shlex.join(["megasr", "shards", "index", folder.name, "--licence", licence])
+        return write_manifest(folder, shards, fields, licence, command)
 
 
 def _index_tar(path: Path) -> tuple[ShardEntry, list[IndexedSample]]:
     with path.open("rb") as file:
-        samples = []
-        for sample in scan_tar(file, str(path)):
-            digests = {}
-            for name, place in sample.files.items():
-                digests[name] = _digest_of(file, *place)
-            samples.append(IndexedSample(sample.key, sample.files, digests))
+        samples = [
+            IndexedSample(sample.key, {name: _with_digest(file, member) for name, member in sample.files.items()})
+            for sample in scan_tar(file, str(path))
+        ]
         file.seek(0)
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         return ShardEntry(path.name, len(samples), file.tell(), sha256), samples
 
 
-def _digest_of(file: BinaryIO, offset: int, size: int) -> str:
-    """See tar_index.digest; piece by piece, as tars hold videos, too."""
-    file.seek(offset)
-    sha256 = hashlib.sha256()
-    while size and (block := file.read(min(size, _BLOCK_BYTES))):
+def _with_digest(file: BinaryIO, member: Member) -> Member:
+    """See tar.digest; block by block, as tars hold videos, too."""
+    file.seek(member.offset)
+    sha256, left = hashlib.sha256(), member.size
+    while left and (block := file.read(min(left, _BLOCK_BYTES))):
         sha256.update(block)
-        size -= len(block)
-    return sha256.hexdigest()[:16]
+        left -= len(block)
+    return member._replace(digest=sha256.hexdigest()[:16])

@@ -4,36 +4,48 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from datetime import date
+from pathlib import Path
 from typing import Any
 
+from megasr import __version__
 from megasr.errors import MegaSRError
+from megasr.files import write_whole
 
 FORMAT = "megasr-shards-1"
 MANIFEST = "manifest.json"
-_TOO_MANY = 2**50  # of samples or bytes: what no set has, and arithmetic and files have room for
+_MAX_COUNT = 2**50  # of samples or bytes
+
+
+def _check_count(name: str, value: Any) -> None:
+    if type(value) is not int or not 0 <= value < _MAX_COUNT:
+        raise ValueError(f"{name} should be a count, is {value!r}")
 
 
 @dataclass(frozen=True)
 class ShardEntry:
-    """One tar of the set.
-
-    Args:
-        name: file name inside the set, without folder.
-        samples: number of samples in it.
-        bytes: size of the tar.
-        sha256: of the tar, 64 hexadecimal digits.
-    """
+    """One tar of a set: its file name, number of samples, size in bytes and sha256 (64 hexadecimal digits)."""
 
     name: str
     samples: int
     bytes: int
     sha256: str
 
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[^./\x00-\x1f\x7f][^/\x00-\x1f\x7f]*", self.name):
+            raise ValueError(f"{self.name!r} is not the file name of a shard")
+        if not re.fullmatch(r"[0-9a-f]{64}", self.sha256):
+            raise ValueError(f"{self.name}: {self.sha256!r} is not a sha256")
+        _check_count(f"{self.name}: samples", self.samples)
+        _check_count(f"{self.name}: bytes", self.bytes)
+
 
 @dataclass(frozen=True)
 class Manifest:
-    """What `manifest.json` says.
+    """The content of manifest.json.
 
     Args:
         shards: the tars, in reading order.
@@ -53,6 +65,17 @@ class Manifest:
     created: str
     dropped: dict[str, int]
 
+    def __post_init__(self) -> None:
+        for group in (self.fields, self.dropped):
+            for name, count in group.items():
+                _check_count(name, count)
+        for name, count in self.fields.items():
+            if count > self.samples:
+                raise ValueError(f"{count} samples have {name!r}, there are only {self.samples}")
+        names = Counter(shard.name for shard in self.shards)
+        if repeated := [name for name, count in names.items() if count > 1]:
+            raise ValueError(f"{', '.join(repeated)} is listed more than once")
+
     @property
     def samples(self) -> int:
         """Number of samples in the set."""
@@ -70,72 +93,51 @@ class Manifest:
 
     @classmethod
     def from_json(cls, text: str, where: str) -> Manifest:
-        """Read the text of the manifest at `where`.
+        """Parse the manifest at `where`.
 
         Raises:
             MegaSRError: it is not JSON, of another format, incomplete, or contradicts itself.
         """
         try:
             content = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise MegaSRError(f"{where}: not a shard manifest, not even JSON ({error})") from error
-        found = content.get("format") if isinstance(content, dict) else None
-        if found != FORMAT:
-            raise MegaSRError(f"{where}: format is {found!r}, this version reads {FORMAT!r}")
-        missing = {"samples", "bytes", *(f.name for f in fields(cls))} - set(content)
-        if missing:
-            raise MegaSRError(f"{where}: the manifest lacks {', '.join(sorted(missing))}")
-        manifest = cls(
-            shards=tuple(_shard(entry, where) for entry in _typed(content, "shards", list, where)),
-            fields=_counts(content, "fields", where),
-            dropped=_counts(content, "dropped", where),
-            **{name: _typed(content, name, str, where) for name in ("licence", "command", "version", "created")},
-        )
-        _check_sums(manifest, content, where)
+            if content["format"] != FORMAT:
+                raise ValueError(f"format is {content['format']!r}, this version reads {FORMAT!r}")
+            shards = tuple(ShardEntry(**entry) for entry in content["shards"])
+            manifest = cls(shards, **{f.name: content[f.name] for f in fields(cls) if f.name != "shards"})
+            for name in ("samples", "bytes"):
+                if content[name] != (total := getattr(manifest, name)):
+                    raise ValueError(f"{name} is {content[name]!r}, its shards add up to {total}")
+        except KeyError as error:
+            raise MegaSRError(f"{where}: not a shard manifest, it lacks {error}") from error
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
+            raise MegaSRError(f"{where}: not a shard manifest ({error})") from error
         return manifest
 
 
-def _typed(content: dict[str, Any], name: str, kind: type, where: str) -> Any:
-    value = content[name]
-    if not isinstance(value, kind):
-        raise MegaSRError(f"{where}: {name} should be a {kind.__name__}, is {value!r}")
-    return value
+def write_manifest(
+    folder: Path,
+    shards: Sequence[ShardEntry],
+    counts: Mapping[str, int],
+    licence: str,
+    command: str,
+    dropped: Mapping[str, int] | None = None,
+) -> Manifest:
+    """Write manifest.json, which finishes a set.
 
+    Args:
+        folder: of the set.
+        shards: the tars, in reading order.
+        counts: field -> number of samples that have it.
+        licence: under which the images may be used.
+        command: that made the set.
+        dropped: reason -> number of images that were left out.
 
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _TOO_MANY
-
-
-def _counts(content: dict[str, Any], name: str, where: str) -> dict[str, int]:
-    counts: dict[str, int] = _typed(content, name, dict, where)
-    for key, count in counts.items():
-        if not _is_count(count):
-            raise MegaSRError(f"{where}: {name}.{key} should be a count, is {count!r}")
-    return counts
-
-
-def _shard(entry: Any, where: str) -> ShardEntry:
-    names = [f.name for f in fields(ShardEntry)]
-    if not isinstance(entry, dict) or set(entry) != set(names):
-        raise MegaSRError(f"{where}: a shard should have {', '.join(names)}, one is {entry!r}")
-    shard = ShardEntry(**entry)
-    if not isinstance(shard.name, str) or not re.fullmatch(r"[^./\x00-\x1f\x7f][^/\x00-\x1f\x7f]*", shard.name):
-        raise MegaSRError(f"{where}: {shard.name!r} is not the file name of a shard")
-    if not _is_count(shard.samples) or not _is_count(shard.bytes):
-        raise MegaSRError(f"{where}: {shard.name}: samples and bytes should be counts, are {entry!r}")
-    if not isinstance(shard.sha256, str) or len(shard.sha256) != 64 or not set(shard.sha256) <= set("0123456789abcdef"):
-        raise MegaSRError(f"{where}: {shard.name}: {shard.sha256!r} is not a sha256")
-    return shard
-
-
-def _check_sums(manifest: Manifest, content: dict[str, Any], where: str) -> None:
-    for name, total in (("samples", manifest.samples), ("bytes", manifest.bytes)):
-        if content[name] != total:
-            raise MegaSRError(f"{where}: {name} is {content[name]!r}, its shards add up to {total}")
-    for name, count in manifest.fields.items():
-        if count > manifest.samples:
-            raise MegaSRError(f"{where}: {count} samples have {name!r}, there are only {manifest.samples}")
-    names = [shard.name for shard in manifest.shards]
-    repeated = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
-    if repeated:
-        raise MegaSRError(f"{where}: {', '.join(repeated)} is listed more than once")
+    Raises:
+        MegaSRError: the folder cannot be written to.
+    """
+    today = date.today().isoformat()
+    manifest = Manifest(
+        tuple(shards), dict(sorted(counts.items())), licence, command, __version__, today, dict(dropped or {})
+    )
+    write_whole(folder / MANIFEST, manifest.to_json().encode(), durable=True)
+    return manifest

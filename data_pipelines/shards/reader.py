@@ -1,38 +1,26 @@
-"""Stream shards: order by epoch, split over ranks and workers, resumable."""
+"""A shard set as a source: any image by number, and an order that is exact on any number of ranks and workers."""
 
 from __future__ import annotations
 
 import copy
 import hashlib
-import sys
 from bisect import bisect_right
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import torch
+from typing import Any
 
 from data_pipelines.mixture import permuted
 from data_pipelines.samples import Sample, UnusableSampleError
+from data_pipelines.shards.fields import decode_sample
 from data_pipelines.shards.manifest import MANIFEST, Manifest
-from data_pipelines.shards.storage import MissingFileError, PipeStorage, ShortReadError, Storage, open_storage
-from data_pipelines.shards.tar import (
-    IMAGE_FIELDS,
-    TAGS_FIELD,
-    DamageError,
-    Member,
-    check,
-    decode_map,
-    index_name,
-    load_record,
-    members_of,
-    parts_of,
-)
+from data_pipelines.shards.storage import MissingFileError, ShortReadError, open_storage
+from data_pipelines.shards.tar import IndexedSample, digest, index_name, load_index
 from megasr.errors import MegaSRError, UsageError
-from megasr.guidance.registry import is_made_from_lq
-from megasr.images import decode_image
+
+_MIN_INDICES = 8  # kept in memory
+_MAX_SAMPLE_BYTES = 2**31
 
 
 class ShardOrder:
@@ -79,25 +67,20 @@ class ShardOrder:
         return shards, [0, *accumulate(self.samples[shard] for shard in shards)]
 
 
-_LEAST_INDICES = 8
-_MAP_PREFIX, _MAP_SUFFIX = "map.", ".png"
-
-
-class _Row(NamedTuple):
-    key: str
-    members: tuple[Member, ...]
+class _IndexError(MegaSRError):
+    """The index of a shard cannot be used: the reason that its samples are counted by, and a detail."""
 
 
 class ShardSource:
     """The images of a shard set, in the order of its manifest (see data_pipelines.samples.Source).
 
     An image is unusable, and counted by the reason, where the set is damaged: "missing shard", "truncated shard",
-    "missing index", "damaged index", "wrong index" (of another tar, or pointing to something else), "damaged content"
-    (other bytes than were packed), "no image", "unreadable image", "unreadable tags", "unreadable map". A place that
-    cannot be reached stops everything instead: it may be back tomorrow, and what training sees must not depend on it.
+    "missing index", "damaged index", "wrong index" (of another tar, or pointing outside it), "damaged content" (other
+    bytes than were packed), "no image", "unreadable image", "unreadable tags", "unreadable map". A place that cannot
+    be reached stops everything instead: it may be back tomorrow, and what training sees must not depend on it.
 
     Args:
-        url: a folder, http(s):// address or pipe: command (see open_storage).
+        url: a folder, a pipe: command, or a URL that fsspec reads (see open_storage).
         cache_dir: where copies are kept of what cannot be read in ranges; None is the user's cache folder.
         cache_gb: size of these copies together, in 1e9 bytes.
         shuffle_shards: number of shards between which samples are shuffled. As many indices are kept in memory.
@@ -110,15 +93,36 @@ class ShardSource:
     def __init__(self, url: str, cache_dir: Path | None = None, cache_gb: float = 50, shuffle_shards: int = 16) -> None:
         if shuffle_shards < 1:
             raise UsageError(f"shuffle_shards must be at least 1, got {shuffle_shards}")
-        self.url = url
-        self.storage = open_storage(url, cache_dir, cache_gb)
-        self.cache_dir, self.cache_gb = cache_dir, cache_gb
-        self.manifest = _read_manifest(self.storage, url)
+        self.url, self.cache_dir, self.cache_gb = url, cache_dir, cache_gb
+        try:
+            self.storage = open_storage(url, cache_dir, cache_gb)
+            text = self.storage.read_all(MANIFEST).decode()
+        except MissingFileError as error:
+            raise MegaSRError(
+                f"{url}: not a shard set, {error}; `megasr shards pack` makes one, `index` one of tars of others"
+            ) from error
+        except UnicodeDecodeError as error:
+            raise MegaSRError(f"{url}: {MANIFEST}: not text ({error})") from error
+        self.manifest = Manifest.from_json(text, f"{url}: {MANIFEST}")
+        if not self.manifest.samples:
+            raise MegaSRError(f"{url}: the set is empty")
         self.draws = ShardOrder([shard.samples for shard in self.manifest.shards], shuffle_shards)
         self.starts: list[int] | None = None  # position in every shard from which a part of the set begins
         self._fetched_anew: set[int] = set()
         self._keep_indices()
-        _check_cache(self.storage, self.manifest, shuffle_shards)
+        self._check_cache()
+
+    def _check_cache(self) -> None:
+        """A cache that does not hold one window would fetch a whole shard for almost every image."""
+        sizes = sorted((shard.bytes for shard in self.manifest.shards), reverse=True)[: self.draws.window]
+        if not self.storage.has_ranges and sum(sizes) > self.cache_gb * 1e9:
+            raise UsageError(
+                f"cache_gb {self.cache_gb:g} is less than the {sum(sizes) / 1e9:.3g} GB of {len(sizes)} shards, which "
+                "are read at a time; raise cache_gb or lower shuffle_shards"
+            )
+
+    def _keep_indices(self) -> None:
+        self._index = lru_cache(max(self.draws.window, _MIN_INDICES))(self._load_index)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_index"}
@@ -148,11 +152,6 @@ class ShardSource:
         part = "" if self.starts is None else f"\n{self.draws.samples} from {self.starts}"
         return hashlib.sha256(f"{text}\n{self.draws.window}{part}".encode()).hexdigest()[:16]
 
-    def _locate(self, index: int) -> tuple[int, int]:
-        """(shard, position in it) of image `index`."""
-        number, position = self.draws.locate(index)
-        return number, position + (self.starts[number] if self.starts else 0)
-
     def order(self, draw: int, seed: int) -> int:
         """The image of training draw `draw`; see Source.order and ShardOrder."""
         return self.draws(draw, seed)
@@ -164,11 +163,7 @@ class ShardSource:
             UnusableSampleError: the index is damaged or missing.
             MegaSRError: the place cannot be reached.
         """
-        number, position = self._locate(index)
-        try:
-            return self._index(number)[position].key
-        except DamageError as error:
-            raise UnusableSampleError(f"{self.manifest.shards[number].name}#{position}", error.reason) from error
+        return self._find(*self._locate(index)).key
 
     def read(self, index: int) -> Sample:
         """Image `index` with its tags and maps.
@@ -177,11 +172,7 @@ class ShardSource:
             UnusableSampleError: it is damaged or missing.
             MegaSRError: the place cannot be reached.
         """
-        key, files = self.files(index)
-        try:
-            return _decode(key, files)
-        except DamageError as error:
-            raise UnusableSampleError(key, error.reason, error.detail) from error
+        return decode_sample(*self.files(index))
 
     def files(self, index: int) -> tuple[str, dict[str, bytes]]:
         """(key, field -> content) of sample `index`, checked but not decoded.
@@ -197,110 +188,60 @@ class ShardSource:
                 raise
             return self._files(number, position)
 
+    def _locate(self, index: int) -> tuple[int, int]:
+        """(shard, position in it) of image `index`."""
+        number, position = self.draws.locate(index)
+        return number, position + (self.starts[number] if self.starts else 0)
+
     def _fetch_anew(self, number: int) -> bool:
         """Forget the copies of a shard, once: the damage may be theirs, or mended where they come from."""
-        shard = self.manifest.shards[number]
         if number in self._fetched_anew:
             return False
         self._fetched_anew.add(number)
+        shard = self.manifest.shards[number]
         forgotten = [self.storage.forget(name, shard.sha256) for name in (shard.name, index_name(shard.name))]
         self._index.cache_clear()
         return any(forgotten)
 
     def _files(self, number: int, position: int) -> tuple[str, dict[str, bytes]]:
         shard = self.manifest.shards[number]
-        key = f"{shard.name}#{position}"  # what it is called while its name is unknown
+        sample = self._find(number, position)
+        members = sample.files.values()
+        start = min((member.offset for member in members), default=0)
+        end = max((member.offset + member.size for member in members), default=0)
+        if not members or end > shard.bytes or end - start >= _MAX_SAMPLE_BYTES:
+            raise UnusableSampleError(sample.key, "wrong index", f"bytes {start} to {end} of {shard.bytes}")
         try:
-            key, members = self._index(number)[position]
-            parts = parts_of(members, shard.bytes)
-            blocks = self.storage.read_parts(shard.name, parts, shard.sha256, shard.bytes)
-            for member, header, content in zip(members, blocks[::2], blocks[1::2], strict=True):
-                check(key, member, header, content)
-            return key, dict(zip((member.field for member in members), blocks[1::2], strict=True))
-        except DamageError as error:
-            raise UnusableSampleError(key, error.reason, error.detail) from error
+            block = self.storage.read(shard.name, start, end, shard.sha256)
         except MissingFileError as error:
-            raise UnusableSampleError(key, "missing shard", str(error)) from error
+            raise UnusableSampleError(sample.key, "missing shard", str(error)) from error
         except ShortReadError as error:
-            raise UnusableSampleError(key, "truncated shard", str(error)) from error
+            raise UnusableSampleError(sample.key, "truncated shard", str(error)) from error
+        files = {field: block[m.offset - start : m.offset - start + m.size] for field, m in sample.files.items()}
+        for field, member in sample.files.items():
+            if member.digest and digest(files[field]) != member.digest:
+                raise UnusableSampleError(sample.key, "damaged content", f"{field!r} is not what was packed")
+        return sample.key, files
 
-    def _keep_indices(self) -> None:
-        self._index = lru_cache(max(self.draws.window, _LEAST_INDICES))(self._load_index)
+    def _find(self, number: int, position: int) -> IndexedSample:
+        try:
+            return self._index(number)[position]
+        except _IndexError as error:  # which names no key
+            raise UnusableSampleError(f"{self.manifest.shards[number].name}#{position}", *error.args) from error
 
-    def _load_index(self, number: int) -> tuple[_Row, ...]:
+    def _load_index(self, number: int) -> list[IndexedSample]:
         shard = self.manifest.shards[number]
         name = index_name(shard.name)
         try:
-            text = self.storage.read_all(name, shard.sha256).decode()
+            content = self.storage.read_all(name, shard.sha256)
         except MissingFileError as error:
-            raise DamageError("missing index", str(error)) from error
-        except UnicodeDecodeError as error:
-            raise DamageError("damaged index", f"{name}: {error}") from error
+            raise _IndexError("missing index", str(error)) from error
         try:
-            samples, sha256 = load_record(text, name)
-        except MegaSRError as error:
-            raise DamageError("damaged index", str(error)) from error
+            samples, sha256 = load_index(content.decode(), name)
+        except (UnicodeDecodeError, MegaSRError) as error:
+            raise _IndexError("damaged index", str(error)) from error
         if len(samples) != shard.samples or sha256 not in ("", shard.sha256):
-            raise DamageError("wrong index", f"{name} does not belong to the {shard.name} of the manifest")
+            raise _IndexError("wrong index", f"{name} does not belong to the {shard.name} of the manifest")
         if len({sample.key for sample in samples}) < len(samples):
-            raise DamageError("wrong index", f"{name} lists a sample twice")
-        rows = (_Row(sample.key, members_of(sample)) for sample in samples)
-        return tuple(row._replace(members=tuple(map(_shared_name, row.members))) for row in rows)
-
-
-def _shared_name(member: Member) -> Member:
-    """One string per field instead of one per sample: a shard has thousands."""
-    return member._replace(field=sys.intern(member.field))
-
-
-def _read_manifest(storage: Storage, url: str) -> Manifest:
-    where = f"{url}: {MANIFEST}"
-    try:
-        manifest = Manifest.from_json(storage.read_all(MANIFEST).decode(), where)
-    except MissingFileError as error:
-        raise MegaSRError(f"{url}: not a shard set, {error}; `megasr shards pack` makes one") from error
-    except UnicodeDecodeError as error:
-        raise MegaSRError(f"{where}: not text ({error})") from error
-    if not manifest.samples:
-        raise MegaSRError(f"{where}: the set is empty")
-    return manifest
-
-
-def _check_cache(storage: Storage, manifest: Manifest, shuffle_shards: int) -> None:
-    """A cache that does not hold one window would fetch a whole shard for almost every image."""
-    needed = sum(sorted((shard.bytes for shard in manifest.shards), reverse=True)[:shuffle_shards])
-    if isinstance(storage, PipeStorage) and not storage.has_ranges and needed > storage.cache.limit_bytes:
-        raise UsageError(
-            f"cache_gb {storage.cache.limit_bytes / 1e9:g} is less than the {needed / 1e9:.3g} GB of {shuffle_shards} "
-            "shards, which are read at a time; raise cache_gb or lower shuffle_shards"
-        )
-
-
-def _decode(key: str, files: dict[str, bytes]) -> Sample:
-    image = next((name for name in IMAGE_FIELDS if name in files), None)
-    if image is None:
-        raise DamageError("no image", f"only {', '.join(files)}")
-    try:
-        hq = decode_image(files[image], key)
-    except MegaSRError as error:
-        raise DamageError("unreadable image", str(error)) from error
-    try:
-        tags = files.get(TAGS_FIELD, b"").decode().strip()
-    except UnicodeDecodeError as error:
-        raise DamageError("unreadable tags", str(error)) from error
-    return Sample(key, hq, tags, _decode_maps(files, *hq.shape[:2]))
-
-
-def _decode_maps(files: dict[str, bytes], height: int, width: int) -> dict[str, torch.Tensor]:
-    """Maps that lie beside hq were made of hq. Types that are to be made of lq are left to the extractors."""
-    maps = {}
-    for name, content in files.items():
-        if name.startswith(_MAP_PREFIX) and name.endswith(_MAP_SUFFIX):
-            guidance = name.removeprefix(_MAP_PREFIX).removesuffix(_MAP_SUFFIX)
-            if is_made_from_lq(guidance):
-                continue
-            try:
-                maps[guidance] = decode_map(content, height, width)
-            except ValueError as error:
-                raise DamageError("unreadable map", f"{name}: {error}") from error
-    return maps
+            raise _IndexError("wrong index", f"{name} lists a sample twice")
+        return samples

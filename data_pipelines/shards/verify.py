@@ -1,4 +1,4 @@
-"""Check shards, own and foreign."""
+"""Checks of shard sets, own and of others, and a summary of what one holds."""
 
 from __future__ import annotations
 
@@ -11,22 +11,15 @@ from pathlib import Path
 from typing import BinaryIO
 
 from data_pipelines.shards.baked import BAKED
+from data_pipelines.shards.fields import IMAGE_FIELDS, PARAMS_FIELD, TAGS_FIELD, decode_map, image_field
 from data_pipelines.shards.manifest import MANIFEST, Manifest, ShardEntry
-from data_pipelines.shards.plan import Progress, map_ordered, no_progress
-from data_pipelines.shards.storage import open_plain
-from data_pipelines.shards.tar import (
-    IMAGE_FIELDS,
-    PARAMS_FIELD,
-    TAGS_FIELD,
-    IndexedSample,
-    decode_map,
-    digest,
-    index_name,
-    load_record,
-    scan_tar,
-)
+from data_pipelines.shards.parallel import Progress, map_ordered, no_progress
+from data_pipelines.shards.reader import ShardSource
+from data_pipelines.shards.tar import IndexedSample, digest, index_name, load_index, scan_tar
 from megasr.errors import MegaSRError
 from megasr.images import decode_image
+
+_MEASURED = 32  # images that are decoded for their size
 
 
 @dataclass(frozen=True)
@@ -48,15 +41,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class ShardReport:
-    """What one tar holds and what is wrong with it.
-
-    Args:
-        name: of the tar.
-        keys: of the samples that should be in it.
-        fields: field -> number of samples that have it.
-        bytes: size of the tar.
-        findings: inside it.
-    """
+    """A tar's name, the keys that should be in it, field -> number of samples, its size in bytes, and what is wrong."""
 
     name: str
     keys: list[str]
@@ -65,18 +50,50 @@ class ShardReport:
     findings: list[Finding]
 
 
-def check_shard(folder: Path, shard: tuple[str, ShardEntry | None]) -> ShardReport:
-    """Compare a tar with its index and with the manifest, and decode all its images.
+def verify(folder: Path, workers: int = 1, progress: Progress = no_progress) -> list[Finding]:
+    """Read and decode everything that is in a shard set.
 
-    Args:
-        folder: of the set.
-        shard: file name of the tar, and what the manifest says of it.
+    Raises:
+        MegaSRError: the folder is not there.
     """
+    if not folder.is_dir():
+        raise MegaSRError(f"{folder}: no such folder")
+    findings: list[Finding] = []
+    manifest = _read_manifest(folder, findings)
+    listed = {shard.name: shard for shard in manifest.shards} if manifest else {}
+    names = sorted(listed.keys() | {path.name for path in folder.glob("[!.]*.tar")})
+    if manifest:
+        findings += [Finding("extra shard", name, "", "not in the manifest") for name in names if name not in listed]
+    indexes = {index_name(name) for name in names}
+    extra = sorted({path.name for path in folder.glob(index_name("*"))} - indexes)
+    findings += [Finding("extra index", name, "", "there is no such shard") for name in extra]
+    reports: list[ShardReport] = []
+    for report in map_ordered(partial(_check_shard, folder), [(name, listed.get(name)) for name in names], workers):
+        reports.append(report)
+        progress("verifying shards", len(reports), len(names), sum(done.bytes for done in reports))
+        findings += report.findings
+    findings += _duplicates(reports, baked=(folder / BAKED).is_file())
+    return findings + (_wrong_counts(manifest, reports) if manifest else [])
+
+
+def _read_manifest(folder: Path, findings: list[Finding]) -> Manifest | None:
+    try:
+        return Manifest.from_json((folder / MANIFEST).read_text(), MANIFEST)
+    except FileNotFoundError:
+        findings.append(Finding("no manifest", MANIFEST, "", "the set is unfinished: run the command that makes it"))
+    except (OSError, UnicodeDecodeError, MegaSRError) as error:
+        findings.append(Finding("damaged manifest", MANIFEST, "", str(error)))
+    return None
+
+
+def _check_shard(folder: Path, shard: tuple[str, ShardEntry | None]) -> ShardReport:
+    """Compare a tar with its index and with the manifest, and decode all its images."""
     name, entry = shard
-    indexed, index_sha256, findings = _read_index(folder, name)
+    findings: list[Finding] = []
+    indexed, index_sha256 = _read_index(folder, name, findings)
     samples, size = list(indexed or []), 0
     try:
-        with open_plain(folder / name) as file:
+        with (folder / name).open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
             size = file.tell()
             findings += _check_whole(name, entry, index_sha256, sha256, size)
@@ -98,16 +115,16 @@ def check_shard(folder: Path, shard: tuple[str, ShardEntry | None]) -> ShardRepo
     return ShardReport(name, [sample.key for sample in samples], fields, size, findings)
 
 
-def _read_index(folder: Path, name: str) -> tuple[list[IndexedSample] | None, str, list[Finding]]:
-    """(samples or None, sha256 of the tar or "", findings)."""
+def _read_index(folder: Path, name: str, findings: list[Finding]) -> tuple[list[IndexedSample] | None, str]:
+    """(samples or None, sha256 of the tar or "")."""
     path = folder / index_name(name)
     try:
-        with open_plain(path) as file:
-            return *load_record(file.read().decode(), path.name), []
+        return load_index(path.read_text(), path.name)
     except FileNotFoundError:
-        return None, "", [Finding("missing index", path.name, "", f"of {name}")]
+        findings.append(Finding("missing index", path.name, "", f"of {name}"))
     except (OSError, UnicodeDecodeError, MegaSRError) as error:
-        return None, "", [Finding("damaged index", path.name, "", str(error))]
+        findings.append(Finding("damaged index", path.name, "", str(error)))
+    return None, ""
 
 
 def _check_whole(name: str, entry: ShardEntry | None, index_sha256: str, sha256: str, size: int) -> Iterator[Finding]:
@@ -123,7 +140,7 @@ def _scan(file: BinaryIO, name: str, findings: list[Finding]) -> list[IndexedSam
     try:
         return scan_tar(file, name)
     except MegaSRError as error:
-        findings.append(Finding("damaged tar", name, "", str(error).removeprefix(f"{name}: ")))
+        findings.append(Finding("damaged tar", name, "", str(error)))
         return None
 
 
@@ -136,7 +153,7 @@ def _compare(name: str, indexed: Sequence[IndexedSample], scanned: Sequence[Inde
                 yield Finding("missing sample", name, sample.key, f"{field} is in the index, not in the tar")
             elif field not in sample.files:
                 yield Finding("wrong index", name, sample.key, f"{field} is in the tar, not in the index")
-            elif files[field] != sample.files[field]:
+            elif files[field][:2] != sample.files[field][:2]:
                 yield Finding("wrong index", name, sample.key, f"{field} lies elsewhere in the tar")
     for key in in_tar:
         yield Finding("wrong index", name, key, "is in the tar, not in the index")
@@ -146,13 +163,13 @@ def _check_sample(file: BinaryIO, name: str, sample: IndexedSample, size: int) -
     unusable = PARAMS_FIELD in sample.files  # a baked set keeps the place of an original that could not be used
     if not unusable and not any(_is_image(field) and not field.startswith("map.") for field in sample.files):
         yield Finding("no image", name, sample.key, f"only {', '.join(sorted(sample.files)) or 'nothing'}")
-    for field, (offset, length) in sample.files.items():
+    for field, (offset, length, packed) in sample.files.items():
         if offset + length > size:
             yield Finding("missing sample", name, sample.key, f"{field} is cut off")
             continue
         file.seek(offset)
         content = file.read(length)
-        if digest(content) != sample.digests.get(field, digest(content)):
+        if packed and digest(content) != packed:
             yield Finding("damaged sample", name, sample.key, f"{field} is not what was packed")
         elif problem := _undecodable(field, content):
             yield Finding("damaged sample", name, sample.key, f"{field}: {problem}")
@@ -177,50 +194,6 @@ def _undecodable(field: str, content: bytes) -> str:
     return ""
 
 
-def verify(folder: Path, workers: int = 1, progress: Progress = no_progress) -> list[Finding]:
-    """Read and decode everything that is in a shard set.
-
-    Raises:
-        MegaSRError: the folder is not there.
-    """
-    if not folder.is_dir():
-        raise MegaSRError(f"{folder}: no such folder")
-    findings: list[Finding] = []
-    manifest = _read_manifest(folder, findings)
-    listed = {shard.name: shard for shard in manifest.shards} if manifest else {}
-    names = sorted(listed.keys() | {path.name for path in folder.glob("[!.]*.tar")})
-    findings += _stray_files(folder, names, listed if manifest else None)
-    reports: list[ShardReport] = []
-    for report in map_ordered(partial(check_shard, folder), [(name, listed.get(name)) for name in names], workers):
-        reports.append(report)
-        progress("verifying shards", len(reports), len(names), sum(done.bytes for done in reports))
-        findings += report.findings
-    findings += _duplicates(reports, baked=(folder / BAKED).is_file())
-    return findings + (_wrong_counts(manifest, reports) if manifest else [])
-
-
-def _read_manifest(folder: Path, findings: list[Finding]) -> Manifest | None:
-    try:
-        with open_plain(folder / MANIFEST) as file:
-            return Manifest.from_json(file.read().decode(), MANIFEST)
-    except FileNotFoundError:
-        findings.append(Finding("no manifest", MANIFEST, "", "the set is unfinished: run the command that makes it"))
-    except (OSError, UnicodeDecodeError, MegaSRError) as error:
-        findings.append(Finding("damaged manifest", MANIFEST, "", str(error)))
-    return None
-
-
-def _stray_files(folder: Path, names: list[str], listed: dict[str, ShardEntry] | None) -> Iterator[Finding]:
-    if listed is not None:
-        for name in names:
-            if name not in listed:
-                yield Finding("extra shard", name, "", "not in the manifest")
-    indexes = {index_name(name) for name in names}
-    for path in sorted(folder.glob(index_name("*"))):
-        if path.name not in indexes:
-            yield Finding("extra index", path.name, "", "there is no such shard")
-
-
 def _duplicates(reports: Iterable[ShardReport], baked: bool) -> Iterator[Finding]:
     """A baked set holds every key once per variant, in tars whose names end in the variant."""
     first: dict[tuple[str, str], str] = {}
@@ -234,11 +207,46 @@ def _duplicates(reports: Iterable[ShardReport], baked: bool) -> Iterator[Finding
 
 def _wrong_counts(manifest: Manifest, reports: Iterable[ShardReport]) -> list[Finding]:
     listed = {shard.name for shard in manifest.shards}
-    fields = sum((report.fields for report in reports if report.name in listed), Counter[str]())
+    present = sum((report.fields for report in reports if report.name in listed), Counter[str]())
+    counts = [(name, manifest.fields.get(name, 0), present[name]) for name in sorted(manifest.fields.keys() | present)]
     return [
-        Finding(
-            "wrong count", MANIFEST, "", f"{manifest.fields.get(name, 0)} samples with {name!r}, found {fields[name]}"
-        )
-        for name in sorted(manifest.fields.keys() | fields.keys())
-        if manifest.fields.get(name, 0) != fields[name]
+        Finding("wrong count", MANIFEST, "", f"{expected} samples with {name!r}, the tars have {count}")
+        for name, expected, count in counts
+        if expected != count
     ]
+
+
+def describe(folder: Path) -> Iterator[tuple[str, str]]:
+    """(name, value) of everything worth knowing of a shard set.
+
+    Raises:
+        MegaSRError: the manifest, or an image that is looked at, cannot be read.
+    """
+    if not folder.is_dir():
+        raise MegaSRError(f"{folder}: no such folder")
+    source = ShardSource(str(folder))
+    manifest = source.manifest
+    yield "samples", f"{manifest.samples}"
+    yield "shards", f"{len(manifest.shards)}"
+    yield "bytes", f"{manifest.bytes} ({manifest.bytes / 2**20:.1f} MiB)"
+    for name, count in manifest.fields.items():
+        yield f"field {name}", f"{count}"
+    sizes = list(_image_sizes(source))
+    if sizes:
+        height, width = (sum(side) / len(sizes) for side in zip(*sizes, strict=True))
+        yield "mean image size", f"{width:.0f}x{height:.0f} px (of {len(sizes)} images)"
+    yield "licence", manifest.licence
+    yield "command", manifest.command
+    yield "made", f"{manifest.created} by megasr {manifest.version}"
+    yield "dropped", f"{sum(manifest.dropped.values())}"
+    for reason, count in manifest.dropped.items():
+        yield f"  {reason}", f"{count}"
+
+
+def _image_sizes(source: ShardSource) -> Iterator[tuple[int, int]]:
+    """(height, width) of images from all over the set."""
+    for index in range(0, len(source), -(-len(source) // _MEASURED)):
+        key, files = source.files(index)
+        if (field := image_field(files)) is not None:
+            height, width = decode_image(files[field], key).shape[:2]
+            yield height, width

@@ -33,9 +33,8 @@ import cv2
 import torch
 
 from data_pipelines.samples import DrawSampler, Sample, SampleSet
-from data_pipelines.shards.plan import PackOptions
+from data_pipelines.shards.pack import PackOptions, pack
 from data_pipelines.shards.reader import ShardSource
-from data_pipelines.shards.writer import pack
 from data_pipelines.workers import read_or_next
 from megasr.images import write_png
 from megasr.rng import derive_seed, numpy_generator

@@ -35,10 +35,10 @@ import numpy as np
 import torch
 
 from data_pipelines.samples import DrawSampler, Sample, SampleSet, collate, crop_sample
-from data_pipelines.shards.plan import PackOptions
+from data_pipelines.shards.fields import image_field
+from data_pipelines.shards.pack import PackOptions, pack
 from data_pipelines.shards.reader import ShardSource
-from data_pipelines.shards.tar import image_field, index_name, load_index
-from data_pipelines.shards.writer import pack
+from data_pipelines.shards.tar import index_name, load_index
 from data_pipelines.workers import read_or_next
 from experiments.benchmarks.record import publish
 from megasr.batch import SRBatch
@@ -65,9 +65,9 @@ class Readers:
         paths = {path.relative_to(images).with_suffix("").as_posix(): path for path in list_images(images)}
         for number, shard in enumerate(self.source.manifest.shards):
             self.tars.append(np.memmap(shards / shard.name, np.uint8, "r"))
-            for sample in load_index((shards / index_name(shard.name)).read_text(), shard.name):
-                offset, size = sample.files[image_field(sample) or ""]
-                self.places.append((sample.key, number, offset, offset + size))
+            for sample in load_index((shards / index_name(shard.name)).read_text(), shard.name)[0]:
+                member = sample.files[image_field(sample.files) or ""]
+                self.places.append((sample.key, number, member.offset, member.offset + member.size))
         self.paths = [paths[key] for key, *_ in self.places]
 
     def shards(self, draw: int) -> Sample:

@@ -16,75 +16,102 @@ from megasr.console import progress_bars
 from megasr.errors import MegaSRError, UsageError, printable
 
 if TYPE_CHECKING:
-    from data_pipelines.shards.plan import Progress
+    from data_pipelines.shards.manifest import Manifest
+    from data_pipelines.shards.parallel import Progress
 
 
 def add_parser(commands: Any) -> None:
     """Declare `shards` and its actions."""
     parser = commands.add_parser("shards", help="pack image folders into shards, and check them", description=__doc__)
     actions = parser.add_subparsers(dest="action", required=True, metavar="action")
-    _add_pack(actions)
-    _add_bake(actions)
+    pack = _add_pack(actions)
+    bake = _add_bake(actions)
     verify = actions.add_parser("verify", help="find every damaged, missing or duplicated sample")
     info = actions.add_parser("info", help="say what a shard set holds and where it comes from")
     index = actions.add_parser("index", help="index webdataset tars that others have made")
     index.add_argument("--licence", required=True, help="under which the images may be used")
-    for action, run in ((verify, run_verify), (info, run_info), (index, run_index)):
+    for action in (bake, verify, info, index):
         action.add_argument("folder", metavar="DIR", type=Path, help="folder of the shards")
-        action.set_defaults(run=run, passes_options_on=False)
-    for action in (verify, index):
-        _add_workers(action)
-
-
-def _add_workers(parser: argparse.ArgumentParser) -> None:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    parser.add_argument("--workers", type=int, default=cores, help=f"processes (default: one per core, {cores})")
+    for action in (pack, bake, verify, index):
+        action.add_argument("--workers", type=int, default=cores, help=f"processes (default: one per core, {cores})")
+    runs = {pack: run_pack, bake: run_bake, verify: run_verify, info: run_info, index: run_index}
+    for action, run in runs.items():
+        action.set_defaults(run=run, passes_options_on=False)
 
 
-def _add_pack(actions: Any) -> None:
-    pack = actions.add_parser(
+def _add_pack(actions: Any) -> argparse.ArgumentParser:
+    pack: argparse.ArgumentParser = actions.add_parser(
         "pack",
         help="pack image folders; run it again after an interruption, it goes on",
         description="Images are stored as they are. PHOTO.txt beside PHOTO.jpg holds its tags. "
         "What is dropped, and why, is listed in DIR/dropped.csv.",
     )
-    pack.add_argument("folders", metavar="FOLDER", nargs="+", help="folder of images, searched recursively")
-    pack.add_argument("--output", metavar="DIR", type=Path, required=True, help="folder for the shards")
-    pack.add_argument("--licence", metavar="TEXT", required=True, help="under which the images may be used")
-    pack.add_argument("--samples-per-shard", metavar="N", type=int, default=1000, help="(default: 1000)")
-    pack.add_argument("--min-size", metavar="PX", type=int, default=0, help="drop images with a shorter side below")
-    pack.add_argument("--min-sharpness", metavar="X", type=float, default=0.0, help="drop images that are less sharp")
-    pack.add_argument(
-        "--map", metavar="NAME=FOLDER", action="append", default=[], help="a guidance map FOLDER/KEY.png per image"
-    )
-    pack.add_argument("--seed", type=int, default=0, help="of the order in which images are mixed (default: 0)")
-    _add_workers(pack)
-    pack.set_defaults(run=run_pack, passes_options_on=False)
+    add = pack.add_argument
+    add("folders", metavar="FOLDER", nargs="+", help="folder of images, searched recursively")
+    add("--output", metavar="DIR", type=Path, required=True, help="folder for the shards")
+    add("--licence", metavar="TEXT", required=True, help="under which the images may be used")
+    add("--samples-per-shard", metavar="N", type=int, default=1000, help="(default: 1000)")
+    add("--min-size", metavar="PX", type=int, default=0, help="drop images with a shorter side below")
+    add("--min-sharpness", metavar="X", type=float, default=0.0, help="drop images that are less sharp")
+    add("--map", metavar="NAME=FOLDER", action="append", default=[], help="a guidance map FOLDER/KEY.png per image")
+    add("--seed", type=int, default=0, help="of the order in which images are mixed (default: 0)")
+    return pack
 
 
-def _add_bake(actions: Any) -> None:
-    bake = actions.add_parser(
+def _add_bake(actions: Any) -> argparse.ArgumentParser:
+    bake: argparse.ArgumentParser = actions.add_parser(
         "bake",
         help="write degraded variants of a shard set; asking for more later keeps those that are there",
         description="Variants lie in DIR/baked/NAME. ShardDataModule reads them with baked=NAME.",
     )
-    bake.add_argument("folder", metavar="DIR", type=Path, help="folder of the shards")
-    bake.add_argument("--variants", metavar="K", type=int, required=True, help="variants of every image")
-    bake.add_argument("--name", help="of the baked set (default: DEGRADATION-xSCALE-CROPpx)")
-    bake.add_argument("--degradation", default="realesrgan_strong", help="preset (default: realesrgan_strong)")
-    bake.add_argument("--scale-factor", type=int, default=4, help="size of hq over size of lq (default: 4)")
-    bake.add_argument("--crop-size", metavar="PX", type=int, default=512, help="of hq (default: 512)")
-    bake.add_argument("--usm-target", action="store_true", help="sharpen hq before it is degraded")
-    bake.add_argument("--maps", metavar="TYPE", nargs="*", default=[], help="guidance types whose maps are baked")
-    bake.add_argument(
-        "--extractors", metavar="TYPE=SOURCE", nargs="*", default=[], help="networks of these maps (default: shipped)"
+    add = bake.add_argument
+    add("--variants", metavar="K", type=int, required=True, help="variants of every image")
+    add("--name", help="of the baked set (default: DEGRADATION-xSCALE-CROPpx)")
+    add("--degradation", default="realesrgan_strong", help="preset (default: realesrgan_strong)")
+    add("--scale-factor", type=int, default=4, help="size of hq over size of lq (default: 4)")
+    add("--crop-size", metavar="PX", type=int, default=512, help="of hq (default: 512)")
+    add("--usm-target", action="store_true", help="sharpen hq before it is degraded")
+    add("--maps", metavar="TYPE", nargs="*", default=[], help="guidance types whose maps are baked")
+    add("--extractors", metavar="TYPE=SOURCE", nargs="*", default=[], help="weights for these maps (default: shipped)")
+    add("--tokens-weights", metavar="FILE", type=Path, help="OpenCLIP weights: bakes image tokens of lq")
+    add("--tokens-model", default="ViT-H-14", help="OpenCLIP model of these weights (default: ViT-H-14)")
+    add("--latents", metavar="PRIOR", help="bake the latents of hq: `tiny`, `sd21-base` or a folder")
+    add("--seed", type=int, default=0, help="of crops and degradations (default: 0)")
+    return bake
+
+
+def run_pack(arguments: argparse.Namespace) -> None:
+    """Pack, and say what was made and what was dropped.
+
+    Raises:
+        UsageError: an option cannot be used, or the folder holds another set.
+        MegaSRError: an image changed, or the disk is full.
+    """
+    from data_pipelines.filters import describe_drops
+    from data_pipelines.shards.pack import DROPPED, PackOptions, pack
+
+    maps = _pairs("--map", "NAME=FOLDER", arguments.map)
+    for folder in maps.values():
+        if not Path(folder).is_dir():
+            raise UsageError(f"--map: {folder} is no folder")
+    options = PackOptions(
+        folders=tuple(arguments.folders),
+        licence=arguments.licence,
+        samples_per_shard=arguments.samples_per_shard,
+        min_size_px=arguments.min_size,
+        min_sharpness=arguments.min_sharpness,
+        maps=maps,
+        seed=arguments.seed,
     )
-    bake.add_argument("--tokens-weights", metavar="FILE", type=Path, help="OpenCLIP weights: bakes image tokens of lq")
-    bake.add_argument("--tokens-model", default="ViT-H-14", help="OpenCLIP model of these weights (default: ViT-H-14)")
-    bake.add_argument("--latents", metavar="PRIOR", help="bake the latents of hq: `tiny`, `sd21-base` or a folder")
-    bake.add_argument("--seed", type=int, default=0, help="of crops and degradations (default: 0)")
-    _add_workers(bake)
-    bake.set_defaults(run=run_bake, passes_options_on=False)
+    with _progress() as progress:
+        result = pack(options, arguments.output, _workers(arguments), progress)
+    manifest = result.manifest
+    state = "" if result.written else " is finished already, unread"
+    print(f"{arguments.output}{state}: {_size(manifest)}")
+    if manifest.dropped:
+        total = manifest.samples + sum(manifest.dropped.values())
+        print(f"{describe_drops(manifest.dropped, total)}; each is listed in {arguments.output / DROPPED}")
 
 
 def run_bake(arguments: argparse.Namespace) -> None:
@@ -97,133 +124,38 @@ def run_bake(arguments: argparse.Namespace) -> None:
     from data_pipelines.shards.bake import bake
     from data_pipelines.shards.baked import BakeOptions
 
-    tokens, load_tokens = "", None
-    if arguments.tokens_weights is not None:
-        tokens = tower_name(arguments.tokens_model, arguments.tokens_weights)
-        load_tokens = partial(load_vision, arguments.tokens_model, str(arguments.tokens_weights))
-    latents, encode = "", None
-    if arguments.latents is not None:
-        latents, encode = prior_name(arguments.latents), partial(load_latents, arguments.latents)
+    weights, prior = arguments.tokens_weights, arguments.latents
     options = BakeOptions(
         degradation=arguments.degradation,
         scale_factor=arguments.scale_factor,
         crop_size_px=arguments.crop_size,
         usm_target=arguments.usm_target,
         maps=tuple(arguments.maps),
-        tokens=tokens,
-        latents=latents,
+        tokens="" if weights is None else tower_name(arguments.tokens_model, weights),
+        latents="" if prior is None else prior_name(prior),
         seed=arguments.seed,
     )
-    sources = _pairs("--extractors", "TYPE=SOURCE", arguments.extractors)
     name = arguments.name or f"{options.degradation}-x{options.scale_factor}-{options.crop_size_px}px"
-    workers = _workers(arguments)
     with _progress() as progress:
         manifest = bake(
-            arguments.folder, name, options, arguments.variants, load_tokens, workers, progress, sources, encode
+            arguments.folder,
+            name,
+            options,
+            arguments.variants,
+            load_tokens=None if weights is None else partial(load_vision, arguments.tokens_model, str(weights)),
+            workers=_workers(arguments),
+            progress=progress,
+            sources=_pairs("--extractors", "TYPE=SOURCE", arguments.extractors),
+            load_latents=None if prior is None else partial(load_latents, prior),
         )
-    size = f"{manifest.samples} samples in {len(manifest.shards)} shards, {manifest.bytes / 2**20:.1f} MiB"
-    print(f"{arguments.folder / 'baked' / name}: {arguments.variants} variants, {size}")
-
-
-def tower_name(model: str, weights: Path) -> str:
-    """What baked tokens are told apart by: the OpenCLIP model, and the beginning of its weights' sha256.
-
-    Raises:
-        MegaSRError: the weights cannot be read.
-    """
-    from megasr.files import file_sha256
-
-    return f"{model} {file_sha256(weights)[:16]}"
-
-
-def load_vision(model: str, weights: str) -> Any:
-    """The OpenCLIP encoder that makes image tokens; called in every worker process."""
-    from megasr.semantics.clip import VisionConfig, VisionEncoder
-
-    return VisionEncoder(VisionConfig(weights, model))
-
-
-def prior_name(source: str) -> str:
-    """What baked latents are told apart by: the fingerprint of the prior.
-
-    Raises:
-        MegaSRError: it cannot be loaded.
-    """
-    from megasr.prior import load_prior
-
-    return load_prior(source).fingerprint()
-
-
-def load_latents(source: str) -> Any:
-    """The prior's encoder of hq; called in every worker process."""
-    from megasr.prior import load_prior
-
-    return load_prior(source).encode
-
-
-def run_pack(arguments: argparse.Namespace) -> None:
-    """Pack, and say what was made and what was dropped.
-
-    Raises:
-        UsageError: an option cannot be used, or the folder holds another set.
-        MegaSRError: an image changed, or the disk is full.
-    """
-    from data_pipelines.filters import describe_drops
-    from data_pipelines.shards.plan import DROPPED, PackOptions
-    from data_pipelines.shards.writer import pack
-
-    options = PackOptions(
-        folders=tuple(arguments.folders),
-        licence=arguments.licence,
-        samples_per_shard=arguments.samples_per_shard,
-        min_size_px=arguments.min_size,
-        min_sharpness=arguments.min_sharpness,
-        maps=_maps(arguments.map),
-        seed=arguments.seed,
-    )
-    with _progress() as progress:
-        result = pack(options, arguments.output, _workers(arguments), progress)
-    manifest = result.manifest
-    size = f"{manifest.samples} samples in {len(manifest.shards)} shards, {manifest.bytes / 2**20:.1f} MiB"
-    print(
-        f"{arguments.output}: {size}" if result.written else f"{arguments.output} is finished already, unread: {size}"
-    )
-    if manifest.dropped:
-        total = manifest.samples + sum(manifest.dropped.values())
-        print(f"{describe_drops(manifest.dropped, total)}; each is listed in {arguments.output / DROPPED}")
-
-
-def _maps(given: list[str]) -> dict[str, str]:
-    for pair in given:
-        folder = pair.partition("=")[2]
-        if folder and not Path(folder).is_dir():
-            raise UsageError(f"--map {pair}: {folder} is no folder")
-    return _pairs("--map", "NAME=FOLDER", given)
-
-
-def _pairs(option: str, form: str, given: list[str]) -> dict[str, str]:
-    pairs: dict[str, str] = {}
-    for pair in given:
-        name, equals, value = pair.partition("=")
-        if not equals or not value:
-            raise UsageError(f"{option} {pair}: should be {form}")
-        if name in pairs:
-            raise UsageError(f"{option} {name} is given twice")
-        pairs[name] = value
-    return pairs
-
-
-def _workers(arguments: argparse.Namespace) -> int:
-    if arguments.workers < 1:
-        raise UsageError(f"--workers must be at least 1, got {arguments.workers}")
-    return int(arguments.workers)
+    print(f"{arguments.folder / 'baked' / name}: {arguments.variants} variants, {_size(manifest)}")
 
 
 def run_verify(arguments: argparse.Namespace) -> None:
     """Print one line per finding and the counts per kind.
 
     Raises:
-        MegaSRError: something was found.
+        MegaSRError: something is wrong with the set.
     """
     from data_pipelines.shards.verify import verify
 
@@ -234,8 +166,8 @@ def run_verify(arguments: argparse.Namespace) -> None:
         return
     width = max(len(finding.kind) for finding in findings)
     for finding in findings:
-        found = "  ".join(filter(None, (finding.where, finding.key, finding.detail)))
-        print(printable(f"{finding.kind:<{width}}  {found}"))
+        rest = "  ".join(filter(None, (finding.where, finding.key, finding.detail)))
+        print(printable(f"{finding.kind:<{width}}  {rest}"))
     print()
     for kind, count in sorted(Counter(finding.kind for finding in findings).items()):
         print(f"{kind:<{width}}  {count}")
@@ -244,7 +176,7 @@ def run_verify(arguments: argparse.Namespace) -> None:
 
 def run_info(arguments: argparse.Namespace) -> None:
     """Print what the set holds, one aligned line each."""
-    from data_pipelines.shards.baked import describe
+    from data_pipelines.shards.verify import describe
 
     rows = list(describe(arguments.folder))
     width = max(len(name) for name, _ in rows)
@@ -259,7 +191,57 @@ def run_index(arguments: argparse.Namespace) -> None:
     with _progress() as progress:
         manifest = index_shards(arguments.folder, arguments.licence, _workers(arguments), progress)
     fields = ", ".join(f"{count} {name}" for name, count in manifest.fields.items())
-    print(printable(f"{arguments.folder}: {manifest.samples} samples in {len(manifest.shards)} shards ({fields})"))
+    print(printable(f"{arguments.folder}: {_size(manifest)} ({fields})"))
+
+
+def _size(manifest: Manifest) -> str:
+    return f"{manifest.samples} samples in {len(manifest.shards)} shards, {manifest.bytes / 2**20:.1f} MiB"
+
+
+def tower_name(model: str, weights: Path) -> str:
+    """What baked tokens are told apart by: the OpenCLIP model, and the beginning of its weights' sha256."""
+    from megasr.files import file_sha256
+
+    return f"{model} {file_sha256(weights)[:16]}"
+
+
+def load_vision(model: str, weights: str) -> Any:
+    """The OpenCLIP encoder that makes image tokens; called in every worker process."""
+    from megasr.semantics.clip import VisionConfig, VisionEncoder
+
+    return VisionEncoder(VisionConfig(weights, model))
+
+
+def prior_name(source: str) -> str:
+    """What baked latents are told apart by: the fingerprint of the prior."""
+    from megasr.prior import load_prior
+
+    return load_prior(source).fingerprint()
+
+
+def load_latents(source: str) -> Any:
+    """The prior's encoder of hq; called in every worker process."""
+    from megasr.prior import load_prior
+
+    return load_prior(source).encode
+
+
+def _pairs(option: str, form: str, values: list[str]) -> dict[str, str]:
+    pairs: dict[str, str] = {}
+    for pair in values:
+        name, _, value = pair.partition("=")
+        if not value:
+            raise UsageError(f"{option} {pair}: should be {form}")
+        if name in pairs:
+            raise UsageError(f"{option} {name} is given twice")
+        pairs[name] = value
+    return pairs
+
+
+def _workers(arguments: argparse.Namespace) -> int:
+    if arguments.workers < 1:
+        raise UsageError(f"--workers must be at least 1, got {arguments.workers}")
+    return int(arguments.workers)
 
 
 @contextmanager

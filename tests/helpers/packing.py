@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.shards.manifest import MANIFEST
-from data_pipelines.shards.plan import PackOptions
+from data_pipelines.shards.pack import PackOptions
 from tests.helpers.shard_sets import encoded, pixels
 
 KEYS = ["a", "b/v1.2", "b/é ü", "__c__/d", *(f"c/{n}" for n in range(7))]

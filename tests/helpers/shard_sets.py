@@ -61,9 +61,10 @@ def write_shard(folder: Path, name: str, samples: Sequence[tuple[str, Files]]) -
                 tar.addfile(member, io.BytesIO(content))
     content = (folder / name).read_bytes()
     sha256 = hashlib.sha256(content).hexdigest()
-    digests = {key: {field: digest(data) for field, data in files.items()} for key, files in samples}
-    found = scan_tar(io.BytesIO(content), name)
-    indexed = [IndexedSample(sample.key, sample.files, digests[sample.key]) for sample in found]
+    indexed = [
+        IndexedSample(sample.key, {f: m._replace(digest=digest(files[f])) for f, m in sample.files.items()})
+        for sample, (_, files) in zip(scan_tar(io.BytesIO(content), name), samples, strict=True)
+    ]
     (folder / index_name(name)).write_text(dump_index(indexed, name, sha256))
     return ShardEntry(name, len(samples), len(content), sha256)
 

@@ -96,7 +96,7 @@ def test_index_shards_of_others(tmp_path: Path, capsys: pytest.CaptureFixture[st
         ("pack {0}/photos --output {0}/set --licence CC0 --workers 0", "--workers must be at least 1, got 0"),
         ("pack {0}/photos --output {0}/set --licence CC0 --min-size -1", "min_size_px must be"),
         ("pack {0}/photos --output {0}/set --licence CC0 --map canny", "--map canny: should be NAME=FOLDER"),
-        ("pack {0}/photos --output {0}/set --licence CC0 --map a=x --map a=x", "x is no folder"),
+        ("pack {0}/photos --output {0}/set --licence CC0 --map a=x", "x is no folder"),
         ("pack {0}/photos --output {0}/set --licence CC0 --map A.b={0}", "'A.b' is not the name of a guidance type"),
         (
             "pack {0}/photos --output {0}/set --licence CC0 --map canny={0}",

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import resource
 import struct
 import tarfile
 import zlib
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,12 +17,13 @@ import pytest
 
 from data_pipelines.samples import UnusableSampleError
 from data_pipelines.shards.bake import bake
-from data_pipelines.shards.baked import BakedSource, BakeOptions, describe, load_array
+from data_pipelines.shards.baked import BakedSource, BakeOptions
+from data_pipelines.shards.fields import decode_map, load_array
 from data_pipelines.shards.foreign import index_shards
 from data_pipelines.shards.manifest import MANIFEST
 from data_pipelines.shards.reader import ShardSource
-from data_pipelines.shards.tar import decode_map
-from data_pipelines.shards.verify import verify
+from data_pipelines.shards.tar import IndexedSample, Member, dump_index, load_index
+from data_pipelines.shards.verify import describe, verify
 from megasr import cli
 from megasr.errors import MegaSRError
 from tests.helpers.shard_sets import make_shards, photo_files, write_shard
@@ -62,16 +61,16 @@ def edit_manifest(folder: Path, **values: Any) -> None:
 
 
 def edit_index(folder: Path, key: str = "folder/image 000", **files: Any) -> None:
-    content = json.loads((folder / INDEX).read_text())
-    content["samples"][0] = [key, content["samples"][0][1] | files]
-    (folder / INDEX).write_text(json.dumps(content))
+    (first, *others), sha256 = load_index((folder / INDEX).read_text(), INDEX)
+    members = first.files | {name: Member(*values) for name, values in files.items()}
+    (folder / INDEX).write_text(dump_index([IndexedSample(key, members), *others], TAR, sha256))
 
 
 @pytest.mark.parametrize("values", [{"bytes": 2**60}, {"samples": 10**30}, {"bytes": 1e300}, {"samples": 10**18}])
 def test_numbers_that_no_set_has_are_refused(shards: Path, values: dict[str, Any]) -> None:
     edit_manifest(shards, **values)
     for read in (lambda: ShardSource(str(shards)), lambda: list(describe(shards))):
-        with pytest.raises(MegaSRError, match=f"{TAR}: samples and bytes should be counts"):
+        with pytest.raises(MegaSRError, match=f"{TAR}: (samples|bytes) should be a count"):
             read()
     assert "damaged manifest" in {finding.kind for finding in verify(shards)}
 
@@ -90,9 +89,8 @@ def test_names_are_names_of_files_in_the_set(shards: Path, name: str) -> None:
         {"png": [2**45, 20, ""]},
         {"png": [512, 2**31, ""]},
         {"png": [512, 2**70, ""]},
-        {f"f{n}": [512, 0, ""] for n in range(1500)},
     ],
-    ids=["size", "offset", "2 GiB", "2^70", "many files"],
+    ids=["size", "offset", "2 GiB", "2^70"],
 )
 def test_places_that_an_index_invents_cost_one_sample(shards: Path, files: dict[str, Any]) -> None:
     edit_manifest(shards, bytes=2**49)
@@ -101,7 +99,7 @@ def test_places_that_an_index_invents_cost_one_sample(shards: Path, files: dict[
     with pytest.raises(UnusableSampleError, match="wrong index"):
         source.read(0)
     assert source.read(1).key == "folder/image 001"
-    with pytest.raises(MegaSRError, match=f"{TAR}: wrong index .*megasr shards verify"):
+    with pytest.raises(MegaSRError, match="wrong index"):
         list(describe(shards))
     assert {"missing sample", "wrong index"} & {finding.kind for finding in verify(shards)}
 
@@ -145,18 +143,6 @@ def test_a_large_member_is_not_read_into_memory(tmp_path: Path) -> None:
         file.truncate(HEADER_BYTES + header.size + 10240)
     limit_memory(2**27)
     assert index_shards(tmp_path, "CC0").samples == 1
-
-
-@pytest.mark.parametrize("name", [MANIFEST, INDEX, TAR])
-@pytest.mark.parametrize("make", [os.mkfifo, lambda path: os.symlink("/dev/zero", path)], ids=["pipe", "device"])
-def test_pipes_and_devices_are_no_files_of_a_set(shards: Path, name: str, make: Callable[[Path], None]) -> None:
-    (shards / name).unlink()
-    make(shards / name)
-    with pytest.raises(MegaSRError, match="not a plain file"):
-        ShardSource(str(shards)).read(0)
-    with pytest.raises(MegaSRError, match="not a plain file"):
-        list(describe(shards))
-    assert [finding for finding in verify(shards) if "not a plain file" in finding.detail]
 
 
 @pytest.mark.parametrize("name", [MANIFEST, INDEX])

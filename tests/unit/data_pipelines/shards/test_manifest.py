@@ -35,17 +35,16 @@ def shard(**changes: Any) -> dict[str, Any]:
     ("changes", "says"),
     [
         ({"format": "other-1"}, "format is 'other-1'"),
-        ({"licence": ...}, "lacks licence"),
+        ({"licence": ...}, "lacks 'licence'"),
         ({"samples": 4}, "samples is 4, its shards add up to 3"),
         ({"bytes": 1}, "bytes is 1, its shards add up to 150"),
         ({"fields": {"jpg": 4}}, "4 samples have 'jpg', there are only 3"),
-        ({"fields": {"jpg": "3"}}, "fields.jpg should be a count"),
-        ({"dropped": []}, "dropped should be a dict"),
-        ({"created": None}, "created should be a str"),
+        ({"fields": {"jpg": "3"}}, "jpg should be a count, is '3'"),
+        ({"dropped": []}, "not a shard manifest"),
         (shard(name="../shard.tar"), "'../shard.tar' is not the file name of a shard"),
-        (shard(samples=-3), "samples and bytes should be counts"),
+        (shard(samples=-3), "samples should be a count, is -3"),
         (shard(sha256="A" * 64), "is not a sha256"),
-        (shard(more=1), "a shard should have name, samples, bytes, sha256"),
+        (shard(more=1), "unexpected keyword argument 'more'"),
         ({"shards": shard()["shards"] * 2, "samples": 6, "bytes": 300}, "shard-000000.tar is listed more than once"),
     ],
 )
@@ -60,5 +59,5 @@ def test_refuses(changes: dict[str, Any], says: str) -> None:
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '"format"', MANIFEST.to_json()[:-20]])
 def test_refuses_what_is_no_manifest(text: str) -> None:
-    with pytest.raises(MegaSRError, match=r"set/manifest\.json: (not a shard manifest|format is None)"):
+    with pytest.raises(MegaSRError, match=r"set/manifest\.json: not a shard manifest"):
         Manifest.from_json(text, "set/manifest.json")

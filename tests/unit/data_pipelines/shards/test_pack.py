@@ -14,10 +14,9 @@ import webdataset
 
 from data_pipelines.shards.foreign import index_shards
 from data_pipelines.shards.manifest import MANIFEST
-from data_pipelines.shards.plan import DROPPED, PLAN, read_plan
+from data_pipelines.shards.pack import DROPPED, PLAN, pack, read_plan
 from data_pipelines.shards.tar import decode_key
 from data_pipelines.shards.verify import verify
-from data_pipelines.shards.writer import pack
 from megasr.errors import MegaSRError, UsageError
 from tests.helpers.packing import KEYS, make_photos, pack_options, photo, set_content
 from tests.helpers.shard_sets import encoded, pixels

@@ -14,8 +14,7 @@ from typing import Any
 import pytest
 
 from data_pipelines.shards.manifest import MANIFEST
-from data_pipelines.shards.plan import PLAN
-from data_pipelines.shards.writer import pack
+from data_pipelines.shards.pack import PLAN, pack
 from megasr.errors import MegaSRError, UsageError
 from tests.helpers.packing import make_photos, pack_options, set_content
 from tests.helpers.shard_sets import encoded, pixels

@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data_pipelines.shards.fields import IMAGE_FIELDS
 from data_pipelines.shards.manifest import MANIFEST
 from data_pipelines.shards.reader import ShardSource
-from data_pipelines.shards.tar import IMAGE_FIELDS, dump_index, index_name, load_record, scan_tar
+from data_pipelines.shards.tar import Member, dump_index, index_name, load_index, scan_tar
 from data_pipelines.workers import ErrorBudget, read_or_next
 from megasr.errors import MegaSRError
 from megasr.images import decode_image
@@ -86,8 +87,8 @@ def member_stretches(folder: Path) -> list[tuple[int, int]]:
     """(begin, end) of every member with its header and padding."""
     with (folder / TAR).open("rb") as file:
         samples = scan_tar(file, TAR)
-    places = sorted(place for sample in samples for place in sample.files.values())
-    return [(offset - 512, offset + -(-size // 512) * 512) for offset, size in places]
+    members = sorted(member for sample in samples for member in sample.files.values())
+    return [(m.offset - 512, m.offset + -(-m.size // 512) * 512) for m in members]
 
 
 def swap_members(folder: Path, rng: np.random.Generator) -> None:
@@ -109,7 +110,7 @@ def other_tar(folder: Path, rng: np.random.Generator) -> None:
 
 def edit_index(edit: Callable[[list, np.random.Generator], None]) -> Mutation:
     def mutate(folder: Path, rng: np.random.Generator) -> None:
-        samples, sha256 = load_record((folder / INDEX).read_text(), INDEX)
+        samples, sha256 = load_index((folder / INDEX).read_text(), INDEX)
         edit(samples, rng)
         (folder / INDEX).write_text(dump_index(samples, TAR, sha256))
 
@@ -135,7 +136,7 @@ def wrong_place(samples: list, rng: np.random.Generator) -> None:
     field = sorted(files)[rng.integers(len(files))]
     place = list(files[field])
     place[rng.integers(2)] = int(rng.choice([0, 1, 511, 512, 5000, 10**6, 2**40, 2**70]))
-    files[field] = tuple(place)
+    files[field] = Member(*place)
 
 
 def delete_image(samples: list, rng: np.random.Generator) -> None:

@@ -15,9 +15,9 @@ import pytest
 
 from data_pipelines.shards.baked import BAKED
 from data_pipelines.shards.manifest import MANIFEST, Manifest
-from data_pipelines.shards.tar import IndexedSample, load_index
+from data_pipelines.shards.pack import pack
+from data_pipelines.shards.tar import IndexedSample, dump_index, load_index
 from data_pipelines.shards.verify import verify
-from data_pipelines.shards.writer import pack
 from megasr.errors import MegaSRError
 from tests.helpers.packing import make_photos, pack_options
 from tests.helpers.shard_sets import encoded, pixels, sample_files, write_shard
@@ -36,7 +36,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def indexed(folder: Path, name: str = INDEX) -> list[IndexedSample]:
-    return load_index((folder / name).read_text(), name)
+    return load_index((folder / name).read_text(), name)[0]
 
 
 def overwrite(path: Path, offset: int, content: bytes) -> None:
@@ -47,14 +47,14 @@ def overwrite(path: Path, offset: int, content: bytes) -> None:
 
 def truncate_in_second_sample(folder: Path) -> Found:
     second, third = indexed(folder)[1:]
-    offset, size = next(iter(second.files.values()))
+    offset, size, _ = next(iter(second.files.values()))
     (folder / SHARD).write_bytes((folder / SHARD).read_bytes()[: offset + size // 2])
     whole = {("damaged tar", SHARD, ""), ("wrong size", SHARD, ""), ("wrong sha256", SHARD, "")}
     return whole | {("missing sample", SHARD, sample.key) for sample in (second, third)}
 
 
 def truncate_the_end(folder: Path) -> Found:
-    offset, size = next(iter(indexed(folder)[-1].files.values()))
+    offset, size, _ = next(iter(indexed(folder)[-1].files.values()))
     (folder / SHARD).write_bytes((folder / SHARD).read_bytes()[: -(-(offset + size) // 512) * 512])
     return {("damaged tar", SHARD, ""), ("wrong size", SHARD, ""), ("wrong sha256", SHARD, "")}
 
@@ -67,14 +67,14 @@ def zero_bytes(folder: Path) -> Found:
 
 def flip_one_bit_of_an_image(folder: Path) -> Found:
     sample = indexed(folder)[1]
-    offset, size = next(iter(sample.files.values()))
+    offset, size, _ = next(iter(sample.files.values()))
     byte = (folder / SHARD).read_bytes()[offset + size // 2]
     overwrite(folder / SHARD, offset + size // 2, bytes([byte ^ 1]))
     return {("wrong sha256", SHARD, ""), ("damaged sample", SHARD, sample.key)}
 
 
 def flip_a_header(folder: Path) -> Found:
-    offset, _ = next(iter(indexed(folder)[1].files.values()))
+    offset, *_ = next(iter(indexed(folder)[1].files.values()))
     overwrite(folder / SHARD, offset - 500, b"\xff")
     return {("wrong sha256", SHARD, ""), ("damaged tar", SHARD, "")}
 
@@ -146,17 +146,16 @@ def a_sample_more(folder: Path) -> Found:
 
 
 def an_index_that_lies(folder: Path) -> Found:
-    content = json.loads((folder / INDEX).read_text())
-    first, second, third = content["samples"]
-    (field,) = second[1]
-    second[1][field][0] += 512
-    content["samples"] = [["ghost", first[1]], second, third]
-    (folder / INDEX).write_text(json.dumps(content))
+    samples, sha256 = load_index((folder / INDEX).read_text(), INDEX)
+    first, second, third = samples
+    ((field, member),) = second.files.items()
+    moved = replace(second, files={field: member._replace(offset=member.offset + 512)})
+    (folder / INDEX).write_text(dump_index([replace(first, key="ghost"), moved, third], SHARD, sha256))
     return {
         ("missing sample", SHARD, "ghost"),
-        ("wrong index", SHARD, first[0]),
-        ("wrong index", SHARD, second[0]),
-        ("damaged sample", SHARD, second[0]),
+        ("wrong index", SHARD, first.key),
+        ("wrong index", SHARD, second.key),
+        ("damaged sample", SHARD, second.key),
         ("wrong count", SHARD, ""),
         ("wrong count", MANIFEST, ""),
     }

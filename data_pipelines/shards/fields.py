@@ -1,0 +1,106 @@
+"""The fields of a sample: their names, and their contents as files and as arrays."""
+
+from __future__ import annotations
+
+import io
+import struct
+from collections.abc import Mapping
+
+import cv2
+import numpy as np
+import torch
+
+from data_pipelines.samples import Sample, UnusableSampleError
+from megasr.errors import MegaSRError
+from megasr.guidance.registry import is_made_from_lq
+from megasr.image_decoding import MAX_PIXELS, PNG_SIGNATURE, refuse_long_png
+from megasr.images import decode_image, from_integers
+
+IMAGE_FIELDS = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff")
+TAGS_FIELD = "txt"
+LQ_FIELD, TOKENS_FIELD, LATENTS_FIELD, PARAMS_FIELD = "lq.png", "tokens.npy", "latents.npy", "params.json"  # baked
+_MAP_PREFIX, _MAP_SUFFIX = "map.", ".png"
+
+
+def map_field(guidance: str) -> str:
+    """The field of a guidance map."""
+    return f"{_MAP_PREFIX}{guidance}{_MAP_SUFFIX}"
+
+
+def image_field(fields: Mapping[str, object]) -> str | None:
+    """The field that holds the photograph, None when there is none."""
+    return next((name for name in IMAGE_FIELDS if name in fields), None)
+
+
+def decode_sample(key: str, files: Mapping[str, bytes]) -> Sample:
+    """The image, tags and maps of a sample. Maps beside hq were made from hq: those of types made from lq are left out.
+
+    Raises:
+        UnusableSampleError: there is no image, or a field cannot be decoded.
+    """
+    field = image_field(files)
+    if field is None:
+        raise UnusableSampleError(key, "no image", f"only {', '.join(files)}")
+    reason = "unreadable image"
+    try:
+        hq = decode_image(files[field], key)
+        reason = "unreadable tags"
+        tags = files.get(TAGS_FIELD, b"").decode().strip()
+        reason = "unreadable map"
+        names = [name[len(_MAP_PREFIX) : -len(_MAP_SUFFIX)] for name in files if name.startswith(_MAP_PREFIX)]
+        maps = {n: decode_map(files[map_field(n)], *hq.shape[:2]) for n in names if not is_made_from_lq(n)}
+    except (MegaSRError, ValueError) as error:
+        raise UnusableSampleError(key, reason, str(error)) from error
+    return Sample(key, hq, tags, maps)
+
+
+def decode_map(content: bytes, height: int | None = None, width: int | None = None) -> torch.Tensor:
+    """A guidance map: 8- or 16-bit PNG, grey or RGB -> (C, H, W) float32 in [0, 1], C = 1 or 3.
+
+    Args:
+        content: of the file.
+        height: of the image; None takes any.
+        width: of the image; None takes any.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if content[:8] != PNG_SIGNATURE or len(content) < 24:
+        raise ValueError("not a PNG")
+    columns, rows = struct.unpack(">II", content[16:24])
+    if (rows, columns) != (height or rows, width or columns):
+        raise ValueError(f"{columns}x{rows} px, the image has {width}x{height}")
+    if columns * rows > MAX_PIXELS:
+        raise ValueError(f"{columns}x{rows} px are more than {MAX_PIXELS} px")
+    refuse_long_png(content)
+    pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+    if pixels is None or (pixels.ndim == 3 and pixels.shape[2] != 3):
+        raise ValueError("cannot be decoded as grey or RGB")
+    return from_integers(pixels[..., None] if pixels.ndim == 2 else pixels[..., ::-1])
+
+
+def encode_png(image: np.ndarray) -> bytes:
+    """(H, W), (H, W, 1) or (H, W, 3) uint8 RGB -> PNG."""
+    channels = image[..., ::-1] if image.ndim == 3 and image.shape[2] == 3 else image
+    done, encoded = cv2.imencode(".png", np.ascontiguousarray(channels), [cv2.IMWRITE_PNG_COMPRESSION, 3])
+    assert done
+    return encoded.tobytes()
+
+
+def dump_array(values: torch.Tensor) -> bytes:
+    """A tensor as an .npy file."""
+    content = io.BytesIO()
+    np.save(content, values.numpy())
+    return content.getvalue()
+
+
+def load_array(content: bytes) -> torch.Tensor:
+    """The tensor of an .npy file.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        return torch.from_numpy(np.load(io.BytesIO(content)))
+    except (TypeError, MemoryError, EOFError) as error:  # an archive, texts, or a header that claims terabytes
+        raise ValueError(f"no array of numbers ({error})") from error
