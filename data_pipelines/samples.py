@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from data_pipelines.degradations.pipeline import Degradation
+from data_pipelines.degradations.presets import Degradation
 from megasr.batch import SRBatch
 from megasr.errors import MegaSRError, UsageError
 from megasr.images import from_uint8

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from data_pipelines.degradations.presets import PRESETS, get_degradation
+from data_pipelines.degradations.presets import DEGRADATIONS, get_degradation
 from data_pipelines.photos import load_photo
 from megasr.files import write_whole
 from megasr.images import center_crop, to_uint8, upsample_lq
@@ -76,7 +76,7 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=12, help="draws per preset")
     arguments = parser.parse_args()
     hq = np.ascontiguousarray(center_crop(load_photo(arguments.photo), CROP_PX))
-    for preset in PRESETS:
+    for preset in DEGRADATIONS:
         scale_factor = 1 if preset == "none" else 4
         num_draws = arguments.draws if "ops" in get_degradation(preset, scale_factor).sample_params(0, ["0"])[0] else 1
         path = arguments.output / f"{preset}.jpg"

@@ -1,4 +1,4 @@
-"""The degradation's operations on a CPU, one image at a time, as Real-ESRGAN's published code does them."""
+"""The degradation's operations on a CPU, one image at a time, as in Real-ESRGAN's published code."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import cv2
 import numpy as np
 
-from data_pipelines.degradations.sampling import Op, Separable, factorise, make_kernel, trim
+from data_pipelines.degradations.sampling import Op, factorise, make_kernel, trim
 from megasr.errors import MegaSRError
 from megasr.rng import numpy_generator
 
@@ -20,14 +20,14 @@ POISSON_LEVELS = 256  # photons at white
 
 @functools.cache
 def normal_bank() -> np.ndarray:
-    """Standard normal numbers, (2 * BANK_SIZE,) float32: the bank twice, so that a stretch never has to wrap around."""
+    """Standard normal numbers, (2 * BANK_SIZE,) float32: the bank twice, so that a slice need not wrap around."""
     bank = numpy_generator(0, "noise bank").standard_normal(BANK_SIZE, dtype=np.float32)
     return np.concatenate([bank, bank])
 
 
 @functools.cache
 def quantile_bank() -> np.ndarray:
-    """The same numbers as positions among NUM_QUANTILES equal steps of z, (2 * BANK_SIZE,) uint16."""
+    """The same numbers quantised to NUM_QUANTILES equal steps of z, (2 * BANK_SIZE,) uint16."""
     steps = np.floor((normal_bank() + _Z_MAX) * (NUM_QUANTILES / (2 * _Z_MAX)))
     return steps.clip(0, NUM_QUANTILES - 1).astype(np.uint16)
 
@@ -36,8 +36,8 @@ def quantile_bank() -> np.ndarray:
 def poisson_table() -> np.ndarray:
     """Poisson noise by inverse transform: (256 * NUM_QUANTILES,) float32, row = 8-bit level, column = step of z.
 
-    An entry is (count - expected count) / POISSON_LEVELS where the expected count is level / 255 * POISSON_LEVELS.
-    A step of z is 0.005 wide, which moves no probability of a count by more than 0.0011.
+    An entry is (count - expected count) / POISSON_LEVELS, where level / 255 * POISSON_LEVELS photons are expected.
+    Quantising z changes no probability of a count by more than 0.0011.
     """
     from scipy.special import ndtr, pdtr
 
@@ -48,13 +48,7 @@ def poisson_table() -> np.ndarray:
 
 
 def stretch(bank: np.ndarray, offset: int, shape: tuple[int, ...]) -> np.ndarray:
-    """The numbers of a noise of `shape`, a view into the bank.
-
-    Args:
-        bank: normal_bank() or quantile_bank().
-        offset: any non-negative integer.
-        shape: (H, W) or (H, W, C), at most BANK_SIZE numbers; larger ones repeat the bank.
-    """
+    """A slice of normal_bank() or quantile_bank() in this shape; more than BANK_SIZE numbers repeat the bank."""
     count, start = int(np.prod(shape)), offset % BANK_SIZE
     if count > BANK_SIZE:
         return np.resize(np.roll(bank[:BANK_SIZE], -start), shape)
@@ -81,11 +75,10 @@ def sharpen(hq: np.ndarray) -> np.ndarray:
 def wide_gaussian(image: np.ndarray) -> np.ndarray:
     """Blur (H, W, 3) float32 with the 51 px Gaussian, borders mirrored.
 
-    At half size, where it costs an eighth and loses nothing that a sigma of 8 px had left: 0.3 levels of 255 at worst,
-    0.04 on average.
+    At half size, for an eighth of the time; off by at most 0.3 of 255 levels, 0.04 on average.
     """
     height, width = image.shape[:2]
-    # The border is mirrored at full size: at half size its middle would be another place.
+    # mirrored at full size: at half size the mirror would be half a pixel off
     padded = cv2.copyMakeBorder(
         image, _PAD_PX, _PAD_PX + height % 2, _PAD_PX, _PAD_PX + width % 2, cv2.BORDER_REFLECT_101
     )
@@ -97,7 +90,7 @@ def wide_gaussian(image: np.ndarray) -> np.ndarray:
 
 
 def _half_size_taps() -> np.ndarray:
-    """Gaussian taps whose variance is that of the 51 cut taps, less what averaging two pixels has added."""
+    """Gaussian taps with the variance of the 51 taps minus that of averaging two pixels."""
     taps = cv2.getGaussianKernel(SIZE_PX, SIGMA_PX)[:, 0]
     variance = float((taps * (np.arange(SIZE_PX) - SIZE_PX // 2) ** 2).sum())
     averaging = (2**2 - 1) / 12
@@ -106,20 +99,12 @@ def _half_size_taps() -> np.ndarray:
 
 _INTERPOLATION = {"area": cv2.INTER_AREA, "bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
 _BORDER = cv2.BORDER_REFLECT_101
-# Where OpenCV's direct filter ends; beyond, it transforms to frequencies, which costs as much as 40 separable passes.
+# above, OpenCV's filter2D uses the DFT, which costs as much as 40 separable passes
 _DIRECT_SIZE = 11
 
 
 def apply_ops(hq: np.ndarray, ops: Sequence[Op | None]) -> np.ndarray:
-    """Degrade one image.
-
-    Args:
-        hq: (H, W, 3) uint8 RGB.
-        ops: see data_pipelines.degradations.sampling; None is left out.
-
-    Returns:
-        (h, w, 3) uint8 RGB.
-    """
+    """Degrade (H, W, 3) uint8 RGB to (h, w, 3) uint8; `ops` of data_pipelines.degradations.sampling, None left out."""
     height, width = hq.shape[:2]
     image = cv2.cvtColor(hq, cv2.COLOR_RGB2BGR).astype(np.float32)
     image *= np.float32(1 / 255)
@@ -131,12 +116,12 @@ def apply_ops(hq: np.ndarray, ops: Sequence[Op | None]) -> np.ndarray:
 
 
 def to_uint8(image: np.ndarray) -> np.ndarray:
-    """Round to nearest and clip; the exact halves go to the even number, as torch.round has it."""
+    """Round to nearest (half to even, as torch.round) and clip."""
     return cv2.convertScaleAbs(cv2.max(image, 0), alpha=255)
 
 
 def blur(image: np.ndarray, op: Op) -> np.ndarray:
-    """Convolve with the kernel, borders mirrored. By the cheaper of two forms, both within kernels.TOLERANCE of it."""
+    """Convolve with the kernel, borders mirrored, by the cheaper of two forms, both within sampling.TOLERANCE of it."""
     kernel = trim(make_kernel(op))
     size = len(kernel)
     if size == 1:
@@ -144,21 +129,14 @@ def blur(image: np.ndarray, op: Op) -> np.ndarray:
     terms = factorise(kernel)
     if size <= _DIRECT_SIZE and len(terms.rows) * (size + 3) > 0.3 * size * size + 3:
         return cv2.filter2D(image, -1, kernel.astype(np.float32), borderType=_BORDER)
-    return filter_separable(image, terms)
-
-
-def filter_separable(image: np.ndarray, terms: Separable) -> np.ndarray:
-    """The sum of the terms' two one-dimensional filters each."""
-    result: np.ndarray | None = None
-    for column, row in zip(terms.columns, terms.rows, strict=True):
-        term = cv2.sepFilter2D(image, -1, row, column, borderType=_BORDER)
-        result = term if result is None else cv2.add(result, term, dst=result)
-    assert result is not None
-    return result
+    first, *others = (cv2.sepFilter2D(image, -1, *pair, borderType=_BORDER) for pair in zip(*terms, strict=True))
+    for other in others:
+        cv2.add(first, other, dst=first)
+    return first
 
 
 def resize(image: np.ndarray, op: Op, hq_height: int, hq_width: int) -> np.ndarray:
-    """Resize to op's scale of hq. Not antialiased but in `area`: Real-ESRGAN's are not either."""
+    """Resize to op's scale of hq. Only `area` is antialiased, as in Real-ESRGAN."""
     height, width = (scaled(n, op["scale"]) for n in (hq_height, hq_width))
     if image.shape[:2] == (height, width):
         return image
@@ -166,7 +144,7 @@ def resize(image: np.ndarray, op: Op, hq_height: int, hq_width: int) -> np.ndarr
 
 
 def scaled(size_px: int, scale: float) -> int:
-    """Size after a resize, at least 2: OpenCV takes an image of one pixel for a number."""
+    """Size after a resize, at least 2: OpenCV takes an image of one pixel for a scalar."""
     return max(2, round(size_px * scale))
 
 
@@ -195,16 +173,16 @@ def _clip(image: np.ndarray) -> np.ndarray:
 
 
 def jpeg(image: np.ndarray, op: Op) -> np.ndarray:
-    """To 8 bits, through libjpeg (4:2:0 chroma, as cameras have it) and back.
+    """Round to 8 bits, encode with libjpeg (4:2:0) and decode.
 
     Raises:
-        MegaSRError: libjpeg refuses; JPEG ends at 65,535 px.
+        MegaSRError: the image is larger than JPEG's 65,535 px.
     """
     done, encoded = cv2.imencode(".jpg", to_uint8(image), [cv2.IMWRITE_JPEG_QUALITY, op["quality"]])
     if not done:
         raise MegaSRError(f"libjpeg does not encode an image of {image.shape[1]}x{image.shape[0]} px")
     decoded = cv2.imdecode(encoded, cv2.IMREAD_COLOR)
-    assert decoded is not None, "what libjpeg has just encoded"
+    assert decoded is not None
     return cv2.multiply(decoded, (1 / 255,) * 4, dtype=cv2.CV_32F)
 
 

@@ -1,9 +1,11 @@
-"""The degradation's operations on a device, for batches."""
+"""The degradation's operations as tensors, for batches on a GPU, in the arithmetic of OpenCV and libjpeg.
+
+Nothing here waits for the GPU.
+"""
 
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import zip_longest
@@ -12,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.fft import next_fast_len
 
 from data_pipelines.degradations.cpu import (
     AMOUNT,
@@ -32,140 +35,60 @@ from megasr.images import quantise
 
 @contextmanager
 def exact(device: torch.device) -> Iterator[None]:
-    """Full float32 whatever the training does: neither gradients, nor autocast, nor products in TF32 or bfloat16."""
-    with torch.no_grad(), torch.autocast(device.type, enabled=False), _full_products():
-        yield
-
-
-@contextmanager
-def _full_products() -> Iterator[None]:
-    if not hasattr(torch.backends.cuda.matmul, "fp32_precision"):  # before torch 2.9
-        before = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision("highest")
-        try:
-            yield
-        finally:
-            torch.set_float32_matmul_precision(before)
-        return
-    # The older pair of functions raises once anybody has used these.
+    """Full float32 whatever the training uses: no gradients, no autocast, no TF32."""
     cuda, mkldnn = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
     precisions = cuda.fp32_precision, mkldnn.fp32_precision
     cuda.fp32_precision = mkldnn.fp32_precision = "ieee"
     try:
-        yield
+        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+            yield
     finally:
         cuda.fp32_precision, mkldnn.fp32_precision = precisions
 
 
 def upload(array: np.ndarray, device: torch.device) -> torch.Tensor:
-    """Send to the device without waiting for what it is doing."""
+    """Send to the device, asynchronously on CUDA."""
     tensor = torch.from_numpy(array)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
-# Where summing over the taps is faster, on processors: other devices are bound by the number of steps.
-_DIRECT_SIZE = 7
-
-
 def convolve(image: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
-    """Convolve with a kernel that is symmetric about its centre, borders mirrored (reflect-101).
-
-    Args:
-        image: (C, H, W) float32, of any size: borders are mirrored as often as the kernel reaches.
-        kernel: (k, k) float32, k odd.
-
-    Returns:
-        (C, H, W) float32.
-    """
+    """Convolve (C, H, W) float32 with a (k, k) kernel, k odd, by FFT; borders are mirrored (reflect-101)."""
     radius, (height, width) = len(kernel) // 2, image.shape[-2:]
     if radius == 0:
-        return image * kernel[0, 0]
-    if image.device.type == "cpu" and len(kernel) <= _DIRECT_SIZE:
-        return _sum_taps(_mirror(image, radius, height + 2 * radius, width + 2 * radius), kernel)
+        return image
     rows, columns = fast_size(height + 2 * radius), fast_size(width + 2 * radius)
-    frequencies = torch.fft.rfft2(_mirror(image, radius, rows, columns))
-    frequencies *= _spectrum(kernel, rows, columns)
-    # The transform wraps around; what wraps falls on the border that is cut away.
-    return torch.fft.irfft2(frequencies, s=(rows, columns))[:, radius : radius + height, radius : radius + width]
-
-
-def _sum_taps(padded: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
-    channels, size = len(padded), len(kernel)
-    return F.conv2d(padded[None], kernel.expand(channels, 1, size, size), groups=channels)[0]
+    spectrum = torch.fft.rfft2(_mirror(image, radius, rows, columns)) * torch.fft.rfft2(kernel, s=(rows, columns))
+    # the product wraps around; the wrapped pixels are in the border that is cut off
+    return torch.fft.irfft2(spectrum, s=(rows, columns))[:, 2 * radius :, 2 * radius :][:, :height, :width]
 
 
 def fast_size(size: int) -> int:
-    """The next size that Fourier transforms like: 4 * 2^a * 3^b * 5^c. Few of them, so that plans are made once."""
-    return next(n for n in range(-(-size // 4) * 4, 2 * size + 4, 4) if _is_smooth(n))
-
-
-@functools.cache
-def _is_smooth(number: int) -> bool:
-    for prime in (2, 3, 5):
-        while number % prime == 0:
-            number //= prime
-    return number == 1
+    """The next size 4 * 2^a * 3^b * 5^c, for fast FFTs of few different sizes (plans are cached)."""
+    return 4 * int(next_fast_len(-(-size // 4), real=True))
 
 
 def _mirror(image: torch.Tensor, radius: int, rows: int, columns: int) -> torch.Tensor:
-    """(C, rows, columns) with the image at (radius, radius) and its mirror images all around."""
-    channels, height, width = image.shape
-    canvas = image.new_empty(channels, rows, columns)
-    inside = canvas[:, radius : radius + height]
-    inside[:, :, radius : radius + width] = image
-    left, right = _mirrored(width, radius, columns, image.device)
-    inside[:, :, :radius] = image.index_select(2, left)
-    inside[:, :, radius + width :] = image.index_select(2, right)
-    top, bottom = _mirrored(height, radius, rows, image.device)
-    canvas[:, :radius] = inside.index_select(1, top)
-    canvas[:, radius + height :] = inside.index_select(1, bottom)
-    return canvas
-
-
-def _mirrored(size: int, radius: int, total: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Which pixels stand before and behind a line of `size`, made on the device: no transfer."""
-    period = max(2 * (size - 1), 1)
-    place = torch.arange(-radius, total - radius, device=device) % period
-    place = torch.minimum(place, period - place)
-    return place[:radius], place[radius + size :]
-
-
-def _spectrum(kernel: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
-    """(rows, columns // 2 + 1): the kernel's transform, which is real because the kernel is symmetric."""
-    cos_y, sin_y = _waves(rows, rows, len(kernel), kernel.device)
-    cos_x, sin_x = _waves(columns // 2 + 1, columns, len(kernel), kernel.device)
-    return cos_y @ kernel @ cos_x.T - sin_y @ kernel @ sin_x.T
-
-
-def _waves(count: int, period: int, taps: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """The cosine and sine of `count` frequencies at the taps, (count, taps) each."""
-    frequency = torch.arange(count, device=device)[:, None]
-    tap = torch.arange(-(taps // 2), taps // 2 + 1, device=device)
-    angle = (frequency * tap % period) * (2 * math.pi / period)
-    return angle.cos(), angle.sin()
+    """Pad (C, H, W) to (C, rows, columns), the image at (radius, radius), by reflection, repeated where it is small."""
+    for dim, total in ((1, rows), (2, columns)):
+        period = max(2 * (image.shape[dim] - 1), 1)
+        place = torch.arange(-radius, total - radius, device=image.device) % period
+        image = image.index_select(dim, torch.minimum(place, period - place))
+    return image
 
 
 # ITU-T T.81, tables K.1 and K.2, row by row.
 _LUMA = (
-    (16, 11, 10, 16, 24, 40, 51, 61),
-    (12, 12, 14, 19, 26, 58, 60, 55),
-    (14, 13, 16, 24, 40, 57, 69, 56),
-    (14, 17, 22, 29, 51, 87, 80, 62),
-    (18, 22, 37, 56, 68, 109, 103, 77),
-    (24, 35, 55, 64, 81, 104, 113, 92),
-    (49, 64, 78, 87, 103, 121, 120, 101),
-    (72, 92, 95, 98, 112, 100, 103, 99),
-)
+    (16, 11, 10, 16, 24, 40, 51, 61), (12, 12, 14, 19, 26, 58, 60, 55), (14, 13, 16, 24, 40, 57, 69, 56),
+    (14, 17, 22, 29, 51, 87, 80, 62), (18, 22, 37, 56, 68, 109, 103, 77), (24, 35, 55, 64, 81, 104, 113, 92),
+    (49, 64, 78, 87, 103, 121, 120, 101), (72, 92, 95, 98, 112, 100, 103, 99),
+)  # fmt: skip
 _CHROMA = (
-    (17, 18, 24, 47, 99, 99, 99, 99),
-    (18, 21, 26, 66, 99, 99, 99, 99),
-    (24, 26, 56, 99, 99, 99, 99, 99),
-    (47, 66, 99, 99, 99, 99, 99, 99),
-    *((99,) * 8,) * 4,
-)
-_ONE = 65536  # libjpeg's fixed point: 16 bits behind the point
-_HALF = 32768
-# libjpeg rounds half a step away from zero. What is not half a step is off it by 1.2e-4 of itself, or more.
+    (17, 18, 24, 47, 99, 99, 99, 99), (18, 21, 26, 66, 99, 99, 99, 99), (24, 26, 56, 99, 99, 99, 99, 99),
+    (47, 66, 99, 99, 99, 99, 99, 99), *((99,) * 8,) * 4,
+)  # fmt: skip
+_ONE, _HALF = 65536, 32768  # libjpeg's fixed point has 16 fractional bits
+# libjpeg rounds half a step away from zero; all other values are at least 1.2e-4 of themselves off half a step
 _AWAY_FROM_ZERO = 1 + 2**-17
 # Rows Y, Cb, Cr of R, G, B (JFIF 1.02), and what is added before rounding down.
 _TO_YCC = ((19595, 38470, 7471), (-11059, -21709, 32768), (32768, -27439, -5329))
@@ -178,19 +101,19 @@ class _Constants(NamedTuple):
     to_ycc: torch.Tensor
     to_ycc_offset: torch.Tensor
     to_rgb: torch.Tensor
-    # (64, 64): the passes of the DCT and its inverse, in libjpeg's fixed point; a block's pixels stand row by row.
+    # (64, 64): passes of the DCT and its inverse in libjpeg's fixed point, on blocks flattened row by row
     rows: torch.Tensor
     columns: torch.Tensor
     back_columns: torch.Tensor
     back_rows: torch.Tensor
-    bias: torch.Tensor  # (64,): libjpeg rounds averages of four down and up by turns
+    bias: torch.Tensor  # (64,): libjpeg alternately rounds averages of four down and up
 
 
 def compress(images: Sequence[torch.Tensor], qualities: Sequence[int]) -> list[torch.Tensor]:
-    """Through JPEG and back.
+    """Encode and decode JPEGs as libjpeg does (4:2:0).
 
     Args:
-        images: (3, H, W) float32 RGB each, of any sizes; rounded to 8 bit and clipped first.
+        images: (3, H, W) float32 RGB each, of any sizes; rounded to 8 bits and clipped first.
         qualities: 1 to 100, one per image.
 
     Returns:
@@ -236,7 +159,7 @@ def _constants(device: torch.device) -> _Constants:
 def _to_blocks(ycc: torch.Tensor, bias: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """(3, H, W) -> 8x8 blocks of Y (n, 64) and of Cb, then Cr, at half size (m, 64), integers from -128 to 127.
 
-    Borders are repeated up to whole blocks: rows of chroma after averaging, all else before, as in libjpeg.
+    Borders are replicated up to whole blocks: rows of chroma after averaging, all else before, as in libjpeg.
     """
     height, width = ycc.shape[-2:]
     wide = F.pad(ycc, (0, -width % 16, 0, height % 2), mode="replicate")
@@ -280,7 +203,7 @@ def _from_blocks(
 
 
 def _fancy_upsample(chroma: torch.Tensor) -> torch.Tensor:
-    """(2, h, w) -> (2, 2 h, 2 w): libjpeg's triangle filter, 9/16, 3/16, 3/16, 1/16, rounded down and up by turns."""
+    """(2, h, w) -> (2, 2 h, 2 w): libjpeg's triangle filter, 9/16, 3/16, 3/16, 1/16, alternately rounded."""
     channels, height, width = chroma.shape
     if width <= 2:  # libjpeg repeats pixels there
         return chroma.repeat_interleave(2, 1).repeat_interleave(2, 2)
@@ -292,27 +215,21 @@ def _fancy_upsample(chroma: torch.Tensor) -> torch.Tensor:
 
 
 def _with_neighbours(planes: torch.Tensor, dim: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Three times each sample plus the one before it, and plus the one behind it; the border is its own neighbour."""
+    """Three times each sample plus the previous one, and plus the next one; the border is its own neighbour."""
     size = planes.shape[dim]
-    before = torch.cat((planes.narrow(dim, 0, 1), planes.narrow(dim, 0, size - 1)), dim)
-    behind = torch.cat((planes.narrow(dim, 1, size - 1), planes.narrow(dim, size - 1, 1)), dim)
-    return before.add_(planes, alpha=3), behind.add_(planes, alpha=3)
+    previous = torch.cat((planes.narrow(dim, 0, 1), planes.narrow(dim, 0, size - 1)), dim)
+    following = torch.cat((planes.narrow(dim, 1, size - 1), planes.narrow(dim, size - 1, 1)), dim)
+    return previous.add_(planes, alpha=3), following.add_(planes, alpha=3)
 
 
-def resize(image: torch.Tensor, op: Op, hq_height: int, hq_width: int) -> torch.Tensor:
-    """Resize (3, H, W) to op's scale of hq; see cpu.resize."""
-    height, width = scaled(hq_height, op["scale"]), scaled(hq_width, op["scale"])
-    if image.shape[-2:] == (height, width):
+def resize(image: torch.Tensor, height: int, width: int, mode: str) -> torch.Tensor:
+    """Resize (C, H, W) float32 in the mode area, bilinear or bicubic (a = -0.75); see cpu.resize."""
+    rows, columns = image.shape[-2:]
+    if (rows, columns) == (height, width):
         return image
-    return resize_to(image, height, width, op["mode"])
-
-
-def resize_to(image: torch.Tensor, height: int, width: int, mode: str) -> torch.Tensor:
-    """Resize (C, H, W) float32 in the mode area, bilinear or bicubic (a = -0.75)."""
     if mode != "area":
         return F.interpolate(image[None], (height, width), mode=mode, align_corners=False)[0]
-    rows, columns = image.shape[-2:]
-    # OpenCV averages areas when both sides shrink or stay; else it has one linear rule for both.
+    # OpenCV averages areas only if neither side grows
     if height <= rows and width <= columns:
         across = image @ _overlaps(columns, width, image.device).T
         return _overlaps(rows, height, image.device) @ across
@@ -320,7 +237,7 @@ def resize_to(image: torch.Tensor, height: int, width: int, mode: str) -> torch.
 
 
 def _overlaps(size_in: int, size_out: int, device: torch.device) -> torch.Tensor:
-    """(size_out, size_in): the share of each input pixel in each output pixel, made on the device."""
+    """(size_out, size_in): the share of each input pixel in each output pixel."""
     edge = torch.arange(size_out + 1, device=device)[:, None] * size_in  # in units of 1 / size_out: exact integers
     start = torch.arange(size_in, device=device) * size_out
     covered = (edge - start).clamp_(0, size_out).float()
@@ -328,10 +245,7 @@ def _overlaps(size_in: int, size_out: int, device: torch.device) -> torch.Tensor
 
 
 def _repeat_and_mix(image: torch.Tensor, dim: int, size_out: int) -> torch.Tensor:
-    """INTER_AREA when an axis grows: a pixel is repeated, and where two meet inside an output pixel they are mixed.
-
-    In OpenCV's own arithmetic, for its rounding down decides which pixel is repeated.
-    """
+    """OpenCV's INTER_AREA when an axis grows, in its own arithmetic, whose rounding decides which pixel is repeated."""
     size_in = image.shape[dim]
     growth = size_out / size_in
     place = np.arange(size_out)
@@ -366,14 +280,11 @@ _GREY = (0.299, 0.587, 0.114)
 
 
 def apply_ops_batched(hq: torch.Tensor, ops: Sequence[Sequence[Op | None]]) -> torch.Tensor:
-    """Degrade a batch. A sample's lq does not depend on the other samples.
+    """Degrade (B, 3, H, W) RGB in [0, 1] to (B, 3, h, w) at 8-bit levels; samples do not depend on each other.
 
     Args:
-        hq: (B, 3, H, W) RGB in [0, 1].
+        hq: the batch.
         ops: one list per sample, see data_pipelines.degradations.sampling; None is left out.
-
-    Returns:
-        (B, 3, h, w) float32 in [0, 1], at 8-bit levels, on the device of hq.
 
     Raises:
         UsageError: there is not one list per sample, or they end in different sizes.
@@ -383,7 +294,7 @@ def apply_ops_batched(hq: torch.Tensor, ops: Sequence[Sequence[Op | None]]) -> t
     with exact(hq.device):
         images = list(hq.float().unbind(0))
         for slot in zip_longest(*ops):
-            images = _apply_slot(images, slot, hq.shape[-2], hq.shape[-1])
+            images = _apply_slot(images, slot, hq.shape[-2:])
         sizes = sorted({(image.shape[-1], image.shape[-2]) for image in images})
         if len(sizes) > 1:
             shown = ", ".join(f"{width}x{height}" for width, height in sizes)
@@ -391,23 +302,22 @@ def apply_ops_batched(hq: torch.Tensor, ops: Sequence[Sequence[Op | None]]) -> t
         return quantise(torch.stack(images))
 
 
-def _apply_slot(
-    images: list[torch.Tensor], slot: Sequence[Op | None], hq_height: int, hq_width: int
-) -> list[torch.Tensor]:
-    """One operation, or none, for each image; they may be different ones."""
+def _apply_slot(images: list[torch.Tensor], slot: Sequence[Op | None], hq_size: torch.Size) -> list[torch.Tensor]:
+    """One operation, or none, for each image; images with the same kind of operation go together."""
     places: dict[str, list[int]] = {}
     for place, op in enumerate(slot):
         if op is not None:
             places.setdefault(op["op"], []).append(place)
-    images = list(images)
     for name, at in places.items():
         chosen, ops = [images[i] for i in at], [op for i in at if (op := slot[i]) is not None]
         if name == "resize":
-            done = [resize(image, op, hq_height, hq_width) for image, op in zip(chosen, ops, strict=True)]
+            done = [
+                resize(image, scaled(hq_size[0], op["scale"]), scaled(hq_size[1], op["scale"]), op["mode"])
+                for image, op in zip(chosen, ops, strict=True)
+            ]
         else:
             done = _OPERATIONS[name](chosen, ops)
-        for i, image in zip(at, done, strict=True):
-            images[i] = image
+        images = [dict(zip(at, done, strict=True)).get(i, image) for i, image in enumerate(images)]
     return images
 
 
@@ -429,21 +339,21 @@ def _gaussian_noise(images: list[torch.Tensor], ops: list[Op]) -> list[torch.Ten
 
 
 def _poisson_noise(images: list[torch.Tensor], ops: list[Op]) -> list[torch.Tensor]:
-    return [_photons(image, op) for image, op in zip(images, ops, strict=True)]
+    return [_add_photons(image, op) for image, op in zip(images, ops, strict=True)]
 
 
-def _photons(image: torch.Tensor, op: Op) -> torch.Tensor:
+def _add_photons(image: torch.Tensor, op: Op) -> torch.Tensor:
     """See cpu.poisson_noise."""
     bank, table = _poisson_tables(image.device)
-    seen = sum(w * image[i : i + 1] for i, w in enumerate(_GREY)) if op["grey"] else image
-    levels = torch.as_tensor(seen * 255).round_().clamp_(0, 255).to(torch.int32)
+    source = sum(w * image[i : i + 1] for i, w in enumerate(_GREY)) if op["grey"] else image
+    levels = torch.as_tensor(source * 255).round_().clamp_(0, 255).to(torch.int32)
     index = levels.mul_(NUM_QUANTILES).add_(_stretch(bank, op, image))
     noise = table.index_select(0, index.reshape(-1)).view(index.shape)
     return torch.add(image, noise, alpha=op["scale"]).clamp_(0, 1)
 
 
 def _stretch(bank: torch.Tensor, op: Op, image: torch.Tensor) -> torch.Tensor:
-    """noise.stretch as (1 or 3, H, W) RGB: there it is (H, W) or (H, W, 3) BGR."""
+    """cpu.stretch as (1 or 3, H, W) RGB; there it is (H, W) or (H, W, 3) BGR."""
     channels, (height, width) = 1 if op["grey"] else 3, image.shape[-2:]
     count, start = channels * height * width, op["offset"] % BANK_SIZE
     if count > BANK_SIZE:
@@ -458,18 +368,12 @@ def _normal_bank(device: torch.device) -> torch.Tensor:
 
 @functools.cache
 def _poisson_tables(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    quantiles = torch.from_numpy(quantile_bank().astype(np.int16))  # torch knows little of unsigned 16-bit integers
+    quantiles = torch.from_numpy(quantile_bank().astype(np.int16))  # torch has few operations on uint16
     return quantiles.to(device), torch.from_numpy(poisson_table()).to(device)
 
 
 def _jpeg(images: list[torch.Tensor], ops: list[Op]) -> list[torch.Tensor]:
-    # A processor's caches hold one image's blocks, not a batch's; any other device wants few large steps.
-    at_once = 1 if images[0].device.type == "cpu" else len(images)
-    done: list[torch.Tensor] = []
-    for start in range(0, len(images), at_once):
-        part = slice(start, start + at_once)
-        done += compress(images[part], [op["quality"] for op in ops[part]])
-    return done
+    return compress(images, [op["quality"] for op in ops])
 
 
 _OPERATIONS: dict[str, Callable[[list[torch.Tensor], list[Op]], list[torch.Tensor]]] = {

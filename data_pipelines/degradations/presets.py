@@ -1,31 +1,89 @@
-"""Degradations with a name."""
+"""Degradations by name: parameters are drawn per sample, then applied, so that every lq can be made again.
+
+A user's package adds one with register_degradation; `data.degradation` then takes its name.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
-from data_pipelines.degradations.pipeline import Bicubic, Degradation, Params
 from data_pipelines.degradations.sampling import Blur, Jpeg, Noise, Op, Order, Resize, draw_final_sinc, draw_resize_to
-from megasr.errors import UsageError, unknown_name
-from megasr.images import from_uint8
+from megasr.errors import UsageError
+from megasr.images import from_uint8, resize
+from megasr.plugins import Registry
 from megasr.rng import numpy_generator
+
+Params = dict[str, Any]  # plain data: it goes into batches and logs
+
+
+class Degradation(Protocol):
+    """hq -> lq, in two steps: draw parameters, apply them."""
+
+    @property
+    def name(self) -> str:
+        """Of the preset."""
+        ...
+
+    @property
+    def scale_factor(self) -> int:
+        """Size of hq over size of lq."""
+        ...
+
+    def sample_params(self, seed: int, keys: Sequence[str], variant: int = 0) -> list[Params]:
+        """One parameter set per sample, a function of (seed, key, variant); a variant is another draw for the image."""
+        ...
+
+    def apply(self, hq: torch.Tensor, params: Sequence[Params]) -> torch.Tensor:
+        """The `device` back end: hq (B, 3, H, W) in [0, 1] -> lq (B, 3, H / scale_factor, W / scale_factor)."""
+        ...
+
+    def apply_image(self, hq: np.ndarray, params: Params) -> torch.Tensor:
+        """The `cpu` back end, for loader workers: hq (H, W, 3) uint8 -> lq (3, H / scale_factor, W / scale_factor)."""
+        ...
+
+
+class Bicubic:
+    """Antialiased bicubic down-sampling, the degradation of classical super-resolution; scale_factor 1 does nothing."""
+
+    def __init__(self, scale_factor: int, name: str = "bicubic") -> None:
+        self.scale_factor, self.name = scale_factor, name
+
+    def sample_params(self, seed: int, keys: Sequence[str], variant: int = 0) -> list[Params]:
+        """The name and the scale factor: nothing is random."""
+        return [{"name": self.name, "scale_factor": self.scale_factor} for _ in keys]
+
+    def apply(self, hq: torch.Tensor, params: Sequence[Params]) -> torch.Tensor:
+        """See Degradation.apply.
+
+        Raises:
+            UsageError: the size of hq is not a multiple of the scale factor.
+        """
+        height, width = hq.shape[-2:]
+        if height % self.scale_factor or width % self.scale_factor:
+            raise UsageError(f"hq of {width}x{height} px is not a multiple of scale_factor {self.scale_factor}")
+        if self.scale_factor == 1:
+            return hq
+        return resize(hq, height // self.scale_factor, width // self.scale_factor)
+
+    def apply_image(self, hq: np.ndarray, params: Params) -> torch.Tensor:
+        """See Degradation.apply_image: the same code as on the device."""
+        return self.apply(from_uint8(hq)[None], [params])[0]
 
 
 @dataclass(frozen=True)
 class HighOrder:
-    """Orders of the classical degradation, and what brings the image to the size of lq.
+    """The high-order degradation of Real-ESRGAN (2107.10833): passes of the classical one.
 
-    Every resize but the first is relative to the size of lq. The end is a resize to lq with a sinc filter, before or
-    after the last JPEG; an order that goes straight to the size of lq has no such end.
+    Every resize but the first is relative to the size of lq. At the end, a resize to lq and a sinc filter come before
+    or after the last JPEG; an order without `resize` has no such end.
 
     Args:
-        name: of the preset; it stands in every parameter set.
-        scale_factor: size of hq over size of lq.
-        orders: first, second...
         sinc_probability: share of images with a sinc filter at the end.
         untouched_probability: share of images that are only resized.
     """
@@ -73,16 +131,7 @@ class HighOrder:
         return apply_ops_batched(hq, [sample["ops"] for sample in params])
 
 
-SCALE_FACTORS = (2, 3, 4, 8)
-
-
-def _none(scale_factor: int) -> Degradation:
-    if scale_factor != 1:
-        raise UsageError(f"degradation 'none' leaves the size as it is: it needs scale_factor 1, got {scale_factor}")
-    return Bicubic(1, name="none")
-
-
-def _realesrgan_strong(scale_factor: int) -> Degradation:
+def _realesrgan_strong(scale_factor: int) -> HighOrder:
     """Real-ESRGAN x4plus, section 4.1, with SeeSR's q >= 30 in both orders (utils_data/make_paired_data.py)."""
     first = Order(
         Blur(sigma=(0.2, 3.0), beta_generalized=(0.5, 4.0), beta_plateau=(1.0, 2.0)),
@@ -118,37 +167,44 @@ def _stablesr_mild(scale_factor: int) -> Degradation:
 
 def _first_order(scale_factor: int) -> Degradation:
     """The classical degradation (2107.10833, eq. 1) with the numbers of realesrgan_strong's first order."""
-    order = Order(
-        Blur(sigma=(0.2, 3.0), beta_generalized=(0.5, 4.0), beta_plateau=(1.0, 2.0)),
-        Noise(sigma=(1, 30), poisson_scale=(0.05, 3.0)),
-        Jpeg((30, 95)),
-    )
-    return HighOrder("first_order", scale_factor, (order,))
+    return HighOrder("first_order", scale_factor, (replace(_realesrgan_strong(scale_factor).orders[0], resize=None),))
 
 
-PRESETS: dict[str, Callable[[int], Degradation]] = {
-    "bicubic": Bicubic,
-    "first_order": _first_order,
-    "none": _none,
-    "realesrgan_strong": _realesrgan_strong,
-    "stablesr_mild": _stablesr_mild,
-}
+DEGRADATIONS: Registry[Callable[[int], Degradation]] = Registry("degradation")
+
+
+def register_degradation(name: str, build: Callable[[int], Degradation]) -> None:
+    """Add a degradation, also from a user's package (see megasr.plugins).
+
+    Args:
+        name: what `data.degradation` calls it.
+        build: scale factor -> degradation.
+
+    Raises:
+        UsageError: the name is taken.
+    """
+    DEGRADATIONS.register(name, build)
 
 
 def get_degradation(name: str, scale_factor: int) -> Degradation:
-    """Build a preset.
+    """Build a degradation by its name.
 
     Args:
-        name: name of the preset.
+        name: one of DEGRADATIONS.
         scale_factor: size of hq over size of lq: 2, 3, 4 or 8; 1 for `none`.
 
     Raises:
-        UsageError: there is no such preset (shows the nearest names), or it does not do this scale factor.
+        UsageError: there is no such degradation (shows the nearest names), or it does not do this scale factor.
     """
-    if name not in PRESETS:
-        raise unknown_name("degradation", name, PRESETS)
-    if name != "none" and scale_factor not in SCALE_FACTORS:
-        raise UsageError(
-            f"degradation {name!r} does scale_factor {', '.join(map(str, SCALE_FACTORS))}, got {scale_factor}"
-        )
-    return PRESETS[name](scale_factor)
+    build = DEGRADATIONS[name]
+    factors = (1,) if name == "none" else (2, 3, 4, 8)
+    if scale_factor not in factors:
+        raise UsageError(f"degradation {name!r} does scale_factor {', '.join(map(str, factors))}, got {scale_factor}")
+    return build(scale_factor)
+
+
+register_degradation("bicubic", Bicubic)
+register_degradation("first_order", _first_order)
+register_degradation("none", partial(Bicubic, name="none"))
+register_degradation("realesrgan_strong", _realesrgan_strong)
+register_degradation("stablesr_mild", _stablesr_mild)

@@ -1,4 +1,4 @@
-"""Parameters of the high-order degradation: drawn by key, then applied; blur kernels."""
+"""Parameters of the high-order degradation, and the blur kernels that they stand for."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ ANISOTROPIC = ("aniso", "generalized_aniso", "plateau_aniso")
 
 
 def make_kernel(blur: Mapping[str, Any]) -> np.ndarray:
-    """The kernel of a blur's parameters.
+    """Build a blur kernel, (size, size) float64 with sum 1.
 
     Args:
         blur: `kernel` and `size`; `cutoff` for sinc; for all others `sigma_x`, `sigma_y`, `theta`, and `beta` for the
             generalised and plateau families.
     """
-    if blur["kernel"] == "sinc":
-        return sinc_kernel(blur["size"], blur["cutoff"])
     radius = blur["size"] // 2
     y, x = np.mgrid[-radius : radius + 1, -radius : radius + 1].astype(np.float64)
+    if blur["kernel"] == "sinc":
+        return _sinc_kernel(np.hypot(x, y), blur["cutoff"])
     cos, sin = np.cos(blur["theta"]), np.sin(blur["theta"])
     along, across = (cos * x + sin * y) / blur["sigma_x"], (cos * y - sin * x) / blur["sigma_y"]
     distance = along**2 + across**2  # x^T Sigma^-1 x
@@ -37,18 +37,11 @@ def make_kernel(blur: Mapping[str, Any]) -> np.ndarray:
     return kernel / kernel.sum()
 
 
-def sinc_kernel(size: int, cutoff: float) -> np.ndarray:
-    """Circular low-pass filter, cutoff * J1(cutoff * r) / (2 pi r), which leaves rings and overshoots (eq. 6).
-
-    Args:
-        size: odd.
-        cutoff: in (0, pi]; pi keeps every frequency.
-    """
+def _sinc_kernel(distance: np.ndarray, cutoff: float) -> np.ndarray:
+    """Circular low-pass filter, cutoff * J1(cutoff * r) / (2 pi r), which rings and overshoots (2107.10833, eq. 6)."""
     from scipy.special import j1
 
-    radius = size // 2
-    y, x = np.mgrid[-radius : radius + 1, -radius : radius + 1].astype(np.float64)
-    distance = np.hypot(x, y)
+    radius = len(distance) // 2
     distance[radius, radius] = 1
     kernel = cutoff * j1(cutoff * distance) / (2 * np.pi * distance)
     kernel[radius, radius] = cutoff**2 / (4 * np.pi)  # the limit at r = 0
@@ -58,30 +51,26 @@ def sinc_kernel(size: int, cutoff: float) -> np.ndarray:
 class Separable(NamedTuple):
     """A kernel as sum over i of outer(columns[i], rows[i]); both (rank, size) float32."""
 
-    columns: np.ndarray
     rows: np.ndarray
+    columns: np.ndarray
 
 
 def trim(kernel: np.ndarray, tolerance: float = TOLERANCE / 2) -> np.ndarray:
-    """Cut away the border that holds next to nothing: a Gaussian of 0.5 px is not 21 px wide. Sum 1 again."""
+    """Cut off the border that is nearly zero, and renormalise: a Gaussian of 0.5 px does not need 21 px."""
     size = len(kernel)
     for radius in range(size // 2):
         middle = slice(size // 2 - radius, size // 2 + radius + 1)
         inner = kernel[middle, middle]
-        # What is cut off, and what the renormalisation adds again.
+        # what is cut off, and what the renormalisation adds
         if np.abs(kernel).sum() - np.abs(inner).sum() + abs(1 - inner.sum()) <= tolerance:
             return inner / inner.sum()
     return kernel
 
 
 def factorise(kernel: np.ndarray, tolerance: float = TOLERANCE / 2) -> Separable:
-    """The fewest separable terms that are within tolerance of the kernel (singular value decomposition).
-
-    Two passes of n taps replace n * n taps. A Gaussian along the axes needs one term; rotated, generalised, plateau and
-    sinc kernels need a few, because they are smooth.
-    """
-    # A kernel is symmetric about its centre, so its terms are either even or odd along both axes. Taken apart
-    # beforehand, the taps come out exactly symmetric (OpenCV has a faster filter for those) from half-size matrices.
+    """The fewest separable terms within tolerance of the kernel (SVD): each replaces n * n taps by two passes of n."""
+    # A kernel is symmetric about its centre, so its terms are even or odd along both axes. Decomposed separately, the
+    # taps are exactly symmetric (OpenCV has a faster filter for those), and the matrices half as large.
     halves = []
     for basis in _even_and_odd(len(kernel)):
         u, s, vt = np.linalg.svd(basis.T @ kernel @ basis)
@@ -92,17 +81,17 @@ def factorise(kernel: np.ndarray, tolerance: float = TOLERANCE / 2) -> Separable
     remainder = kernel.astype(np.float64)
     for rank in range(1, len(s) + 1):
         remainder = remainder - np.outer(u[rank - 1], vt[rank - 1])
-        # What is left over, and what bringing the sum back to 1 moves.
+        # what remains, and what the renormalisation below changes
         if np.abs(remainder).sum() + abs(remainder.sum()) * np.abs(kernel).sum() <= tolerance:
             break
-    # The sum stays 1: a flat image keeps its level, or a later JPEG would round all of it to another one.
+    # Sum 1, so that a flat image keeps its level: a later JPEG would round all of it to another one.
     total = (u[:rank].sum(1) * vt[:rank].sum(1)).sum()
-    return Separable((u[:rank] / total).astype(np.float32), vt[:rank].astype(np.float32))
+    return Separable(rows=vt[:rank].astype(np.float32), columns=(u[:rank] / total).astype(np.float32))
 
 
 @functools.cache
 def _even_and_odd(size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Orthonormal bases, one vector per column, of what is even and what is odd about the middle of `size` taps."""
+    """Orthonormal bases of the even and of the odd vectors of `size` taps, one vector per column."""
     unit = np.eye(size)
     even, odd = (unit + unit[::-1])[:, size // 2 :], (unit - unit[::-1])[:, size // 2 + 1 :]
     return even / np.linalg.norm(even, axis=0), odd / np.linalg.norm(odd, axis=0)
@@ -111,28 +100,21 @@ def _even_and_odd(size: int) -> tuple[np.ndarray, np.ndarray]:
 Op = dict[str, Any]
 Range = tuple[float, float]
 MODES = ("area", "bilinear", "bicubic")
-# Real-ESRGAN, table of section 4.1: the same in every setting that the field uses.
+# shares of Real-ESRGAN, section 4.1; StableSR and SeeSR have the same
 KERNELS = {
-    "iso": 0.45,
-    "aniso": 0.25,
-    "generalized_iso": 0.12,
-    "generalized_aniso": 0.03,
-    "plateau_iso": 0.12,
+    "iso": 0.45, "aniso": 0.25, "generalized_iso": 0.12, "generalized_aniso": 0.03, "plateau_iso": 0.12,
     "plateau_aniso": 0.03,
-}
+}  # fmt: skip
 KERNEL_SIZES = tuple(range(7, 22, 2))
 
 
 @dataclass(frozen=True)
 class Blur:
-    """Which blurs there are.
+    """Blur. `sigma` is in px along each axis; half of the `beta` are drawn below 1, half above.
 
     Args:
-        sigma: standard deviation of the kernel along each axis, px.
-        beta_generalized: shape of the generalised Gaussians; half of the draws are below 1, half above.
-        beta_plateau: shape of the plateau kernels, likewise.
         probability: share of images that are blurred.
-        sinc_probability: share of the blurs that are a sinc filter.
+        sinc_probability: share of sinc filters among the blurs.
         kernels: kernel -> share among the others.
     """
 
@@ -164,20 +146,14 @@ class Blur:
 
 @dataclass(frozen=True)
 class Resize:
-    """How large the image becomes.
-
-    Args:
-        up: share of images that grow.
-        down: share of images that shrink; the others keep the size.
-        scales: the smallest and the largest scale; growing draws from [1, largest], shrinking from [smallest, 1].
-    """
+    """Resize: a share `up` to a scale in [1, scales[1]], a share `down` to one in [scales[0], 1]."""
 
     up: float
     down: float
     scales: Range
 
     def draw(self, rng: np.random.Generator, base: float = 1.0) -> Op:
-        """One resize to a scale that is relative to `base` (a share of the size of hq)."""
+        """One resize; its scale is relative to the size of hq times `base`."""
         kind = rng.random()
         scale = 1.0
         if kind < self.up:
@@ -189,12 +165,10 @@ class Resize:
 
 @dataclass(frozen=True)
 class Noise:
-    """Which noise there is.
+    """Noise: Gaussian (`sigma` of 255) or Poisson (`poisson_scale` 1 is a photon count at 256 levels).
 
     Args:
-        sigma: of Gaussian noise, of 255.
-        poisson_scale: strength of Poisson noise, 1 being a photon count at 256 levels.
-        gaussian_probability: share of Gaussian noise; the other images get Poisson noise.
+        gaussian_probability: share of Gaussian noise.
         grey_probability: share of noise that is the same in all three channels.
     """
 
@@ -204,7 +178,7 @@ class Noise:
     grey_probability: float = 0.4
 
     def draw(self, rng: np.random.Generator) -> Op:
-        """One noise. The offset says where in the noise bank it begins."""
+        """One noise; `offset` is its place in the noise bank."""
         op: Op
         if rng.random() < self.gaussian_probability:
             op = {"op": "gaussian_noise", "sigma": rng.uniform(*self.sigma)}
@@ -215,11 +189,7 @@ class Noise:
 
 @dataclass(frozen=True)
 class Jpeg:
-    """JPEG compression.
-
-    Args:
-        quality: lowest and highest quality, both included.
-    """
+    """JPEG compression of a quality in [low, high]."""
 
     quality: tuple[int, int]
 
@@ -230,14 +200,7 @@ class Jpeg:
 
 @dataclass(frozen=True)
 class Order:
-    """One pass of the classical degradation: blur, resize, noise, JPEG (2107.10833, eq. 1).
-
-    Args:
-        blur: see Blur.
-        noise: see Noise.
-        jpeg: see Jpeg.
-        resize: see Resize; None goes straight to the size of lq.
-    """
+    """One pass of the classical degradation: blur, resize (None: to lq), noise, JPEG (2107.10833, eq. 1)."""
 
     blur: Blur
     noise: Noise

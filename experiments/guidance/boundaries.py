@@ -24,8 +24,7 @@ import torch
 from rich.progress import track
 
 from data_pipelines.data_module import EVAL_SEED
-from data_pipelines.degradations.pipeline import Degradation
-from data_pipelines.degradations.presets import get_degradation
+from data_pipelines.degradations.presets import Degradation, get_degradation
 from data_pipelines.samples import Sample, degrade
 from experiments.guidance.bsds import DrawnImage, choose, crop_to_multiple, list_bsds, read_drawn
 from megasr.cli import Parser

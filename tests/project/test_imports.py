@@ -29,6 +29,7 @@ LEAVES = (
     "megasr.weights",
     "megasr.errors",
     "megasr.files",
+    "megasr.plugins",
     "megasr.provenance",
     "megasr.guidance",
     "megasr.console",

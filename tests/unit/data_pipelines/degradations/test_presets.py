@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
-from data_pipelines.degradations.presets import PRESETS, get_degradation
+from data_pipelines.datamodules import PhotoDataModule
+from data_pipelines.degradations.presets import DEGRADATIONS, Bicubic, get_degradation, register_degradation
 from megasr.errors import UsageError
 
 SCALES = {"none": 1}
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", sorted(DEGRADATIONS))
 def test_replay_is_bit_equal_after_json(name: str) -> None:
     scale_factor = SCALES.get(name, 4)
     degradation = get_degradation(name, scale_factor)
@@ -63,3 +65,17 @@ def test_wrong_presets_are_refused(name: str, scale_factor: int, says: str) -> N
 def test_a_size_that_does_not_divide_is_named() -> None:
     with pytest.raises(UsageError, match="33x32 px is not a multiple of scale_factor 4"):
         get_degradation("bicubic", 4).apply(torch.zeros(1, 3, 32, 33), [{}])
+
+
+def test_a_users_module_adds_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_degradation.py").write_text(
+        "from data_pipelines.degradations.presets import Bicubic, register_degradation\n"
+        "register_degradation('mine', lambda scale_factor: Bicubic(scale_factor, name='mine'))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("MEGASR_IMPORT", "my_degradation")
+    monkeypatch.setattr(DEGRADATIONS, "_entries", dict(DEGRADATIONS._entries))
+    (batch,) = PhotoDataModule(degradation="mine", crop_size_px=32, batch_size=2, train_samples=2).train_dataloader()
+    assert {params["name"] for params in batch["degradation"]} == {"mine"}
+    with pytest.raises(UsageError, match="degradation 'bicubic' is registered twice"):
+        register_degradation("bicubic", Bicubic)
