@@ -2,38 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 
-import torch
+import numpy as np
 
 from data_pipelines.data_module import SRDataModule
 from data_pipelines.folder import index_folder, read_or_drop, tags_or_drop
-from data_pipelines.paired import PairedSource
-from data_pipelines.samples import Sample, SampleLoader, SampleSet
-from data_pipelines.workers import start_worker
-from megasr.batch import SRBatch
+from data_pipelines.paired import PairedSource, list_problems
+from data_pipelines.samples import Sample
 from megasr.errors import UsageError, unknown_name
 from megasr.images import center_crop, from_uint8, read_size
 
-# Folders of (lq, hq) as they are found: StableSR's zip has the first two, the others are what people rename them to.
+# Folders of (lq, hq): StableSR's zip has the first two, the others are what people rename them to.
 LAYOUTS = (
-    ("test_LR", "test_HR"),
-    ("lq", "gt"),
-    ("lq", "hq"),
-    ("LQ", "GT"),
-    ("LQ", "HQ"),
-    ("LR", "HR"),
-    ("LR", "GT"),
-    ("lr", "hr"),
-    ("lr", "gt"),
-)
+    ("test_LR", "test_HR"), ("lq", "gt"), ("lq", "hq"), ("LQ", "GT"), ("LQ", "HQ"), ("LR", "HR"), ("LR", "GT"),
+    ("lr", "hr"), ("lr", "gt"),
+)  # fmt: skip
 _STABLESR = "StableSR_testsets.zip of huggingface.co/datasets/Iceclear/StableSR-TestSets"
 _SEESR = "the Google Drive or OneDrive folder that the README of github.com/cswry/SeeSR links"
 _DREAMCLEAR = "the Google Drive file that the README of github.com/shallowdream204/DreamClear links"
-_LINES = 20  # of a report; the rest is counted
 
 
 @dataclass(frozen=True)
@@ -46,8 +36,8 @@ class Benchmark:
         lq_px: height and width of every lq as it is distributed; None when they differ.
         has_hq: there is ground truth, scale_factor times as large as lq.
         protocol: name of the evaluation protocol that the field takes on it.
-        obtain: where it is found.
-        folders: what its folder is called there; it may lie in the root given.
+        obtain: where to download it.
+        folders: what its folder is called there.
         crop_px: height and width of the centre of lq that is restored; None restores all of it.
         scale_factor: size of sr over size of lq.
         caveat: what else goes by this name.
@@ -82,34 +72,15 @@ _CROPS = "stablesr-crops-v1"
 _REALSR_CAVEAT = (
     "centre crops of the x4 test pairs; the whole photographs go by the same name, as does DreamClear's 1024 px"
 )
+_DIV2K_CAVEAT = "crops degraded by StableSR's mild preset; DreamClear's DIV2K-Val is another set"
+_REALLR200 = ("RealLR200", "reallr200")
 _REALLR200_CAVEAT = "SeeSR restores the whole images, TADSR their 128 px centres"
 _ALL = (
     Benchmark("realsr", 100, 128, True, _CROPS, _STABLESR, ("RealSRVal_crop128",), caveat=_REALSR_CAVEAT),
     Benchmark("drealsr", 93, 128, True, _CROPS, _STABLESR, ("DrealSRVal_crop128",), caveat=_REALSR_CAVEAT),
-    Benchmark(
-        "div2k-val",
-        3000,
-        128,
-        True,
-        _CROPS,
-        _STABLESR,
-        ("DIV2K_V2_val",),
-        caveat="crops degraded by StableSR's mild preset; DreamClear's DIV2K-Val is another set",
-    ),
-    Benchmark(
-        "reallr200", 200, None, False, "whole-image-v1", _SEESR, ("RealLR200", "reallr200"), caveat=_REALLR200_CAVEAT
-    ),
-    Benchmark(
-        "reallr200-crop128",
-        200,
-        None,
-        False,
-        _CROPS,
-        _SEESR,
-        ("RealLR200", "reallr200"),
-        crop_px=128,
-        caveat=_REALLR200_CAVEAT,
-    ),
+    Benchmark("div2k-val", 3000, 128, True, _CROPS, _STABLESR, ("DIV2K_V2_val",), caveat=_DIV2K_CAVEAT),
+    Benchmark("reallr200", 200, None, False, "whole-image-v1", _SEESR, _REALLR200, caveat=_REALLR200_CAVEAT),
+    Benchmark("reallr200-crop128", 200, None, False, _CROPS, _SEESR, _REALLR200, 128, caveat=_REALLR200_CAVEAT),
     Benchmark("reallq250", 250, 256, False, "dreamclear-1024-v1", _DREAMCLEAR, ("RealLQ250", "reallq250")),
 )
 BENCHMARKS: Mapping[str, Benchmark] = MappingProxyType({benchmark.name: benchmark for benchmark in _ALL})
@@ -117,7 +88,9 @@ BENCHMARKS: Mapping[str, Benchmark] = MappingProxyType({benchmark.name: benchmar
 
 @dataclass(frozen=True)
 class BenchmarkFiles:
-    """The images of a set in a folder, checked.
+    """The images of a set in a folder, checked; an evaluation set (see data_pipelines.samples.EvalSet).
+
+    Tags are those beside lq: a description of hq would tell an adapter that uses text what to restore.
 
     Attributes:
         benchmark: which set.
@@ -131,6 +104,22 @@ class BenchmarkFiles:
     pairs: PairedSource | None
     sizes: tuple[tuple[int, int], ...]
 
+    def __len__(self) -> int:
+        return len(self.lq)
+
+    def key(self, index: int) -> str:
+        """Key of image `index`."""
+        return self.lq[index][0]
+
+    def read(self, index: int) -> Sample:
+        """Image `index`; hq is empty where the set has none. Raises UnusableSampleError when a file is unreadable."""
+        key, path = self.lq[index]
+        if self.pairs is not None:
+            return replace(self.pairs.read_images(index), tags=tags_or_drop(key, path))
+        pixels, crop_px = read_or_drop(key, path), self.benchmark.crop_px
+        lq = from_uint8(pixels if crop_px is None else center_crop(pixels, crop_px))
+        return Sample(key, np.empty((0, 0, 3), np.uint8), tags_or_drop(key, path), lq=lq)
+
 
 def get_benchmark(name: str) -> Benchmark:
     """The benchmark set of this name. Raises UsageError with the nearest names when there is none."""
@@ -140,16 +129,16 @@ def get_benchmark(name: str) -> Benchmark:
 
 
 def check_layout(name: str, root: str | Path, allow_subset: bool = False) -> BenchmarkFiles:
-    """Find the images of a benchmark set and check their number, names and sizes; sizes are read from the headers.
+    """Find the images of a benchmark set and check their number, names and sizes (from the headers).
 
     Args:
         name: one of BENCHMARKS.
         root: the folder of the set, the folder it lies in, or what StableSR's zip was unpacked to.
-        allow_subset: fewer images than the set has are accepted.
+        allow_subset: accept fewer images than the set has.
 
     Raises:
-        UsageError: an unknown name, no folder of a known layout, or images that are not the set; says what was found,
-            what is expected and where it comes from.
+        UsageError: an unknown name, no folder of a known layout, or images that are not the set; says what is there,
+            what is expected and where to download it.
         MegaSRError: a file is not an image.
     """
     benchmark = get_benchmark(name)
@@ -163,7 +152,9 @@ def check_layout(name: str, root: str | Path, allow_subset: bool = False) -> Ben
             lq = dict(sorted(index_folder(lq_folder).items()))
     except UsageError as error:
         raise UsageError(f"{error}\n{benchmark}") from error
-    _check_count(benchmark, len(lq), lq_folder, allow_subset)
+    if len(lq) > benchmark.count or (len(lq) < benchmark.count and not allow_subset):
+        hint = "; data.allow_subset takes them, and every result says so" if len(lq) < benchmark.count else ""
+        raise UsageError(f"{lq_folder}: {len(lq)} images, the set has {benchmark.count}{hint}\n{benchmark}")
     return BenchmarkFiles(benchmark, tuple(lq.items()), pairs, _checked_sizes(benchmark, lq))
 
 
@@ -173,28 +164,21 @@ def _find_folders(benchmark: Benchmark, root: Path) -> tuple[Path, Path | None]:
         raise UsageError(f"{root}: no such folder; {benchmark}")
     places = [root, *(parent / name for parent in (root, root / "StableSR_testsets") for name in benchmark.folders)]
     for place in places:
-        # Not is_dir(): where case does not count, one folder would be found by two names.
+        # not is_dir(): on a case-insensitive file system one folder has two of the names
         inside = {path.name for path in place.iterdir() if path.is_dir()} if place.is_dir() else set()
         layouts = [layout if benchmark.has_hq else layout[:1] for layout in LAYOUTS]
-        found = [layout for layout in dict.fromkeys(layouts) if set(layout) <= inside]
-        if len(found) > 1:
-            names = " or in ".join("+".join(layout) for layout in found)
+        present = [layout for layout in dict.fromkeys(layouts) if set(layout) <= inside]
+        if len(present) > 1:
+            names = " or in ".join("+".join(layout) for layout in present)
             raise UsageError(f"{place}: is {benchmark.name} in {names}? Move the other folders away")
-        if found:
-            lq, *hq = (place / folder for folder in found[0])
+        if present:
+            lq, *hq = (place / folder for folder in present[0])
             return lq, hq[0] if hq else None
     if not benchmark.has_hq:
         return next((place for place in places[1:] if place.is_dir()), root), None
-    there = ", ".join(sorted(path.name for path in root.iterdir())[:_LINES]) or "nothing"
+    there = ", ".join(sorted(path.name for path in root.iterdir())[:20]) or "nothing"
     expected = ", ".join("+".join(layout) for layout in LAYOUTS)
     raise UsageError(f"{root}: holds {there}; expected the folders {expected}; {benchmark}")
-
-
-def _check_count(benchmark: Benchmark, found: int, folder: Path, allow_subset: bool) -> None:
-    if found == benchmark.count or (allow_subset and found < benchmark.count):
-        return
-    hint = "; data.allow_subset takes them, and every result says so" if found < benchmark.count else ""
-    raise UsageError(f"{folder}: {found} images, the set has {benchmark.count}{hint}\n{benchmark}")
 
 
 def _checked_sizes(benchmark: Benchmark, lq: Mapping[str, Path]) -> tuple[tuple[int, int], ...]:
@@ -208,39 +192,19 @@ def _checked_sizes(benchmark: Benchmark, lq: Mapping[str, Path]) -> tuple[tuple[
     ]
     if problems:
         expected = f"{exact}x{exact} px" if exact is not None else f"at least {least}x{least} px"
-        more = [f"and {len(problems) - _LINES} more"] if len(problems) > _LINES else []
-        lines = "\n  ".join([*problems[:_LINES], *more])
-        raise UsageError(f"{len(problems)} lq are not of {expected}:\n  {lines}\n{benchmark}")
+        raise UsageError(f"{len(problems)} lq are not of {expected}:{list_problems(problems)}\n{benchmark}")
     crop = benchmark.crop_px
     return tuple(sizes) if crop is None else ((crop, crop),) * len(sizes)
 
 
-@dataclass(frozen=True)
-class LqSample:
-    """An image without ground truth.
-
-    Args:
-        key: its name.
-        lq: (3, h, w) float32 in [0, 1].
-        tags: comma-separated, "" when unknown.
-    """
-
-    key: str
-    lq: torch.Tensor
-    tags: str
-
-
 class BenchmarkDataModule(SRDataModule):
     """One of the field's benchmark sets (see data_pipelines.benchmarks), for `megasr test` and `validate`.
-
-    Tags are those that lie beside lq: what was said of hq would tell an adapter that uses text what to restore.
 
     Args:
         benchmark: name of the set.
         root: the folder of the set, the folder it lies in, or what StableSR's zip was unpacked to.
         allow_subset: take fewer images than the set has; results then say how many.
         batch_size: images per batch; a set of images of several sizes needs 1.
-        num_workers: loader processes; 0 loads in the main process.
 
     Raises:
         UsageError: the folder does not hold the set, or the images of a batch would differ in size.
@@ -250,71 +214,24 @@ class BenchmarkDataModule(SRDataModule):
     def __init__(
         self, benchmark: str, root: str, allow_subset: bool = False, batch_size: int = 1, num_workers: int = 0
     ) -> None:
-        self.files = check_layout(benchmark, root, allow_subset)
-        found, whole = len(self.files.lq), self.files.benchmark
-        super().__init__(
-            scale_factor=whole.scale_factor,
-            batch_size=batch_size,
-            train_samples=batch_size,
-            eval_samples=found,
-            num_workers=num_workers,
-        )
-        if batch_size > 1 and len(set(self.files.sizes)) > 1:
+        files = check_layout(benchmark, root, allow_subset)
+        if batch_size > 1 and len(set(files.sizes)) > 1:
             raise UsageError(f"the images of {benchmark} differ in size: set data.batch_size to 1, not {batch_size}")
-        self.has_hq = self.files.pairs is not None
+        super().__init__(
+            evaluation=files, scale_factor=files.benchmark.scale_factor, batch_size=batch_size,
+            train_samples=batch_size, eval_samples=len(files), num_workers=num_workers,
+        )  # fmt: skip
+        self.has_hq = files.pairs is not None
         self.benchmark = benchmark
-        self.benchmark_images = (found, whole.count)
+        self.benchmark_images = (len(files), files.benchmark.count)
 
     def setup(self, stage: str) -> None:
-        """Refuse what a benchmark is not for.
-
-        Raises:
-            UsageError: to train, or to take the validation loss of images without hq.
-        """
+        """Refuse to train, and to take the validation loss of images without hq. Raises UsageError."""
         if stage == "fit":
             raise UsageError(f"{self.benchmark} is a benchmark: it is not for training, nor for choosing checkpoints")
-        if stage == "validate" and self.files.pairs is None:
+        if stage == "validate" and not self.has_hq:
             raise UsageError(f"{self.benchmark} has no hq, which the validation loss needs: use `megasr test`")
 
     def eval_sample(self, index: int) -> Sample:
-        """Pair `index` of a set that has hq, whole, with the tags that lie beside lq."""
-        if self.files.pairs is None:
-            raise UsageError(f"{self.benchmark} has no hq")
-        key, lq, _ = self.files.pairs.pairs[index]
-        return replace(self.files.pairs.read_images(index), tags=tags_or_drop(key, lq))
-
-    def eval_key(self, index: int) -> str:
-        return self.files.lq[index][0]
-
-    def lq_sample(self, index: int) -> LqSample:
-        """Image `index` of a set without hq, with the tags that lie beside it."""
-        key, path = self.files.lq[index]
-        pixels, crop_px = read_or_drop(key, path), self.files.benchmark.crop_px
-        lq = from_uint8(pixels if crop_px is None else center_crop(pixels, crop_px))
-        return LqSample(key, lq, tags_or_drop(key, path))
-
-    def val_dataloader(self) -> torch.utils.data.DataLoader:
-        """The whole set, in order; batches of a set without hq hold keys, lq and tags."""
-        if self.files.pairs is not None:
-            return super().val_dataloader()
-        return SampleLoader(
-            SampleSet(self._for_workers().lq_sample, self.num_eval()),
-            self.batch_size,
-            num_workers=self.num_workers,
-            collate_fn=collate_lq_or_error,
-            worker_init_fn=start_worker,
-        )
-
-
-def collate_lq_or_error(samples: Sequence[LqSample | Exception]) -> SRBatch | Exception:
-    """Samples of one size without hq -> batch; or the first error, which SampleLoader raises."""
-    read: list[LqSample] = []
-    for sample in samples:
-        if isinstance(sample, Exception):
-            return sample
-        read.append(sample)
-    return SRBatch(
-        keys=[sample.key for sample in read],
-        lq=torch.stack([sample.lq for sample in read]),
-        tags=[sample.tags for sample in read],
-    )
+        assert self.eval_source is not None
+        return self.eval_source.read(index)

@@ -1,12 +1,14 @@
-"""What all LightningDataModules share: loaders that resume at any draw, and how lq is made of hq.
+"""The data module behind all others: loaders that resume at any draw, and lq made from hq.
 
-Training draws are random crops, counted from the start of training, so that a resumed run goes on with the very next
-draw. Evaluation reads a fixed, complete, map-style set.
+Training draws are numbered from the start of training, so that a resumed run continues with the next one. Evaluation
+reads a fixed set, whole.
 """
 
 from __future__ import annotations
 
 import copy
+import inspect
+from dataclasses import replace
 from typing import Any, Literal, Self
 
 import lightning
@@ -14,99 +16,155 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 
 from data_pipelines.degradations.presets import get_degradation
-from data_pipelines.samples import DrawLoader, DrawSampler, Sample, SampleLoader, SampleSet, collate_or_error, degrade
-from data_pipelines.workers import ErrorBudget, start_worker
+from data_pipelines.filters import FilteredSource, ImageFilter
+from data_pipelines.samples import (
+    DrawLoader,
+    DrawSampler,
+    EvalSet,
+    Sample,
+    SampleLoader,
+    SampleSet,
+    Source,
+    center_crop_sample,
+    collate_or_error,
+    crop_sample,
+    degrade,
+)  # fmt: skip
+from data_pipelines.workers import ErrorBudget, read_or_next, start_worker
 from megasr.batch import SRBatch
 from megasr.errors import UsageError
 
 EVAL_SEED = 2**31  # evaluation images and their degradation do not depend on the seed of a run
+Backend = Literal["cpu", "device"]
+# What the arguments of data modules mean that have the same name in several; their --help shows it.
+_HELP = {
+    "degradation": "name of the degradation that makes lq from hq.",
+    "backend": "where training's lq is made: `cpu` in the loader's workers with OpenCV and libjpeg, `device` in batches"
+    " on the GPU, for machines with few cores. Both apply the same parameters; evaluation always uses `cpu`.",
+    "usm_target": "sharpen hq in training before lq is made of it, as Real-ESRGAN and SeeSR do; never in evaluation.",
+    "eval_degradation": "degradation of the evaluation (the field trains with realesrgan_strong and evaluates on"
+    " stablesr_mild); None takes `degradation`.",
+    "scale_factor": "size of hq over size of lq.",
+    "crop_size_px": "height and width of hq in training; smaller images are left out and counted.",
+    "eval_crop_size_px": "height and width of hq in evaluation; None takes crop_size_px.",
+    "batch_size": "samples per batch and device.",
+    "train_samples": "draws per epoch, rounded down to whole batches.",
+    "eval_samples": "size of the evaluation set at most.",
+    "num_workers": "loader processes; 0 loads in the main process.",
+    "seed": "of every draw.",
+    "min_sharpness": "less sharp training images are left out and counted (see data_pipelines.filters).",
+    "max_damaged": "share of the training images that may be damaged before the run stops; until then they are left out"
+    " and counted.",
+    "cache_dir": "where copies are kept of what cannot be read in ranges; None is the user's cache folder.",
+    "cache_gb": "size of these copies of a set together, in 1e9 bytes.",
+}
 
 
 class SRDataModule(lightning.LightningDataModule):
-    """Loaders of training draws and evaluation samples. A source says how draw d and evaluation sample i are made.
+    """Loaders of training draws and of an evaluation set, of whole images or of what subclasses make.
 
-    Args:
-        scale_factor: size of hq over size of lq.
-        crop_size_px: height and width of hq in training.
-        eval_crop_size_px: height and width of hq in evaluation; None takes crop_size_px.
-        batch_size: samples per batch and device.
-        train_samples: draws per epoch, rounded down to whole batches.
-        eval_samples: size of the evaluation set at most.
-        num_workers: loader processes; 0 loads in the main process.
-        seed: of every draw.
+    By default training draws are random crops of `train`, whose unusable images are left out and counted, and
+    evaluation takes centre crops of `evaluation`. Subclasses without sources implement train_sample, eval_sample and
+    eval_key. The other arguments are those that all data modules share; a degradation of None leaves lq to the samples.
+
+    Raises:
+        UsageError: a value cannot be used.
     """
 
-    error_budget: ErrorBudget | None = None  # of sources whose images may be damaged
     has_hq = True  # the evaluation set has ground truth
 
     def __init__(
-        self,
-        scale_factor: int = 4,
-        crop_size_px: int = 128,
-        batch_size: int = 8,
-        train_samples: int = 1024,
-        eval_samples: int = 16,
-        num_workers: int = 0,
-        seed: int = 0,
-        eval_crop_size_px: int | None = None,
-    ) -> None:
+        self, train: Source | None = None, evaluation: EvalSet | None = None, *, scale_factor: int = 4,
+        crop_size_px: int = 128, eval_crop_size_px: int | None = None, batch_size: int = 8, train_samples: int = 1024,
+        eval_samples: int = 16, num_workers: int = 0, seed: int = 0, degradation: str | None = None,
+        eval_degradation: str | None = None, backend: Backend = "cpu", usm_target: bool = False,
+        min_sharpness: float = 0.0, max_damaged: float = 0.01,
+    ) -> None:  # fmt: skip
         super().__init__()
-        at_least = {"crop_size_px": 16, "batch_size": 1, "train_samples": 1, "eval_samples": 1, "num_workers": 0}
-        values = {"crop_size_px": crop_size_px, "batch_size": batch_size, "train_samples": train_samples}
-        values |= {"eval_samples": eval_samples, "num_workers": num_workers}
-        for name, least in at_least.items():
-            if values[name] < least:
-                raise UsageError(f"data.{name} must be at least {least}, got {values[name]}")
-        if scale_factor < 1:
-            raise UsageError(f"data.scale_factor must be at least 1, got {scale_factor}")
-        if not 0 <= seed < EVAL_SEED:
-            raise UsageError(f"data.seed must be in [0, 2**31), got {seed}")
-        if train_samples < batch_size:
-            raise UsageError(f"data.train_samples {train_samples} is less than one batch of {batch_size}")
-        self.eval_crop_size_px = crop_size_px if eval_crop_size_px is None else eval_crop_size_px
-        for name, size in (("crop_size_px", crop_size_px), ("eval_crop_size_px", self.eval_crop_size_px)):
-            if size < 1 or size % scale_factor:
-                raise UsageError(f"data.{name} {size} is not a positive multiple of data.scale_factor {scale_factor}")
         self.scale_factor, self.crop_size_px, self.batch_size = scale_factor, crop_size_px, batch_size
-        self.num_workers, self.seed = num_workers, seed
-        self.train_samples, self.eval_samples = train_samples // batch_size * batch_size, eval_samples
+        self.eval_crop_size_px = crop_size_px if eval_crop_size_px is None else eval_crop_size_px
+        self.train_samples, self.eval_samples = train_samples, eval_samples
+        self.num_workers, self.seed, self.backend, self.usm_target = num_workers, seed, backend, usm_target
+        self._check()
+        self.train_samples = train_samples // batch_size * batch_size
+        self.degradation = get_degradation(degradation, scale_factor) if degradation else None
+        self.eval_degradation = (
+            get_degradation(eval_degradation, scale_factor) if eval_degradation else self.degradation
+        )
+        self.train_source, self.eval_source, self.error_budget = train, evaluation, None
+        if train is not None:
+            self.train_source = FilteredSource(train, ImageFilter(crop_size_px, min_sharpness))
+            self.error_budget = ErrorBudget(max_damaged, len(train))
         self._resumed_at = (0, 0)  # (samples, batches) that the checkpoint had seen
         self._resumed_order: str | None = None
 
+    def _check(self) -> None:
+        least = {"scale_factor": 1, "crop_size_px": 16, "batch_size": 1, "train_samples": 1, "eval_samples": 1}
+        for name, value in (least | {"num_workers": 0}).items():
+            if getattr(self, name) < value:
+                raise UsageError(f"data.{name} must be at least {value}, got {getattr(self, name)}")
+        if not 0 <= self.seed < EVAL_SEED:
+            raise UsageError(f"data.seed must be in [0, 2**31), got {self.seed}")
+        if self.train_samples < self.batch_size:
+            raise UsageError(f"data.train_samples {self.train_samples} is less than one batch of {self.batch_size}")
+        for name in ("crop_size_px", "eval_crop_size_px"):
+            if (size := getattr(self, name)) < 1 or size % self.scale_factor:
+                factor = self.scale_factor
+                raise UsageError(f"data.{name} {size} is not a positive multiple of data.scale_factor {factor}")
+        if self.backend not in ("cpu", "device"):
+            raise UsageError(f"data.backend must be cpu or device, got {self.backend!r}")
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        """Complete the docstring with the arguments that it shares with other data modules."""
+        super().__init_subclass__(**keywords)
+        text = inspect.cleandoc(cls.__doc__ or "")
+        taken = inspect.signature(cls.__init__).parameters
+        shared = "".join(f"    {n}: {words}\n" for n, words in _HELP.items() if n in taken and f"    {n}: " not in text)
+        first, args, rest = text.partition("Args:\n")
+        cls.__doc__ = f"{first}{args}{shared}{rest}" if args else f"{first}\n\nArgs:\n{shared}"
+
     def train_sample(self, draw: int) -> Sample:
-        """Training draw `draw`, counted from the start of training."""
-        raise NotImplementedError
+        """Training draw `draw`, counted from the start of training; lq is not made yet."""
+        assert self.train_source is not None
+        sample = read_or_next(self.train_source, draw, self.seed)
+        crop = crop_sample(sample, self.crop_size_px, self.seed, sample.key, draw)
+        return replace(crop, key=f"{sample.key}/{draw}")
 
     def eval_sample(self, index: int) -> Sample:
-        """Evaluation sample `index`, 0 <= index < num_eval()."""
-        raise NotImplementedError
+        """Evaluation sample `index`, 0 <= index < num_eval(); lq is not made yet."""
+        assert self.eval_source is not None
+        return center_crop_sample(self.eval_source.read(index), self.eval_crop_size_px)
+
+    def eval_key(self, index: int) -> str:
+        """Key of evaluation sample `index`, without reading its image where that is possible."""
+        return self.eval_sample(index).key if self.eval_source is None else self.eval_source.key(index)
 
     def num_eval(self) -> int:
         """Size of the evaluation set."""
-        return self.eval_samples
-
-    def eval_key(self, index: int) -> str:
-        """What evaluation sample `index` is called."""
-        return self.eval_sample(index).key
+        return self.eval_samples if self.eval_source is None else min(self.eval_samples, len(self.eval_source))
 
     def eval_keys(self) -> list[str]:
-        """Names of the evaluation set, in its order."""
+        """Keys of the evaluation set, in its order."""
         return [self.eval_key(index) for index in range(self.num_eval())]
 
     def train_item(self, draw: int) -> Sample:
-        """What the training loader gives for a draw: train_sample, and what is made of it in the loader."""
-        return self.train_sample(draw)
+        """What the training loader gives for a draw."""
+        sample = self.train_sample(draw)
+        if self.degradation is None or sample.lq is not None or self.backend == "device":
+            return sample
+        return degrade(sample, self.degradation, self.seed, self.usm_target)
 
     def eval_item(self, index: int) -> Sample:
-        """What the evaluation loader gives for an index: eval_sample, and what is made of it in the loader."""
-        return self.eval_sample(index)
+        """What the evaluation loader gives for an index."""
+        sample = self.eval_sample(index)
+        return sample if self.eval_degradation is None else degrade(sample, self.eval_degradation, EVAL_SEED)
 
     def train_dataloader(self) -> torch.utils.data.DataLoader:
         """Draws of the current epoch, from where training stands.
 
         Raises:
-            UsageError: train_samples is less than one batch for every process, or the draws are those of other images
-                or of another seed than the checkpoint's.
+            UsageError: train_samples is less than one batch for every process, or the checkpoint trained on other
+                images or with another seed.
         """
         if self._resumed_order not in (None, self.order_fingerprint()):
             raise UsageError(
@@ -121,12 +179,10 @@ class SRDataModule(lightning.LightningDataModule):
                 f"data.train_samples {self.train_samples} is less than one batch of {self.batch_size} "
                 f"for each of {world_size} devices"
             )
-        sampler = DrawSampler(self.consumed_samples, steps * samples_per_step, rank, world_size)
-        # The set has no end: the sampler decides which draws an epoch consists of.
         return DrawLoader(
-            SampleSet(self._for_workers().train_item, 2**62),
+            SampleSet(self._without_trainer().train_item, 2**62),  # the sampler decides what an epoch consists of
             self.batch_size,
-            sampler=sampler,
+            sampler=DrawSampler(self.consumed_samples, steps * samples_per_step, rank, world_size),
             num_workers=self.num_workers,
             collate_fn=collate_or_error,
             worker_init_fn=start_worker,
@@ -136,15 +192,15 @@ class SRDataModule(lightning.LightningDataModule):
     def val_dataloader(self) -> torch.utils.data.DataLoader:
         """The whole evaluation set, in order."""
         return SampleLoader(
-            SampleSet(self._for_workers().eval_item, self.num_eval()),
+            SampleSet(self._without_trainer().eval_item, self.num_eval()),
             self.batch_size,
             num_workers=self.num_workers,
             collate_fn=collate_or_error,
             worker_init_fn=start_worker,
         )
 
-    def _for_workers(self) -> Self:
-        """Itself without the trainer: workers that are not forked are sent what they need, not the model."""
+    def _without_trainer(self) -> Self:
+        """A copy to pickle for workers that are not forked: the trainer holds the model."""
         alone = copy.copy(self)
         alone.trainer = None
         return alone
@@ -154,24 +210,29 @@ class SRDataModule(lightning.LightningDataModule):
         return self.val_dataloader()
 
     def on_after_batch_transfer(self, batch: SRBatch, dataloader_idx: int) -> SRBatch:
-        """Count the images that had to be left out.
+        """Count the images that were left out; with the `device` back end, make lq.
 
         Raises:
-            MegaSRError: they are more than the error budget allows.
+            MegaSRError: more images are damaged than the error budget allows.
         """
-        skipped = batch.get("skipped")
-        if skipped and self.error_budget is not None:
+        if self.error_budget is not None and batch.get("skipped"):
             try:
-                for sample in skipped:
+                for sample in batch["skipped"]:
                     self.error_budget.add(sample, self.trainer.world_size if self.trainer else 1)
             finally:
-                if self.trainer is not None:
-                    for logger in self.trainer.loggers:
-                        logger.log_metrics(self.error_budget.counts(), self.trainer.global_step)
+                for logger in self.trainer.loggers if self.trainer else ():
+                    logger.log_metrics(self.error_budget.counts(), self.trainer.global_step)
+        if "lq" not in batch and self.degradation is not None:
+            if self.usm_target:
+                from data_pipelines.degradations.device import sharpen_batched
+
+                batch["hq"] = sharpen_batched(batch["hq"])
+            batch["degradation"] = self.degradation.sample_params(self.seed, batch["keys"])
+            batch["lq"] = self.degradation.apply(batch["hq"], batch["degradation"])
         return batch
 
     def teardown(self, stage: str) -> None:
-        """Tell what was left out."""
+        """Print what was left out."""
         if stage == "fit" and self.error_budget is not None and self.error_budget.summary():
             rank_zero_info(f"left out of the training: {self.error_budget.summary()}")
 
@@ -182,81 +243,28 @@ class SRDataModule(lightning.LightningDataModule):
         return state if self.error_budget is None else state | {"error_budget": self.error_budget.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on with the next draw, whatever the batch size and the number of processes were.
+        """Continue with the next draw, whatever the batch size and the number of processes were.
 
-        Whether the draws are those of the same images is asked when training begins: a checkpoint may be measured
-        where its training images are not.
+        The order is compared when training begins: a checkpoint may be evaluated where its training images are not.
         """
         self._resumed_at = (state["consumed_samples"], state["batches"])
         self._resumed_order = state["order"]
-        # It holds what the first process has met; the others begin anew.
+        # it holds the counts of the first process; the others begin anew
         first = self.trainer is None or self.trainer.global_rank == 0
         if first and self.error_budget is not None and "error_budget" in state:
             self.error_budget.load_state_dict(state["error_budget"])
 
     def order_fingerprint(self) -> str:
         """What the order of the draws depends on."""
-        return f"{type(self).__name__} with seed {self.seed}"
+        images = "" if self.train_source is None else f" over images {self.train_source.fingerprint}"
+        return f"{type(self).__name__} with seed {self.seed}{images}"
 
     def consumed_samples(self) -> int:
-        """Draws that training has used up so far, of all processes together."""
+        """Draws that training has used so far, of all processes together."""
         samples, batches = self._resumed_at
         world_size = self.trainer.world_size if self.trainer else 1
         return samples + (self._batches() - batches) * self.batch_size * world_size
 
     def _batches(self) -> int:
-        # Not `completed`: Lightning counts that only after the hook in which checkpoints are written.
+        # not `completed`: Lightning counts that only after the hook in which checkpoints are written
         return self.trainer.fit_loop.epoch_loop.batch_progress.total.processed if self.trainer else 0
-
-
-class SyntheticDataModule(SRDataModule):
-    """Sources of hq alone: lq is made by a degradation, in the loader's workers or on the device. See SRDataModule.
-
-    Evaluation is degraded by the `cpu` back end always: its numbers do not depend on how training is set up.
-
-    Args:
-        degradation: name of the preset that makes lq from hq.
-        backend: where training's lq is made: `cpu` in the loader's workers with OpenCV and libjpeg; `device` in batches
-            on the GPU, for machines with few cores. Both apply the same parameters.
-        usm_target: sharpen hq in training before lq is made of it, as Real-ESRGAN and SeeSR do; evaluation never does.
-        eval_degradation: preset of the evaluation, so that runs with other trainings can be compared (the field trains
-            with realesrgan_strong and evaluates on stablesr_mild); None takes `degradation`.
-        settings: see SRDataModule.
-    """
-
-    def __init__(
-        self,
-        degradation: str = "bicubic",
-        backend: Literal["cpu", "device"] = "cpu",
-        usm_target: bool = False,
-        eval_degradation: str | None = None,
-        **settings: Any,
-    ) -> None:
-        super().__init__(**settings)
-        if backend not in ("cpu", "device"):
-            raise UsageError(f"data.backend must be cpu or device, got {backend!r}")
-        self.degradation = get_degradation(degradation, self.scale_factor)
-        self.eval_degradation = get_degradation(eval_degradation or degradation, self.scale_factor)
-        self.backend, self.usm_target = backend, usm_target
-
-    def train_item(self, draw: int) -> Sample:
-        sample = self.train_sample(draw)
-        if sample.lq is not None or self.backend == "device":
-            return sample
-        return degrade(sample, self.degradation, self.seed, usm_target=self.usm_target)
-
-    def eval_item(self, index: int) -> Sample:
-        return degrade(self.eval_sample(index), self.eval_degradation, EVAL_SEED)
-
-    def on_after_batch_transfer(self, batch: SRBatch, dataloader_idx: int) -> SRBatch:
-        """Add lq and what made it, on the device of hq, unless the loader has done it."""
-        batch = super().on_after_batch_transfer(batch, dataloader_idx)
-        if "lq" not in batch:
-            if self.usm_target:
-                from data_pipelines.degradations.device import sharpen_batched
-
-                batch["hq"] = sharpen_batched(batch["hq"])
-            params = self.degradation.sample_params(self.seed, batch["keys"])
-            batch["lq"] = self.degradation.apply(batch["hq"], params)
-            batch["degradation"] = params
-        return batch

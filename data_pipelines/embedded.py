@@ -1,16 +1,15 @@
-"""Data that ship with the package: photographs of scikit-image, and scenes that are rendered."""
+"""Data that ship with the package: photographs of scikit-image, and procedural scenes."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 
-from data_pipelines.data_module import EVAL_SEED, SyntheticDataModule
+from data_pipelines.data_module import EVAL_SEED, Backend, SRDataModule
 from data_pipelines.photos import EVAL_PHOTOS, TRAIN_PHOTOS, grid_crops, load_photo
 from data_pipelines.samples import Sample, crop_sample
 from data_pipelines.scenes.source import pool_sample, render_pool, scene_sample, unknown_maps
@@ -19,18 +18,25 @@ from megasr.images import read_image
 from megasr.rng import numpy_generator
 
 
-class PhotoDataModule(SyntheticDataModule):
-    """The photographs inside scikit-image: training on some, evaluation on fixed crops of others.
-
-    Tags are empty: nothing has looked at lq, and the photograph's name would be an answer from outside.
+class PhotoDataModule(SRDataModule):
+    """The photographs inside scikit-image: training on some, evaluation on fixed crops of others, without tags.
 
     Args:
         eval_samples: size of the evaluation set at most, spread evenly over the photographs.
-        settings: see SyntheticDataModule.
     """
 
-    def __init__(self, eval_samples: int = 16, **settings: Any) -> None:
-        super().__init__(eval_samples=eval_samples, **settings)
+    def __init__(
+        self, degradation: str = "bicubic", backend: Backend = "cpu", usm_target: bool = False,
+        eval_degradation: str | None = None, scale_factor: int = 4, crop_size_px: int = 128,
+        eval_crop_size_px: int | None = None, batch_size: int = 8, train_samples: int = 1024, eval_samples: int = 16,
+        num_workers: int = 0, seed: int = 0,
+    ) -> None:  # fmt: skip
+        super().__init__(
+            scale_factor=scale_factor, crop_size_px=crop_size_px, eval_crop_size_px=eval_crop_size_px,
+            batch_size=batch_size, train_samples=train_samples, eval_samples=eval_samples, num_workers=num_workers,
+            seed=seed, degradation=degradation, eval_degradation=eval_degradation, backend=backend,
+            usm_target=usm_target,
+        )  # fmt: skip
         smallest = min(min(load_photo(photo.name).shape[:2]) for photo in (*TRAIN_PHOTOS, *EVAL_PHOTOS))
         for name, size in (("crop_size_px", self.crop_size_px), ("eval_crop_size_px", self.eval_crop_size_px)):
             if size > smallest:
@@ -62,33 +68,37 @@ def _spread_crops(size_px: int, count: int) -> list[tuple[str, tuple[int, int]]]
     return [(name, place) for _, _, name, place in chosen]
 
 
-class SceneDataModule(SyntheticDataModule):
-    """Procedural scenes with their tags and exact maps. See SyntheticDataModule.
-
-    The evaluation scenes are the same whatever the seed, and no training seed draws them.
+class SceneDataModule(SRDataModule):
+    """Procedural scenes with their tags and exact maps. The evaluation scenes are the same for every seed.
 
     Args:
         pool: number of scenes that are rendered once, at eval_crop_size_px, for training on crops of them, with the
             tags of what the crop shows; 0 renders a new scene for every draw, which takes longer than a small model's
             training step.
-        settings: see SyntheticDataModule.
-
-    Raises:
-        UsageError: crops larger than the scenes of the pool, or a negative number of them.
     """
 
-    def __init__(self, pool: int = 0, **settings: Any) -> None:
-        super().__init__(**settings)
+    patches = 0  # see WorldDataModule
+
+    def __init__(
+        self, pool: int = 0, degradation: str = "bicubic", backend: Backend = "cpu", usm_target: bool = False,
+        eval_degradation: str | None = None, scale_factor: int = 4, crop_size_px: int = 128,
+        eval_crop_size_px: int | None = None, batch_size: int = 8, train_samples: int = 1024, eval_samples: int = 16,
+        num_workers: int = 0, seed: int = 0,
+    ) -> None:  # fmt: skip
+        super().__init__(
+            scale_factor=scale_factor, crop_size_px=crop_size_px, eval_crop_size_px=eval_crop_size_px,
+            batch_size=batch_size, train_samples=train_samples, eval_samples=eval_samples, num_workers=num_workers,
+            seed=seed, degradation=degradation, eval_degradation=eval_degradation, backend=backend,
+            usm_target=usm_target,
+        )  # fmt: skip
         if pool < 0:
             raise UsageError(f"data.pool must not be negative, got {pool}")
-        if pool and self.crop_size_px > self.eval_crop_size_px:
+        if pool and crop_size_px > self.eval_crop_size_px:
             raise UsageError(
-                f"data.crop_size_px {self.crop_size_px} is larger than the scenes of the pool, which are rendered at "
+                f"data.crop_size_px {crop_size_px} is larger than the scenes of the pool, which are rendered at "
                 f"data.eval_crop_size_px {self.eval_crop_size_px}"
             )
         self.pool = pool
-
-    patches = 0  # see WorldDataModule
 
     def train_sample(self, draw: int) -> Sample:
         if self.pool:
@@ -103,12 +113,11 @@ class SceneDataModule(SyntheticDataModule):
         return f"eval-scene/{index}"
 
     def order_fingerprint(self) -> str:
-        """What the order of the draws depends on."""
         return super().order_fingerprint() + (f" and a pool of {self.pool} scenes" if self.pool else "")
 
 
 class WorldDataModule(SceneDataModule):
-    """The world that the tiny prior is trained on: scenes, and photographs with the names of what they show.
+    """What the tiny prior is trained on: scenes, and photographs tagged with what they show.
 
     Args:
         photo_share: share of the training draws that are crops of photographs, in [0, 1].
@@ -116,32 +125,31 @@ class WorldDataModule(SceneDataModule):
             ship with scikit-image.
         photo_zoom: also show photographs smaller: a crop may cover this share of the photograph's shorter side, or any
             less, drawn anew each time; 0 always cuts at full resolution.
-        maps: give scenes their exact maps, and photographs maps of NaN: unknown. An extractor learns from them.
-        patches: also say what each of patches x patches parts of a scene shows, which a CLIP's patch tokens learn from
-            (a photograph's are unknown); 0 does not. It needs a pool.
-        settings: see SceneDataModule.
-
-    Raises:
-        UsageError: a share out of range, no photographs in the folder, or patches without a pool or that do not divide
-            the crop.
+        maps: give scenes their exact maps, and photographs maps of NaN (unknown), to train extractors.
+        patches: give the tag of each of patches x patches parts of a scene ("" of a photograph), for CLIP's patch
+            tokens; 0 gives none. Needs a pool.
+        pool: see SceneDataModule.
     """
 
     def __init__(
-        self,
-        photo_share: float = 0.25,
-        photos: str | None = None,
-        photo_zoom: float = 0.0,
-        maps: bool = False,
-        patches: int = 0,
-        **settings: Any,
-    ) -> None:
-        super().__init__(**settings)
+        self, photo_share: float = 0.25, photos: str | None = None, photo_zoom: float = 0.0, maps: bool = False,
+        patches: int = 0, pool: int = 0, degradation: str = "bicubic", backend: Backend = "cpu",
+        usm_target: bool = False, eval_degradation: str | None = None, scale_factor: int = 4, crop_size_px: int = 128,
+        eval_crop_size_px: int | None = None, batch_size: int = 8, train_samples: int = 1024, eval_samples: int = 16,
+        num_workers: int = 0, seed: int = 0,
+    ) -> None:  # fmt: skip
+        super().__init__(
+            pool=pool, scale_factor=scale_factor, crop_size_px=crop_size_px, eval_crop_size_px=eval_crop_size_px,
+            batch_size=batch_size, train_samples=train_samples, eval_samples=eval_samples, num_workers=num_workers,
+            seed=seed, degradation=degradation, eval_degradation=eval_degradation, backend=backend,
+            usm_target=usm_target,
+        )  # fmt: skip
         for name, share in (("photo_share", photo_share), ("photo_zoom", photo_zoom)):
             if not 0 <= share <= 1:
                 raise UsageError(f"data.{name} must be in [0, 1], got {share}")
-        if patches < 0 or (patches and (not self.pool or self.crop_size_px % patches)):
+        if patches < 0 or (patches and (not pool or crop_size_px % patches)):
             raise UsageError(
-                f"data.patches {patches} must divide data.crop_size_px {self.crop_size_px}, and needs data.pool"
+                f"data.patches {patches} must divide data.crop_size_px {crop_size_px}, and needs data.pool"
             )
         self.photo_share, self.photos, self.photo_zoom = photo_share, photos, photo_zoom
         self.maps, self.patches = maps, patches
@@ -153,18 +161,16 @@ class WorldDataModule(SceneDataModule):
             return sample if self.maps else replace(sample, maps={})  # a batch needs the same of all
         photos = load_photos(self.photos)
         name, image, tags = photos[int(rng.integers(len(photos)))]
-        side = min(image.shape[:2])
-        most = max(1.0, self.photo_zoom * side / self.crop_size_px)
+        most = max(1.0, self.photo_zoom * min(image.shape[:2]) / self.crop_size_px)
         zoom = float(np.exp(rng.uniform(0, np.log(most))))  # pixels of the photograph per pixel of the crop
         if zoom > 1:
             height, width = (max(self.crop_size_px, round(size / zoom)) for size in image.shape[:2])
             image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
         crop = crop_sample(Sample(f"{name}/{draw}", image, tags), self.crop_size_px, self.seed, "world", draw)
-        unknown = unknown_maps(self.crop_size_px) if self.maps else {}
-        return replace(crop, maps=unknown, patch_tags=("",) * self.patches**2)
+        maps = unknown_maps(self.crop_size_px) if self.maps else {}
+        return replace(crop, maps=maps, patch_tags=("",) * self.patches**2)
 
     def order_fingerprint(self) -> str:
-        """What the order of the draws depends on."""
         names = "" if self.photos is None else f" ({len(load_photos(self.photos))} of {Path(self.photos).name})"
         return f"{super().order_fingerprint()}, {self.photo_share:g} of them photographs{names}"
 
@@ -181,9 +187,6 @@ def load_photos(folder: str | None) -> tuple[tuple[str, np.ndarray, str], ...]:
     paths = sorted(Path(folder).glob("*.png"))
     if not paths:
         raise UsageError(f"data.photos {folder} holds no PNG: make photos fetches them")
-    return tuple((path.stem, read_image(path), _tags_beside(path)) for path in paths)
-
-
-def _tags_beside(path: Path) -> str:
-    beside = path.with_suffix(".txt")
-    return beside.read_text().strip() if beside.is_file() else ""
+    tags = (path.with_suffix(".txt") for path in paths)
+    words = [path.read_text().strip() if path.is_file() else "" for path in tags]
+    return tuple((path.stem, read_image(path), text) for path, text in zip(paths, words, strict=True))

@@ -1,4 +1,4 @@
-"""Which images are worth training on, and what to tell about those that are not."""
+"""Which images are worth training on."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from megasr.errors import UsageError
 
 @dataclass(frozen=True)
 class ImageFilter:
-    """Drops images that are small or blurred: they would teach that hq looks like lq.
+    """Drops images that are small or blurred: the model would learn that hq looks like lq.
 
     Args:
         min_size_px: least height and width.
@@ -29,7 +29,7 @@ class ImageFilter:
     min_sharpness: float = 0.0
 
     def __post_init__(self) -> None:
-        for name, value in (("min_size_px", self.min_size_px), ("min_sharpness", self.min_sharpness)):
+        for name, value in vars(self).items():
             if not math.isfinite(value) or value < 0:
                 raise UsageError(f"{name} must be a number of at least 0, got {value}")
 
@@ -43,46 +43,29 @@ class ImageFilter:
 
 
 class FilteredSource:
-    """A source without the images that a filter drops. Which those are is known when they are read.
-
-    Args:
-        source: what is filtered.
-        image_filter: which images are worth training on.
-    """
+    """A source whose read() refuses what a filter drops; the order stays the same."""
 
     def __init__(self, source: Source, image_filter: ImageFilter) -> None:
         self.source, self.image_filter = source, image_filter
-
-    @property
-    def fingerprint(self) -> str:
-        """The source's: another filter leaves other images out, but changes no order."""
-        return self.source.fingerprint
+        self.fingerprint, self.order = source.fingerprint, source.order
 
     def __len__(self) -> int:
         return len(self.source)
 
     def read(self, index: int) -> Sample:
-        """Image `index` of the source.
-
-        Raises:
-            UnusableSampleError: the source cannot give it, or the filter drops it.
-        """
+        """Image `index` of the source. Raises UnusableSampleError when the source cannot read it or it is dropped."""
         sample = self.source.read(index)
         if reason := self.image_filter.reason(sample.hq):
             height, width = sample.hq.shape[:2]
             raise UnusableSampleError(sample.key, reason, f"{width}x{height} px", damaged=False)
         return sample
 
-    def order(self, draw: int, seed: int) -> int:
-        """The source's own order."""
-        return self.source.order(draw, seed)
-
 
 def sharpness(hq: np.ndarray) -> float:
     """Variance of the Laplacian (Pech-Pacheco et al., Diatom autofocusing in brightfield microscopy, 2000).
 
-    The Laplacian is the 4-neighbour one, of the 8-bit luma (BT.601). It grows with contrast and noise as well as with
-    focus, and falls when an image is enlarged.
+    Of the 4-neighbour Laplacian of the 8-bit luma (BT.601). It grows with contrast and noise as well as with focus, and
+    falls when an image is enlarged.
 
     Args:
         hq: (H, W, 3) uint8.
@@ -98,7 +81,7 @@ def sharpness(hq: np.ndarray) -> float:
 
 
 def describe_drops(counts: Mapping[str, int], total: int) -> str:
-    """One line for people: how many of `total` images were dropped, and the count of every reason, largest first."""
+    """One line: how many of `total` images were dropped, and the count of every reason, largest first."""
     reasons = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    line = f"{sum(counts.values())} of {total} images dropped"
-    return line + "".join(f"{', ' if n else ': '}{count} {reason}" for n, (reason, count) in enumerate(reasons))
+    parts = ", ".join(f"{count} {reason}" for reason, count in reasons)
+    return f"{sum(counts.values())} of {total} images dropped" + (f": {parts}" if parts else "")

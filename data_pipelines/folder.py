@@ -1,10 +1,10 @@
-"""Folders of images: found recursively, named by their path, read when they are needed."""
+"""Folders of images, searched recursively, with tags in files beside them."""
 
 from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeVar
 
@@ -50,10 +50,10 @@ def check_disjoint(train: dict[str, Path], evaluation: dict[str, Path]) -> None:
 
 
 def read_tags(image: Path) -> str:
-    """What the file beside an image says of it: "" or phrases separated by ", ".
+    """Tags of an image from the file beside it: "" or phrases separated by ", ".
 
-    Of PHOTO.jpg that is PHOTO.txt, with tags or a caption, separated by commas or lines; or PHOTO.json, an object with
-    "tags" (a list of strings, or one string) or "caption" (a string). The text goes first, and "tags" before "caption".
+    Of PHOTO.jpg that is PHOTO.txt, with tags or a caption, separated by commas or lines; or else PHOTO.json, an object
+    with "tags" (a list of strings, or one string) or else "caption" (a string).
 
     Raises:
         MegaSRError: the file is not UTF-8, not JSON, or its tags are not strings.
@@ -85,9 +85,9 @@ def _normalised(tags: str) -> str:
 
 
 class FolderSource:
-    """The images below a folder, in a keyed random order, with the tags that lie beside them.
+    """The images below a folder, shuffled, with the tags beside them.
 
-    The list of files is in the memory of every worker: from some hundred thousand images on, pack shards.
+    Every worker holds the list of files: above some hundred thousand images, pack shards.
 
     Args:
         root: folder, searched recursively.
@@ -100,16 +100,8 @@ class FolderSource:
         self.files = list(index_folder(root).items())
 
     def split(self, count: int, size_px: int) -> tuple[FolderSource, FolderSource]:
-        """(the others, `count` images for evaluation): which those are depends on the names alone.
-
-        Args:
-            count: how many at most, in the order of the hashes of their names: with more, more are taken away.
-            size_px: least height and width of those; none that is smaller, or cannot be read, is taken.
-        """
-        chosen: dict[str, Path] = {}
-        for key, path in sorted(self.files, key=lambda file: derive_seed(0, "evaluation", file[0])):
-            if len(chosen) < count and _is_as_large(path, size_px):
-                chosen[key] = path
+        """(the others, the images that hold_out takes for evaluation)."""
+        chosen = hold_out(self.files, count, size_px)
         parts = copy.copy(self), copy.copy(self)
         parts[0].files = [file for file in self.files if file[0] not in chosen]
         parts[1].files = [file for file in self.files if file[0] in chosen]
@@ -124,7 +116,7 @@ class FolderSource:
         return len(self.files)
 
     def key(self, index: int) -> str:
-        """What image `index` is called."""
+        """Key of image `index`."""
         return self.files[index][0]
 
     def read(self, index: int) -> Sample:
@@ -141,6 +133,18 @@ class FolderSource:
         return shuffled(draw, len(self.files), seed)
 
 
+def hold_out(files: Iterable[tuple[str, Path]], count: int, size_px: int) -> set[str]:
+    """Keys of at most `count` images for evaluation, of at least size_px; they depend on the names alone.
+
+    They are taken in the order of the hashes of their names: a larger count takes more, and none that is taken changes.
+    """
+    chosen: set[str] = set()
+    for key, path in sorted(files, key=lambda file: derive_seed(0, "evaluation", file[0])):
+        if len(chosen) < count and _is_as_large(path, size_px):
+            chosen.add(key)
+    return chosen
+
+
 def _is_as_large(path: Path, size_px: int) -> bool:
     try:
         return min(read_size(path)) >= size_px
@@ -149,20 +153,12 @@ def _is_as_large(path: Path, size_px: int) -> bool:
 
 
 def read_or_drop(key: str, path: Path) -> np.ndarray:
-    """read_image whose failure costs one sample.
-
-    Raises:
-        UnusableSampleError: it cannot be read.
-    """
+    """read_image; raises UnusableSampleError when it cannot be read."""
     return _or_drop(read_image, key, path, "unreadable")
 
 
 def tags_or_drop(key: str, path: Path) -> str:
-    """read_tags whose failure costs one sample.
-
-    Raises:
-        UnusableSampleError: they cannot be read.
-    """
+    """read_tags; raises UnusableSampleError when they cannot be read."""
     return _or_drop(read_tags, key, path, "unreadable tags")
 
 

@@ -7,11 +7,11 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
-from itertools import accumulate
+from itertools import accumulate, count
 
 import numpy as np
 
-from data_pipelines.samples import Sample, Source, UnusableSampleError, names_fingerprint
+from data_pipelines.samples import NamedSource, Sample, Source, UnusableSampleError, names_fingerprint
 from megasr.errors import UsageError
 from megasr.rng import Key, derive_seed, numpy_generator
 
@@ -29,16 +29,10 @@ def _mix(value: int) -> int:
 
 
 def permuted(position: int, length: int, seed: int, *key: Key) -> int:
-    """Where a keyed random permutation of range(length) sends `position`, without building the permutation.
+    """Element `position` of a random permutation of range(length), of (seed, key), without building it.
 
-    A Feistel network over the next power of four, walked until it lands inside: constant time and no memory, where a
+    A Feistel network over the next power of four, iterated until it lands inside: constant time and no memory, where a
     shuffled list of fifteen million images takes 120 MB in every worker.
-
-    Args:
-        position: in [0, length).
-        length: size of the set that is permuted.
-        seed: with `key` it names the permutation.
-        key: see megasr.rng.
     """
     half_bits = max(1, (max(length - 1, 1).bit_length() + 1) // 2)
     low = (1 << half_bits) - 1
@@ -54,13 +48,13 @@ def permuted(position: int, length: int, seed: int, *key: Key) -> int:
 
 
 def shuffled(draw: int, length: int, seed: int) -> int:
-    """The image of training draw `draw`: every one of `length` images once, in a new order, before any comes again."""
+    """The image of training draw `draw`: each of `length` images once per epoch, every epoch in a new order."""
     epoch, position = divmod(draw, length)
     return permuted(position, length, seed, "order", epoch)
 
 
 class QuotaOrder:
-    """Deals draws out to several sources in fixed shares, each source going through its own draws 0, 1, 2... in turn.
+    """Distributes draws over several sources in fixed shares; each source goes through its own draws 0, 1, 2...
 
     Every block of draws holds the same quota of each source in a new random order, so the shares hold over any stretch
     of training and not only on average.
@@ -80,24 +74,20 @@ class QuotaOrder:
     def __call__(self, draw: int) -> tuple[int, int]:
         """(source, draw of that source) of training draw `draw`."""
         number, position = divmod(draw, self.block)
-        source, rank = _dealt(self.quotas, self.seed, number)[position]
+        source, rank = _block_order(self.quotas, self.seed, number)[position]
         return source, number * self.quotas[source] + rank
 
 
 @lru_cache(4)
-def _dealt(quotas: tuple[int, ...], seed: int, number: int) -> list[tuple[int, int]]:
+def _block_order(quotas: tuple[int, ...], seed: int, number: int) -> list[tuple[int, int]]:
     """(source, how many draws of it came before) at every position of block `number`."""
-    cards = np.repeat(np.arange(len(quotas)), quotas)
-    seen = [0] * len(quotas)
-    dealt = []
-    for source in numpy_generator(seed, "mixture", number).permutation(cards).tolist():
-        dealt.append((source, seen[source]))
-        seen[source] += 1
-    return dealt
+    sources = numpy_generator(seed, "mixture", number).permutation(np.repeat(np.arange(len(quotas)), quotas)).tolist()
+    counters = [count() for _ in quotas]
+    return [(source, next(counters[source])) for source in sources]
 
 
 class MixtureSource:
-    """Sources one after another, each going through its own order, drawn in shares that hold over any 1000 draws.
+    """Sources in sequence, each with its own order, drawn in fixed shares (see QuotaOrder).
 
     Args:
         sources: what is mixed.
@@ -133,22 +123,35 @@ class MixtureSource:
     def __len__(self) -> int:
         return self.offsets[-1]
 
-    def read(self, index: int) -> Sample:
-        """Image `index`, counted through all sources.
-
-        Raises:
-            UnusableSampleError: its source cannot give it.
-        """
+    def locate(self, index: int) -> tuple[int, int]:
+        """(source, image of that source) of image `index`, counted through all sources."""
         number = bisect_right(self.offsets, index) - 1
+        return number, index - self.offsets[number]
+
+    def read(self, index: int) -> Sample:
+        """Image `index`. Raises UnusableSampleError when its source cannot read it."""
+        number, own = self.locate(index)
         name = self.names[number]
         try:
-            sample = self.sources[number].read(index - self.offsets[number])
+            sample = self.sources[number].read(own)
         except UnusableSampleError as error:
-            error.key, error.args = f"{name}:{error.key}", (f"{name}:{error}",)
-            raise
+            raise UnusableSampleError(f"{name}:{error.key}", error.reason, error.detail, error.damaged) from error
         return replace(sample, key=f"{name}:{sample.key}")
 
     def order(self, draw: int, seed: int) -> int:
-        """The image of training draw `draw`. Each source keeps its own order."""
+        """The image of training draw `draw`."""
         number, own_draw = QuotaOrder(self.weights, seed)(draw)
         return self.offsets[number] + self.sources[number].order(own_draw, seed)
+
+
+class EvalMixture(MixtureSource):
+    """A mixture of sources that name their images."""
+
+    def __init__(self, sources: Sequence[NamedSource], names: Sequence[str]) -> None:
+        super().__init__(sources, [1.0] * len(sources), names)
+        self.named = list(sources)
+
+    def key(self, index: int) -> str:
+        """Key of image `index`."""
+        number, own = self.locate(index)
+        return f"{self.names[number]}:{self.named[number].key(own)}"

@@ -1,13 +1,14 @@
-"""Real pairs: lq and hq of one scene, photographed with two focal lengths and aligned (RealSR, DRealSR)."""
+"""Real lq/hq pairs: one scene photographed with two focal lengths and aligned (RealSR, DRealSR)."""
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from data_pipelines.folder import index_folder, read_or_drop, tags_or_drop
+from data_pipelines.folder import hold_out, index_folder, read_or_drop, tags_or_drop
 from data_pipelines.mixture import shuffled
 from data_pipelines.samples import Sample, names_fingerprint
 from megasr.errors import MegaSRError, UsageError
@@ -18,18 +19,17 @@ Pair = tuple[str, Path, Path]  # key, lq, hq
 
 
 class PairedSource:
-    """Real lq/hq pairs, every one checked when the source is made.
+    """Real lq/hq pairs, checked when the source is made.
 
-    Layouts, found in this order:
+    Layouts, tried in this order:
 
     * `root` and `lq_root`: two folders of hq and lq. DRealSR's are test_HR and test_LR.
     * `root` with the folders lq and hq in it.
-    * `root` with both kinds of files side by side, told apart by the end of their names. This is RealSR v3:
-      Canon_001_HR.png and Canon_001_LR4.png.
+    * `root` with both kinds of files side by side. This is RealSR v3: Canon_001_HR.png and Canon_001_LR4.png.
 
-    In two folders the files of a pair have the same relative name, or names that differ in their end alone. That end
-    is, before the file's suffix, `_HR` or `_x1` for hq and `_LR4`, `_x4`, `x4` (DIV2K) or `_x1` for lq, where 4 stands
-    for scale_factor. Side by side it is `_HR` or `_x1` for hq, and `_LR4` or `_x4` for lq.
+    In two folders the files of a pair have the same relative name, or names that differ in their end: `_HR` or `_x1`
+    for hq, and `_LR4`, `_x4`, `x4` (DIV2K) or `_x1` for lq, where 4 stands for scale_factor. Side by side it is `_HR`
+    or `_x1` for hq, and `_LR4` or `_x4` for lq.
 
     Args:
         root: folder of the pairs, or of hq when lq_root is given.
@@ -38,13 +38,10 @@ class PairedSource:
 
     Raises:
         UsageError: a folder is missing or empty, an image has no partner, or the sizes of a pair do not fit: the
-            first 20 of them are listed, the rest counted.
+            first 20 of them are listed.
     """
 
     def __init__(self, root: str | Path, scale_factor: int, lq_root: str | Path | None = None) -> None:
-        if scale_factor < 1:
-            raise UsageError(f"scale_factor must be at least 1, got {scale_factor}")
-        self.scale_factor = scale_factor
         root = Path(root)
         problems: list[str] = []
         if lq_root is None and (root / "lq").is_dir() and (root / "hq").is_dir():
@@ -52,15 +49,25 @@ class PairedSource:
         if lq_root is None:
             lq, hq, problems = _split_by_name(root, scale_factor)
         else:
-            lq, hq = _match_names(index_folder(lq_root), index_folder(root), scale_factor)
+            lq, hq = index_folder(lq_root), index_folder(root)
+            same = lq.keys() & hq.keys()
+            lq = _drop_ends(lq, same, (f"_LR{scale_factor}", f"_x{scale_factor}", f"x{scale_factor}", "_x1"))
+            hq = _drop_ends(hq, same, ("_HR", "_x1"))
         problems += [f"{lq[key]}: no hq called {key!r}" for key in lq.keys() - hq.keys()]
         problems += [f"{hq[key]}: no lq called {key!r}" for key in hq.keys() - lq.keys()]
         self.pairs: list[Pair] = [(key, lq[key], hq[key]) for key in sorted(lq.keys() & hq.keys())]
         problems += [problem for pair in self.pairs if (problem := _size_problem(pair, scale_factor))]
         if problems:
-            more = [f"and {len(problems) - _LINES} more"] if len(problems) > _LINES else []
-            lines = "\n  ".join([*sorted(problems)[:_LINES], *more])
-            raise UsageError(f"{root}: {len(problems)} images do not make pairs of x{scale_factor}:\n  {lines}")
+            lines = list_problems(sorted(problems))
+            raise UsageError(f"{root}: {len(problems)} images do not make pairs of x{scale_factor}:{lines}")
+
+    def split(self, count: int, size_px: int) -> tuple[PairedSource, PairedSource]:
+        """(the others, the pairs that hold_out takes for evaluation)."""
+        chosen = hold_out([(key, hq) for key, _, hq in self.pairs], count, size_px)
+        parts = copy.copy(self), copy.copy(self)
+        parts[0].pairs = [pair for pair in self.pairs if pair[0] not in chosen]
+        parts[1].pairs = [pair for pair in self.pairs if pair[0] in chosen]
+        return parts
 
     @property
     def fingerprint(self) -> str:
@@ -71,30 +78,28 @@ class PairedSource:
         return len(self.pairs)
 
     def key(self, index: int) -> str:
-        """What pair `index` is called."""
+        """Key of pair `index`."""
         return self.pairs[index][0]
 
     def read(self, index: int) -> Sample:
-        """Pair `index`, whole, with the tags that lie beside hq.
-
-        Raises:
-            UnusableSampleError: one of its files is unreadable.
-        """
+        """Pair `index`, whole, with the tags beside hq. Raises UnusableSampleError when a file is unreadable."""
         key, _, hq = self.pairs[index]
         return replace(self.read_images(index), tags=tags_or_drop(key, hq))
 
     def read_images(self, index: int) -> Sample:
-        """Pair `index`, whole, without tags.
-
-        Raises:
-            UnusableSampleError: one of its images is unreadable.
-        """
+        """Pair `index`, whole, without tags. Raises UnusableSampleError when an image is unreadable."""
         key, lq, hq = self.pairs[index]
         return Sample(key, read_or_drop(key, hq), lq=from_uint8(read_or_drop(key, lq)))
 
     def order(self, draw: int, seed: int) -> int:
-        """The pair of training draw `draw`: each once before any comes again."""
+        """The pair of training draw `draw`."""
         return shuffled(draw, len(self.pairs), seed)
+
+
+def list_problems(problems: Sequence[str]) -> str:
+    """The first 20 lines of a report, indented, and the number of the others."""
+    more = [f"and {len(problems) - _LINES} more"] if len(problems) > _LINES else []
+    return "".join(f"\n  {line}" for line in [*problems[:_LINES], *more])
 
 
 def _split_by_name(root: Path, scale_factor: int) -> tuple[dict[str, Path], dict[str, Path], list[str]]:
@@ -115,19 +120,10 @@ def _split_by_name(root: Path, scale_factor: int) -> tuple[dict[str, Path], dict
     return lq, hq, problems
 
 
-def _match_names(
-    lq: dict[str, Path], hq: dict[str, Path], scale_factor: int
-) -> tuple[dict[str, Path], dict[str, Path]]:
-    """(key -> lq, key -> hq): equal names are kept, the ends of the others dropped."""
-    same = lq.keys() & hq.keys()
-    lq_ends = (f"_LR{scale_factor}", f"_x{scale_factor}", f"x{scale_factor}", "_x1")
-    return _drop_ends(lq, same, lq_ends), _drop_ends(hq, same, ("_HR", "_x1"))
-
-
 def _drop_ends(files: dict[str, Path], same: set[str], ends: Sequence[str]) -> dict[str, Path]:
     keys = {name: name if name in same else _without_end(name, ends) for name in files}
     uses = Counter(keys.values())
-    # Two names that would become one keep their ends, and are reported as without partner.
+    # two names that would become one keep their ends, and are reported as without partner
     return {key if uses[key] == 1 else name: files[name] for name, key in keys.items()}
 
 

@@ -1,14 +1,14 @@
-"""Real photographs that are on every machine: the ones inside scikit-image's wheel. Nothing is downloaded.
+"""The photographs inside scikit-image's wheel: nothing is downloaded. Train and evaluation photographs differ.
 
-Train and evaluation photographs are different photographs. Micrographs, astronomy, drawings and pages are left out, and
-so is one of each stereo pair.
+Micrographs, drawings, pages and one of each stereo pair are left out.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
+from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,8 +16,7 @@ from megasr.errors import unknown_name
 from megasr.images import read_image
 
 
-@dataclass(frozen=True)
-class Photo:
+class Photo(NamedTuple):
     """A photograph inside scikit-image: its name in keys, its file, and what it shows."""
 
     name: str
@@ -56,23 +55,16 @@ def load_photo(name: str) -> np.ndarray:
     if name not in _BY_NAME:
         raise unknown_name("photograph", name, _BY_NAME)
     image = read_image(Path(skimage.__file__).parent / "data" / _BY_NAME[name].file)
-    image.setflags(write=False)  # it is shared by all who ask for it
+    image.setflags(write=False)  # it is cached
     return image
 
 
 def grid_crops(height: int, width: int, size_px: int, count: int) -> list[tuple[int, int]]:
-    """(top, left) of crops of size_px that do not overlap, on a regular grid that covers the photograph.
-
-    At most `count`, fewer when the photograph holds fewer. They are taken from the centre outwards, where photographs
-    have their subject.
-    """
-    rows, columns = max(1, height // size_px), max(1, width // size_px)
-    tops = _spread(height - size_px, rows)
-    lefts = _spread(width - size_px, columns)
-    places = [(top, left) for top in tops for left in lefts]
+    """(top, left) of at most `count` disjoint crops of size_px on a regular grid, from the centre outwards."""
+    tops, lefts = (_spread(length - size_px, max(1, length // size_px)) for length in (height, width))
     centre = ((height - size_px) / 2, (width - size_px) / 2)
-    places.sort(key=lambda p: ((p[0] - centre[0]) ** 2 + (p[1] - centre[1]) ** 2, p))
-    return places[:count]
+    places = product(tops, lefts)
+    return sorted(places, key=lambda p: ((p[0] - centre[0]) ** 2 + (p[1] - centre[1]) ** 2, p))[:count]
 
 
 def _spread(slack: int, count: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""Samples: an image with its key, maps and tags; crops; filters."""
+"""Samples, where they come from, how they are cropped, and how they become batches."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ class Sample:
     """One image and what is known of it.
 
     Args:
-        key: its name; in a batch unique among all draws.
-        hq: (H, W, 3) uint8.
+        key: its name, unique in a batch.
+        hq: (H, W, 3) uint8; empty for images without ground truth.
         tags: comma-separated, "" when unknown.
         maps: guidance name -> (C, H, W) float32 in [0, 1].
         lq: (3, h, w) float32 in [0, 1] when it exists already: a real pair, a baked variant, or made in the worker.
         degradation: the parameters that made lq.
-        latents: (C, h, w) float32, what the prior's VAE makes of hq, when baked.
-        patch_tags: the tag of what each part of hq shows, row by row; empty when nobody asked.
         image_tokens: (N, D) CLIP vision tokens of lq, when baked.
-        skipped: (key, reason, damaged) of every unusable image that this sample stands in for.
+        latents: (C, h, w) float32, the VAE's latents of hq, when baked or encoded beforehand.
+        patch_tags: the tag of each part of hq, row by row; empty when not asked for.
+        skipped: (key, reason, damaged) of every unusable image that this sample replaces.
     """
 
     key: str
@@ -47,27 +47,37 @@ class Sample:
 
 
 class UnusableSampleError(MegaSRError):
-    """One image cannot be used. Training goes on without it; it is counted.
+    """One image cannot be used. Training goes on without it and counts it.
 
     Args:
         key: which image.
-        reason: a short phrase that is the same for all images with this trouble: they are counted by it.
+        reason: a short phrase, the same for all images with this problem: they are counted by it.
         detail: the rest of the message.
-        damaged: False for what a filter dropped on purpose; only damage counts against the error budget.
+        damaged: False for what a filter dropped; only damage counts against the error budget.
     """
 
     def __init__(self, key: str, reason: str, detail: str = "", damaged: bool = True) -> None:
-        super().__init__(f"{key}: {reason}" + (f" ({detail})" if detail else ""))
-        self.key, self.reason, self.damaged = key, reason, damaged
+        super().__init__(key, reason, detail, damaged)  # so that it can be pickled
+        self.key, self.reason, self.detail, self.damaged = key, reason, detail, damaged
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (str(self), self.key, self.reason, self.damaged)
+    def __str__(self) -> str:
+        return f"{self.key}: {self.reason}" + (f" ({self.detail})" if self.detail else "")
 
 
-def _rebuild(message: str, key: str, reason: str, damaged: bool) -> UnusableSampleError:
-    error = UnusableSampleError(key, reason, damaged=damaged)
-    error.args = (message,)
-    return error
+class EvalSet(Protocol):
+    """Images of an evaluation, by number; the names are known without reading the images."""
+
+    def __len__(self) -> int:
+        """Number of images."""
+        ...
+
+    def key(self, index: int) -> str:
+        """The key of read(index)."""
+        ...
+
+    def read(self, index: int) -> Sample:
+        """Image `index`. Raises UnusableSampleError when this one cannot be used."""
+        ...
 
 
 class Source(Protocol):
@@ -75,7 +85,7 @@ class Source(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Changes with everything that the order depends on: a resumed run needs the same."""
+        """Changes with everything that the order depends on; a resumed run needs the same."""
         ...
 
     def __len__(self) -> int:
@@ -83,28 +93,20 @@ class Source(Protocol):
         ...
 
     def read(self, index: int) -> Sample:
-        """Image `index`, whole.
-
-        Raises:
-            UnusableSampleError: this one cannot be used, others may.
-        """
+        """Image `index`, whole. Raises UnusableSampleError when this one cannot be used."""
         ...
 
     def order(self, draw: int, seed: int) -> int:
-        """The image of training draw `draw`: each once before any comes again, a function of (seed, draw)."""
+        """The image of training draw `draw`, a function of (seed, draw): each image once before any comes again."""
         ...
 
 
-class NamedSource(Source, Protocol):
-    """A source that names its images without reading them: an evaluation checks the names before it starts."""
-
-    def key(self, index: int) -> str:
-        """What the sample that read(index) gives is called."""
-        ...
+class NamedSource(Source, EvalSet, Protocol):
+    """A source that can also be evaluated on."""
 
 
 class SampleSet(torch.utils.data.Dataset):
-    """A map-style set: `make(index)` gives sample `index`. The number of draws of a training set has no end."""
+    """A map-style set: `make(index)` gives sample `index`. A training set has no end: its indices are draws."""
 
     def __init__(self, make: Callable[[int], object], length: int) -> None:
         self.make = make
@@ -114,7 +116,7 @@ class SampleSet(torch.utils.data.Dataset):
         return self.length
 
     def __getitem__(self, index: int) -> object:
-        """Sample `index`, or why there is none: an error raised in a worker would come out as a page of traceback."""
+        """Sample `index`, or the error itself: raised in a worker, it would become a page of traceback."""
         try:
             return self.make(index)
         except (MegaSRError, UsageError) as error:
@@ -122,15 +124,15 @@ class SampleSet(torch.utils.data.Dataset):
 
 
 class DrawSampler(torch.utils.data.DistributedSampler[int]):
-    """Yields an epoch of draws from wherever training stands, dealt out to the processes like cards.
+    """Yields an epoch of draws, starting from the number of samples consumed so far, interleaved over the processes.
 
-    It is a DistributedSampler so that Lightning does not put one of its own around it, which would deal twice. After a
-    resume in mid-epoch it offers more draws than the epoch has left: Lightning counts batches and stops by itself.
+    It is a DistributedSampler so that Lightning does not wrap it in one. After a resume within an epoch it yields more
+    draws than the epoch has left: Lightning counts batches and stops by itself.
 
     Args:
-        position: number of samples that all processes together have consumed, asked when an epoch starts or is resumed.
+        position: gives the samples that all processes together have consumed; called when an epoch starts or resumes.
         epoch_length: draws per epoch of all processes together, a multiple of world_size.
-        rank: which process this is.
+        rank: of this process.
         world_size: number of processes.
     """
 
@@ -144,7 +146,7 @@ class DrawSampler(torch.utils.data.DistributedSampler[int]):
 
 
 class SampleLoader(torch.utils.data.DataLoader):
-    """A loader of a SampleSet: what went wrong in a worker is raised here as it was raised there."""
+    """A loader of a SampleSet that raises a worker's error as it was raised there."""
 
     def __iter__(self) -> Iterator[Any]:
         for batch in super().__iter__():
@@ -154,18 +156,18 @@ class SampleLoader(torch.utils.data.DataLoader):
 
 
 class DrawLoader(SampleLoader):
-    """A loader of draws that Lightning resumes in mid-epoch, which it does with loaders that have a state.
+    """A loader with an (empty) state, so that Lightning resumes it within an epoch.
 
-    Where training stands is the data module's to remember, in samples: draws are numbered through, so neither another
-    batch size nor another number of processes repeats or skips one.
+    The position is kept by the data module, in samples: after a change of batch size or of the number of processes no
+    draw is repeated or left out.
     """
 
     def state_dict(self) -> dict[str, int]:
-        """Nothing: see the class."""
+        """Nothing."""
         return {}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Nothing: see the class."""
+        """Nothing."""
 
 
 def collate_or_error(samples: Sequence[Sample | Exception]) -> SRBatch | Exception:
@@ -178,32 +180,27 @@ def collate_or_error(samples: Sequence[Sample | Exception]) -> SRBatch | Excepti
 
 
 def collate(samples: Sequence[Sample]) -> SRBatch:
-    """Samples of one size -> batch. Of maps, tokens and latents, those stay that every sample has.
-
-    Lq is there for all samples or for none.
+    """Samples of one size -> batch, with those maps, tokens and latents that every sample has.
 
     Raises:
         UsageError: only some samples bring lq.
     """
-    batch = SRBatch(
-        keys=[sample.key for sample in samples],
-        hq=from_uint8(np.stack([sample.hq for sample in samples])),
-        tags=[sample.tags for sample in samples],
-    )
-    shared = [name for name in samples[0].maps if all(name in sample.maps for sample in samples)]
-    if shared:
-        batch["maps"] = {name: torch.stack([sample.maps[name] for sample in samples]) for name in shared}
-    lq = [sample.lq for sample in samples if sample.lq is not None]
+    batch = SRBatch(keys=[sample.key for sample in samples], tags=[sample.tags for sample in samples])
+    hq, lq = np.stack([sample.hq for sample in samples]), [s.lq for s in samples if s.lq is not None]
     if lq and len(lq) < len(samples):
         raise UsageError("only some samples of a batch bring lq: mixing them with others needs data.backend cpu")
     if lq:
         batch["lq"] = torch.stack(lq)
+    if hq.size or not lq:
+        batch["hq"] = from_uint8(hq)
+    if shared := [name for name in samples[0].maps if all(name in sample.maps for sample in samples)]:
+        batch["maps"] = {name: torch.stack([sample.maps[name] for sample in samples]) for name in shared}
     if all(sample.degradation is not None for sample in samples):
         batch["degradation"] = [sample.degradation or {} for sample in samples]
     for name in ("image_tokens", "latents"):
-        found = [value for sample in samples if (value := getattr(sample, name)) is not None]
-        if len(found) == len(samples):
-            batch[name] = torch.stack(found).float()  # type: ignore[literal-required]
+        values = [value for sample in samples if (value := getattr(sample, name)) is not None]
+        if len(values) == len(samples):
+            batch[name] = torch.stack(values).float()  # type: ignore[literal-required]
     if all(sample.patch_tags for sample in samples):
         batch["patch_tags"] = [sample.patch_tags for sample in samples]
     if any(sample.skipped for sample in samples):
@@ -212,7 +209,7 @@ def collate(samples: Sequence[Sample]) -> SRBatch:
 
 
 def degrade(sample: Sample, degradation: Degradation, seed: int, usm_target: bool = False) -> Sample:
-    """The sample with the lq that the `cpu` back end makes of it, and the parameters."""
+    """The sample with lq made by the `cpu` back end, and its parameters; with usm_target, hq is sharpened first."""
     hq = sample.hq
     if usm_target:
         from data_pipelines.degradations.cpu import sharpen
@@ -228,12 +225,10 @@ def names_fingerprint(names: Iterable[str]) -> str:
 
 
 def crop_sample(sample: Sample, size_px: int, seed: int, *key: int | str) -> Sample:
-    """The same random crop of hq, lq and maps, flipped left to right half of the time; a function of the key.
-
-    With lq, the corner is drawn in pixels of lq.
+    """The same random crop of hq, lq and maps, mirrored half of the time; a function of (seed, key).
 
     Args:
-        sample: hq (H, W, 3), lq (3, h, w) or None, maps (C, H, W).
+        sample: with lq, the corner is drawn in pixels of lq.
         size_px: height and width of hq afterwards, a multiple of the scale factor.
         seed: of the draw.
         key: see megasr.rng.
@@ -248,7 +243,7 @@ def crop_sample(sample: Sample, size_px: int, seed: int, *key: int | str) -> Sam
     rng = numpy_generator(seed, "crop", *key)
     top, left = (int(rng.integers((n - size_px) // scale + 1)) * scale for n in (height, width))
     crop = _cut(sample, top, left, size_px)
-    return _flipped(crop) if rng.random() < 0.5 else crop
+    return _mirrored(crop) if rng.random() < 0.5 else crop
 
 
 def center_crop_sample(sample: Sample, size_px: int) -> Sample:
@@ -274,25 +269,14 @@ def _cut(sample: Sample, top: int, left: int, size_px: int) -> Sample:
         y, x, size = top // scale, left // scale, size_px // scale
         return image[:, y : y + size, x : x + size].contiguous()
 
-    return replace(
-        sample,
-        hq=sample.hq[top : top + size_px, left : left + size_px],
-        maps={name: window(values, 1) for name, values in sample.maps.items()},
-        lq=None if sample.lq is None else window(sample.lq, _scale(sample)),
-    )
+    hq, maps = sample.hq[top : top + size_px, left : left + size_px], sample.maps.items()
+    lq = None if sample.lq is None else window(sample.lq, _scale(sample))
+    return replace(sample, hq=hq, maps={name: window(values, 1) for name, values in maps}, lq=lq)
 
 
-def _flipped(sample: Sample) -> Sample:
-    return replace(
-        sample,
-        hq=sample.hq[:, ::-1],
-        maps={name: _mirrored(name, values.flip(-1)) for name, values in sample.maps.items()},
-        lq=None if sample.lq is None else sample.lq.flip(-1),
-    )
-
-
-def _mirrored(name: str, values: torch.Tensor) -> torch.Tensor:
-    """What a flip does to the values of a map: the normal of a mirrored surface points to the other side."""
-    if not name.endswith("normal"):
-        return values
-    return torch.cat([1 - values[:1], values[1:]])
+def _mirrored(sample: Sample) -> Sample:
+    maps = {name: values.flip(-1) for name, values in sample.maps.items()}
+    for name in maps:
+        if name.endswith("normal"):  # x points the other way
+            maps[name] = torch.cat([1 - maps[name][:1], maps[name][1:]])
+    return replace(sample, hq=sample.hq[:, ::-1], maps=maps, lq=None if sample.lq is None else sample.lq.flip(-1))

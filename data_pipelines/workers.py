@@ -1,4 +1,4 @@
-"""Workers of a loader, and how many broken samples are tolerated."""
+"""Worker processes of a loader, and how unusable images are replaced and counted."""
 
 from __future__ import annotations
 
@@ -13,11 +13,14 @@ from typing import Any
 from data_pipelines.samples import Sample, Source, UnusableSampleError
 from megasr.errors import MegaSRError, UsageError
 
+_LISTED = 20
+Skipped = tuple[str, str, bool]  # key, reason, damaged (False: a filter dropped it)
+
 
 def use_one_thread() -> None:
-    """The workers are the parallelism: threads of OpenCV and torch in each of them would fight for the same cores.
+    """Disable the threads of OpenCV and torch in this process: the parallelism is in the workers.
 
-    0, not 1: in a fork of a process whose OpenCV threads have worked, 1 waits for threads that the fork does not have.
+    0, not 1: in a fork of a process whose OpenCV threads have run, 1 waits for threads that the fork does not have.
     """
     import cv2
     import torch
@@ -27,10 +30,10 @@ def use_one_thread() -> None:
 
 
 def start_worker(worker: int) -> None:
-    """Begin a worker of a DataLoader: one thread, and signals are its parent's affair.
+    """`worker_init_fn`: one thread, and no reaction to signals that are meant for the main process.
 
     Ctrl-C, `timeout` and SLURM send them to all processes of a training, which still needs the batches of its last step
-    to stop in good order. Workers end when their parent says so, or has died.
+    to stop in good order. Workers end when their parent ends them, or has died.
 
     Args:
         worker: its number.
@@ -49,23 +52,11 @@ def _end_for_parent() -> None:
     os._exit(0)
 
 
-Skipped = tuple[str, str, bool]  # key, reason, damaged (False: a filter dropped it)
-_LISTED = 20
-
-
 def read_or_next(source: Source, draw: int, seed: int, limit: int = 100) -> Sample:
-    """The image of training draw `draw`; in place of an unusable one, the next usable one of the epoch's order.
+    """The image of training draw `draw`, or instead of an unusable one the next usable one of the epoch's order.
 
-    It stays a function of (seed, draw), whoever reads it. The end of an epoch goes on at its beginning.
-
-    Args:
-        source: of the images.
-        draw: counted from the start of training.
-        seed: of the order.
-        limit: how many images are tried.
-
-    Returns:
-        The image; `skipped` names those that it stands in for, the draw's own first.
+    A function of (seed, draw). The end of an epoch continues at its beginning. `skipped` of the result names the
+    images that it replaces, that of the draw itself first.
 
     Raises:
         MegaSRError: `limit` images in a row are unusable.
@@ -80,14 +71,13 @@ def read_or_next(source: Source, draw: int, seed: int, limit: int = 100) -> Samp
             return replace(sample, skipped=tuple(skipped)) if skipped else sample
         except UnusableSampleError as error:
             skipped.append((error.key, error.reason, error.damaged))
-    raise MegaSRError(f"{len(skipped)} images in a row cannot be used: {_listed(skipped)}")
+    raise MegaSRError(f"{len(skipped)} images in a row cannot be used: {_listed((k, r) for k, r, _ in skipped)}")
 
 
 class ErrorBudget:
-    """Counts what read_or_next passed over and stops the run when too much of the set is damaged.
+    """Counts the images that read_or_next replaced, and stops the run when too many are damaged.
 
-    Damaged images are counted once, however often they are drawn: only their names are kept, no more than the budget.
-    Filtered images can be millions; of these, the draws that fell on one are counted.
+    Damaged images are counted once each, filtered ones (which may be millions) once per draw.
 
     Args:
         max_damaged: the share of images that may be damaged, in [0, 1].
@@ -100,36 +90,34 @@ class ErrorBudget:
     def __init__(self, max_damaged: float = 0.01, samples: int = 1) -> None:
         if not 0 <= max_damaged <= 1:
             raise UsageError(f"max_damaged must be in [0, 1], got {max_damaged}")
-        self.max_damaged = max_damaged
-        self.samples = samples
+        self.max_damaged, self.samples = max_damaged, samples
         self.damaged: dict[str, str] = {}
         self.filtered: Counter[str] = Counter()
 
     def add(self, skipped: Iterable[Skipped], processes: int = 1) -> None:
-        """Count what one sample stands in for (Sample.skipped).
+        """Count Sample.skipped.
 
         Args:
-            skipped: what was passed over.
-            processes: how many share the images: each meets its part of the damage, and has its part of the budget.
+            skipped: what was replaced.
+            processes: how many share the images, and so the budget.
 
         Raises:
-            MegaSRError: more distinct images are damaged than the budget allows; lists the first.
+            MegaSRError: more images are damaged than the budget allows; lists the first.
         """
         for place, (key, reason, damaged) in enumerate(skipped):
             if damaged:
                 self.damaged.setdefault(key, reason)
-            elif place == 0:  # those behind it are met, and counted, as draws of their own
+            elif place == 0:  # the others are counted as draws of their own
                 self.filtered[reason] += 1
         if len(self.damaged) > self.max_damaged * self.samples / processes:
-            found = [(key, reason, True) for key, reason in self.damaged.items()]
             raise MegaSRError(
                 f"{self.summary()}, more than max_damaged {self.max_damaged:g} of {self.samples}"
                 + (f" (this is one of {processes} processes)" if processes > 1 else "")
-                + f": {_listed(found)}; `megasr shards verify` finds all of them"
+                + f": {_listed(self.damaged.items())}; `megasr shards verify` finds all of them"
             )
 
     def summary(self) -> str:
-        """What was passed over so far, by reason, for logs; "" when nothing was."""
+        """What was left out so far, by reason; "" when nothing was."""
         parts = []
         if self.damaged:
             parts.append(f"{len(self.damaged)} damaged images ({_counted(Counter(self.damaged.values()))})")
@@ -138,18 +126,18 @@ class ErrorBudget:
         return ", ".join(parts)
 
     def counts(self) -> dict[str, float]:
-        """The same as metrics for a logger: totals, and one number per reason."""
+        """The same as metrics: totals, and one number per reason."""
         metrics = {"data/damaged": float(len(self.damaged)), "data/filtered_draws": float(self.filtered.total())}
         for reason, count in (*Counter(self.damaged.values()).items(), *self.filtered.items()):
             metrics[f"data/left_out/{reason.replace(' ', '_')}"] = float(count)
         return metrics
 
     def state_dict(self) -> dict[str, Any]:
-        """Names of the damaged and counts of the filtered, in plain types."""
+        """Keys of the damaged and counts of the filtered images, in plain types."""
         return {"damaged": dict(self.damaged), "filtered": dict(self.filtered)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on counting from there."""
+        """Continue counting from there."""
         self.damaged, self.filtered = dict(state["damaged"]), Counter(state["filtered"])
 
 
@@ -157,6 +145,6 @@ def _counted(reasons: Counter[str]) -> str:
     return ", ".join(f"{reason} {count}" for reason, count in sorted(reasons.items()))
 
 
-def _listed(skipped: list[Skipped]) -> str:
-    rest = f" and {len(skipped) - _LISTED} more" if len(skipped) > _LISTED else ""
-    return "; ".join(f"{key}: {reason}" for key, reason, _ in skipped[:_LISTED]) + rest
+def _listed(problems: Iterable[tuple[str, str]]) -> str:
+    lines = [f"{key}: {reason}" for key, reason in problems]
+    return "; ".join(lines[:_LISTED]) + (f" and {len(lines) - _LISTED} more" if len(lines) > _LISTED else "")

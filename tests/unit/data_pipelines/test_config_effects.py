@@ -118,13 +118,8 @@ GIVEN: dict[str, dict[str, Any]] = {
 
 
 def parameters(module: type) -> set[str]:
-    """What can be set, its own and its bases'."""
-    names: set[str] = set()
-    for base in module.__mro__:
-        if "__init__" in vars(base) and issubclass(base, SRDataModule):
-            found = inspect.signature(base.__init__).parameters.values()
-            names |= {p.name for p in found if p.name != "self" and p.kind is not p.VAR_KEYWORD}
-    return names - {"train", "evaluation"}  # sources, which every subclass makes itself
+    """What can be set."""
+    return set(inspect.signature(module).parameters)
 
 
 CASES = [(module, name) for module in MODULES for name in sorted(parameters(module))]

@@ -11,9 +11,15 @@ import numpy as np
 import pytest
 import torch
 
-from data_pipelines.datamodules import FolderDataModule, MixtureDataModule, PairedDataModule, Part, ShardDataModule
+from data_pipelines.datamodules import (
+    FolderDataModule,
+    MixtureDataModule,
+    PairedDataModule,
+    Part,
+    ShardDataModule,
+    open_source,
+)
 from data_pipelines.folder import FolderSource
-from data_pipelines.open_source import open_source
 from data_pipelines.samples import UnusableSampleError
 from data_pipelines.shards.reader import ShardSource
 from megasr.batch import SRBatch
@@ -209,7 +215,7 @@ def test_a_place_is_a_shard_set_or_a_folder(shards: Path, tmp_path: Path) -> Non
     assert [type(open_source(str(path))) for path in (shards, tmp_path / "folder")] == [ShardSource, FolderSource]
     with pytest.raises(UsageError, match="s3://bucket/set: .*or use pipe: with a client"):
         open_source("s3://bucket/set")
-    source = open_source(f"pipe:cat {shards}/{{name}}", tmp_path / "cache", 2.0)
+    source = open_source(f"pipe:cat {shards}/{{name}}", str(tmp_path / "cache"), 2.0)
     assert isinstance(source, ShardSource)
     assert (source.cache_dir, source.cache_gb) == (tmp_path / "cache", 2.0)
 
