@@ -14,7 +14,7 @@ from ablations.results import StudyResult, values
 from ablations.statistics import holm, paired_differences, pool_of_pairs, score_table
 from megasr.errors import MegaSRError
 from megasr.evaluation.intervals import Interval, SeedPool, paired_bootstrap
-from megasr.evaluation.spec import MetricSpec
+from megasr.evaluation.protocol import MetricSpec
 from megasr.rng import numpy_generator
 
 ALPHA = 0.05

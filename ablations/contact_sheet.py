@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from ablations.plan import BICUBIC
 from ablations.results import RunResult, StudyResult, values
 from megasr.evaluation.intervals import photograph
-from megasr.evaluation.spec import MetricSpec
+from megasr.evaluation.protocol import MetricSpec
 from megasr.images import read_image, write_png
 
 ROWS = 6

@@ -15,8 +15,8 @@ from typing import Any
 from ablations.plan import RunPlan
 from ablations.registry import Study
 from megasr.errors import MegaSRError
+from megasr.evaluation.protocol import Protocol
 from megasr.evaluation.result import Row
-from megasr.evaluation.spec import Protocol
 from megasr.files import write_whole
 
 METRICS_FILE = "metrics.json"

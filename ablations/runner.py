@@ -20,8 +20,7 @@ from ablations.results import RunResult, StudyResult, read_finished
 from ablations.studies import get_study
 from megasr.errors import MegaSRError, UsageError
 from megasr.evaluation.evaluator import Evaluator
-from megasr.evaluation.protocol import WEIGHT_FREE_V1
-from megasr.evaluation.spec import Protocol
+from megasr.evaluation.protocol import WEIGHT_FREE_V1, Protocol
 from megasr.files import locked_folder, write_whole
 
 STUDY_FILE = "study.txt"  # whose folder it is

@@ -3,10 +3,9 @@
     python -m experiments.guidance.boundaries --bsds FOLDER --methods canny hed hed=tiny --out table.json
 
 A method is a guidance type of role `edge`, or TYPE=SOURCE with the source of its weights (see ExtractorConfig). It sees
-hq, and lq_up; the drawings are the same for both. Every image is cropped to sides that a network takes for hq and for
-lq. Intervals are over images; other methods are compared with the first, on the same images. A binary map such as canny
-has one operating point: its ODS is the F-measure of the map as it stands, without a threshold chosen on the data, and
-it has no area.
+hq, and lq_up; the drawings are the same for both. Intervals are over images; other methods are compared with the first,
+on the same images. A binary map such as canny has one operating point: its ODS is the F-measure of the map as it
+stands, and it has no area.
 """
 
 from __future__ import annotations
@@ -26,18 +25,17 @@ from rich.progress import track
 from data_pipelines.data_module import EVAL_SEED
 from data_pipelines.degradations.presets import Degradation, get_degradation
 from data_pipelines.samples import Sample, degrade
-from experiments.guidance.bsds import DrawnImage, choose, crop_to_multiple, list_bsds, read_drawn
-from megasr.cli import Parser
-from megasr.errors import MegaSRError, UsageError
-from megasr.evaluation.boundaries import (
+from experiments.guidance.bsds import DrawnImage, list_bsds, read_drawn
+from experiments.guidance.ods import (
     TOLERANCE,
     boundary_counts,
-    ods_difference,
-    ods_interval,
+    ods_intervals,
     score,
     spread_thresholds,
     suppress_non_maxima,
 )
+from megasr.cli import Parser
+from megasr.errors import MegaSRError, UsageError
 from megasr.files import write_whole
 from megasr.guidance.extract import extract_guidance
 from megasr.guidance.registry import get_guidance
@@ -45,19 +43,15 @@ from megasr.guidance.sources import ExtractorConfig, Networks
 from megasr.images import from_uint8, upsample_lq
 from megasr.rng import numpy_generator
 
-VIEWS = ("hq", "lq")
 _MULTIPLE = 4  # sides of lq: what networks take at least
 Counts = dict[tuple[str, str], np.ndarray]  # (method, view) -> (I, T, 4)
 
 
 class EdgeMethod:
-    """One way to make an edge map of an image.
-
-    Args:
-        name: guidance type, or TYPE=SOURCE.
+    """One way to make an edge map of an image: a guidance type, or TYPE=SOURCE.
 
     Raises:
-        UsageError: there is no such type, it is not made from an image, or it makes no edges.
+        UsageError: there is no such type, or it makes no edges of an image.
     """
 
     def __init__(self, name: str) -> None:
@@ -65,18 +59,12 @@ class EdgeMethod:
         self.name, self.guidance = name, get_guidance(kind)
         if self.guidance.role != "edge" or self.guidance.source != "lq":
             raise UsageError(f"method {name!r}: {kind} does not make edges of an image; take one such as canny")
-        if "=" in name and not source:
-            raise UsageError(f"method {name!r}: name the source of the weights behind '=', or leave '=' out")
         self.networks = Networks(ExtractorConfig({kind: source} if source else {}))
 
-    def edge_map(self, image: torch.Tensor) -> torch.Tensor:
-        """(1, 3, H, W) in [0, 1] -> (1, 1, H, W) in [0, 1].
-
-        Raises:
-            MegaSRError: its weights are missing or damaged.
-        """
-        made = extract_guidance({"lq": image, "keys": ["0"]}, [self.guidance], 1, self.networks)
-        return made[self.guidance.name]
+    def edge_map(self, image: torch.Tensor) -> np.ndarray:
+        """(1, 3, H, W) in [0, 1] -> (H, W) float64 in [0, 1]."""
+        maps = extract_guidance({"lq": image, "keys": ["0"]}, [self.guidance], 1, self.networks)
+        return maps[self.guidance.name][0, 0].double().numpy()
 
 
 def views(image: DrawnImage, degradation: Degradation) -> Iterator[tuple[str, torch.Tensor]]:
@@ -95,14 +83,14 @@ def measure(
     Raises:
         MegaSRError: an image or the weights of a method cannot be read.
     """
-    found: dict[tuple[str, str], list[np.ndarray]] = {(m.name, view): [] for m in methods for view in VIEWS}
+    counts: dict[tuple[str, str], list[np.ndarray]] = {(m.name, view): [] for m in methods for view in ("hq", "lq")}
     for path in track(paths, "boundaries"):
-        image = crop_to_multiple(read_drawn(path), _MULTIPLE * degradation.scale_factor)
+        image = read_drawn(path, _MULTIPLE * degradation.scale_factor)
         for view, pixels in views(image, degradation):
             for method in methods:
-                edges = suppress_non_maxima(method.edge_map(pixels)[0, 0].double().numpy())
-                found[method.name, view].append(boundary_counts(edges, image.truths, thresholds))
-    return {key: np.stack(counts) for key, counts in found.items()}
+                edges = suppress_non_maxima(method.edge_map(pixels))
+                counts[method.name, view].append(boundary_counts(edges, image.truths, thresholds))
+    return {key: np.stack(of_images) for key, of_images in counts.items()}
 
 
 def summarise(counts: Counts, thresholds: Sequence[float]) -> list[dict[str, Any]]:
@@ -112,34 +100,30 @@ def summarise(counts: Counts, thresholds: Sequence[float]) -> list[dict[str, Any
     for (method, view), mine in counts.items():
         row: dict[str, Any] = {"method": method, "view": view, "images": len(mine), **asdict(score(mine, thresholds))}
         if len(mine) > 1:
-            row["ods_interval"] = ods_interval(mine, numpy_generator(0, "boundaries", view))
-        if len(mine) > 1 and method != first:
-            generator = numpy_generator(0, "boundaries", view)
-            row["minus_first"] = asdict(ods_difference(mine, counts[first, view], generator))
+            others = [] if method == first else [counts[first, view]]
+            row["ods_interval"], *gaps = ods_intervals([mine, *others], numpy_generator(0, "boundaries", view))
+            for other, (low, high) in zip(others, gaps, strict=True):
+                mean = row["ods"] - score(other, thresholds).ods
+                row["minus_first"] = {"mean": mean, "low": low, "high": high}
         rows.append(row)
     return rows
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """Markdown."""
-    head = f"| method | on | ODS | threshold | OIS | AP | ODS - {rows[0]['method']} |\n|{' --- |' * 7}"
-    lines = []
+    lines = [f"| method | on | ODS | threshold | OIS | AP | ODS - {rows[0]['method']} |\n|{' --- |' * 7}"]
     for row in rows:
-        ods = f"{row['ods']:.3f}" + _range(row.get("ods_interval"), "")
-        area = "-" if row["ap"] is None else f"{row['ap']:.3f}"
+        low_high = row.get("ods_interval")
+        ods = f"{row['ods']:.3f}" + (f" [{low_high[0]:.3f}, {low_high[1]:.3f}]" if low_high else "")
+        at, area = ("-", "-") if row["ap"] is None else (f"{row['ods_threshold']:.3f}", f"{row['ap']:.3f}")
         gap = row.get("minus_first")
-        difference = f"{gap['mean']:+.3f}{_range((gap['low'], gap['high']), '+')}" if gap else "-"
-        at = "-" if row["ap"] is None else f"{row['ods_threshold']:.3f}"
+        difference = f"{gap['mean']:+.3f} [{gap['low']:+.3f}, {gap['high']:+.3f}]" if gap else "-"
         lines.append(f"| {row['method']} | {row['view']} | {ods} | {at} | {row['ois']:.3f} | {area} | {difference} |")
-    return "\n".join([head, *lines])
+    return "\n".join(lines)
 
 
-def _range(ends: Sequence[float] | None, sign: str) -> str:
-    return f" [{ends[0]:{sign}.3f}, {ends[1]:{sign}.3f}]" if ends else ""
-
-
-def build_parser() -> Parser:
-    """The parser of the command."""
+def run(argv: Sequence[str]) -> None:
+    """Measure, print the table, write JSON. Errors travel up as exceptions."""
     parser = Parser(
         prog="python -m experiments.guidance.boundaries",
         description=__doc__,
@@ -153,31 +137,17 @@ def build_parser() -> Parser:
     parser.add_argument("--degradation", default="realesrgan_strong", help="what makes lq (default: %(default)s)")
     parser.add_argument("--scale-factor", type=int, default=4, help="hq over lq (default: %(default)s)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the rows as JSON as well")
-    return parser
-
-
-def run(argv: Sequence[str]) -> None:
-    """Measure, print the table, write JSON. Errors travel up as exceptions."""
-    options = build_parser().parse_args(argv)
-    if options.thresholds < 1:
-        raise UsageError(f"--thresholds {options.thresholds}: give at least 1")
-    if len(set(options.methods)) < len(options.methods):
-        raise UsageError(f"--methods {' '.join(options.methods)}: one is given twice")
+    options = parser.parse_args(argv)
     degradation = get_degradation(options.degradation, options.scale_factor)
-    methods = [EdgeMethod(name) for name in options.methods]
-    paths = choose(list_bsds(options.bsds, options.split), options.images)
+    methods = [EdgeMethod(name) for name in dict.fromkeys(options.methods)]
     thresholds = spread_thresholds(options.thresholds)
+    paths = list_bsds(options.bsds, options.split, options.images)
     rows = summarise(measure(methods, paths, degradation, thresholds), thresholds)
     print(table(rows))
     if options.out:
-        settings = {
-            "split": options.split,
-            "degradation": options.degradation,
-            "scale_factor": options.scale_factor,
-            "thresholds": options.thresholds,
-            "tolerance": TOLERANCE,
-        }
-        write_whole(options.out, (json.dumps({"settings": settings, "rows": rows}, indent=1) + "\n").encode())
+        settings = {name: getattr(options, name) for name in ("split", "degradation", "scale_factor", "thresholds")}
+        document = {"settings": settings | {"tolerance": TOLERANCE}, "rows": rows}
+        write_whole(options.out, (json.dumps(document, indent=1) + "\n").encode())
 
 
 def main(argv: Sequence[str] | None = None) -> int:

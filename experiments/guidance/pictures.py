@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
 from rich.progress import track
 
 from data_pipelines.data_module import EVAL_SEED
@@ -14,7 +13,6 @@ from data_pipelines.embedded import PhotoDataModule, SceneDataModule
 from data_pipelines.folder import FolderSource
 from data_pipelines.samples import Sample, SampleSet, center_crop_sample, collate, degrade
 from megasr.batch import SRBatch
-from megasr.images import upsample_lq
 
 SCALE_FACTOR = 4
 
@@ -44,19 +42,10 @@ def photographs(folder: Path | None, count: int, degradation: str, size_px: int 
 
 
 def batches(images: SampleSet, title: str) -> Iterator[SRBatch]:
-    """One image at a time, with a progress bar.
-
-    Raises:
-        UsageError, MegaSRError: an image cannot be used.
-    """
+    """One image at a time, with a progress bar. Raises the UsageError or MegaSRError of an image that is unusable."""
     for index in track(range(len(images)), title):
         sample = images[index]
         if isinstance(sample, Exception):
             raise sample
         assert isinstance(sample, Sample)
         yield collate([sample])
-
-
-def lq_up(batch: SRBatch) -> torch.Tensor:
-    """lq at the size of hq."""
-    return upsample_lq(batch["lq"], SCALE_FACTOR)

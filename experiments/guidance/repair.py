@@ -16,8 +16,9 @@ import numpy as np
 import torch
 
 from data_pipelines.samples import SampleSet
-from experiments.guidance.pictures import batches, lq_up, photographs, scenes
+from experiments.guidance.pictures import SCALE_FACTOR, batches, photographs, scenes
 from megasr.files import write_whole
+from megasr.images import upsample_lq
 from megasr.rng import numpy_generator
 from megasr.training.distillation import Student, answer_error, load_student
 
@@ -26,17 +27,9 @@ _RESAMPLES = 10_000
 
 @dataclass(frozen=True)
 class Repair:
-    """One output of a network on one set of images.
+    """One output of a network on one set of images: mean errors on lq (units: see answer_error) before and after.
 
-    Attributes:
-        images: which images.
-        output: guidance type, `tokens` or `tags`.
-        before: mean error on lq before tuning (units: see answer_error).
-        after: the same after it.
-        removed: share of the error that is gone.
-        low: lower end of its 95 % interval.
-        high: upper end.
-        count: number of images.
+    `removed` is the share of the error that is gone, from `low` to `high` its 95 % interval.
     """
 
     images: str
@@ -52,35 +45,21 @@ class Repair:
 @torch.no_grad()
 def measure(before: Student, after: Student, images: str, data: SampleSet) -> Iterator[Repair]:
     """Compare two networks on every image of a set, output by output."""
-    errors: dict[str, list[tuple[float, float]]] = {}
+    errors: dict[str, list[list[float]]] = {}
     for batch in batches(data, images):
-        small = lq_up(batch)
-        right, old, new = before.answers(batch["hq"]), before.answers(small), after.answers(small)
+        lq_up = upsample_lq(batch["lq"], SCALE_FACTOR)
+        right, old, new = before.answers(batch["hq"]), before.answers(lq_up), after.answers(lq_up)
         for name in right:
-            pair = (answer_error(name, found[name], right[name]).item() for found in (old, new))
-            errors.setdefault(name, []).append(tuple(pair))  # type: ignore[arg-type]
+            pair = [answer_error(name, answers[name], right[name]).item() for answers in (old, new)]
+            errors.setdefault(name, []).append(pair)
     for name, pairs in errors.items():
-        yield _summary(images, name, np.array(pairs))
-
-
-def _summary(images: str, name: str, errors: np.ndarray) -> Repair:
-    count = len(errors)
-    weights = numpy_generator(0, "repair", name).multinomial(count - 1, np.full(count, 1 / count), size=_RESAMPLES)
-    resampled = weights @ errors
-    low, high = np.quantile(1 - resampled[:, 1] / resampled[:, 0], [0.025, 0.975])
-    before, after = errors.mean(0)
-    return Repair(images, name, before, after, 1 - after / before, float(low), float(high), count)
-
-
-def table(rows: list[Repair]) -> str:
-    """Markdown."""
-    head = "| images | output | error before | after | removed |\n| --- | --- | --- | --- | --- |"
-    lines = (
-        f"| {r.images} ({r.count}) | {r.output} | {r.before:.4f} | {r.after:.4f} "
-        f"| {r.removed:.0%} [{r.low:.0%}, {r.high:.0%}] |"
-        for r in rows
-    )
-    return "\n".join([head, *lines])
+        count = len(pairs)
+        weights = numpy_generator(0, "repair", name).multinomial(count - 1, np.full(count, 1 / count), size=_RESAMPLES)
+        resampled = weights @ np.array(pairs)
+        low, high = np.quantile(1 - resampled[:, 1] / resampled[:, 0], [0.025, 0.975])
+        old_error, new_error = np.mean(pairs, 0)
+        removed = 1 - new_error / old_error
+        yield Repair(images, name, old_error, new_error, removed, float(low), float(high), count)
 
 
 def main() -> None:
@@ -102,7 +81,10 @@ def main() -> None:
         f"photographs ({name})": photographs(options.photographs, options.images, options.degradation, options.size),
     }
     rows = [row for images, data in sets.items() for row in measure(before, after, images, data)]
-    print(table(rows))
+    print("| images | output | error before | after | removed |\n| --- | --- | --- | --- | --- |")
+    for row in rows:
+        removed = f"{row.removed:.0%} [{row.low:.0%}, {row.high:.0%}]"
+        print(f"| {row.images} ({row.count}) | {row.output} | {row.before:.4f} | {row.after:.4f} | {removed} |")
     if options.out:
         write_whole(options.out, (json.dumps([asdict(row) for row in rows], indent=1) + "\n").encode())
 

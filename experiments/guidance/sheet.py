@@ -22,46 +22,39 @@ from megasr.guidance.sources import ExtractorConfig, Networks
 from megasr.images import to_uint8, upsample_lq, write_png
 
 
-def readers(networks: Networks) -> list[GuidanceType]:
-    """The types that are made from an image and whose weights are on this machine; says which are not."""
-    found = []
-    for guidance in (get_guidance(name) for name in list_guidance()):
+def drawable(networks: Networks) -> list[GuidanceType]:
+    """The types that are made from an image and whose weights are on this machine; prints which are not."""
+    types = []
+    for guidance in map(get_guidance, list_guidance()):
         if guidance.source != "lq" or guidance.name == "noise":
             continue
         try:
             if guidance.load is not None:
                 networks.get(guidance, torch.device("cpu"))
-            found.append(guidance)
+            types.append(guidance)
         except MegaSRError as error:
             print(f"without {guidance.name}: {error}")
-    return found
+    return types
 
 
 def draw(images: SampleSet, before: Networks, after: Networks, path: Path, title: str) -> None:
     """Write the sheet as PNG."""
-    types = readers(before)
-    shared = {g.name for g in types if g.formula is not None}
+    types = drawable(before)
     tiles: list[np.ndarray] = []
     captions: list[str] = []
     for batch in batches(images, title):
         key, up = batch["keys"][0], upsample_lq(batch["lq"], SCALE_FACTOR)
-        rows = (("hq", batch["hq"], before), ("lq", up, before), ("lq, tuned", up, after))
+        rows = ((f"hq {key}", batch["hq"], before), ("lq", up, before), ("lq, tuned", up, after))
         for label, image, networks in rows:
-            maps = maps_of(image, types, networks)
+            maps = extract_guidance(SRBatch(keys=["picture"], lq=image), types, 1, networks)
             tiles.append(to_uint8(image[0]))
-            captions.append(f"{label} {key}" if label == "hq" else label)
+            captions.append(label)
             for guidance in types:
-                twice = label == "lq, tuned" and guidance.name in shared
-                picture = torch.ones_like(image[0]) if twice else guidance.render(maps[guidance.name][0])
+                repeated = label == "lq, tuned" and guidance.load is None
+                picture = torch.ones_like(image[0]) if repeated else guidance.render(maps[guidance.name][0])
                 tiles.append(to_uint8(picture))
-                captions.append("" if twice else guidance.name)
+                captions.append("" if repeated else guidance.name)
     write_png(sheet(tiles, captions, columns=len(types) + 1), path)
-
-
-@torch.no_grad()
-def maps_of(image: torch.Tensor, types: list[GuidanceType], networks: Networks) -> dict[str, torch.Tensor]:
-    """Maps of an image as it is, (1, 3, H, W)."""
-    return extract_guidance(SRBatch(keys=["picture"], lq=image), types, 1, networks)
 
 
 def main() -> None:

@@ -27,9 +27,8 @@ from experiments.reference.records import (
 )
 from megasr.errors import MegaSRError, UsageError
 from megasr.evaluation.evaluator import Evaluator
-from megasr.evaluation.protocol import WEIGHT_FREE_V1
+from megasr.evaluation.protocol import WEIGHT_FREE_V1, Protocol
 from megasr.evaluation.result import Row
-from megasr.evaluation.spec import Protocol
 from megasr.files import locked_folder
 from megasr.provenance import provenance
 

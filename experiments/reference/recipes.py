@@ -13,7 +13,7 @@ from ablations.identity import identify_weights
 from ablations.plan import BICUBIC, Components, RunPlan, plan_run, read_run_recipe
 from ablations.registry import Config, flatten
 from megasr.errors import unknown_name
-from megasr.evaluation.spec import Protocol
+from megasr.evaluation.protocol import Protocol
 
 RECIPES = Path(__file__).parents[1]
 _STUDY = "reference"  # the first part of run ids

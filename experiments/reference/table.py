@@ -8,8 +8,7 @@ from pathlib import PurePosixPath
 from experiments.reference.records import Reference, same_images
 from megasr.errors import UsageError
 from megasr.evaluation.intervals import Interval
-from megasr.evaluation.protocol import get_protocol
-from megasr.evaluation.spec import Protocol
+from megasr.evaluation.protocol import Protocol, get_protocol
 
 BEGIN, END = "<!-- reference -->", "<!-- /reference -->"
 AGAINST = {"tiny": "tiny/controlnet_only", "survival": "survival/none"}  # folder -> what its recipes are compared with

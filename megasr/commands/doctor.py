@@ -106,7 +106,7 @@ def place_of(name: str) -> str:
 
 def metrics() -> Iterator[tuple[str, str]]:
     """(metric, the files of weights it lacks) of every metric of the protocols, then where to get these."""
-    from megasr.evaluation.metric_weights import missing_files
+    from megasr.evaluation.metrics import missing_files, source_of
     from megasr.evaluation.protocol import PROTOCOLS
 
     needed = {metric.name: metric.weights for protocol in PROTOCOLS.values() for metric in protocol.metrics}
@@ -114,6 +114,6 @@ def metrics() -> Iterator[tuple[str, str]]:
     yield "ready", " ".join(name for name, files in lacking.items() if not files)
     for name, files in lacking.items():
         if files:
-            yield name, f"lacks {', '.join(file.name for file in files)}"
-    for file in {file.name: file for files in lacking.values() for file in files}.values():
-        yield "", f"{file.name}: {file.source}"
+            yield name, f"lacks {', '.join(files)}"
+    for file in dict.fromkeys(file for files in lacking.values() for file in files):
+        yield "", f"{file}: {source_of(file)}"

@@ -23,8 +23,7 @@ ENDINGS = (".json", ".csv", ".md", ".tex")
 
 def describe(evaluation: Evaluation) -> list[str]:
     """What was found, in lines for a terminal."""
-    from megasr.evaluation.metric_weights import altered_files
-    from megasr.evaluation.metrics import caveat
+    from megasr.evaluation.metrics import altered_files, caveat
 
     count = len(evaluation.rows)
     found = f"{count} image{'s' * (count != 1)}" + (f" of {evaluation.data}" if evaluation.data else "")

@@ -16,12 +16,12 @@ from typing import Any, NamedTuple
 
 import torch
 
-from megasr.batch import check_image
+from megasr.batch import check_image, check_range, extremes
 from megasr.errors import MegaSRError, UsageError
 from megasr.evaluation.intervals import mean_intervals
 from megasr.evaluation.metrics import DISTANCES, FEATURES, ImageMetric, Missing, choose_metrics, create_features
+from megasr.evaluation.protocol import Protocol
 from megasr.evaluation.result import Evaluation, Row
-from megasr.evaluation.spec import MetricSpec, Protocol
 from megasr.images import quantise, to_uint8
 from megasr.rng import numpy_generator
 
@@ -37,8 +37,8 @@ class Images(NamedTuple):
 class Evaluator:
     """Measures images under one protocol.
 
-    Images are measured one at a time, each by one thread, and several at once: some metrics differ in the last bit
-    with the batch size and the number of threads, and a row must not depend on which images were measured beside it.
+    Each image is measured alone by one thread, several at once: some metrics differ in the last bit with the batch size
+    and the number of threads, and a row must not depend on the other images.
 
     Args:
         protocol: what is measured and how.
@@ -68,18 +68,10 @@ class Evaluator:
         self._metrics = [ImageMetric(spec, protocol, self.device, weights_dir) for spec in specs if not spec.of_set]
         self._set_specs = [spec for spec in specs if spec.of_set]
         self._features = create_features(self._set_specs[0], self.device, weights_dir) if self._set_specs else None
-        self._taken = {spec.name for spec in specs}
         self.weights = tuple(dict.fromkeys(name for spec in specs for name in spec.weights))
-
-    @property
-    def recipe(self) -> dict[str, Any]:
-        """The arguments that make an evaluator of the same vectors in another process, without the device."""
-        return {
-            "protocol": self.protocol,
-            "metrics": [name for name in self.protocol.metric_names if name in self._taken],
-            "weights_dir": self.weights_dir,
-            "has_hq": self.has_hq,
-        }
+        # The arguments that make an evaluator of the same vectors in another process, without the device.
+        names = [spec.name for spec in specs]
+        self.recipe = {"protocol": protocol, "metrics": names, "weights_dir": weights_dir, "has_hq": has_hq}
 
     @property
     def metric_names(self) -> tuple[str, ...]:
@@ -99,8 +91,8 @@ class Evaluator:
             MegaSRError: sr or a metric is not finite. Such a value is never averaged away; it stops the evaluation.
         """
         check_image(sr, "sr")
-        if hq is not None and hq.shape != sr.shape:
-            raise UsageError(f"sr has shape {tuple(sr.shape)} but hq {tuple(hq.shape)}: metrics compare equal sizes")
+        if hq is not None and len(hq) != len(sr):
+            raise UsageError(f"{len(sr)} sr, but {len(hq)} hq: metrics compare images of equal sizes")
         if len(keys) != len(sr):
             raise UsageError(f"{len(keys)} keys for {len(sr)} images: {', '.join(keys)}")
         check_keys(keys, keys)
@@ -110,8 +102,9 @@ class Evaluator:
     def measure(self, items: Sequence[Any], load: Callable[[Any], Images]) -> Iterator[torch.Tensor]:
         """One vector per item, in their order; threads load and measure ahead. Raises as `vectors`."""
         threads = torch.get_num_threads()
-        workers = min(len(items), _cores())
-        # pyiqa sets these in every call and puts back what it found: of calls that overlap, one may put back another's.
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        workers = min(len(items), cores)
+        # pyiqa sets these in every call and restores them: of calls that overlap, one may restore another's.
         cudnn = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True)
         try:
             with cudnn, ThreadPoolExecutor(max(1, workers), initializer=torch.set_num_threads, initargs=(1,)) as pool:
@@ -155,29 +148,29 @@ class Evaluator:
         data: str | None = None,
         provenance: Mapping[str, Any] | None = None,
     ) -> Evaluation:
-        """What (N, width) vectors of a whole set say: rows, means, their intervals, and the distances of the set."""
+        """Summarise (N, width) vectors of a whole set: rows, means, their intervals, and the distances of the set."""
         rows = self.rows_of(vectors, keys)
         means = self.summary(rows)
-        set_specs = self._set_specs if len(rows) > 1 else []
-        lacking = {spec.name: "needs two images" for spec in self._set_specs if spec not in set_specs}
-        values = vectors[:, : len(self._metrics)].numpy()
+        values, features = vectors[:, : len(self._metrics)].numpy(), vectors[:, len(self._metrics) :]
         intervals = mean_intervals(values, keys, numpy_generator(0, "intervals"))
+        set_values, lacking = {}, {}
+        for spec in self._set_specs:
+            if len(rows) > 1:
+                distance = DISTANCES[str(dict(spec.arguments)["distance"])]
+                set_values[spec.name] = distance(features[:, :FEATURES], features[:, FEATURES:])
+            else:
+                lacking[spec.name] = "needs two images"
         return Evaluation(
             protocol=self.protocol.name,
             fingerprint=self.protocol.fingerprint,
             rows=tuple(rows),
             means=means,
             intervals=dict(zip(self.metric_names, intervals, strict=False)),
-            set_values=self._set_values(set_specs, vectors[:, len(self._metrics) :]),
+            set_values=set_values,
             skipped={**self.skipped, **lacking},
             data=data,
             provenance=dict(provenance or {}),
         )
-
-    @staticmethod
-    def _set_values(specs: Sequence[MetricSpec], features: torch.Tensor) -> dict[str, float]:
-        sr, hq = features[:, :FEATURES], features[:, FEATURES:]
-        return {spec.name: DISTANCES[str(dict(spec.arguments)["distance"])](sr, hq) for spec in specs}
 
     @torch.no_grad()
     def _vector(self, images: Images) -> torch.Tensor:
@@ -199,12 +192,7 @@ class Evaluator:
             raise UsageError(
                 f"{key!r} has {'no ' if hq is None else ''}hq, but the evaluator was made with has_hq={self.has_hq}"
             )
-        size = self.protocol.size_px
-        if size is not None and sr.shape[-2:] != (size, size):
-            raise UsageError(
-                f"{key!r} is {sr.shape[-1]}x{sr.shape[-2]} px; {self.protocol.name} measures {size}x{size} px: its "
-                "crops are made before restoration"
-            )
+        self.protocol.check_size(sr.shape[-2:], repr(key))
         if bad := int((~torch.isfinite(sr)).sum()):
             raise MegaSRError(f"sr of {key!r} has {bad} non-finite values; the model that made it has diverged")
         if hq is None:
@@ -214,8 +202,7 @@ class Evaluator:
             raise UsageError(
                 f"sr has shape {tuple(sr.shape)} but hq {tuple(hq.shape)} for {key!r}: metrics compare equal sizes"
             )
-        if not (hq.min() >= 0 and hq.max() <= 1):
-            raise UsageError(f"hq of {key!r}: values in [{hq.min():.4g}, {hq.max():.4g}], expected [0, 1]")
+        check_range(extremes(hq), f"hq of {key!r}")
 
 
 def check_keys(got: Sequence[str], expected: Sequence[str]) -> None:
@@ -234,5 +221,22 @@ def check_keys(got: Sequence[str], expected: Sequence[str]) -> None:
         raise UsageError(f"the images measured are not the evaluation set: {text}")
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def gather_vectors(measured: Mapping[str, torch.Tensor], keys: Sequence[str]) -> torch.Tensor:
+    """The vectors of all processes in the order of a set: (N, width) float64; every process must call it.
+
+    Args:
+        measured: what this process has measured: key -> (width,) float64 on the CPU. An image that several processes
+            have measured counts once.
+        keys: the N images of the set.
+
+    Raises:
+        MegaSRError: an image was not measured, or is not of the set; they are listed.
+    """
+    parts: list[Any] = [dict(measured)]
+    if torch.distributed.is_initialized():
+        parts = [None] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(parts, dict(measured))
+    vectors = {key: vector for part in reversed(parts) for key, vector in part.items()}
+    if missing := [key for key in keys if key not in vectors]:
+        raise MegaSRError(f"{len(missing)} of {len(keys)} images were not measured: {', '.join(missing)}")
+    return torch.stack([vectors[key] for key in keys])

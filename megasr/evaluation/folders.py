@@ -13,9 +13,9 @@ import torch
 
 from megasr.errors import MegaSRError, UsageError
 from megasr.evaluation.evaluator import Evaluator, Images
-from megasr.evaluation.metric_weights import weight_hashes
+from megasr.evaluation.metrics import weight_hashes
+from megasr.evaluation.protocol import Protocol
 from megasr.evaluation.result import Evaluation
-from megasr.evaluation.spec import Protocol
 from megasr.image_decoding import list_images
 from megasr.images import from_uint8, read_image, read_size
 from megasr.provenance import provenance
@@ -40,18 +40,18 @@ def keyed_images(folder: Path, strip: Sequence[str] = ()) -> dict[str, Path]:
     Raises:
         UsageError: the folder is missing or holds no image, or two files have one key (they are listed).
     """
-    found: dict[str, Path] = {}
+    images: dict[str, Path] = {}
     repeated = []
     for path in list_images(folder):
         key = path.relative_to(folder).with_suffix("").as_posix()
         endings = [s for s in strip if path.stem.endswith(s) and path.stem != s]
         key = key.removesuffix(max(endings, key=len, default=""))
-        if key in found:
-            repeated.append(f"{found[key].relative_to(folder)} and {path.relative_to(folder)}")
-        found[key] = path
+        if key in images:
+            repeated.append(f"{images[key].relative_to(folder)} and {path.relative_to(folder)}")
+        images[key] = path
     if repeated:
         raise UsageError(f"{folder}: files of one name: {_some(repeated)}")
-    return dict(sorted(found.items()))
+    return dict(sorted(images.items()))
 
 
 def pair_by_name(sr: Path, hq: Path | None, strip: Sequence[str] = ()) -> list[Pair]:
@@ -101,7 +101,7 @@ def evaluate_folder(
         strip: endings of names that are taken off before names are compared.
         data: name of the benchmark set.
         devices: processes; with CUDA each takes a GPU of its own.
-        progress: told how many images are done.
+        progress: is called with the images done and the images in all.
         more: goes into the provenance.
 
     Raises:
@@ -134,24 +134,17 @@ def check_sizes(pairs: Sequence[Pair], protocol: Protocol) -> None:
     """
     for pair in pairs:
         height, width = read_size(pair.sr)
-        size = protocol.size_px
-        if size is not None and (height, width) != (size, size):
+        protocol.check_size((height, width), str(pair.sr))
+        if pair.hq is not None and (of_hq := read_size(pair.hq)) != (height, width):
             raise UsageError(
-                f"{pair.sr} is {width}x{height} px; {protocol.name} measures {size}x{size} px: its crops are made "
-                "before restoration"
-            )
-        if pair.hq is not None and read_size(pair.hq) != (height, width):
-            hq_height, hq_width = read_size(pair.hq)
-            raise UsageError(
-                f"{pair.sr} is {width}x{height} px, {pair.hq} {hq_width}x{hq_height} px: metrics compare equal sizes"
+                f"{pair.sr} is {width}x{height} px, {pair.hq} {of_hq[1]}x{of_hq[0]} px: metrics compare equal sizes"
             )
 
 
 def load_pair(pair: Pair) -> Images:
     """Read the files of a pair. Raises MegaSRError when one cannot be read."""
-    sr, hq = (None if path is None else from_uint8(read_image(path))[None] for path in (pair.sr, pair.hq))
-    assert sr is not None
-    return Images(pair.key, sr, hq)
+    hq = None if pair.hq is None else from_uint8(read_image(pair.hq))[None]
+    return Images(pair.key, from_uint8(read_image(pair.sr))[None], hq)
 
 
 def _vectors(pairs: Sequence[Pair], evaluator: Evaluator, devices: int) -> Iterator[torch.Tensor]:

@@ -1,14 +1,20 @@
-"""Metrics: what each is called, how it is compared and computed, of images and of sets."""
+"""How the metrics of a protocol are computed, and where their weights are found.
+
+pyiqa downloads weights in the middle of an evaluation. Here a metric is built only when every file is on this machine,
+so nothing is ever downloaded.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import logging
+import os
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import numpy as np
@@ -16,18 +22,84 @@ import torch
 from torch import nn
 
 from megasr.errors import MegaSRError, UsageError
-from megasr.evaluation.metric_weights import FILES, describe_missing, find_weight, found_weights, where_weights_go
-from megasr.evaluation.spec import MetricSpec, Protocol
+from megasr.evaluation.protocol import MetricSpec, Protocol
+from megasr.files import file_sha256
+from megasr.weights import Weight, find_local
+from megasr.weights.manifest import METRIC_WEIGHTS
+
+FILES: Mapping[str, Weight] = {weight.name: weight for weight in METRIC_WEIGHTS}
+_SHORTEST = 8  # hexadecimal digits of a sha256 that a publisher puts into a file's name
+
+
+def find_weight(name: str, weights_dir: Path | None = None) -> Path | None:
+    """The local copy of a file of FILES: below `weights_dir`, else where `find_local` finds it; None when absent.
+
+    A repository is looked for in the Hugging Face cache only: that is where timm reads it.
+    """
+    if FILES[name].place != "hub" and weights_dir is not None and (copies := sorted(weights_dir.rglob(name))):
+        return copies[0]
+    return find_local(name)
+
+
+def source_of(name: str) -> str:
+    """Where a file of FILES can be had."""
+    return f"`hf download {name}`" if FILES[name].place == "hub" else FILES[name].mirrors[0]
+
+
+def missing_files(names: Sequence[str], weights_dir: Path | None = None) -> list[str]:
+    """Those of these files that are not on this machine."""
+    return [name for name in names if find_weight(name, weights_dir) is None]
+
+
+def describe_missing(names: Sequence[str], weights_dir: Path | None = None) -> str:
+    """Which of these files are missing and where each can be had; empty when all are here. Names no local folder."""
+    missing = missing_files(names, weights_dir)
+    return "lacks " + ", ".join(f"{name} ({source_of(name)})" for name in missing) if missing else ""
+
+
+@contextlib.contextmanager
+def found_weights(names: Sequence[str], weights_dir: Path | None = None) -> Iterator[None]:
+    """Inside, pyiqa and torchvision find exactly these files. All of them must be on this machine."""
+    from pyiqa.utils import download_util
+
+    with TemporaryDirectory(prefix="megasr-weights-") as folder:
+        for name in names:
+            file, place = find_weight(name, weights_dir), FILES[name].place
+            if place != "hub" and file is not None:
+                (Path(folder) / place).mkdir(exist_ok=True)
+                os.symlink(file.resolve(), Path(folder) / place / name)
+        # pyiqa fixes its folder when it is imported, and most of its networks take no path of their weights.
+        before = torch.hub.get_dir(), download_util.DEFAULT_CACHE_DIR
+        torch.hub.set_dir(folder)
+        download_util.DEFAULT_CACHE_DIR = str(Path(folder) / "pyiqa")
+        try:
+            yield
+        finally:
+            torch.hub.set_dir(before[0])
+            download_util.DEFAULT_CACHE_DIR = before[1]
+
+
+def weight_hashes(names: Sequence[str], weights_dir: Path | None = None) -> dict[str, str]:
+    """The beginning of the sha256 of every file, or the revision of a repository; for the provenance of numbers."""
+    files = {name: file for name in names if (file := find_weight(name, weights_dir)) is not None}
+    return {n: file.name[:16] if FILES[n].place == "hub" else file_sha256(file)[:16] for n, file in files.items()}
+
+
+def altered_files(hashes: Mapping[str, str]) -> list[str]:
+    """Files of `weight_hashes` that are not the published ones, as far as their sha256 is published."""
+    published = {name: FILES[name].files[0].sha256[:_SHORTEST] for name in hashes if name in FILES}
+    return [name for name, sha256 in published.items() if sha256 and not hashes[name].startswith(sha256)]
+
 
 _SIZE, _SIGMA = 11, 1.5
 _C1, _C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
 
 
 class SeparableSSIM(nn.Module):
-    """pyiqa's SSIM (Wang et al. 2004: 11 x 11 Gaussian window, sigma 1.5, valid positions only) in float64.
+    """pyiqa's SSIM (Wang et al. 2004: 11 x 11 Gaussian window, sigma 1.5, valid positions only), 25 times as fast.
 
-    The Gaussian window is an outer product, so rows and columns are filtered one after the other: 22 instead of 121
-    products per pixel. It differs from pyiqa's by less than 1e-6, because pyiqa rounds its window to float32.
+    In float64, rows and columns filtered one after the other. It differs from pyiqa's by less than 1e-6, because pyiqa
+    rounds its window to float32.
 
     Args:
         test_y_channel: measure the rounded Y of `color_space` instead of every channel.
@@ -44,44 +116,36 @@ class SeparableSSIM(nn.Module):
         self.register_buffer("window", window / window.sum())
 
     def forward(self, sr: torch.Tensor, hq: torch.Tensor) -> torch.Tensor:
-        """(B, 3, H, W) in [0, 1] -> (B,) in [0, 1].
-
-        Raises:
-            ValueError: they are smaller than the window.
-        """
+        """(B, 3, H, W) in [0, 1] -> (B,) in [0, 1]. Raises ValueError when they are smaller than the window."""
         from pyiqa.archs.func_util import preprocess_rgb
 
         if min(sr.shape[-2:]) < _SIZE:
             raise ValueError(f"its window is {_SIZE}x{_SIZE} px")
-
         x, y = (preprocess_rgb(image, self._on_y, 255, self._color_space).double() for image in (sr, hq))
-        mean_x, mean_y = self._blur(x), self._blur(y)
-        var_x = self._blur(x * x) - mean_x.square()
-        var_y = self._blur(y * y) - mean_y.square()
-        covariance = self._blur(x * y) - mean_x * mean_y
-        structure = ((2 * covariance + _C2) / (var_x + var_y + _C2)).relu()
+        mean_x, mean_y, xx, yy, xy = (self._blur(image) for image in (x, y, x * x, y * y, x * y))
+        variances = (xx - mean_x.square()) + (yy - mean_y.square())
+        covariance = xy - mean_x * mean_y
+        structure = ((2 * covariance + _C2) / (variances + _C2)).relu()
         luminance = (2 * mean_x * mean_y + _C1) / (mean_x.square() + mean_y.square() + _C1)
         return (luminance * structure).mean((1, 2, 3))
 
     def _blur(self, image: torch.Tensor) -> torch.Tensor:
-        return self._pass(self._pass(image, -1), -2)
-
-    def _pass(self, image: torch.Tensor, dim: int) -> torch.Tensor:
         # Shifted sums: conv2d in float64 unfolds the image in memory and takes five times as long.
-        length = image.shape[dim] - _SIZE + 1
-        total = image.narrow(dim, 0, length) * self.window[0]
-        for shift in range(1, _SIZE):
-            total.add_(image.narrow(dim, shift, length), alpha=float(self.window[shift]))
-        return total
+        for dim in (-1, -2):
+            length = image.shape[dim] - _SIZE + 1
+            total = image.narrow(dim, 0, length) * self.window[0]
+            for shift in range(1, _SIZE):
+                total.add_(image.narrow(dim, shift, length), alpha=float(self.window[shift]))
+            image = total
+        return image
 
 
 FEATURES = 2048
 CAVEAT_IMAGES = 2048  # up to it the covariance of the features has no full rank
-_SIZE_PX = 299
 
 
 class InceptionFeatures:
-    """Features of images for FID and KID. The weights must be where pyiqa looks for them (`found_weights`).
+    """Features of images for FID and KID, resized as clean-fid does it. Its weights must be found (`found_weights`).
 
     Args:
         device: where the network runs.
@@ -98,13 +162,9 @@ class InceptionFeatures:
         """(H, W, 3) uint8 -> (2048,) float64."""
         from PIL import Image
 
-        size = (_SIZE_PX, _SIZE_PX)
-        channels = [
-            Image.fromarray(channel.astype(np.float32)).resize(size, Image.Resampling.BICUBIC)
-            for channel in np.moveaxis(image, -1, 0)
-        ]
-        resized = torch.from_numpy(np.stack([np.asarray(channel) for channel in channels])).clamp(0, 255)
-        signed = ((resized - 128) / 128)[None].to(self._device)
+        channels = [Image.fromarray(channel.astype(np.float32)) for channel in np.moveaxis(image, -1, 0)]
+        resized = [np.asarray(channel.resize((299, 299), Image.Resampling.BICUBIC)) for channel in channels]
+        signed = ((torch.from_numpy(np.stack(resized)).clamp(0, 255) - 128) / 128)[None].to(self._device)
         return self._network(signed, False, False)[0].flatten().double().cpu()
 
 
@@ -137,10 +197,7 @@ def kernel_distance(first: torch.Tensor, second: torch.Tensor) -> float:
     return float(off_diagonal_mean(kernel(x, x)) + off_diagonal_mean(kernel(y, y)) - 2 * kernel(x, y).mean())
 
 
-DISTANCES: dict[str, Callable[[torch.Tensor, torch.Tensor], float]] = {
-    "frechet": frechet_distance,
-    "kernel": kernel_distance,
-}
+DISTANCES = {"frechet": frechet_distance, "kernel": kernel_distance}
 
 
 def caveat(images: int) -> str:
@@ -169,15 +226,15 @@ class ImageMetric:
 
     def __init__(self, spec: MetricSpec, protocol: Protocol, device: torch.device, weights_dir: Path | None) -> None:
         self.spec = spec
-        self._metric = _create(spec, protocol, device, weights_dir)
-        # Networks of pyiqa keep what their hooks saw in themselves; formulas keep nothing.
-        self._lock = threading.Lock() if spec.weights else contextlib.nullcontext()
+        self._metric = spec.function or _create(spec, protocol, device, weights_dir)
+        # Networks of pyiqa keep what their hooks saw in themselves; its formulas keep nothing.
+        self._lock = threading.Lock() if spec.weights or spec.function else contextlib.nullcontext()
 
     def __call__(self, sr: torch.Tensor, hq: torch.Tensor | None, key: str) -> float:
         """Measure (1, 3, H, W) in [0, 1].
 
         Raises:
-            MegaSRError: the metric cannot be taken of this image, or is not finite.
+            MegaSRError: the metric cannot be taken of this image, or is not finite or out of its range.
         """
         images = (sr, hq) if self.spec.needs_hq else (sr,)
         try:
@@ -186,18 +243,14 @@ class ImageMetric:
         except Exception as error:  # pyiqa raises whatever its formulas do on images that are too small
             size = f"{sr.shape[-1]}x{sr.shape[-2]}"
             raise MegaSRError(f"{self.spec.name} cannot be taken of {key!r} ({size} px): {error}") from error
-        if not torch.isfinite(torch.tensor(value)):
-            raise MegaSRError(f"{self.spec.name} of {key!r} is {value}: this image cannot be measured with this metric")
+        low, high = self.spec.value_range
+        if not (np.isfinite(value) and low <= value <= high):
+            raise MegaSRError(f"{self.spec.name} of {key!r} is {value}, not a number from {low:g} to {high:g}")
         return value
 
 
 def choose_metrics(
-    protocol: Protocol,
-    names: Sequence[str] | None,
-    *,
-    has_hq: bool,
-    weights_dir: Path | None,
-    missing: Missing,
+    protocol: Protocol, names: Sequence[str] | None, *, has_hq: bool, weights_dir: Path | None, missing: Missing
 ) -> tuple[list[MetricSpec], dict[str, str]]:
     """Which metrics of a protocol can be taken.
 
@@ -219,24 +272,22 @@ def choose_metrics(
         raise UsageError(f"weights folder {weights_dir}: no such folder")
     if names is not None and len(set(names)) != len(names):
         raise UsageError(f"metrics {', '.join(names)}: a name occurs twice")
-    wanted = {protocol.metric(name).name for name in (protocol.metric_names if names is None else names)}
-    chosen, skipped = [], {}
-    for spec in (spec for spec in protocol.metrics if spec.name in wanted):
+    asked = {protocol.metric(name) for name in (protocol.metric_names if names is None else names)}
+    chosen, skipped, lacking = [], {}, []
+    for spec in (spec for spec in protocol.metrics if spec in asked):
         if spec.needs_hq and not has_hq:
             if names is not None:
                 raise UsageError(f"{spec.name} compares with hq, and this set has none")
             skipped[spec.name] = NEEDS_HQ
         elif reason := describe_missing(spec.weights, weights_dir):
             skipped[spec.name] = reason
+            lacking.append(f"{spec.name} {reason}")
         else:
             chosen.append(spec)
-    if missing == "error" and any(reason != NEEDS_HQ for reason in skipped.values()):
-        lacking = {name: reason for name, reason in skipped.items() if reason != NEEDS_HQ}
-        text = "; ".join(f"{name} {reason}" for name, reason in lacking.items())
-        places = where_weights_go([file for name in lacking for file in protocol.metric(name).weights])
+    if lacking and missing == "error":
         raise MegaSRError(
-            f"weights of metrics are missing: {text}. Put the files into {places}, or all into one folder and name it "
-            "(--weights-dir); or go on without these metrics (--missing skip)"
+            f"weights of metrics are missing: {'; '.join(lacking)}. Put the files into one folder and name it "
+            "(--weights-dir), or go on without these metrics (--missing skip)"
         )
     return chosen, skipped
 
@@ -250,11 +301,11 @@ def create_features(spec: MetricSpec, device: torch.device, weights_dir: Path | 
 def _create(
     spec: MetricSpec, protocol: Protocol, device: torch.device, weights_dir: Path | None
 ) -> Callable[..., torch.Tensor]:
+    if spec.pyiqa_name == "ssim" and spec.on_y and spec.arguments == (("downsample", False),):
+        return SeparableSSIM(True, protocol.color_space).to(device)
     arguments: dict[str, Any] = dict(spec.arguments)
     if spec.on_y:
         arguments |= {"test_y_channel": True, "color_space": protocol.color_space}
-    if spec.pyiqa_name == "ssim" and spec.on_y and spec.arguments == (("downsample", False),):
-        return SeparableSSIM(True, protocol.color_space).to(device)
     for name in spec.weights:  # CLIP is the one network that checks, and fetches again, what lies in its cache
         if FILES[name].place == "clip":
             arguments["backbone"] = str(find_weight(name, weights_dir))

@@ -1,170 +1,249 @@
-"""The registered protocols: what the field calls by one name, told apart.
+"""Versioned evaluation protocols: numbers are comparable only when the fingerprints of their protocols are equal.
 
-Every argument that pyiqa would fill in by itself is written out, so that a change of its defaults changes nothing here.
-A registered protocol is never edited: its successor is another entry, and a test pins every fingerprint.
+The same images score differently under the field's protocols (1.3 dB between two definitions of "PSNR on Y"), so
+everything that changes a number is a field of `Protocol` and enters its fingerprint: every argument that pyiqa would
+fill in by itself is written out. A registered protocol is never edited, its successor is another entry.
+
+A user's module adds its own with `register_metric` and `register_protocol` (see megasr.plugins), and names the protocol
+where any other is named: in `evaluate`, `test`, the monitor and studies.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from types import MappingProxyType
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import KW_ONLY, asdict, dataclass
+from typing import Any, Literal
 
-from megasr.errors import unknown_name
-from megasr.evaluation.spec import MetricSpec, Protocol
+from megasr.errors import UsageError, unknown_name
+from megasr.plugins import Registry
 
-# Two metrics share the name MANIQA in the field: KonIQ-10k's weights score the same images 0.1 lower than PIPAL's.
-_VIT = "timm/vit_base_patch8_224.augreg2_in21k_ft_in1k"
-PSNR = MetricSpec("psnr", "psnr", higher_is_better=True, on_y=True)
-SSIM = MetricSpec("ssim", "ssim", higher_is_better=True, on_y=True, arguments=(("downsample", False),))
-LPIPS = MetricSpec(
-    "lpips",
-    "lpips",
-    higher_is_better=False,
-    arguments=(("net", "alex"), ("version", "0.1")),
-    weights=("alexnet-owt-7be5be79.pth", "LPIPS_v0.1_alex-df73285e.pth"),
-)
-DISTS = MetricSpec(
-    "dists", "dists", higher_is_better=False, weights=("vgg16-397923af.pth", "DISTS_weights-f5e65c96.pth")
-)
-NIQE = MetricSpec(
-    "niqe",
-    "niqe",
-    higher_is_better=False,
-    arguments=(("test_y_channel", True), ("color_space", "yiq"), ("crop_border", 0), ("version", "original")),
-    needs_hq=False,
-    weights=("niqe_modelparameters.mat",),
-)
-MUSIQ = MetricSpec(
-    "musiq",
-    "musiq",
-    higher_is_better=True,
-    arguments=(("pretrained", "koniq10k"),),
-    needs_hq=False,
-    weights=("musiq_koniq_ckpt-e95806b9.pth",),
-)
-MANIQA_PIPAL = MetricSpec(
-    "maniqa-pipal",
-    "maniqa-pipal",
-    higher_is_better=True,
-    arguments=(("train_dataset", "pipal"), ("test_sample", 20), ("scale", 0.13)),
-    needs_hq=False,
-    weights=(_VIT, "MANIQA_PIPAL-ae6d356b.pth"),
-)
-MANIQA_KONIQ = MetricSpec(
-    "maniqa",
-    "maniqa",
-    higher_is_better=True,
-    arguments=(("train_dataset", "koniq"), ("test_sample", 20), ("scale", 0.8)),
-    needs_hq=False,
-    weights=(_VIT, "ckpt_koniq10k.pt"),
-)
-CLIPIQA = MetricSpec(
-    "clipiqa",
-    "clipiqa",
-    higher_is_better=True,
-    arguments=(("model_type", "clipiqa"), ("backbone", "RN50")),
-    needs_hq=False,
-    weights=("RN50.pt",),
-)
-CLIPIQA_PLUS = MetricSpec(
-    "clipiqa+_vitL14_512",
-    "clipiqa+_vitL14_512",
-    higher_is_better=True,
-    arguments=(("model_type", "clipiqa+_vitL14_512"), ("backbone", "ViT-L/14"), ("pos_embedding", True)),
-    needs_hq=False,
-    weights=("ViT-L-14.pt", "CLIPIQA+_ViTL14_512-e66488f2.pth"),
-)
-PAQ2PIQ = MetricSpec(
-    "paq2piq",
-    "paq2piq",
-    higher_is_better=True,
-    arguments=(("backbone", "resnet18"),),
-    needs_hq=False,
-    weights=("resnet18-f37072fd.pth", "P2P_RoIPoolModel-fit.10.bs.120-ca69882e.pth"),
-)
-FID = MetricSpec(
-    "fid",
-    "fid",
-    higher_is_better=False,
-    arguments=(("distance", "frechet"), ("features", "inception-2048-clean")),
-    weights=("pt_inception-2015-12-05-6726825d.pth",),
-    of_set=True,
-)
-KID = MetricSpec(
-    "kid",
-    "fid",
-    higher_is_better=False,
-    arguments=(("distance", "kernel"), ("features", "inception-2048-clean")),
-    weights=("pt_inception-2015-12-05-6726825d.pth",),
-    of_set=True,
-)
+Argument = bool | int | float | str
 
-# PSNR and SSIM as the field reports them (stablesr-crops-v1 below), and three formulas that see structure: GMSD
-# (gradient magnitude deviation, Xue et al. 2014), FSIM (phase congruency, with colour, Zhang et al. 2011) and NLPD
-# (normalised Laplacian pyramid distance, Laparra et al. 2016). All run offline.
-WEIGHT_FREE_V1 = Protocol(
-    name="weight-free-v1",
-    version=1,
-    metrics=(
-        MetricSpec("psnr_y", "psnr", higher_is_better=True, on_y=True),
-        MetricSpec("ssim_y", "ssim", higher_is_better=True, on_y=True, arguments=(("downsample", False),)),
-        MetricSpec("gmsd", "gmsd", higher_is_better=False, arguments=(("test_y_channel", True),)),
-        MetricSpec("fsim", "fsim", higher_is_better=True, arguments=(("chromatic", True),)),
-        MetricSpec("nlpd", "nlpd", higher_is_better=False, arguments=(("channels", 1), ("test_y_channel", True))),
-    ),
-)
 
-# 128 px centre crops restored to 512 px: StableSR, SeeSR, OSEDiff, PiSA-SR, TSD-SR, S3Diff, AddSR. The calls are those
-# of OSEDiff's test script. The border is 0 as in that code; SeeSR's author says 4.
-STABLESR_CROPS_V1 = Protocol(
-    name="stablesr-crops-v1",
-    version=1,
-    metrics=(PSNR, SSIM, LPIPS, DISTS, FID, KID, NIQE, MUSIQ, MANIQA_PIPAL, CLIPIQA),
-    size_px=512,
-)
+@dataclass(frozen=True)
+class MetricSpec:
+    """One number per image, or per set of images, computed by pyiqa or by a function of your own.
 
-# 256 px inputs restored to 1024 px: DreamClear, LucidFlux. Its border is not published; 0 is assumed.
-DREAMCLEAR_1024_V1 = Protocol(
-    name="dreamclear-1024-v1",
-    version=1,
-    metrics=(PSNR, SSIM, LPIPS, DISTS, FID, KID, NIQE, MANIQA_KONIQ, MUSIQ, CLIPIQA),
-    size_px=1024,
-)
+    Attributes:
+        name: column name in rows and reports.
+        pyiqa_name: the metric's name in pyiqa; empty with a function.
+        higher_is_better: direction; a contract test compares it with pyiqa's own `lower_better`.
+        on_y: the metric converts to Y of the protocol's colour space itself (pyiqa's `test_y_channel`).
+        arguments: further pyiqa arguments, as pairs so that the spec stays hashable.
+        needs_hq: full-reference metric.
+        weights: files of megasr.evaluation.metrics.FILES that it needs, empty when it is a formula.
+        of_set: one number for a whole set of images: a distance between the features of sr and hq, which are not
+            paired. `arguments` are then those of megasr.evaluation.metrics.
+        function: a function of a module of your own (sr, hq) -> float, or (sr) -> float without needs_hq; images are
+            (1, 3, H, W) float32 RGB in [0, 1], rounded to 8 bits. Its name is a part of the fingerprint, its code not.
+        value_range: least and largest value of the function; any other stops the evaluation.
 
-# Whole photographs: D3SR, PASD, ResShift and InvSR on RealSR. Which MANIQA they take differs; PIPAL's is taken here.
-WHOLE_IMAGE_V1 = Protocol(
-    name="whole-image-v1",
-    version=1,
-    metrics=(PSNR, SSIM, LPIPS, DISTS, FID, KID, NIQE, MUSIQ, MANIQA_PIPAL, CLIPIQA),
-)
+    Raises:
+        UsageError: it has both a pyiqa_name and a function, or neither.
+    """
 
-# pyiqa's defaults, as FaithDiff's script takes them: PSNR on RGB, SSIM on the full-range Y of YIQ.
-RGB_V1 = Protocol(
-    name="rgb-v1",
-    version=1,
-    metrics=(
-        MetricSpec("psnr_rgb", "psnr", higher_is_better=True, arguments=(("test_y_channel", False),)),
-        MetricSpec("ssim_yiq", "ssim", higher_is_better=True, on_y=True, arguments=(("downsample", False),)),
-        LPIPS,
-        DISTS,
-        MUSIQ,
-        MANIQA_PIPAL,
-        CLIPIQA_PLUS,
-        PAQ2PIQ,
-    ),
-    color_space="yiq",
-)
+    name: str
+    pyiqa_name: str = ""
+    _: KW_ONLY
+    higher_is_better: bool
+    on_y: bool = False
+    arguments: tuple[tuple[str, Argument], ...] = ()
+    needs_hq: bool = True
+    weights: tuple[str, ...] = ()
+    of_set: bool = False
+    function: Callable[..., Any] | None = None
+    value_range: tuple[float, float] = (float("-inf"), float("inf"))
 
-PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
-    {
-        protocol.name: protocol
-        for protocol in (WEIGHT_FREE_V1, STABLESR_CROPS_V1, DREAMCLEAR_1024_V1, WHOLE_IMAGE_V1, RGB_V1)
-    }
-)
+    def __post_init__(self) -> None:
+        if bool(self.pyiqa_name) == (self.function is not None):
+            raise UsageError(f"metric {self.name}: give it either a pyiqa_name or a function")
+
+    def identity(self) -> dict[str, Any]:
+        """What of it enters the fingerprint of a protocol."""
+        content = asdict(self)
+        function, value_range = content.pop("function"), content.pop("value_range")
+        if function is None:
+            return content
+        return content | {"function": f"{function.__module__}.{function.__qualname__}", "value_range": value_range}
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """Everything that changes a number.
+
+    Attributes:
+        name: what people call it; ends in the version.
+        version: raised whenever any other field changes.
+        metrics: what is measured, in the order of the columns.
+        color_space: the Y of the `on_y` metrics: limited-range "ycbcr" (16-235, ITU-R BT.601) or full-range "yiq".
+        border_px: pixels cut off on each side before measuring.
+        rounding: sr and hq are measured as they would be read back from 8-bit files, always.
+        size_px: height and width that every image must have (crops are made before restoration); None measures images
+            as they are.
+        resize: images are never resized; sr and hq must be of one size.
+
+    Raises:
+        UsageError: a value is out of range, or two metrics have one name.
+    """
+
+    name: str
+    version: int
+    metrics: tuple[MetricSpec, ...]
+    color_space: Literal["ycbcr", "yiq"] = "ycbcr"
+    border_px: int = 0
+    rounding: Literal["8bit"] = "8bit"
+    size_px: int | None = None
+    resize: Literal["never"] = "never"
+
+    def __post_init__(self) -> None:
+        if (self.rounding, self.resize) != ("8bit", "never") or self.border_px < 0:
+            given = f"rounding {self.rounding!r}, resize {self.resize!r}, border_px {self.border_px}"
+            raise UsageError(f"protocol {self.name}: {given}; needed: '8bit', 'never' and 0 or more")
+        names = self.metric_names
+        if len(set(names)) != len(names):
+            raise UsageError(f"protocol {self.name}: a metric name occurs twice in {', '.join(names)}")
+
+    @property
+    def fingerprint(self) -> str:
+        """Eight hex digits over all fields. Rows with different fingerprints may not be compared."""
+        content = asdict(self) | {"metrics": [metric.identity() for metric in self.metrics]}
+        return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=4).hexdigest()
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """Names of the metrics in the order of the columns."""
+        return tuple(metric.name for metric in self.metrics)
+
+    def metric(self, name: str) -> MetricSpec:
+        """The spec of a metric by its name. Raises UsageError when the protocol does not measure it."""
+        for spec in self.metrics:
+            if spec.name == name:
+                return spec
+        raise unknown_name(f"metric of protocol {self.name}", name, self.metric_names)
+
+    def check_size(self, size: Sequence[int], image: str) -> None:
+        """Refuse an image whose (height, width) the protocol does not measure. Raises UsageError."""
+        if self.size_px is not None and tuple(size) != (self.size_px, self.size_px):
+            raise UsageError(
+                f"{image} is {size[1]}x{size[0]} px; {self.name} measures {self.size_px}x{self.size_px} px: its crops "
+                "are made before restoration"
+            )
+
+
+METRICS: Registry[MetricSpec] = Registry("metric")
+PROTOCOLS: Registry[Protocol] = Registry("protocol")
+
+
+def register_metric(spec: MetricSpec) -> MetricSpec:
+    """Add a metric by its name, for protocols to take. Raises UsageError when the name is taken."""
+    return METRICS.register(spec.name, spec)
+
+
+def register_protocol(protocol: Protocol) -> Protocol:
+    """Add a protocol by its name. Raises UsageError when the name is taken."""
+    return PROTOCOLS.register(protocol.name, protocol)
 
 
 def get_protocol(name: str) -> Protocol:
     """The registered protocol of this name. Raises UsageError with the nearest names when there is none."""
-    if name not in PROTOCOLS:
-        raise unknown_name("protocol", name, PROTOCOLS)
     return PROTOCOLS[name]
+
+
+def _register(name: str, pyiqa_name: str, **settings: Any) -> MetricSpec:
+    arguments = tuple(settings.pop("arguments", {}).items())
+    return register_metric(MetricSpec(name, pyiqa_name, arguments=arguments, **settings))
+
+
+PSNR = _register("psnr", "psnr", higher_is_better=True, on_y=True)
+SSIM = _register("ssim", "ssim", higher_is_better=True, on_y=True, arguments={"downsample": False})
+LPIPS = _register(
+    "lpips", "lpips", higher_is_better=False, arguments={"net": "alex", "version": "0.1"},
+    weights=("alexnet-owt-7be5be79.pth", "LPIPS_v0.1_alex-df73285e.pth"),
+)  # fmt: skip
+DISTS = _register(
+    "dists", "dists", higher_is_better=False, weights=("vgg16-397923af.pth", "DISTS_weights-f5e65c96.pth")
+)
+NIQE = _register(
+    "niqe", "niqe", higher_is_better=False, needs_hq=False, weights=("niqe_modelparameters.mat",),
+    arguments={"test_y_channel": True, "color_space": "yiq", "crop_border": 0, "version": "original"},
+)  # fmt: skip
+MUSIQ = _register(
+    "musiq", "musiq", higher_is_better=True, needs_hq=False, arguments={"pretrained": "koniq10k"},
+    weights=("musiq_koniq_ckpt-e95806b9.pth",),
+)  # fmt: skip
+# Two metrics share the name MANIQA in the field: KonIQ-10k's weights score the same images 0.1 lower than PIPAL's.
+_VIT = "timm/vit_base_patch8_224.augreg2_in21k_ft_in1k"
+MANIQA_PIPAL = _register(
+    "maniqa-pipal", "maniqa-pipal", higher_is_better=True, needs_hq=False, weights=(_VIT, "MANIQA_PIPAL-ae6d356b.pth"),
+    arguments={"train_dataset": "pipal", "test_sample": 20, "scale": 0.13},
+)  # fmt: skip
+MANIQA_KONIQ = _register(
+    "maniqa", "maniqa", higher_is_better=True, needs_hq=False, weights=(_VIT, "ckpt_koniq10k.pt"),
+    arguments={"train_dataset": "koniq", "test_sample": 20, "scale": 0.8},
+)  # fmt: skip
+CLIPIQA = _register(
+    "clipiqa", "clipiqa", higher_is_better=True, needs_hq=False, weights=("RN50.pt",),
+    arguments={"model_type": "clipiqa", "backbone": "RN50"},
+)  # fmt: skip
+CLIPIQA_PLUS = _register(
+    "clipiqa+_vitL14_512", "clipiqa+_vitL14_512", higher_is_better=True, needs_hq=False,
+    weights=("ViT-L-14.pt", "CLIPIQA+_ViTL14_512-e66488f2.pth"),
+    arguments={"model_type": "clipiqa+_vitL14_512", "backbone": "ViT-L/14", "pos_embedding": True},
+)  # fmt: skip
+PAQ2PIQ = _register(
+    "paq2piq", "paq2piq", higher_is_better=True, needs_hq=False, arguments={"backbone": "resnet18"},
+    weights=("resnet18-f37072fd.pth", "P2P_RoIPoolModel-fit.10.bs.120-ca69882e.pth"),
+)  # fmt: skip
+_INCEPTION = ("pt_inception-2015-12-05-6726825d.pth",)
+FID = _register(
+    "fid", "fid", higher_is_better=False, of_set=True, weights=_INCEPTION,
+    arguments={"distance": "frechet", "features": "inception-2048-clean"},
+)  # fmt: skip
+KID = _register(
+    "kid", "fid", higher_is_better=False, of_set=True, weights=_INCEPTION,
+    arguments={"distance": "kernel", "features": "inception-2048-clean"},
+)  # fmt: skip
+
+# Metrics without weights: PSNR and SSIM on Y as the restoration field takes them, GMSD (gradient magnitude deviation,
+# Xue et al. 2014), FSIM (phase congruency, with colour, Zhang et al. 2011) and NLPD (normalised Laplacian pyramid
+# distance, Laparra et al. 2016).
+WEIGHT_FREE_V1 = register_protocol(
+    Protocol(
+        "weight-free-v1",
+        1,
+        (
+            _register("psnr_y", "psnr", higher_is_better=True, on_y=True),
+            _register("ssim_y", "ssim", higher_is_better=True, on_y=True, arguments={"downsample": False}),
+            _register("gmsd", "gmsd", higher_is_better=False, arguments={"test_y_channel": True}),
+            _register("fsim", "fsim", higher_is_better=True, arguments={"chromatic": True}),
+            _register("nlpd", "nlpd", higher_is_better=False, arguments={"channels": 1, "test_y_channel": True}),
+        ),
+    )
+)
+_FIELD = (PSNR, SSIM, LPIPS, DISTS, FID, KID, NIQE, MUSIQ, MANIQA_PIPAL, CLIPIQA)
+# 128 px centre crops restored to 512 px: StableSR, SeeSR, OSEDiff, PiSA-SR, TSD-SR, S3Diff, AddSR. The calls are those
+# of OSEDiff's test script. The border is 0 as in that code; SeeSR's author says 4.
+register_protocol(Protocol("stablesr-crops-v1", 1, _FIELD, size_px=512))
+# 256 px inputs restored to 1024 px: DreamClear, LucidFlux. Its border is not published; 0 is assumed.
+register_protocol(
+    Protocol(
+        "dreamclear-1024-v1", 1, (PSNR, SSIM, LPIPS, DISTS, FID, KID, NIQE, MANIQA_KONIQ, MUSIQ, CLIPIQA), size_px=1024
+    )
+)
+# Whole photographs: D3SR, PASD, ResShift and InvSR on RealSR. Which MANIQA they take differs; PIPAL's is taken here.
+register_protocol(Protocol("whole-image-v1", 1, _FIELD))
+# pyiqa's defaults, as FaithDiff's script takes them: PSNR on RGB, SSIM on the full-range Y of YIQ.
+register_protocol(
+    Protocol(
+        "rgb-v1",
+        1,
+        (
+            _register("psnr_rgb", "psnr", higher_is_better=True, arguments={"test_y_channel": False}),
+            _register("ssim_yiq", "ssim", higher_is_better=True, on_y=True, arguments={"downsample": False}),
+            *(LPIPS, DISTS, MUSIQ, MANIQA_PIPAL, CLIPIQA_PLUS, PAQ2PIQ),
+        ),
+        color_space="yiq",
+    )
+)

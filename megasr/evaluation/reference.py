@@ -57,6 +57,13 @@ def published_rows() -> tuple[PublishedRow, ...]:
         return tuple(_row(record) for record in csv.DictReader(file))
 
 
+def _row(record: dict[str, str]) -> PublishedRow:
+    text = {name: record.pop(name) for name in ("method", "protocol", "data", "source")}
+    steps, images = (int(number) if (number := record.pop(name)) else None for name in ("steps", "images"))
+    values = {name: float(value) for name, value in record.items() if value}
+    return PublishedRow(**text, steps=steps, images=images, values=values)
+
+
 def published(protocol: str, data: str) -> tuple[PublishedRow, ...]:
     """The published rows of an image set under one protocol.
 
@@ -67,8 +74,8 @@ def published(protocol: str, data: str) -> tuple[PublishedRow, ...]:
     of_set = [row for row in published_rows() if row.data == data]
     if not of_set:
         raise unknown_name("set with published numbers", data, {row.data for row in published_rows()})
-    found = tuple(row for row in of_set if row.protocol == protocol)
-    if not found:
+    rows = tuple(row for row in of_set if row.protocol == protocol)
+    if not rows:
         others = ", ".join(dict.fromkeys(row.protocol for row in of_set))
         under = ", ".join(dict.fromkeys(row.data for row in published_rows() if row.protocol == protocol))
         raise UsageError(
@@ -76,20 +83,4 @@ def published(protocol: str, data: str) -> tuple[PublishedRow, ...]:
             + (f", and under {protocol} of {under}" if under else "")
             + "; numbers of different protocols cannot be compared"
         )
-    return found
-
-
-def _row(record: dict[str, str]) -> PublishedRow:
-    def number(name: str) -> int | None:
-        return int(record[name]) if record[name] else None
-
-    named = {"protocol", "data", "images", "method", "steps", "source"}
-    return PublishedRow(
-        method=record["method"],
-        steps=number("steps"),
-        protocol=record["protocol"],
-        data=record["data"],
-        images=number("images"),
-        values={name: float(value) for name, value in record.items() if name not in named and value},
-        source=record["source"],
-    )
+    return rows

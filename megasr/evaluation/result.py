@@ -1,4 +1,4 @@
-"""What an evaluation found: rows per image, means with intervals, and where the numbers come from."""
+"""The result of an evaluation: rows per image, means with intervals, and where the numbers come from."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from megasr.errors import MegaSRError, UsageError
-from megasr.evaluation.protocol import get_protocol
-from megasr.evaluation.spec import Protocol
+from megasr.evaluation.protocol import Protocol, get_protocol
 from megasr.files import write_whole
 
 Row = dict[str, Any]  # "key": str, then one float per metric
@@ -74,10 +73,10 @@ def read_evaluation(path: Path) -> Evaluation:
         MegaSRError: the file is missing, damaged or holds something else.
     """
     try:
-        found = json.loads(path.read_text())
-        found["rows"] = tuple(found["rows"])
-        found["intervals"] = {name: (low, high) for name, (low, high) in found["intervals"].items()}
-        return Evaluation(**found)
+        content = json.loads(path.read_text())
+        content["rows"] = tuple(content["rows"])
+        content["intervals"] = {name: (low, high) for name, (low, high) in content["intervals"].items()}
+        return Evaluation(**content)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise MegaSRError(f"{path} is not an evaluation that can be read: {error}") from error
 
@@ -95,6 +94,6 @@ def check_weights(first: Evaluation, other: Evaluation) -> None:
 
 
 def version_note(evaluations: Sequence[Evaluation]) -> str:
-    """What has to be said of numbers that different versions of pyiqa have taken; empty when nothing has."""
-    found = {evaluation.provenance.get("versions", {}).get("pyiqa", "unknown") for evaluation in evaluations}
-    return f"measured with different versions of pyiqa: {', '.join(sorted(found))}" if len(found) > 1 else ""
+    """A note on numbers that different versions of pyiqa have taken; empty when one has."""
+    versions = {evaluation.provenance.get("versions", {}).get("pyiqa", "unknown") for evaluation in evaluations}
+    return f"measured with different versions of pyiqa: {', '.join(sorted(versions))}" if len(versions) > 1 else ""

@@ -12,7 +12,7 @@ from torch import nn
 
 from megasr.batch import SRBatch
 from megasr.errors import MegaSRError, UsageError
-from megasr.evaluation.metric_weights import describe_missing, found_weights
+from megasr.evaluation.metrics import describe_missing, found_weights
 from megasr.evaluation.protocol import LPIPS
 from megasr.images import from_signed, to_signed
 from megasr.pretraining.module import PretrainingModule

@@ -20,9 +20,8 @@ from PIL import Image, ImageDraw, ImageFont
 from megasr.batch import SRBatch
 from megasr.errors import MegaSRError, UsageError
 from megasr.evaluation.evaluator import Evaluator
-from megasr.evaluation.protocol import get_protocol
+from megasr.evaluation.protocol import Protocol, get_protocol
 from megasr.evaluation.result import Row
-from megasr.evaluation.spec import Protocol
 from megasr.images import to_uint8
 from megasr.training.callbacks import EMA
 from megasr.training.loggers import RunWandbLogger

@@ -19,10 +19,8 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from megasr.batch import SRBatch
 from megasr.errors import MegaSRError, UsageError
-from megasr.evaluation.evaluator import Evaluator
-from megasr.evaluation.image_rows import ImageRows
-from megasr.evaluation.metric_weights import weight_hashes
-from megasr.evaluation.metrics import caveat
+from megasr.evaluation.evaluator import Evaluator, check_keys, gather_vectors
+from megasr.evaluation.metrics import caveat, weight_hashes
 from megasr.evaluation.protocol import get_protocol
 from megasr.evaluation.result import Evaluation, write_evaluation
 from megasr.evaluation.tables import BENCHMARK_IMAGES, rows_csv
@@ -108,10 +106,9 @@ class ProtocolMetrics(lightning.Callback):
         if self.config is not None and trainer.ckpt_path is None:
             rank_zero_warn(_UNTRAINED)
         self._evaluator = evaluator = self._make_evaluator(pl_module.device, data.has_hq)
-        self._rows = ImageRows(keys, evaluator.width, evaluator.metric_names)
-        if trainer.world_size > 1:
-            self._rows.to(trainer.strategy.root_device)
+        check_keys(keys, keys)
         self._index = {key: index for index, key in enumerate(keys)}
+        self._measured: dict[str, torch.Tensor] = {}
         self._provenance = _provenance(trainer, pl_module, evaluator, self.config)
         if trainer.is_global_zero:
             _remove_earlier(self._folder)
@@ -151,7 +148,7 @@ class ProtocolMetrics(lightning.Callback):
             return
         keys, sr = [batch["keys"][i] for i in own], outputs[own].float()
         hq = batch["hq"][own].float() if self._evaluator.has_hq else None
-        self._rows.update(keys, self._evaluator.vectors(sr, hq, keys))
+        self._measured |= zip(keys, self._evaluator.vectors(sr, hq, keys), strict=True)
         for key, image in zip(keys, sr if self.save_images else [], strict=self.save_images):
             write_png(to_uint8(image), picture_path(self._folder, key))
 
@@ -161,9 +158,10 @@ class ProtocolMetrics(lightning.Callback):
         Raises:
             MegaSRError: an image was not measured, or a file cannot be written.
         """
-        vectors = self._rows.gather()
+        keys = tuple(self._index)
+        vectors = gather_vectors(self._measured, keys)
         data = getattr(trainer.datamodule, "benchmark", None)  # type: ignore[attr-defined]
-        found = self._evaluator.evaluation(vectors, self._rows.keys, data=data, provenance=self._provenance)
+        found = self._evaluator.evaluation(vectors, keys, data=data, provenance=self._provenance)
         values = {f"test/{name}": value for name, value in (found.means | found.set_values).items()}
         # Every process has the same numbers. The maximum of equal ones is exact, their mean is not.
         pl_module.log_dict(values, sync_dist=True, reduce_fx="max")

@@ -16,9 +16,8 @@ from megasr.errors import MegaSRError
 from megasr.evaluation import metrics as distribution
 from megasr.evaluation.evaluator import Evaluator
 from megasr.evaluation.folders import evaluate_folder, load_pair, pair_by_name
-from megasr.evaluation.metric_weights import FILES
-from megasr.evaluation.protocol import PROTOCOLS, WEIGHT_FREE_V1
-from megasr.evaluation.spec import MetricSpec, Protocol
+from megasr.evaluation.metrics import FILES
+from megasr.evaluation.protocol import PROTOCOLS, WEIGHT_FREE_V1, MetricSpec, Protocol
 from megasr.files import file_sha256
 from megasr.images import resize, to_uint8, write_png
 from megasr.rng import torch_generator
@@ -114,7 +113,7 @@ def test_every_file_of_a_learned_metric_is_needed(metric: MetricSpec, weights_di
         for name in set(metric.weights) - {missing}:
             (tmp_path / name).symlink_to(weights_dir / name)
         with pytest.raises(
-            MegaSRError, match=rf"{re.escape(metric.name)} lacks {missing} \(https://.*Put the files into"
+            MegaSRError, match=rf"{re.escape(metric.name)} lacks {missing} \(https://.*Put the files into one folder"
         ):
             Evaluator(_only(metric), weights_dir=tmp_path)
         for link in tmp_path.iterdir():

@@ -20,8 +20,7 @@ from ablations.ledger import read_ledger
 from ablations.results import StudyResult
 from ablations.runner import OpenStudy, open_study
 from megasr.errors import MegaSRError, UsageError
-from megasr.evaluation.protocol import WEIGHT_FREE_V1
-from megasr.evaluation.spec import Protocol
+from megasr.evaluation.protocol import WEIGHT_FREE_V1, Protocol
 from tests.helpers.slurm_cluster import missing_program, slurm_cluster
 from tests.helpers.tiny_study import TINY_SAMPLING, FailingModule, SlowModule, tiny_components, write_recipe
 

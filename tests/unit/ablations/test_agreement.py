@@ -13,8 +13,7 @@ from ablations.plan import BICUBIC
 from ablations.registry import Ablation, Study
 from ablations.results import RunResult, StudyResult
 from megasr.errors import UsageError
-from megasr.evaluation.protocol import WEIGHT_FREE_V1
-from megasr.evaluation.spec import Protocol
+from megasr.evaluation.protocol import WEIGHT_FREE_V1, Protocol
 from megasr.rng import numpy_generator
 
 PROTOCOL = Protocol("one", 1, WEIGHT_FREE_V1.metrics[2:3])  # gmsd: lower is better

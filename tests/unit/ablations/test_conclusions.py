@@ -18,8 +18,7 @@ from ablations.results import RunResult, StudyResult
 from ablations.statistics import holm
 from megasr.errors import MegaSRError, UsageError
 from megasr.evaluation.intervals import Interval, paired_bootstrap
-from megasr.evaluation.protocol import WEIGHT_FREE_V1
-from megasr.evaluation.spec import Protocol
+from megasr.evaluation.protocol import WEIGHT_FREE_V1, Protocol
 from megasr.rng import numpy_generator
 
 PROTOCOL = Protocol("two", 1, (WEIGHT_FREE_V1.metrics[0], WEIGHT_FREE_V1.metrics[2]))  # psnr_y up, gmsd down

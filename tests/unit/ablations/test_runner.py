@@ -26,8 +26,7 @@ from ablations.tracking import Tracker
 from ablations.train import read_losses
 from megasr.batch import SRBatch
 from megasr.errors import MegaSRError, UsageError
-from megasr.evaluation.protocol import WEIGHT_FREE_V1
-from megasr.evaluation.spec import Protocol
+from megasr.evaluation.protocol import WEIGHT_FREE_V1, Protocol
 from megasr.images import read_image
 from tests.helpers.tiny_study import (
     TINY_STUDY,

@@ -18,8 +18,7 @@ from ablations.results import METRICS_FILE, StudyResult
 from ablations.runner import open_study
 from ablations.train import CHECKPOINT, TRAINING_FILE
 from megasr.errors import MegaSRError, UsageError
-from megasr.evaluation.protocol import WEIGHT_FREE_V1
-from megasr.evaluation.spec import Protocol
+from megasr.evaluation.protocol import WEIGHT_FREE_V1, Protocol
 from megasr.files import locked_folder
 from tests.helpers.tiny_study import TINY_SAMPLING, TinyModule, tiny_components, write_recipe
 

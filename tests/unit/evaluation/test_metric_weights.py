@@ -8,18 +8,18 @@ import pytest
 import torch.hub
 
 from megasr.errors import MegaSRError, UsageError
-from megasr.evaluation import metric_weights
+from megasr.evaluation import metrics
 from megasr.evaluation.evaluator import Evaluator
-from megasr.evaluation.metric_weights import (
+from megasr.evaluation.metrics import (
     FILES,
     altered_files,
+    choose_metrics,
     describe_missing,
     find_weight,
     found_weights,
+    source_of,
     weight_hashes,
-    where_weights_go,
 )
-from megasr.evaluation.metrics import choose_metrics
 from megasr.evaluation.protocol import PROTOCOLS, WEIGHT_FREE_V1
 
 NIQE, LPIPS, ALEXNET = "niqe_modelparameters.mat", "LPIPS_v0.1_alex-df73285e.pth", "alexnet-owt-7be5be79.pth"
@@ -58,10 +58,9 @@ def test_what_is_missing_is_named_with_its_source(hub: Path, tmp_path: Path) -> 
     text = describe_missing((ALEXNET, LPIPS), tmp_path)
     assert text.startswith(f"lacks {ALEXNET} (https://download.pytorch.org/models/{ALEXNET}), {LPIPS} (https://")
     assert str(tmp_path) not in text  # it becomes part of results
-    assert where_weights_go((ALEXNET, LPIPS, VIT, NIQE)) == f"{hub / 'checkpoints'}, {hub / 'pyiqa'}"
     assert describe_missing((VIT,)) == f"lacks {VIT} (`hf download {VIT}`)"
     assert describe_missing(()) == ""
-    assert all(file.source.startswith(("https://", "`hf download ")) for file in FILES.values())
+    assert all(source_of(name).startswith(("https://", "`hf download ")) for name in FILES)
 
 
 def test_only_weights_are_an_error_and_only_those_are_named(hub: Path, tmp_path: Path) -> None:
@@ -81,7 +80,7 @@ def test_only_weights_are_an_error_and_only_those_are_named(hub: Path, tmp_path:
 def test_a_repository_is_found_in_its_own_cache(hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     snapshot = tmp_path / "0123456789abcdef0123"
     snapshot.mkdir()
-    monkeypatch.setattr(metric_weights, "find_local", {VIT: snapshot}.get)
+    monkeypatch.setattr(metrics, "find_local", {VIT: snapshot}.get)
     (tmp_path / "mine" / VIT).mkdir(parents=True)  # timm would not read it there
     assert find_weight(VIT) == find_weight(VIT, tmp_path / "mine") == snapshot
     assert weight_hashes((VIT,)) == {VIT: "0123456789abcdef"}  # its revision
@@ -108,7 +107,7 @@ def test_inside_the_libraries_find_the_files_and_outside_all_is_as_before(hub: P
     before = download_util.DEFAULT_CACHE_DIR
     with pytest.raises(ZeroDivisionError), found_weights((NIQE, ALEXNET), mine):
         inside = Path(torch.hub.get_dir())
-        assert Path(download_util.load_file_from_url(FILES[NIQE].source)).read_bytes() == b"niqe"
+        assert Path(download_util.load_file_from_url(source_of(NIQE))).read_bytes() == b"niqe"
         assert (inside / "checkpoints" / ALEXNET).read_bytes() == b"alexnet"
         assert sorted(path.name for path in inside.rglob("*.*")) == sorted([NIQE, ALEXNET])
         raise ZeroDivisionError

@@ -66,9 +66,6 @@ def test_a_method_is_compared_with_the_first(bsds: Path, tmp_path: Path) -> None
     ("arguments", "says"),
     [
         (["--methods", "depth"], "method 'depth': depth does not make edges"),
-        (["--methods", "hed="], "name the source of the weights behind '='"),
-        (["--methods", "canny", "canny"], "one is given twice"),
-        (["--methods", "canny", "--thresholds", "0"], "--thresholds 0: give at least 1"),
         (["--methods", "canny", "--images", "4"], "4 images: give a number from 1 to 3"),
         (["--methods", "canny", "--split", "test"], "no folder 'test'"),
     ],

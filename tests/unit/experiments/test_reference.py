@@ -14,8 +14,7 @@ from experiments.reference.__main__ import main
 from experiments.reference.measure import Workplace
 from experiments.reference.records import Reference, read_reference, write_reference
 from megasr.errors import MegaSRError
-from megasr.evaluation.protocol import WEIGHT_FREE_V1
-from megasr.evaluation.spec import Protocol
+from megasr.evaluation.protocol import WEIGHT_FREE_V1, Protocol
 from tests.helpers.tiny_study import TinyModule, tiny_components
 
 RECIPE = (

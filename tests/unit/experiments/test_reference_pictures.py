@@ -12,8 +12,7 @@ from experiments.reference import pictures
 from experiments.reference.__main__ import main
 from experiments.reference.measure import Workplace
 from experiments.tiny.pictures import sheet
-from megasr.evaluation.protocol import WEIGHT_FREE_V1
-from megasr.evaluation.spec import Protocol
+from megasr.evaluation.protocol import WEIGHT_FREE_V1, Protocol
 from megasr.images import read_image
 
 RECIPE = """
