@@ -86,6 +86,11 @@ def import_plugins() -> None:
             raise UsageError(f"cannot import {module} ({source}): {reason}; mend it or leave it out") from error
 
 
+def has_plugins() -> bool:
+    """Whether any module of a user's is named; imports none."""
+    return bool(_entry_points() or os.environ.get(VARIABLE, "").strip())
+
+
 @functools.cache
 def _entry_points() -> tuple[EntryPoint, ...]:
     return tuple(entry_points(group=GROUP))

@@ -17,6 +17,7 @@ from megasr.commands.signatures import OWN, UNKNOWN, Parameter, arguments_of, ca
 from megasr.errors import UsageError, unknown_name
 from megasr.files import at_home
 from megasr.names import split_names
+from megasr.plugins import has_plugins
 from megasr.training.folders import CHOSEN_BY_TRAINER, SHIPPED, no_checkpoint, refuse_another_run
 from megasr.weights.local import find_prior, read_size_multiple
 
@@ -210,11 +211,9 @@ class _Given:
         """Guidance types, protocols, metrics and the prior."""
         if self.foreign or self.command == "pretrain":
             return
-        guidance = guidance_names()
         for key in ("model.adapter.guidance", "model.sampler.shown_guidance"):
             for name in _names(self.values.get(key)):
-                if name not in guidance:
-                    raise unknown_name("guidance type", name, guidance)
+                check_guidance(name)
         self._check_protocols()
         prior = self.value("model.prior")
         if isinstance(prior, str):
@@ -295,6 +294,22 @@ def check_checkpoint(path: Any) -> None:
     """
     if isinstance(path, str) and path not in _WORDS_FOR_CHECKPOINTS and ":" not in path and not Path(path).exists():
         raise no_checkpoint(path)
+
+
+def check_guidance(name: str) -> None:
+    """Refuse an unknown guidance type; torch is imported only where users' modules may have registered it.
+
+    Raises:
+        UsageError: there is none of this name.
+    """
+    known = guidance_names()
+    if name in known:
+        return
+    if not has_plugins():
+        raise unknown_name("guidance type", name, known)
+    from megasr.guidance.registry import get_guidance
+
+    get_guidance(name)
 
 
 def guidance_names() -> list[str]:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from megasr.guidance.extractors import MapNetwork, Size, Views, fill, find_file, read_state_dict, write_state_dict
+from megasr.guidance.extractors import MapNetwork, Size, Views, fill, read_state_dict, write_state_dict
 from megasr.images import from_uint8, to_uint8
 
 _BLUR_SIGMA_PX = 1.0
@@ -86,8 +86,6 @@ class HedNetwork(MapNetwork):
 
     def decode(self, representation: tuple[torch.Tensor, ...], names: tuple[str, ...]) -> dict[str, torch.Tensor]:
         """Mean of the side outputs' logits, (B, 1, H, W) float32."""
-        if "hed" not in names:
-            return {}
         sides = [block.projection(x).float() for block, x in zip(self._blocks, representation, strict=True)]
         size = sides[0].shape[-2:]
         resized = [F.interpolate(side, size, mode="bilinear", align_corners=False) for side in sides]
@@ -95,8 +93,6 @@ class HedNetwork(MapNetwork):
 
     def finish(self, raw: Mapping[str, torch.Tensor], names: tuple[str, ...], size: Size) -> dict[str, torch.Tensor]:
         """The probability of an edge, (B, 1, *size)."""
-        if "hed" not in names:
-            return {}
         logits = F.interpolate(raw["hed"].float(), size, mode="bilinear", align_corners=False)
         return {"hed": torch.sigmoid(logits)}
 
@@ -126,8 +122,7 @@ def load_hed(source: str) -> HedNetwork:
     Raises:
         MegaSRError: the file is missing, broken, or of another network.
     """
-    path = find_file(source, "HED network", (EXPORTED_HED, PUBLIC_HED))
-    state = read_state_dict(path, "HED network")
+    path, state = read_state_dict(source, "HED network", (EXPORTED_HED, PUBLIC_HED))
     firsts = [state.get(f"block{place + 1}.convs.0.weight") for place in range(len(_WIDTHS))]
     with torch.device("meta"):
         network = HedNetwork(tuple(w if x is None else len(x) for x, w in zip(firsts, _WIDTHS, strict=True)))
@@ -152,24 +147,16 @@ def _draw(photo: np.ndarray) -> np.ndarray:
     """(H, W, 3) uint8 -> (H, W) uint8."""
     import cv2
 
-    canvas = np.zeros(photo.shape[:2], np.uint8)
-    for segment in np.rint(_segments(photo) * 2**_SUBPIXEL_BITS).astype(int).tolist():
-        cv2.line(canvas, segment[:2], segment[2:], 255, 1, cv2.LINE_AA, _SUBPIXEL_BITS)
-    return canvas
-
-
-def _segments(photo: np.ndarray) -> np.ndarray:
-    """(H, W, 3) uint8 -> (N, 4): x and y of both ends in pixels; the centre of the first pixel is (0, 0)."""
-    import cv2
-
     # The advanced refinement is the one that tests each segment against chance: the others find lines in noise.
     detector = cv2.createLineSegmentDetector(cv2.LSD_REFINE_ADV)
-    found = detector.detect(cv2.cvtColor(photo, cv2.COLOR_RGB2GRAY))[0]
-    if found is None:
-        return np.zeros((0, 4), np.float32)
-    ends = found.reshape(-1, 4)
+    segments = detector.detect(cv2.cvtColor(photo, cv2.COLOR_RGB2GRAY))[0]
+    ends = np.zeros((0, 4), np.float32) if segments is None else segments.reshape(-1, 4)  # x, y, x, y
     lengths = np.hypot(ends[:, 2] - ends[:, 0], ends[:, 3] - ends[:, 1])
-    return ends[lengths >= _SHORTEST * np.hypot(*photo.shape[:2])]
+    kept = ends[lengths >= _SHORTEST * np.hypot(photo.shape[0], photo.shape[1])]
+    canvas = np.zeros(photo.shape[:2], np.uint8)
+    for end in np.rint(kept * 2**_SUBPIXEL_BITS).astype(int).tolist():
+        cv2.line(canvas, end[:2], end[2:], 255, 1, cv2.LINE_AA, _SUBPIXEL_BITS)
+    return canvas
 
 
 EXPORTED_SKETCH, PUBLIC_SKETCH = "sketch.safetensors", "sk_model.pth"
@@ -191,7 +178,7 @@ class SketchNetwork(MapNetwork):
 
     def __init__(self, width: int = _WIDTH, residuals: int = _RESIDUALS) -> None:
         super().__init__()
-        self.model0 = nn.Sequential(nn.ReflectionPad2d(3), nn.Conv2d(3, width, 7), *_norm_relu(width))
+        self.model0 = nn.Sequential(nn.ReflectionPad2d(3), nn.Conv2d(3, width, 7), nn.InstanceNorm2d(width), nn.ReLU())
         self.model1 = nn.Sequential(*_down(width, 2 * width), *_down(2 * width, 4 * width))
         self.model2 = nn.Sequential(*(_Residual(4 * width) for _ in range(residuals)))
         self.model3 = nn.Sequential(*_up(4 * width, 2 * width), *_up(2 * width, width))
@@ -211,14 +198,10 @@ class SketchNetwork(MapNetwork):
 
     def decode(self, representation: tuple[torch.Tensor, ...], names: tuple[str, ...]) -> dict[str, torch.Tensor]:
         """Logits of a line at the padded size, (B, 1, h, w) float32: the public network's own, negated."""
-        if "sketch" not in names:
-            return {}
         return {"sketch": -self.model4(self.model3(representation[-1])).float()}
 
     def finish(self, raw: Mapping[str, torch.Tensor], names: tuple[str, ...], size: Size) -> dict[str, torch.Tensor]:
         """Lines, (B, 1, *size), bright where the drawing is dark; what was padded is cut off."""
-        if "sketch" not in names:
-            return {}
         return {"sketch": torch.sigmoid(raw["sketch"][..., : size[0], : size[1]].float())}
 
     def export(self, folder: Path) -> None:
@@ -230,22 +213,20 @@ class _Residual(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         first, second = ((nn.ReflectionPad2d(1), nn.Conv2d(width, width, 3)) for _ in range(2))
-        self.conv_block = nn.Sequential(*first, *_norm_relu(width), *second, nn.InstanceNorm2d(width))
+        norms = nn.InstanceNorm2d(width), nn.InstanceNorm2d(width)
+        self.conv_block = nn.Sequential(*first, norms[0], nn.ReLU(), *second, norms[1])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x + self.conv_block(x)
 
 
-def _norm_relu(width: int) -> tuple[nn.Module, nn.Module]:
-    return nn.InstanceNorm2d(width), nn.ReLU()
-
-
 def _down(width_in: int, width: int) -> tuple[nn.Module, ...]:
-    return nn.Conv2d(width_in, width, 3, stride=2, padding=1), *_norm_relu(width)
+    return nn.Conv2d(width_in, width, 3, stride=2, padding=1), nn.InstanceNorm2d(width), nn.ReLU()
 
 
 def _up(width_in: int, width: int) -> tuple[nn.Module, ...]:
-    return nn.ConvTranspose2d(width_in, width, 3, stride=2, padding=1, output_padding=1), *_norm_relu(width)
+    up = nn.ConvTranspose2d(width_in, width, 3, stride=2, padding=1, output_padding=1)
+    return up, nn.InstanceNorm2d(width), nn.ReLU()
 
 
 def load_sketch(source: str) -> SketchNetwork:
@@ -257,8 +238,7 @@ def load_sketch(source: str) -> SketchNetwork:
     Raises:
         MegaSRError: the file is missing, broken, or of another network.
     """
-    path = find_file(source, "sketch network", (EXPORTED_SKETCH, PUBLIC_SKETCH))
-    state = read_state_dict(path, "sketch network")
+    path, state = read_state_dict(source, "sketch network", (EXPORTED_SKETCH, PUBLIC_SKETCH))
     first = state.get("model0.1.weight")
     residuals = next(i for i in count() if f"model2.{i}.conv_block.1.weight" not in state)
     with torch.device("meta"):

@@ -10,17 +10,13 @@ from megasr.batch import SRBatch, check_range
 from megasr.errors import UsageError
 from megasr.guidance.extractors import MapNetwork, Views
 from megasr.guidance.registry import ORACLE, GuidanceType, get_guidance
-from megasr.guidance.sources import MapCache, Networks
+from megasr.guidance.sources import Networks
 from megasr.images import upsample_lq
 
 
 @torch.no_grad()
 def extract_guidance(
-    batch: SRBatch,
-    types: Sequence[GuidanceType],
-    scale_factor: int,
-    networks: Networks | None = None,
-    fixed_images: bool = False,
+    batch: SRBatch, types: Sequence[GuidanceType], scale_factor: int, networks: Networks | None = None
 ) -> dict[str, torch.Tensor]:
     """Maps of every type, name -> (B, C, H, W) float32 in [0, 1] at the size of hq.
 
@@ -28,8 +24,7 @@ def extract_guidance(
         batch: needs lq, hq for the positive controls, and the maps that only the data can know.
         types: resolved guidance types.
         scale_factor: size of hq over size of lq.
-        networks: what the types need; None loads the default ones for this call.
-        fixed_images: the same images will come again: their maps are kept when the networks have a cache.
+        networks: the extractors; None loads the default ones for this call.
 
     Raises:
         UsageError: a map or image that a type needs is missing, or a map has a wrong shape or range.
@@ -37,10 +32,9 @@ def extract_guidance(
     """
     networks = networks or Networks()
     given = batch.get("maps") or {}
-    height, width = (side * scale_factor for side in batch["lq"].shape[-2:])
     maps = {g.name: given[g.name] for g in types if g.name in given}
     views: dict[str, Views] = {}
-    groups: dict[tuple[str, str, MapNetwork], list[GuidanceType]] = {}
+    groups: dict[tuple[str, MapNetwork], list[GuidanceType]] = {}
     for guidance in types:
         if guidance.name in maps:
             continue
@@ -50,43 +44,13 @@ def extract_guidance(
         if guidance.formula is not None:
             maps[guidance.name] = guidance.formula(image, batch["keys"])
         else:
-            network, fingerprint = networks.get(guidance, image.device)
-            groups.setdefault((guidance.source, fingerprint, network), []).append(guidance)
-    cache = networks.cache if fixed_images else None
-    for (source, fingerprint, network), group in groups.items():
-        made = _run(network, fingerprint, views[source], tuple(g.base for g in group), cache)
-        maps |= {guidance.name: made[guidance.base] for guidance in group}
+            groups.setdefault((guidance.source, networks.get(guidance, image.device)), []).append(guidance)
+    for (source, network), group in groups.items():  # one pass for all types of an extractor
+        extracted = network(views[source], tuple(g.base for g in group))
+        maps |= {guidance.name: extracted[guidance.base] for guidance in group}
     maps = {g.name: maps[g.name].to(batch["lq"].device).float() for g in types}
-    for guidance in types:
-        _check_shape(maps[guidance.name], guidance.name, (len(batch["keys"]), guidance.channels, height, width))
-    _check_range(maps)
+    _check(maps, batch, types, scale_factor)
     return maps
-
-
-def _run(
-    network: MapNetwork, fingerprint: str, views: Views, names: tuple[str, ...], cache: MapCache | None
-) -> dict[str, torch.Tensor]:
-    if cache is None:
-        return network(views, names)
-
-    def make(name: str) -> torch.Tensor:
-        return cache.get_or_make(views.image, name, fingerprint, lambda images: network(Views(images), (name,))[name])
-
-    return {name: make(name) for name in names}
-
-
-def _check_shape(image: torch.Tensor, name: str, expected: tuple[int, ...]) -> None:
-    if tuple(image.shape) != expected:
-        raise UsageError(f"map {name}: expected (B, C, H, W) = {expected}, got {tuple(image.shape)}")
-
-
-def _check_range(maps: dict[str, torch.Tensor]) -> None:
-    if not maps:
-        return
-    # All at once: on a GPU every look at a value waits for the device.
-    found = torch.stack([torch.stack(image.aminmax()) for image in maps.values()]).tolist()
-    for name, (low, high) in zip(maps, found, strict=True):
-        check_range((low, high), f"map {name}")
 
 
 def _image(batch: SRBatch, guidance: GuidanceType, scale_factor: int) -> torch.Tensor:
@@ -99,6 +63,18 @@ def _image(batch: SRBatch, guidance: GuidanceType, scale_factor: int) -> torch.T
     if "hq" not in batch:
         raise UsageError(f"guidance {guidance.name} is a control made from hq, and this batch has none")
     return batch["hq"]
+
+
+def _check(maps: dict[str, torch.Tensor], batch: SRBatch, types: Sequence[GuidanceType], scale_factor: int) -> None:
+    height, width = (side * scale_factor for side in batch["lq"].shape[-2:])
+    for guidance in types:
+        shape, expected = tuple(maps[guidance.name].shape), (len(batch["keys"]), guidance.channels, height, width)
+        if shape != expected:
+            raise UsageError(f"map {guidance.name}: expected (B, C, H, W) = {expected}, got {shape}")
+    # All at once: on a GPU every look at a value waits for the device.
+    ends = torch.stack([torch.stack(image.aminmax()) for image in maps.values()]).tolist() if maps else []
+    for name, (low, high) in zip(maps, ends, strict=True):
+        check_range((low, high), f"map {name}")
 
 
 Shown = Mapping[GuidanceType, GuidanceType | None]  # type of the adapter -> whose map it sees, None for zeros
@@ -131,16 +107,15 @@ def shown_guidance(types: Sequence[GuidanceType], names: Iterable[str] | None) -
 
 
 def extract_shown(batch: SRBatch, shown: Shown, scale_factor: int, networks: Networks) -> dict[str, torch.Tensor]:
-    """The maps of all of the adapter's types; what is not shown is not extracted either. See extract_guidance."""
+    """The maps of all of the adapter's types; what is not shown is zero, and not extracted. See extract_guidance."""
     sources = [source for source in shown.values() if source is not None]
-    made = extract_guidance(batch, sources, scale_factor, networks, fixed_images=True)
-    samples, _, height, width = batch["lq"].shape
-    size = height * scale_factor, width * scale_factor
-
-    def zeros(channels: int) -> torch.Tensor:
-        return torch.zeros(samples, channels, *size, device=batch["lq"].device)
-
-    return {own.name: made[source.name] if source else zeros(own.channels) for own, source in shown.items()}
+    maps = extract_guidance(batch, sources, scale_factor, networks)
+    lq = batch["lq"]
+    size = (lq.shape[-2] * scale_factor, lq.shape[-1] * scale_factor)
+    return {
+        own.name: maps[source.name] if source else torch.zeros(len(lq), own.channels, *size, device=lq.device)
+        for own, source in shown.items()
+    }
 
 
 MAX_STRENGTH = 2.0  # beyond 1 it extrapolates: more than training ever showed
@@ -166,7 +141,10 @@ def check_strengths(strengths: Mapping[str, float], default: Mapping[str, float]
 
 
 def mix_subsets(strengths: Mapping[str, float]) -> list[tuple[float, frozenset[str]]]:
-    """Weights, which sum to 1, and the subsets of types whose modulations they weigh; see the module's formula."""
+    """Weights, which sum to 1, and the subsets of types whose modulations they weigh.
+
+    Subsets are what training has shown (dropout of types); a single type of strength s is s times its modulation.
+    """
     levels = sorted({strength for strength in strengths.values() if strength > 0})
     mixed = [
         (level - lower, frozenset(name for name, strength in strengths.items() if strength >= level))

@@ -1,4 +1,4 @@
-"""Networks that make guidance maps: their protocol, and their checkpoints, own and published."""
+"""Extractors: networks that make guidance maps. Their interface, and how their checkpoints are read and written."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from megasr import configs
+from megasr.configs import read_config
 from megasr.errors import MegaSRError, UsageError
 from megasr.files import read_safetensors, read_saved, write_whole
+from megasr.weights import require
 
 Size = tuple[int, int]  # height, width
 
 
 class Views:
-    """An image at the sizes that networks ask for: each is made once, however many networks share it.
+    """An image at the sizes that extractors ask for; each is computed once, however many share it.
 
     Args:
         image: (B, 3, H, W) float32 in [0, 1].
@@ -31,7 +32,7 @@ class Views:
 
     def __init__(self, image: torch.Tensor) -> None:
         self.image = image
-        self._made: dict[Size, torch.Tensor] = {self.size: image}
+        self._resized: dict[Size, torch.Tensor] = {self.size: image}
 
     @property
     def size(self) -> Size:
@@ -40,10 +41,10 @@ class Views:
 
     def at(self, size: Size) -> torch.Tensor:
         """The image at another size (bicubic, antialiased when it shrinks), (B, 3, h, w) in [0, 1]."""
-        if size not in self._made:
-            made = F.interpolate(self.image, size, mode="bicubic", antialias=True, align_corners=False)
-            self._made[size] = made.clamp(0, 1)
-        return self._made[size]
+        if size not in self._resized:
+            resized = F.interpolate(self.image, size, mode="bicubic", antialias=True, align_corners=False)
+            self._resized[size] = resized.clamp(0, 1)
+        return self._resized[size]
 
 
 def fit_size(size: Size, shorter_px: int, multiple: int) -> Size:
@@ -54,7 +55,7 @@ def fit_size(size: Size, shorter_px: int, multiple: int) -> Size:
 
 
 class MapNetwork(nn.Module):
-    """A network that makes one or several kinds of maps of an image.
+    """An extractor: a network that makes one or several kinds of maps of an image.
 
     Attributes:
         gives: names of the guidance types that it makes.
@@ -73,7 +74,7 @@ class MapNetwork(nn.Module):
         raise NotImplementedError
 
     def decode(self, representation: tuple[torch.Tensor, ...], names: tuple[str, ...]) -> dict[str, torch.Tensor]:
-        """Raw outputs of these types (see the module's docstring)."""
+        """Raw outputs (logits, inverse depth) that the maps of these types need."""
         raise NotImplementedError
 
     def finish(self, raw: Mapping[str, torch.Tensor], names: tuple[str, ...], size: Size) -> dict[str, torch.Tensor]:
@@ -81,7 +82,7 @@ class MapNetwork(nn.Module):
         raise NotImplementedError
 
     def export(self, folder: Path) -> None:
-        """Write the network in the format that it is loaded from."""
+        """Write the extractor in the format that it is loaded from."""
         raise NotImplementedError
 
     def forward(self, views: Views, names: tuple[str, ...]) -> dict[str, torch.Tensor]:
@@ -90,12 +91,12 @@ class MapNetwork(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """In which the network computes; maps are float32 always."""
+        """In which it computes; maps are float32 always."""
         return next(p.dtype for p in self.parameters() if p.is_floating_point())
 
     @property
     def device(self) -> torch.device:
-        """On which the network computes; maps stay there."""
+        """On which it computes; maps stay there."""
         return next(self.parameters()).device
 
     def freeze(self) -> Self:
@@ -103,16 +104,11 @@ class MapNetwork(nn.Module):
         return self.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> Self:
-        """A frozen network stays in evaluation mode whatever Lightning asks for."""
-        frozen = not any(p.requires_grad for p in self.parameters())
-        return super().train(mode and not frozen)
+        """A frozen extractor stays in evaluation mode whatever Lightning asks for."""
+        return super().train(mode and any(p.requires_grad for p in self.parameters()))
 
     def check_size(self, size: Size) -> None:
-        """Refuse an image that is too small for the layers.
-
-        Raises:
-            UsageError: a side is shorter than `smallest_px`.
-        """
+        """Refuse an image with a side below `smallest_px`. Raises UsageError."""
         if min(size) < self.smallest_px:
             raise UsageError(
                 f"guidance {'/'.join(self.gives)}: images must be {self.smallest_px} px or more in height and width, "
@@ -122,8 +118,6 @@ class MapNetwork(nn.Module):
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-_SHOWN = 3  # keys that an error names
-_LONGEST = 200  # characters of another library's message
 # What checkpoints may lack, since no map depends on it: masked pre-training's token and Mask2Former's training loss.
 _UNUSED = re.compile(r"(^|\.)mask_token$|^criterion\.")
 
@@ -135,44 +129,28 @@ def find_checkpoint(source: str) -> Path:
         MegaSRError: it is not on this machine.
     """
     path = Path(os.path.expanduser(source))
-    if path.exists():
-        return path
-    from megasr.weights import require
-
-    return require(source)
+    return path if path.exists() else require(source)
 
 
-def find_file(source: str, what: str, names: tuple[str, ...]) -> Path:
-    """The weight file of a source; in a folder, the first of `names` that is there.
+def read_state_dict(source: str, what: str, names: tuple[str, ...]) -> tuple[Path, dict[str, torch.Tensor]]:
+    """The weight file of a source (in a folder the first of `names` that is there), and its tensors in float32.
 
     Raises:
-        MegaSRError: the source is not on this machine, or the folder has none of them.
+        MegaSRError: it is not on this machine, cannot be read, or holds something else.
     """
     path = find_checkpoint(source)
-    if not path.is_dir():
-        return path
-    for name in names:
-        if (path / name).is_file():
-            return path / name
-    raise MegaSRError(f"{what} {source!r}: {path} has neither {' nor '.join(names)}")
-
-
-def read_state_dict(path: Path, what: str) -> dict[str, torch.Tensor]:
-    """Name -> float32 tensor, of a .safetensors file or of one that torch.save wrote.
-
-    Raises:
-        MegaSRError: the file cannot be read, or holds something else.
-    """
+    if path.is_dir():
+        files = [path / name for name in names if (path / name).is_file()]
+        if not files:
+            raise MegaSRError(f"{what} {source!r}: {path} has neither {' nor '.join(names)}")
+        path = files[0]
     try:
-        if path.suffix == ".safetensors":
-            state: Any = read_safetensors(path)
-        else:
-            state = read_saved(path)
+        state: Any = read_safetensors(path) if path.suffix == ".safetensors" else read_saved(path)
     except Exception as error:  # each format has errors of its own, and a truncated file can raise any of them
-        raise MegaSRError(f"{what} {path} cannot be read: {first_line(error)}") from error
+        raise MegaSRError(f"{what} {path} cannot be read: {one_line(error)}") from error
     if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise MegaSRError(f"{what} {path} cannot be used: it is not a state dict of tensors")
-    return {str(name): value.float() for name, value in state.items()}
+    return path, {str(name): value.float() for name, value in state.items()}
 
 
 def fill(network: nn.Module, state: Mapping[str, torch.Tensor], what: str) -> None:
@@ -181,20 +159,10 @@ def fill(network: nn.Module, state: Mapping[str, torch.Tensor], what: str) -> No
     Raises:
         MegaSRError: they do not fit; `what` names the network and the file.
     """
-    own = network.state_dict()
-    wrong = [
-        f"{name} has shape {tuple(state[name].shape)} instead of {tuple(own[name].shape)}"
-        for name in own
-        if name in state and state[name].shape != own[name].shape
-    ]
-    for problem, names in (
-        ("it lacks", own.keys() - state.keys()),
-        ("it has weights of another network,", state.keys() - own.keys()),
-        ("", wrong),
-    ):
-        if names:
-            raise MegaSRError(f"{what} cannot be used: {f'{problem} {_some(names)}'.strip()}")
-    network.load_state_dict(state, assign=True)
+    try:
+        network.load_state_dict(state, assign=True)
+    except RuntimeError as error:
+        raise MegaSRError(f"{what} cannot be used: {one_line(error)}") from error
 
 
 def write_state_dict(network: nn.Module, path: Path) -> None:
@@ -226,7 +194,7 @@ class Preprocessing:
     def prepare(self, views: Views, multiple: int) -> torch.Tensor:
         """The normalised image, (B, 3, h, w) float32 with the aspect kept; h and w are multiples.
 
-        Per channel, since a buffer would be rounded with the network's weights and a new tensor come from the host.
+        Per channel: a buffer would be cast with the network's weights, and a new tensor copied to the device each time.
         """
         image = views.at(fit_size(views.size, self.shorter_px, multiple)).float()
         scaled = zip(image.unbind(1), self.mean, self.std, strict=True)
@@ -247,48 +215,32 @@ def read_preprocessing(folder: Path, what: str, default_px: int) -> Preprocessin
         size = content.get("size", default_px)
         if isinstance(size, dict):
             size = size["shortest_edge"] if "shortest_edge" in size else min(size["height"], size["width"])
-        mean, std = (tuple(map(float, content.get(f"image_{n}", d))) for n, d in _NORMALISATION)
+        mean = tuple(map(float, content.get("image_mean", IMAGENET_MEAN)))
+        std = tuple(map(float, content.get("image_std", IMAGENET_STD)))
         if not content.get("do_normalize", True):
             mean, std = (0.0,) * 3, (1.0,) * 3
         if len(mean) != 3 or len(std) != 3 or min(std) <= 0 or int(size) < 1:
             raise ValueError(f"size {size}, image_mean {mean}, image_std {std}")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise MegaSRError(f"{what}: {path} cannot be used: {first_line(error)}") from error
+        raise MegaSRError(f"{what}: {path} cannot be used: {one_line(error)}") from error
     return Preprocessing(int(size), mean, std, content)
 
 
-_NORMALISATION = (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD))
-
-
-def read_config(source: str, what: str, architectures: Iterable[str]) -> tuple[Path, dict[str, Any]]:
-    """The folder of a transformers checkpoint and its config.json.
+def load_transformers(source: str, what: str, architectures: Iterable[str]) -> tuple[Path, Any]:
+    """The folder of a transformers checkpoint, and its model in float32 with every weight from the folder.
 
     Raises:
-        MegaSRError: it is not on this machine, cannot be read, or is a network of none of these architectures.
-    """
-    folder = find_checkpoint(source)
-    try:
-        config = configs.read_config(folder / CONFIG)
-        named = config["architectures"][0]
-    except OSError as error:
-        raise MegaSRError(f"{what} {source!r}: {folder} is not a transformers folder, it lacks {CONFIG}") from error
-    except ValueError as error:
-        raise MegaSRError(f"{what} {source!r}: {error}") from error
-    except (KeyError, TypeError, IndexError) as error:
-        raise MegaSRError(f"{what} {source!r}: {folder / CONFIG} does not name an architecture") from error
-    if named not in architectures:
-        raise MegaSRError(f"{what} {source!r} in {folder} is a {named}; needed: {' or '.join(architectures)}")
-    return folder, config
-
-
-def load_transformers(folder: Path, architecture: str, what: str) -> Any:
-    """A transformers model in float32 with every weight from the folder: none is left as it was drawn.
-
-    Raises:
-        MegaSRError: weights are missing, have another shape, or cannot be read.
+        MegaSRError: it is not on this machine, is of none of these architectures, or lacks weights.
     """
     import transformers
 
+    folder = find_checkpoint(source)
+    try:
+        architecture = read_config(folder / CONFIG)["architectures"][0]
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise MegaSRError(f"{what} {source!r}: {folder} is no transformers folder: {one_line(error)}") from error
+    if architecture not in architectures:
+        raise MegaSRError(f"{what} {source!r} in {folder} is a {architecture}; needed: {' or '.join(architectures)}")
     logging.getLogger("transformers").setLevel(logging.ERROR)
     transformers.utils.logging.disable_progress_bar()
     try:
@@ -302,14 +254,12 @@ def load_transformers(folder: Path, architecture: str, what: str) -> Any:
                 output_loading_info=True,
             )
     except Exception as error:  # OSError, SafetensorError, UnpicklingError, ...: a broken file can raise anything
-        raise MegaSRError(f"{what} in {folder} cannot be read: {first_line(error)}") from error
+        raise MegaSRError(f"{what} in {folder} cannot be read: {one_line(error)}") from error
     missing = [name for name in loaded["missing_keys"] if not _UNUSED.search(name)]
+    missing += [str(key[0]) for key in loaded["mismatched_keys"]]
     if missing:
-        raise MegaSRError(f"{what} in {folder} cannot be used: it lacks {_some(missing)}")
-    if loaded["mismatched_keys"]:
-        names = _some(str(key[0]) for key in loaded["mismatched_keys"])
-        raise MegaSRError(f"{what} in {folder} cannot be used: wrong shapes: {names}")
-    return model
+        raise MegaSRError(f"{what} in {folder} lacks weights, or has others of their shape: {', '.join(missing[:3])}")
+    return folder, model
 
 
 def save_transformers(model: Any, preprocessing: Preprocessing, folder: Path) -> None:
@@ -321,32 +271,19 @@ def save_transformers(model: Any, preprocessing: Preprocessing, folder: Path) ->
     try:
         folder.mkdir(parents=True, exist_ok=True)
         model.save_pretrained(folder)
-        config = json.loads((folder / CONFIG).read_text())
+        # Without the folders of this machine that the parts were loaded from.
+        without_paths = json.loads((folder / CONFIG).read_text(), object_hook=_without_path)
     except OSError as error:
         raise MegaSRError(f"cannot write {folder}: {error.strerror or error}") from error
-    write_whole(folder / CONFIG, _to_json(_without_paths(config)))
+    write_whole(folder / CONFIG, (json.dumps(without_paths, indent=2) + "\n").encode())
     if preprocessing.content is not None:
-        write_whole(folder / PREPROCESSOR, _to_json(_without_paths(preprocessing.content)))
+        write_whole(folder / PREPROCESSOR, (json.dumps(preprocessing.content, indent=2) + "\n").encode())
 
 
-def _to_json(content: Any) -> bytes:
-    return (json.dumps(content, indent=2) + "\n").encode()
+def _without_path(content: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in content.items() if name != "_name_or_path"}
 
 
-def _without_paths(content: Any) -> Any:
-    """Without the places that the weights were loaded from: paths of a machine."""
-    if isinstance(content, dict):
-        return {name: _without_paths(value) for name, value in content.items() if name != "_name_or_path"}
-    return content
-
-
-def first_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
     """Another library's message, short enough for one line."""
-    lines = str(error).strip().splitlines()
-    return lines[0][:_LONGEST] if lines else type(error).__name__
-
-
-def _some(names: Iterable[str]) -> str:
-    names = sorted(names)
-    more = len(names) - _SHOWN
-    return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
+    return " ".join(str(error).split())[:200] or type(error).__name__

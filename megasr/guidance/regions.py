@@ -20,7 +20,6 @@ from megasr.guidance.extractors import (
     Size,
     Views,
     load_transformers,
-    read_config,
     read_preprocessing,
     save_transformers,
 )
@@ -33,14 +32,11 @@ RELIEF = 0.7
 
 
 def normals_from_depth(depth: torch.Tensor, relief: float = RELIEF) -> torch.Tensor:
-    """Pseudo-normals: those of the surface that a depth map looks like when it is taken for a relief.
+    """Pseudo-normals: those of a depth map taken for a relief.
 
-    They are not the normals of the scene. Inverse depth that is normalised per image has lost its scale and its shift,
-    and the focal length is unknown, so slants are right in direction and arbitrary in steepness. What is left is what
-    guidance needs: which way surfaces lean, and where they fold.
-
-    The relief's height towards the viewer is `relief * min(H, W) * depth` in pixels; with h its derivatives (Sobel,
-    borders replicated), n = (-h_x, -h_y, 1) / |.| with x to the right and y up.
+    Inverse depth that is normalised per image has lost its scale and shift, and the focal length is unknown: slants are
+    right in direction and arbitrary in steepness. The relief's height towards the viewer is `relief * min(H, W) *
+    depth` in pixels; with h its derivatives (Sobel, borders replicated), n = (-h_x, -h_y, 1) / |.|.
 
     Args:
         depth: (B, 1, H, W) in [0, 1], near = bright.
@@ -97,8 +93,6 @@ class DepthNetwork(MapNetwork):
 
     def decode(self, representation: tuple[torch.Tensor, ...], names: tuple[str, ...]) -> dict[str, torch.Tensor]:
         """Inverse depth of any scale and shift, (B, 1, h, w) float32."""
-        if not set(self.gives) & set(names):
-            return {}
         grid = representation[0].shape[-2:]
         tokens = [F.pad(x.flatten(2).transpose(1, 2), (0, 0, 1, 0)) for x in representation]
         fused = [x.float() for x in self.model.neck(tokens, *grid)]
@@ -110,13 +104,8 @@ class DepthNetwork(MapNetwork):
 
     def finish(self, raw: Mapping[str, torch.Tensor], names: tuple[str, ...], size: Size) -> dict[str, torch.Tensor]:
         """Depth (B, 1, *size), normalised per image, and pseudo-normals (B, 3, *size) of it."""
-        if not set(self.gives) & set(names):
-            return {}
         depth = normalise_depth(F.interpolate(raw["depth"].float(), size, mode="bilinear", align_corners=False))
-        maps = {"depth": depth}
-        if "normal" in names:
-            maps["normal"] = normals_from_depth(depth)
-        return {name: maps[name] for name in self.gives if name in names}
+        return {name: normals_from_depth(depth) if name == "normal" else depth for name in names}
 
     def export(self, folder: Path) -> None:
         """Write a transformers folder."""
@@ -143,12 +132,11 @@ def load_depth(source: str) -> DepthNetwork:
     Raises:
         MegaSRError: the folder is missing, broken, of another architecture, or of a network of metric depth.
     """
-    folder, config = read_config(source, "depth network", (ARCHITECTURE,))
-    kind = config.get("depth_estimation_type", "relative")
-    if kind != "relative":  # such a network predicts distances: far would be bright
+    folder, model = load_transformers(source, "depth network", (ARCHITECTURE,))
+    if model.config.depth_estimation_type != "relative":  # such a network predicts distances: far would be bright
+        kind = model.config.depth_estimation_type
         raise MegaSRError(f"depth network {source!r} in {folder} predicts {kind} depth; needed: a relative one")
-    preprocessing = read_preprocessing(folder, f"depth network {source!r}", _DEPTH_SHORTER_PX)
-    return DepthNetwork(load_transformers(folder, ARCHITECTURE, f"depth network {source!r}"), preprocessing).freeze()
+    return DepthNetwork(model, read_preprocessing(folder, f"depth network {source!r}", _DEPTH_SHORTER_PX)).freeze()
 
 
 CLASSES_FILE = Path(__file__).parent.parent / "assets" / "ade20k.json"
@@ -194,12 +182,10 @@ class SegmentationNetwork(MapNetwork):
 
     def decode(self, representation: tuple[torch.Tensor, ...], names: tuple[str, ...]) -> dict[str, torch.Tensor]:
         """Class logits (B, 150, h, w) float32."""
-        return {"segmentation": self._logits(representation)} if "segmentation" in names else {}
+        return {"segmentation": self._logits(representation)}
 
     def finish(self, raw: Mapping[str, torch.Tensor], names: tuple[str, ...], size: Size) -> dict[str, torch.Tensor]:
         """The colour of the most likely class, (B, 3, *size)."""
-        if "segmentation" not in names:
-            return {}
         # One image at a time: logits of 150 classes at full size are large.
         labels = [
             F.interpolate(logits.float(), size, mode="bilinear", align_corners=False).argmax(1)
@@ -215,7 +201,7 @@ class SegmentationNetwork(MapNetwork):
         raise NotImplementedError
 
     def _logits(self, features: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        raise NotImplementedError
+        return self.model.decode_head(features).float()
 
 
 class _Segformer(SegmentationNetwork):
@@ -224,18 +210,12 @@ class _Segformer(SegmentationNetwork):
     def _features(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return tuple(self.model.segformer(image, output_hidden_states=True).hidden_states)
 
-    def _logits(self, features: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        return self.model.decode_head(features).float()
-
 
 class _UperNet(SegmentationNetwork):
     """UPerNet (Xiao et al., 1807.10221) on any backbone."""
 
     def _features(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return tuple(self.model.backbone.forward_with_filtered_kwargs(image).feature_maps)
-
-    def _logits(self, features: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        return self.model.decode_head(features).float()
 
 
 class _Mask2Former(SegmentationNetwork):
@@ -246,14 +226,14 @@ class _Mask2Former(SegmentationNetwork):
 
     def _logits(self, features: tuple[torch.Tensor, ...]) -> torch.Tensor:
         pixels = self.model.model.pixel_level_module.decoder(features, output_hidden_states=False)
-        found = self.model.model.transformer_module(
+        decoded = self.model.model.transformer_module(
             multi_scale_features=pixels.multi_scale_features,
             mask_features=pixels.mask_features,
             output_hidden_states=True,
         )
-        queries = self.model.class_predictor(found.intermediate_hidden_states[-1].transpose(0, 1))
+        queries = self.model.class_predictor(decoded.intermediate_hidden_states[-1].transpose(0, 1))
         classes = queries.float().softmax(-1)[..., :-1]  # the last one is "no object"
-        masks = found.masks_queries_logits[-1].float().sigmoid()
+        masks = decoded.masks_queries_logits[-1].float().sigmoid()
         return torch.einsum("bqc,bqhw->bchw", classes, masks).clamp_min(_LEAST_PROBABILITY).log()
 
 
@@ -275,58 +255,52 @@ def load_segmentation(source: str) -> SegmentationNetwork:
         UsageError: its classes are not ADE20K's.
     """
     what = f"segmentation network {source!r}"
-    folder, config = read_config(source, "segmentation network", ARCHITECTURES)
-    _check_classes(config.get("id2label"), f"{what} in {folder}")
-    architecture = config["architectures"][0]
-    model = load_transformers(folder, architecture, what)
-    return ARCHITECTURES[architecture](model, read_preprocessing(folder, what, _SEGMENTATION_SHORTER_PX)).freeze()
+    folder, model = load_transformers(source, "segmentation network", ARCHITECTURES)
+    _check_classes(model.config.id2label, f"{what} in {folder}")
+    network = ARCHITECTURES[type(model).__name__]
+    return network(model, read_preprocessing(folder, what, _SEGMENTATION_SHORTER_PX)).freeze()
 
 
-def _check_classes(id2label: Any, what: str) -> None:
+def _check_classes(id2label: Mapping[int, str], what: str) -> None:
     """Refuse other classes than ADE20K's: their indices would be given colours that mean something else.
 
-    A class is in its place when ADE20K's name is among its synonyms ("windowpane, window"). A few may be spelt in
-    another way, but none may bear the name of another class: that is another order.
+    A class is in its place when ADE20K's name is among its synonyms ("windowpane, window"); a few may be spelt in
+    another way.
     """
-    id2label = id2label if isinstance(id2label, dict) else {}
-    ours = [name for name, _ in ade20k_classes()]
-    theirs = [_synonyms(id2label.get(str(place), "")) for place in range(len(ours))]
-    if len(id2label) != len(ours):
-        shown = ", ".join(str(name) for name in list(id2label.values())[:5])
-        raise UsageError(f"{what} has {len(id2label)} classes ({shown}, ...); needed: ADE20K's {len(ours)}")
-    strangers = [place for place, name in enumerate(ours) if name not in theirs[place]]
-    swapped = [place for place in strangers if theirs[place][0] in ours]
-    if swapped or len(strangers) > (1 - _SHARE_OF_NAMES) * len(ours):
-        place = (swapped or strangers)[0]
+    classes = [name for name, _ in ade20k_classes()]
+    labels = [[" ".join(part.lower().split()) for part in re.split("[,;]", label)] for label in id2label.values()]
+    wrong = [place for place, (name, label) in enumerate(zip(classes, labels, strict=False)) if name not in label]
+    if len(labels) != len(classes) or len(wrong) > (1 - _SHARE_OF_NAMES) * len(classes):
+        place = wrong[0] if wrong else len(classes) - 1
         raise UsageError(
-            f"{what} has other classes than ADE20K's, {len(strangers)} of {len(ours)} differ: "
-            f"class {place} is {id2label.get(str(place))!r}, needed: {ours[place]!r}"
+            f"{what} has other classes than ADE20K's {len(classes)}: it has {len(labels)}, and class {place} is "
+            f"{id2label.get(place)!r}; needed: {classes[place]!r}"
         )
-
-
-def _synonyms(label: str) -> list[str]:
-    return [" ".join(part.lower().split()) for part in re.split("[,;]", str(label))]
 
 
 _WIDTH_PX = 64  # the paper's scale, at which an object is a few pixels large
 _SIGMA_PX = 2.5  # at that scale: the authors' code; the paper's text says 8, which would leave little but one blob
 _GREY = (0.299, 0.587, 0.114)
 # Mean amplitude per pixel (a fortieth of an 8-bit level) below which a frequency fades out: lq has nothing in its upper
-# ones, and their residual, which is that of roundings, would drown the rest.
+# ones, and the residual of their rounding errors would drown the rest.
 _SILENCE = 1e-4
 _FLAT = 1e-3  # relative contrast below which a map says nothing
 
 
 def extract_saliency(image: torch.Tensor, keys: Sequence[str]) -> torch.Tensor:
-    """(B, 3, H, W) in [0, 1] -> saliency (B, 1, H, W) in [0, 1], stretched to that range per image.
+    """(B, 3, H, W) in [0, 1] -> spectral residual saliency (B, 1, H, W) in [0, 1] (Hou and Zhang 2007).
 
-    A flat image gives zeros. Computed on the image's device, each sample by itself. Keys are not used.
+    Stretched to that range per image; a flat image gives zeros. Keys are not used.
     """
     height, width = image.shape[-2:]
     small_width = min(_WIDTH_PX, width)
     small = resize(image.float(), max(1, round(height * small_width / width)), small_width)
     grey = (small * torch.tensor(_GREY, device=image.device).view(3, 1, 1)).sum(1, keepdim=True)
-    return resize(_stretch(_smooth(_spectral_residual(grey))), height, width)
+    saliency = _smooth(_spectral_residual(grey))
+    low, high = saliency.amin((-2, -1), keepdim=True), saliency.amax((-2, -1), keepdim=True)
+    # Asked this way round, what is not a number stays one, instead of being called flat.
+    stretched = torch.where(high - low <= _FLAT * high, 0, (saliency - low) / (high - low))
+    return resize(stretched, height, width)
 
 
 def _spectral_residual(grey: torch.Tensor) -> torch.Tensor:
@@ -335,19 +309,13 @@ def _spectral_residual(grey: torch.Tensor) -> torch.Tensor:
     # A spectrum is that of the image repeated: unmirrored, the jump from one border to the other stands out most.
     wide = torch.cat([grey, grey.flip(-1)], -1)
     spectrum = torch.fft.fft2(torch.cat([wide, wide.flip(-2)], -2), norm="forward")
-    amplitude = spectrum.abs()
-    floored = amplitude.clamp(min=_SILENCE)
+    floored = spectrum.abs().clamp(min=_SILENCE)
     log = floored.log()
-    residual = (log - _mean_3x3(log)).exp()
-    # Over the plain amplitude, what is not in the image would be as loud as the rest, in the phase of a rounding error.
-    found = torch.fft.ifft2(residual * spectrum / floored, norm="forward").abs().square()
-    return found[..., :height, :width]
-
-
-def _mean_3x3(log: torch.Tensor) -> torch.Tensor:
-    """Mean over a frequency and its eight neighbours; a spectrum is periodic."""
-    rows = log + log.roll(1, -2) + log.roll(-1, -2)
-    return (rows + rows.roll(1, -1) + rows.roll(-1, -1)) / 9
+    rows = log + log.roll(1, -2) + log.roll(-1, -2)  # a spectrum is periodic
+    mean_3x3 = (rows + rows.roll(1, -1) + rows.roll(-1, -1)) / 9
+    # Over the plain amplitude, absent frequencies would be as loud as the rest, in the phase of a rounding error.
+    residual = torch.fft.ifft2((log - mean_3x3).exp() * spectrum / floored, norm="forward")
+    return residual.abs().square()[..., :height, :width]
 
 
 def _smooth(saliency: torch.Tensor) -> torch.Tensor:
@@ -356,16 +324,8 @@ def _smooth(saliency: torch.Tensor) -> torch.Tensor:
     offsets = torch.arange(-radius, radius + 1, device=saliency.device, dtype=saliency.dtype)
     weights = torch.exp(-0.5 * (offsets / _SIGMA_PX) ** 2)
     weights = weights / weights.sum()
-    padded = F.pad(saliency, (radius,) * 4, mode="replicate")
-    rows = (padded.unfold(-2, len(weights), 1) * weights).sum(-1)
+    rows = (F.pad(saliency, (radius,) * 4, mode="replicate").unfold(-2, len(weights), 1) * weights).sum(-1)
     return (rows.unfold(-1, len(weights), 1) * weights).sum(-1)
-
-
-def _stretch(saliency: torch.Tensor) -> torch.Tensor:
-    low, high = saliency.amin((-2, -1), keepdim=True), saliency.amax((-2, -1), keepdim=True)
-    contrast = high - low
-    # Asked this way round, what is not a number stays one, and is found out instead of being called flat.
-    return torch.where(contrast <= _FLAT * high, 0, (saliency - low) / contrast)
 
 
 _PIXELS_PER_REGION = 256

@@ -1,4 +1,4 @@
-"""The guidance types an adapter may use. To add one: write its extractor in a file of its own, register it below.
+"""The guidance types an adapter may use, by name. A user's own module adds one with `register_guidance`.
 
 A map is (B, C, H, W) float32 in [0, 1] at the size of hq. Its role decides where MSFM takes it in: every `edge` map has
 its own SAFT, all `region` maps are aggregated first (2503.08096 v2, figure 2).
@@ -10,19 +10,45 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
 import torch
 
-from megasr.errors import UsageError, unknown_name
+from megasr.errors import UsageError
 from megasr.guidance.edges import extract_canny, extract_mlsd, load_hed, load_sketch
 from megasr.guidance.extractors import MapNetwork
 from megasr.guidance.regions import extract_noise, extract_saliency, extract_superpixel, load_depth, load_segmentation
-from megasr.guidance.render import render_colours, render_depth, render_edge, render_grey
 from megasr.guidance.tiny import FOLDERS as TINY
+from megasr.images import from_uint8
+from megasr.plugins import Registry
 
 # (image (B, 3, H, W) in [0, 1], B sample keys) -> map (B, C, H, W) in [0, 1]
 Formula = Callable[[torch.Tensor, Sequence[str]], torch.Tensor]
-Loader = Callable[[str], MapNetwork]  # source of the weights -> network
+Loader = Callable[[str], MapNetwork]  # source of the weights -> extractor
 ORACLE = "oracle_"
+
+
+def render_grey(image: torch.Tensor) -> torch.Tensor:
+    """A picture of a map: (1, H, W) in [0, 1] -> (3, H, W), the same in grey."""
+    return image.detach().float().expand(3, -1, -1).clone()
+
+
+def render_edge(image: torch.Tensor) -> torch.Tensor:
+    """(1, H, W), 1 at an edge -> (3, H, W), dark lines on white: faint edges stay visible."""
+    return 1 - render_grey(image)
+
+
+def render_depth(image: torch.Tensor) -> torch.Tensor:
+    """(1, H, W), near = 1 -> (3, H, W) in the perceptually uniform colours of `inferno`, near = bright."""
+    import cv2
+
+    levels = (image[0].detach().float() * 255).round().byte().cpu().numpy()
+    colours = cv2.applyColorMap(levels, cv2.COLORMAP_INFERNO)[..., ::-1]  # from BGR
+    return from_uint8(np.ascontiguousarray(colours)).to(image.device)
+
+
+def render_colours(image: torch.Tensor) -> torch.Tensor:
+    """(3, H, W) whose channels are colours already (segmentation, normals, superpixels) -> the same."""
+    return image.detach().float().clone()
 
 
 @dataclass(frozen=True)
@@ -37,9 +63,12 @@ class GuidanceType:
             the data).
         description: one line for people.
         formula: makes the map without weights.
-        load: loads the network that makes it.
-        weights: names by which `load` knows networks (megasr.weights), the first is taken when nothing is said.
+        load: loads the extractor that makes it.
+        weights: names by which `load` knows its weights (megasr.weights); the first is the default.
         render: (C, H, W) -> a picture of it, (3, H, W) in [0, 1].
+
+    Raises:
+        ValueError: formula, load and weights do not fit the source.
     """
 
     name: str
@@ -53,14 +82,11 @@ class GuidanceType:
     render: Callable[[torch.Tensor], torch.Tensor] = render_edge
 
     def __post_init__(self) -> None:
-        made = (self.formula is not None) + (self.load is not None)
-        if made != (self.source != "batch"):
+        ways = (self.formula is not None) + (self.load is not None)
+        if ways != (self.source != "batch") or bool(self.weights) != (self.load is not None):
             raise ValueError(
-                f"guidance type {self.name}: source {self.source!r} needs "
-                f"{'neither formula nor load' if self.source == 'batch' else 'either formula or load'}"
+                f"guidance type {self.name}: give a formula, or load and weights; neither with source 'batch'"
             )
-        if bool(self.weights) != (self.load is not None):
-            raise ValueError(f"guidance type {self.name}: weights are named where a network is loaded, and only there")
 
     @property
     def base(self) -> str:
@@ -72,63 +98,60 @@ class GuidanceType:
         """What must be there, for people."""
         if self.source == "batch":
             return "exact maps of rendered scenes"
-        network = f"a network: {', '.join(self.weights)}, or a folder" if self.load else "nothing"
-        return network if self.source == "lq" else f"hq, and {network}" if self.load else "hq"
+        extractor = f"a network: {', '.join(self.weights)}, or a folder" if self.load else ""
+        parts = ["hq"] * (self.source == "hq") + [extractor] * bool(extractor)
+        return ", and ".join(parts) or "nothing"
 
 
-_REGISTRY: dict[str, GuidanceType] = {}
+GUIDANCE: Registry[GuidanceType] = Registry("guidance type")
 
 
-def register(guidance: GuidanceType) -> None:
+def register_guidance(guidance: GuidanceType) -> None:
     """Add a type; one that reads lq also gets its positive control `oracle_<name>`, the same extractor on hq.
 
     Where the data bring a map of that name, as rendered scenes do with exact ones, it is taken instead.
 
     Raises:
-        ValueError: the name is taken.
+        UsageError: the name is taken.
     """
-    if guidance.name in _REGISTRY:
-        raise ValueError(f"guidance type {guidance.name!r} is registered twice")
-    _REGISTRY[guidance.name] = guidance
+    GUIDANCE.register(guidance.name, guidance)
     if guidance.source == "lq" and guidance.name != "noise":
-        # A network that was tuned for lq is not the best one for hq.
+        # An extractor that was tuned for lq is not the best one for hq.
         weights = tuple(sorted(guidance.weights, key=lambda name: name == "tiny_lq"))
         oracle = f"positive control: {guidance.name} of hq"
-        register(replace(guidance, name=ORACLE + guidance.name, source="hq", weights=weights, description=oracle))
+        register_guidance(
+            replace(guidance, name=ORACLE + guidance.name, source="hq", weights=weights, description=oracle)
+        )
+
+
+register = register_guidance
 
 
 def get_guidance(name: str) -> GuidanceType:
-    """The registered type of this name.
-
-    Raises:
-        UsageError: there is none; shows the nearest names.
-    """
-    if name not in _REGISTRY:
-        raise unknown_name("guidance type", name, _REGISTRY)
-    return _REGISTRY[name]
+    """The registered type of this name. Raises UsageError with the nearest names when there is none."""
+    return GUIDANCE[name]
 
 
 def is_made_from_lq(name: str) -> bool:
     """Whether a type of this name is registered and extracted from lq: a map of it that was made of hq would cheat."""
-    return name in _REGISTRY and _REGISTRY[name].source == "lq"
+    return name in GUIDANCE and GUIDANCE[name].source == "lq"
 
 
 def list_guidance() -> list[str]:
     """All names, sorted."""
-    return sorted(_REGISTRY)
+    return sorted(GUIDANCE)
 
 
 def resolve_guidance(names: Iterable[str]) -> list[GuidanceType]:
-    """Types of a config, sorted by name: the set identifies a network, not the order in which it was typed.
+    """Types of a config, sorted by name: the set identifies an adapter, not the order in which it was typed.
 
     Raises:
         UsageError: a name is unknown or given twice.
     """
-    names = list(names)
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    if repeated:
+    names = sorted(names)
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise UsageError(f"guidance type given twice: {', '.join(repeated)}")
-    return sorted((get_guidance(name) for name in names), key=lambda guidance: guidance.name)
+    return [get_guidance(name) for name in names]
 
 
 _SMALL = tuple(reversed(TINY))  # tiny_lq first: maps are made of lq
@@ -151,7 +174,7 @@ for _guidance in (
         load=load_depth, weights=(*_SMALL, *_DEPTH), render=render_depth,
     ),
     GuidanceType(
-        "normal", "region", 3, "lq", "surface normals: a head of the small network, else from depth",
+        "normal", "region", 3, "lq", "surface normals: a head of the small extractor, else from depth",
         load=load_depth, weights=(*_SMALL, *_DEPTH), render=render_colours,
     ),
     GuidanceType(
@@ -163,7 +186,7 @@ for _guidance in (
         formula=extract_superpixel, render=render_colours,
     ),
     GuidanceType(
-        "saliency", "region", 1, "lq", "what stands out: spectral residual (Hou and Zhang 2007)",
+        "saliency", "region", 1, "lq", "spectral residual saliency (Hou and Zhang 2007)",
         formula=extract_saliency, render=render_grey,
     ),
     GuidanceType(
@@ -172,4 +195,4 @@ for _guidance in (
     ),
     GuidanceType("oracle_edge", "edge", 1, "batch", "positive control: borders and creases of objects, exact"),
 ):  # fmt: skip
-    register(_guidance)
+    register_guidance(_guidance)

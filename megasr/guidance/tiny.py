@@ -1,4 +1,4 @@
-"""The small network that ships with the package: edges, depth, normals and segmentation from one shared encoder.
+"""The small extractor that ships with the package: edges, depth, normals and segmentation from one encoder.
 
 A residual U-Net encoder, a feature pyramid (1612.03144) and one head per map. Its world are the rendered scenes: the
 classes and colours of its segmentation come with the weights.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -49,11 +49,6 @@ class TinyConfig:
     widths: tuple[int, ...] = (24, 48, 96, 128)
     blocks: tuple[int, ...] = (1, 2, 2, 2)
     pyramid_width: int = 48
-
-    def to_json(self) -> str:
-        """Read by `load_tiny`."""
-        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return json.dumps(fields | {"colors": [[round(v, 4) for v in color] for color in self.colors]}) + "\n"
 
 
 class _Block(nn.Module):
@@ -140,7 +135,14 @@ class TinyMaps(MapNetwork):
             if name != "hed":
                 value = F.interpolate(value, padded, mode="bilinear", align_corners=False)
             value = value[..., : size[0], : size[1]]
-            maps[name] = _FINISH[name](value, self.colors)
+            if name == "hed":
+                maps[name] = value.sigmoid()
+            elif name == "depth":
+                maps[name] = value.clamp(0, 1)
+            elif name == "normal":  # shorter ones stay so: the sky has none, and doubt shortens a mean
+                maps[name] = (value / value.norm(dim=1, keepdim=True).clamp(min=1) + 1) / 2
+            else:
+                maps[name] = (self.colors[value.argmax(1)].float() / 255).permute(0, 3, 1, 2).contiguous()
         return maps
 
     def classes_of(self, colors: torch.Tensor) -> torch.Tensor:
@@ -164,7 +166,8 @@ class TinyMaps(MapNetwork):
         from safetensors.torch import save_file
 
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / CONFIG).write_text(self.config.to_json())
+        colors = [[round(value, 4) for value in color] for color in self.config.colors]
+        (folder / CONFIG).write_text(json.dumps(asdict(self.config) | {"colors": colors}) + "\n")
         save_file({k: v.detach().half().contiguous().cpu() for k, v in self.state_dict().items()}, folder / WEIGHTS)
 
 
@@ -176,27 +179,6 @@ def _head(width: int, channels: int) -> nn.Module:
         nn.SiLU(),
         nn.Conv2d(_HEAD_WIDTH, channels, 1),
     )
-
-
-def _edges(logits: torch.Tensor, colors: torch.Tensor) -> torch.Tensor:
-    return logits.sigmoid()
-
-
-def _depth(inverse: torch.Tensor, colors: torch.Tensor) -> torch.Tensor:
-    return inverse.clamp(0, 1)
-
-
-def _normals(vectors: torch.Tensor, colors: torch.Tensor) -> torch.Tensor:
-    # Shorter ones stay as they are: the sky has none, and doubt shortens a mean.
-    unit = vectors / vectors.norm(dim=1, keepdim=True).clamp(min=1)
-    return (unit + 1) / 2
-
-
-def _colours(logits: torch.Tensor, colors: torch.Tensor) -> torch.Tensor:
-    return (colors[logits.argmax(1)].float() / 255).permute(0, 3, 1, 2).contiguous()
-
-
-_FINISH = {"hed": _edges, "depth": _depth, "normal": _normals, "segmentation": _colours}
 
 
 def load_tiny(source: str) -> TinyMaps:

@@ -80,7 +80,6 @@ def restoring_bytes(pipeline: MegaSRPipeline, size: Sequence[int], count: int = 
 
 def _weightless(pipeline: MegaSRPipeline) -> MegaSRPipeline:
     module, _ = build_weightless(pipeline.module.hparams)
-    module.networks.cache = None  # of maps of images that can be told apart
     module.sampler = replace(pipeline.module.sampler, solver=None)
     if pipeline.dtype is not None:
         cast(module.prior, pipeline.dtype)

@@ -252,7 +252,7 @@ def load_extractors(module: MegaSRModule, batch: SRBatch) -> list[nn.Module]:
     """The networks that this batch will ask for, loaded."""
     given = batch.get("maps") or {}
     wanted: list[GuidanceType] = [g for g in module.network.guidance if g.load is not None and g.name not in given]
-    found = {id(n): n for n in (module.networks.get(g, batch["lq"].device)[0] for g in wanted)}
+    found = {id(n): n for n in (module.networks.get(g, batch["lq"].device) for g in wanted)}
     return list(found.values())
 
 

@@ -247,13 +247,13 @@ class _WeightlessNetworks(Networks):
         super().__init__(config)
         self.parts = parts
 
-    def get(self, guidance: GuidanceType, device: torch.device) -> tuple[MapNetwork, str]:
+    def get(self, guidance: GuidanceType, device: torch.device) -> MapNetwork:
         source = self.config.source_of(guidance)
         loader = _builder(guidance, source, self.parts)
         if (loader, source) not in self._loaded:
             network = loader().freeze()
             cast(network, getattr(torch, self.config.dtype))
-            self._loaded[loader, source] = network, source
+            self._loaded[loader, source] = network
         return self._loaded[loader, source]
 
 

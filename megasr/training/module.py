@@ -326,9 +326,9 @@ class MegaSRModule(lightning.LightningModule):
             tags = self.tagger(lq_up, batch.get("tags"))
         return [", ".join(part for part in (tag, suffix) if part) for tag in tags]
 
-    def guidance_maps(self, batch: SRBatch, fixed_images: bool = True) -> dict[str, torch.Tensor]:
-        """The guidance maps that the adapter needs, from the batch or extracted; those of training never come again."""
-        return extract_guidance(batch, self.network.guidance, self.scale_factor, self.networks, fixed_images)
+    def guidance_maps(self, batch: SRBatch) -> dict[str, torch.Tensor]:
+        """The guidance maps that the adapter needs, from the batch or extracted."""
+        return extract_guidance(batch, self.network.guidance, self.scale_factor, self.networks)
 
     # Training and validation loss ------------------------------------------------------------------------------------
 
@@ -366,7 +366,7 @@ class MegaSRModule(lightning.LightningModule):
             "" if drop else prompt
             for drop, prompt in zip(batch["text_dropped"], self.prompts(batch, lq_up), strict=True)
         ]
-        return prompts, without_dropped(batch, self.guidance_maps(batch, fixed_images=False))
+        return prompts, without_dropped(batch, self.guidance_maps(batch))
 
     def _latents(self, batch: SRBatch) -> torch.Tensor:
         check_image(batch["hq"], "hq")

@@ -14,10 +14,9 @@ from data_pipelines.datamodules import SceneDataModule
 from data_pipelines.samples import collate
 from megasr.batch import SRBatch
 from megasr.errors import UsageError
-from megasr.guidance import registry
 from megasr.guidance.extract import extract_guidance
 from megasr.guidance.extractors import Views
-from megasr.guidance.registry import GuidanceType, get_guidance, list_guidance
+from megasr.guidance.registry import GUIDANCE, GuidanceType, get_guidance, list_guidance
 from megasr.guidance.sources import ExtractorConfig, Networks
 from megasr.images import resize
 from tests.helpers.documents import placed_snippets
@@ -143,7 +142,7 @@ def test_positive_control_is_its_type_on_hq(name: str, batch: SRBatch, extract: 
     if guidance.formula is not None:
         expected = guidance.formula(batch["hq"], batch["keys"])
     else:
-        network, _ = networks.get(oracle, torch.device("cpu"))
+        network = networks.get(oracle, torch.device("cpu"))
         with torch.no_grad():
             expected = network(Views(batch["hq"]), (guidance.name,))[guidance.name]
     assert torch.equal(extract(batch, name), expected)
@@ -165,14 +164,14 @@ def documented(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The types that are registered when the snippets of the documents stand in the files that they name."""
     if importlib.util.find_spec("megasr.guidance.gradient"):
         pytest.skip("it has been added: all other tests ask it")
-    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
+    monkeypatch.setattr(GUIDANCE, "_entries", dict(GUIDANCE._entries))
     for name, code in placed_snippets():
         module = types.ModuleType(name)
         if name in sys.modules:
             vars(module).update(vars(sys.modules[name]))
         exec(compile(code, f"{name}, as documented", "exec"), vars(module))
         monkeypatch.setitem(sys.modules, name, module)
-    return sorted(set(registry._REGISTRY) - set(NAMES))
+    return sorted(set(GUIDANCE) - set(NAMES))
 
 
 def test_a_type_that_is_added_as_documented_keeps_what_all_keep(

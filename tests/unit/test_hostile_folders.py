@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from megasr.errors import MegaSRError
-from megasr.guidance.extractors import read_config
+from megasr.guidance.extractors import load_transformers
 from megasr.prior import load_prior
 from megasr.semantics.clip import TINY_CLIP, load_clip
 from megasr.weights.local import TINY_FOLDER
@@ -132,7 +132,7 @@ def test_a_clip_leads_to_no_network_elsewhere(clip: Path, tmp_path: Path, sectio
 def test_an_extractor_leads_to_no_network_elsewhere(tmp_path: Path) -> None:
     change(tmp_path / "config.json", architectures=["A"], backbone_config={"backbone": "hf-hub:somebody/network"})
     with pytest.raises(MegaSRError, match="backbone 'hf-hub:somebody/network': what a folder does not hold"):
-        read_config(str(tmp_path), "depth", ["A"])
+        load_transformers(str(tmp_path), "depth", ["A"])
 
 
 def test_merges_that_unpack_to_gigabytes_are_refused(prior: Path, clip: Path) -> None:

@@ -70,15 +70,6 @@ def test_shapes_and_ranges(network: DepthNetwork, size: tuple[int, int], grid: t
         assert image.dtype == torch.float32 and image.min() >= 0 and image.max() <= 1
 
 
-def test_only_what_is_asked_for(network: DepthNetwork) -> None:
-    views = Views(random_pictures(1))
-    representation = network.encode(views)
-    assert set(network.decode(representation, ("normal",))) == {"depth"}
-    assert network.decode(representation, ()) == {}
-    assert set(network(views, ("normal",))) == {"normal"}
-    assert set(network(views, ("depth",))) == {"depth"}
-
-
 def test_an_image_does_not_see_its_batch(network: DepthNetwork) -> None:
     image = random_pictures(3)
     together, alone = network(Views(image), BOTH), network(Views(image[1:2]), BOTH)
@@ -179,9 +170,9 @@ def test_missing_and_mismatched_weights_are_refused(copied: Path) -> None:
     path = copied / "model.safetensors"
     state = load_file(path)
     save_file({k: v for k, v in state.items() if not k.startswith("head.conv2")}, path, {"format": "pt"})
-    refused(copied, r"it lacks head.conv2.bias, head.conv2.weight$")
+    refused(copied, r"lacks weights.*: head.conv2.bias, head.conv2.weight$")
     save_file(state | {"head.conv2.bias": torch.zeros(3)}, path, {"format": "pt"})
-    refused(copied, r"wrong shapes: head.conv2.bias$")
+    refused(copied, r"lacks weights, or has others of their shape: head.conv2.bias$")
     save_file({k: v for k, v in state.items() if not k.endswith("mask_token")}, path, {"format": "pt"})
     load_depth(str(copied))  # nothing uses it
 
@@ -201,8 +192,8 @@ def test_broken_folders(copied: Path) -> None:
     edit(config, architectures=["DPTForDepthEstimation"])
     refused(copied, "is a DPTForDepthEstimation; needed: DepthAnythingForDepthEstimation")
     config.write_text("[]")
-    refused(copied, "holds no object")
+    refused(copied, "is no transformers folder: .*holds no object")
     config.unlink()
-    refused(copied, "is not a transformers folder, it lacks config.json")
+    refused(copied, "is no transformers folder: .*config.json")
     with pytest.raises(MegaSRError, match="nowhere"):
         load_depth(str(copied / "nowhere"))

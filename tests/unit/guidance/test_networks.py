@@ -52,7 +52,7 @@ def test_maps_that_the_data_bring_load_nothing(tmp_path: Path) -> None:
         extract_guidance(batch(), resolve_guidance(["depth"]), 4, networks)
 
 
-def test_every_field_has_an_effect(small: Path, tmp_path: Path) -> None:
+def test_every_field_has_an_effect(small: Path) -> None:
     types = resolve_guidance(["hed"])
     default = extract_guidance(batch(), types, 4)["hed"]
     other = extract_guidance(batch(), types, 4, Networks(ExtractorConfig({"hed": str(small)})))["hed"]
@@ -61,15 +61,8 @@ def test_every_field_has_an_effect(small: Path, tmp_path: Path) -> None:
     assert half.dtype == torch.float32
     assert not torch.equal(default, half)
     assert (default - half).abs().max() < 0.05
-    cached = Networks(ExtractorConfig(cache=str(tmp_path / "cache")))
-    assert torch.equal(extract_guidance(batch(), types, 4, cached, fixed_images=True)["hed"], default)
-    assert len(list((tmp_path / "cache").rglob("*.*"))) == 2, "one file per image"
-
-
-def test_the_cache_is_for_images_that_come_again(tmp_path: Path) -> None:
-    networks = Networks(ExtractorConfig(cache=str(tmp_path / "cache")))
-    extract_guidance(batch(), resolve_guidance(["hed"]), 4, networks)
-    assert not (tmp_path / "cache").exists()
+    with pytest.warns(UserWarning, match="extractors.cache has no effect"):
+        ExtractorConfig(cache="maps")
 
 
 def test_a_positive_control_takes_its_types_network_unless_named(small: Path) -> None:
@@ -83,14 +76,14 @@ def test_a_positive_control_takes_its_types_network_unless_named(small: Path) ->
 
 def test_types_of_one_source_share_a_network(small: Path) -> None:
     networks = Networks(ExtractorConfig(dict.fromkeys(("hed", "depth"), str(small))))
-    assert networks.get(get_guidance("hed"), CPU)[0] is networks.get(get_guidance("depth"), CPU)[0]
-    assert networks.get(get_guidance("normal"), CPU)[0] is not networks.get(get_guidance("depth"), CPU)[0]
+    assert networks.get(get_guidance("hed"), CPU) is networks.get(get_guidance("depth"), CPU)
+    assert networks.get(get_guidance("normal"), CPU) is not networks.get(get_guidance("depth"), CPU)
 
 
 def test_depth_and_normals_share_a_full_size_network(tmp_path: Path) -> None:
     folder = str(write_depth(tmp_path / "depth"))
     networks = Networks(ExtractorConfig({"depth": folder, "normal": folder}))
-    assert networks.get(get_guidance("normal"), CPU)[0] is networks.get(get_guidance("depth"), CPU)[0]
+    assert networks.get(get_guidance("normal"), CPU) is networks.get(get_guidance("depth"), CPU)
 
 
 @pytest.mark.parametrize(

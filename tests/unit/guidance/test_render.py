@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-import pytest
 import torch
 
-from megasr.errors import UsageError
-from megasr.guidance.render import render_colours, render_depth, render_edge, render_grey
+from megasr.guidance.registry import render_colours, render_depth, render_edge, render_grey
 
 
 def ramp() -> torch.Tensor:
@@ -43,16 +39,3 @@ def test_a_picture_does_not_share_the_maps_memory() -> None:
         before = image.clone()
         render(image).add_(0.5)
         assert torch.equal(image, before)
-
-
-@pytest.mark.parametrize(
-    ("render", "channels"), [(render_grey, 1), (render_edge, 1), (render_depth, 1), (render_colours, 3)]
-)
-def test_what_is_no_map_is_refused(render: Callable[[torch.Tensor], torch.Tensor], channels: int) -> None:
-    assert render(torch.zeros(channels, 4, 5, dtype=torch.float16)).dtype == torch.float32
-    for shape in ((4 - channels, 4, 5), (1, channels, 4, 5), (4, 5)):
-        with pytest.raises(UsageError, match=rf"expected a map \({channels}, H, W\)"):
-            render(torch.zeros(shape))
-    for value in (-0.1, 1.1, float("nan")):
-        with pytest.raises(UsageError, match=r"values must be in \[0, 1\]"):
-            render(torch.full((channels, 4, 5), value))

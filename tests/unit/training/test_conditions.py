@@ -40,15 +40,6 @@ def test_extractors_are_no_part_of_the_trained_state(tmp_path: Path) -> None:
     assert MegaSRModule.from_checkpoint(tmp_path / "run.ckpt").networks.config.sources == {"depth": "tiny"}
 
 
-def test_only_evaluation_keeps_maps(tmp_path: Path) -> None:
-    module = with_guidance(extractors=ExtractorConfig(cache=str(tmp_path / "maps")))
-    fit(module, make_batch(), 1)
-    assert not (tmp_path / "maps").exists()
-    first = module.eval().restore(make_batch())
-    assert len(list((tmp_path / "maps").rglob("*.map"))) == 4, "two maps of two images"
-    assert torch.equal(module.restore(make_batch()), first)
-
-
 def test_a_source_for_guidance_that_is_not_used_is_refused() -> None:
     with pytest.raises(UsageError, match="names segmentation, which adapter.guidance does not use"):
         with_guidance(extractors=ExtractorConfig({"segmentation": "tiny"}))
