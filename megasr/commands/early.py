@@ -17,7 +17,6 @@ from megasr.commands.signatures import OWN, UNKNOWN, Parameter, arguments_of, ca
 from megasr.errors import UsageError, unknown_name
 from megasr.files import at_home
 from megasr.names import split_names
-from megasr.plugins import has_plugins
 from megasr.training.folders import CHOSEN_BY_TRAINER, SHIPPED, no_checkpoint, refuse_another_run
 from megasr.weights.local import find_prior, read_size_multiple
 
@@ -302,6 +301,8 @@ def check_guidance(name: str) -> None:
     Raises:
         UsageError: there is none of this name.
     """
+    from megasr.plugins import has_plugins
+
     known = guidance_names()
     if name in known:
         return
