@@ -20,12 +20,12 @@ class SRBatch(TypedDict, total=False):
     hq: torch.Tensor  # (B, 3, H, W) in [0, 1], ground truth
     lq: torch.Tensor  # (B, 3, h, w) in [0, 1], degraded input
     tags: list[str]  # B comma-separated tag lists, "" when unknown
-    patch_tags: list[tuple[str, ...]]  # B times N: what each part of hq shows, "" when unknown (pretraining)
+    patch_tags: list[tuple[str, ...]]  # B times N: tag of each part of hq, "" when unknown (pretraining)
     maps: dict[str, torch.Tensor]  # guidance name -> (B, C, H, W) in [0, 1]
-    latents: torch.Tensor  # (B, C, h, w) float32, what the prior's VAE makes of hq; C, h, w are the prior's
+    latents: torch.Tensor  # (B, C, h, w) float32, z0 of hq by the prior's VAE
     image_tokens: torch.Tensor  # (B, N, D) CLIP vision patch tokens of lq
     representation: torch.Tensor  # (B, M, D) the tagger's image representation of lq (the v1 network only)
-    degradation: list[dict[str, Any]]  # B parameter sets: what made lq from hq, replayable
+    degradation: list[dict[str, Any]]  # B parameter sets of the degradation, replayable
     skipped: list[tuple[tuple[str, str, bool], ...]]  # B lists of unusable images (key, reason, damaged) passed over
     text_dropped: torch.Tensor  # (B,) bool: trained without tags, for classifier-free guidance
     guidance_dropped: torch.Tensor  # (B,) bool: trained without guidance maps

@@ -55,7 +55,7 @@ class Prior(nn.Module):
 
     @property
     def prediction_type(self) -> str:
-        """What the U-Net predicts: `epsilon` or `v_prediction`."""
+        """`epsilon` or `v_prediction`: the output of the U-Net."""
         return self.scheduler.config.prediction_type
 
     def encode(self, image: torch.Tensor) -> torch.Tensor:
@@ -77,12 +77,12 @@ class Prior(nn.Module):
         return super().train(mode and not frozen)
 
     def fingerprint(self) -> str:
-        """12 hex digits that identify the weights and the noise schedule, whatever the file format.
+        """12 hex digits that identify the weights (as float16) and the noise schedule, whatever the file format.
 
-        Values are compared as float16, so that an fp32 checkpoint and its fp16 variant are the same prior. It must be
-        taken before the prior is cast to another dtype.
+        An fp32 checkpoint and its fp16 variant are the same prior. Take it before the prior is cast to another dtype.
         """
-        schedule = [self.scheduler.config.get(key) for key in _SCHEDULE_KEYS]
+        keys = ("beta_schedule", "beta_start", "beta_end", "num_train_timesteps", "prediction_type")
+        schedule = [self.scheduler.config.get(key) for key in keys]
         return weights_digest(self, json.dumps(schedule).encode())[:12]
 
 
@@ -93,15 +93,8 @@ def encode_images(vae: Any, image: torch.Tensor) -> torch.Tensor:
     return z * vae.config.scaling_factor
 
 
-_SCHEDULE_KEYS = ("beta_schedule", "beta_start", "beta_end", "num_train_timesteps", "prediction_type")
-
-
 def identify_prior(source: str) -> str:
-    """12 hex digits over the beginning of every file of a prior: cheap, without loading it.
-
-    Two runs whose config names the same prior are the same only when this is equal too: a prior can be replaced under
-    its name. Unlike `fingerprint` it sees the file format.
-    """
+    """12 hex digits over the beginning of every file of a prior: cheap, and unlike `fingerprint` without loading it."""
     return identify_folder(find_prior(source))
 
 
@@ -122,7 +115,7 @@ def load_prior(source: str = "tiny") -> Prior:
         raise MegaSRError(f"prior {source!r}: {folder} is not a diffusers folder, it lacks {', '.join(absent)}")
     logging.getLogger("diffusers").setLevel(logging.ERROR)
     try:
-        # The libraries draw initial weights before they load the real ones: nobody else's draws may move by that.
+        # The libraries draw initial weights before they load the real ones.
         with torch.random.fork_rng(devices=[]):
             return Prior(
                 vae=load_autoencoder(folder / "vae"),
@@ -130,14 +123,12 @@ def load_prior(source: str = "tiny") -> Prior:
                 text_encoder=load_text_encoder(folder),
                 scheduler=DDPMScheduler.from_pretrained(folder, subfolder="scheduler"),
             ).freeze()
+    except pickle.UnpicklingError as error:  # torch advises to read it unsafely
+        reason = "a file of weights holds more than tensors; only tensors are read, as other objects could run code"
+        raise MegaSRError(f"prior {source!r} in {folder} cannot be read: {reason}") from error
     except Exception as error:  # every library has errors of its own for a broken or hostile file
-        raise MegaSRError(f"prior {source!r} in {folder} cannot be read: {_reason(error)}") from error
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, pickle.UnpicklingError):  # torch advises to read it unsafely
-        return "a file of weights holds more than tensors; only tensors are read, as other objects could run code"
-    return str(error) or type(error).__name__
+        reason = str(error) or type(error).__name__
+        raise MegaSRError(f"prior {source!r} in {folder} cannot be read: {reason}") from error
 
 
 def load_autoencoder(folder: Path) -> Any:
@@ -171,7 +162,7 @@ def save_part(model: Any, folder: Path) -> None:
 
     copy.deepcopy(model).half().save_pretrained(folder)
     config = json.loads((folder / "config.json").read_text())
-    config.pop("_name_or_path", None)  # where the weights were loaded from: a path of the machine
+    config.pop("_name_or_path", None)  # a path of this machine
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 

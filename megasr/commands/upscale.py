@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -47,7 +46,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     files.add_argument("--overwrite", action="store_true", help="make again what is there, whoever made it")
     files.add_argument("--max-pixels", type=int, help="larger photographs are refused (default: 178956970)")
     files.add_argument("--compare", type=Path, metavar="FILE.html", help="also write a page with a divider for each")
-    files.add_argument("--dry-run", action="store_true", help="print what would be done, and what memory it takes")
+    files.add_argument("--dry-run", action="store_true", help="print what would be done")
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -192,12 +191,11 @@ def make_plan(jobs: Sequence[Job], settings: Settings, overwrite: bool) -> list[
     return plan
 
 
-def show_plan(plan: Sequence[Planned], pipeline: MegaSRPipeline, settings: Settings, batch_size: int) -> None:
-    """Print sizes, tiles and outputs of all files, and the memory of the largest."""
+def show_plan(plan: Sequence[Planned], pipeline: MegaSRPipeline, settings: Settings) -> None:
+    """Print sizes, tiles and outputs of all files, and the memory of the weights."""
     from megasr.inference.photographs import check_fits
     from megasr.inference.upscale import sr_size
 
-    largest = None
     for planned in plan:
         what = "is done"
         if planned.size is None:
@@ -213,33 +211,11 @@ def show_plan(plan: Sequence[Planned], pipeline: MegaSRPipeline, settings: Setti
                 continue
             tiles = _count_tiles(pipeline, settings, planned.size, enlarged)
             what = f"{_text(planned.size)} to {_text(enlarged)} px, {tiles} tile{'s' * (tiles > 1)}"
-            largest = planned if largest is None or planned.pixels > largest.pixels else largest
         print(printable(f"{planned.job.source}: {what}; {planned.job.target}"))
     left = sum(not planned.is_done for planned in plan)
     print(f"{len(plan)} images, {left} to do. Time: unknown before the first is done.")
-    if largest is not None and largest.size is not None:
-        alike = sum(planned.size == largest.size and not planned.is_done for planned in plan)
-        print(_memory(pipeline, settings, largest.size, min(alike, batch_size)))
-
-
-def _memory(pipeline: MegaSRPipeline, settings: Settings, size: tuple[int, int], count: int) -> str:
-    from megasr.inference.memory import restoring_bytes
-    from megasr.inference.upscale import options_for, sr_size
-
     weights = sum(p.numel() * p.element_size() for p in pipeline.module.parameters())
-    encoding = math.prod(sr_size(pipeline, settings, size)) * _BYTES_PER_PIXEL
-    try:
-        restoring = restoring_bytes(pipeline, size, count, **options_for(pipeline, settings, size))
-    except MegaSRError as error:
-        return f"Memory: {_gib(weights)} for the weights; {error}"
-    return (
-        f"Memory: {_gib(max(restoring, weights + encoding))} for the largest {_text(size)} px, {_gib(weights)} of it "
-        "for the weights; what torch works in and keeps, and the process itself, come on top."
-    )
-
-
-# Per pixel of sr, measured from enlarging to encoding 4096x4096 px: 37 for 8-bit RGB, 44 for 16 bits, 65 with alpha.
-_BYTES_PER_PIXEL = 65
+    print(f"Memory: {weights / 2**30:.2f} GiB for the weights; tiles are halved where the rest does not fit.")
 
 
 def _count_tiles(pipeline: MegaSRPipeline, settings: Settings, size: tuple[int, int], sr_size: tuple[int, int]) -> int:
@@ -255,10 +231,6 @@ def _count_tiles(pipeline: MegaSRPipeline, settings: Settings, size: tuple[int, 
 
 def _text(size: tuple[int, int]) -> str:
     return f"{size[1]}x{size[0]}"
-
-
-def _gib(count: int) -> str:
-    return f"{count / 2**30:.2f} GiB"
 
 
 def add_parser(commands: Any) -> None:
@@ -289,7 +261,7 @@ def run(arguments: argparse.Namespace) -> None:
     settings = make_settings(arguments, folder)
     if arguments.dry_run:
         plan = make_plan(jobs, settings, arguments.overwrite)
-        show_plan(plan, load_pipeline(settings, arguments.device[0]), settings, arguments.batch_size)
+        show_plan(plan, load_pipeline(settings, arguments.device[0]), settings)
         return
     _check_writable(arguments.output.parent if folder is None else folder)
     with locked_folder(folder) if folder else nullcontext():

@@ -1,4 +1,4 @@
-"""The training objective: how noise is added, what is predicted, what it costs. Nothing here draws a random number.
+"""The training objective. Nothing here draws a random number: noise is always an argument.
 
 Shapes: z0, noise, z_t (B, C, h, w) latents; timesteps (B,) integers in [0, num_train_timesteps).
 """
@@ -12,7 +12,7 @@ import torch
 
 from megasr.errors import UsageError
 
-Denoiser = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+Denoiser = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (z_t, timesteps) -> prediction
 
 
 def add_noise(scheduler: Any, z0: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
@@ -21,7 +21,7 @@ def add_noise(scheduler: Any, z0: torch.Tensor, noise: torch.Tensor, timesteps: 
 
 
 def prediction_target(scheduler: Any, z0: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-    """What the U-Net is asked for: the noise, or v = sqrt(a_t) noise - sqrt(1 - a_t) z0 (2202.00512, app. D).
+    """Target of the U-Net: the noise, or v = sqrt(a_t) noise - sqrt(1 - a_t) z0 (2202.00512, app. D).
 
     Raises:
         UsageError: the prior's scheduler predicts something else.
@@ -44,5 +44,5 @@ def diffusion_loss(
 
 
 def stratified_timesteps(num_strata: int, num_train_timesteps: int) -> torch.Tensor:
-    """The middle of each of `num_strata` equal parts of the schedule: validation looks at the same ones every time."""
+    """The middle of each of `num_strata` equal parts of the schedule, for a validation loss without draws."""
     return ((torch.arange(num_strata) + 0.5) / num_strata * num_train_timesteps).long()

@@ -13,6 +13,7 @@ from megasr.errors import UsageError, unknown_name
 
 # (number of the step, timestep, latents after it) -> latents to go on with, None for these
 OnStep = Callable[[int, int, torch.Tensor], torch.Tensor | None]
+Interval = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Solver:
 
     Attributes:
         scheduler: its class.
-        options: what its config has beside the prior's noise schedule.
+        options: its config beside the prior's noise schedule.
         scaled: it steps through z / sqrt(a_t) (variance exploding) in place of z.
         random: every step but the last adds noise.
     """
@@ -38,7 +39,7 @@ SOLVERS = {
     "euler": Solver("EulerDiscreteScheduler", scaled=True),  # 2206.00364, algorithm 1 without churn
     "ddpm": Solver("DDPMScheduler", {"variance_type": "fixed_small"}, random=True),  # 2006.11239; SeeSR's
 }
-DDIM = "ddim"  # megasr.diffusion.sampling
+DDIM = "ddim"  # not diffusers': its steps are right only where num_steps divides the schedule
 
 
 def check_solver(name: str) -> str:
@@ -53,7 +54,7 @@ def check_solver(name: str) -> str:
 
 
 def build_scheduler(solver: Solver, trained: Any, num_steps: int, span: int) -> Any:
-    """diffusers' scheduler for the last `span` timesteps of what the prior's scheduler was trained on.
+    """diffusers' scheduler for the last `span` timesteps of the prior's own scheduler, `trained`.
 
     Args:
         solver: which one.
@@ -63,10 +64,12 @@ def build_scheduler(solver: Solver, trained: Any, num_steps: int, span: int) -> 
     """
     import diffusers
 
-    kept = {"prediction_type": trained.config.prediction_type, "num_train_timesteps": span}
-    betas = trained.betas[:span].tolist()
     scheduler = getattr(diffusers, solver.scheduler)(
-        trained_betas=betas, timestep_spacing="trailing", **kept, **solver.options
+        trained_betas=trained.betas[:span].tolist(),
+        timestep_spacing="trailing",
+        prediction_type=trained.config.prediction_type,
+        num_train_timesteps=span,
+        **solver.options,
     )
     if "clip_sample" in scheduler.config:
         scheduler.register_to_config(clip_sample=False)  # a latent may be beyond 1
@@ -82,14 +85,14 @@ def solve(
     generators: Sequence[torch.Generator] = (),
     on_step: OnStep | None = None,
 ) -> torch.Tensor:
-    """z at the scheduler's first timestep -> z0.
+    """Latents z (B, C, h, w) at the first timestep of a scheduler from build_scheduler -> z0.
 
     Args:
         denoiser: (z_t, timesteps (B,)) -> prediction.
-        solver: what the scheduler is.
+        solver: which one `scheduler` is.
         scheduler: from build_scheduler.
-        z: (B, C, h, w) latents.
-        generators: one per sample, of the noise that a random solver adds: the batch does not matter.
+        z: latents at its first timestep.
+        generators: of the noise that a random solver adds, one per sample, so that the batch does not matter.
         on_step: called after every step.
 
     Raises:
@@ -97,43 +100,48 @@ def solve(
     """
     if solver.random and len(generators) != len(z):
         raise UsageError(f"{solver.scheduler} draws noise for {len(z)} samples and got {len(generators)} generators")
-    more: dict[str, Any] = {"generator": list(generators)} if solver.random else {}
+    arguments: dict[str, Any] = {"generator": list(generators)} if solver.random else {}
     if solver.scaled:
         z = z / scheduler.alphas_cumprod[int(scheduler.timesteps[0])].sqrt()
     for number, timestep in enumerate(scheduler.timesteps):
-        t = int(timestep)
         z_t = scheduler.scale_model_input(z, timestep)
-        prediction = denoiser(z_t, torch.full((len(z),), t, device=z.device)).to(z.dtype)
-        z = scheduler.step(prediction, timestep, z, **more).prev_sample
-        if on_step is not None:
-            changed = on_step(number, t, z)
-            z = z if changed is None else changed
+        prediction = denoiser(z_t, timestep.to(z.device).long().expand(len(z))).to(z.dtype)
+        z = scheduler.step(prediction, timestep, z, **arguments).prev_sample
+        z = _after(on_step, number, int(timestep), z)
     return z
 
 
-Interval = tuple[float, float]
+def ddim(
+    denoiser: Denoiser,
+    alphas_cumprod: torch.Tensor,
+    prediction_type: str,
+    z: torch.Tensor,
+    timesteps: list[int],
+    on_step: OnStep | None = None,
+) -> torch.Tensor:
+    """DDIM with eta = 0 (2010.02502, eq. 12): z at timesteps[0] -> z0. The last step returns its z0 estimate."""
+    for number, (t, t_next) in enumerate(zip(timesteps, [*timesteps[1:], None], strict=True)):
+        prediction = denoiser(z, torch.full((len(z),), t, device=z.device)).to(z.dtype)
+        z0, noise = split_prediction(prediction, z, alphas_cumprod[t], prediction_type)
+        alpha = None if t_next is None else alphas_cumprod[t_next]
+        z = z0 if alpha is None else alpha.sqrt() * z0 + (1 - alpha).sqrt() * noise
+        z = _after(on_step, number, t, z)
+    return z
 
 
-def guided(conditional: torch.Tensor, unconditional: torch.Tensor, guidance_scale: float) -> torch.Tensor:
-    """Classifier-free guidance (2207.12598, eq. 6 with w + 1 = guidance_scale)."""
-    return unconditional + guidance_scale * (conditional - unconditional)
+def _after(on_step: OnStep | None, number: int, timestep: int, z: torch.Tensor) -> torch.Tensor:
+    changed = on_step(number, timestep, z) if on_step is not None else None
+    return z if changed is None else changed
 
 
-def check_interval(interval: Interval) -> Interval:
-    """The interval of the noise schedule in which there is guidance (2404.07724), as fractions from its clean end.
-
-    Raises:
-        UsageError: it is not two fractions in ascending order.
-    """
-    if len(interval) != 2 or not 0 <= interval[0] < interval[1] <= 1:
-        raise UsageError(f"sampler.guidance_interval must be two ascending fractions in [0, 1], got {interval}")
-    return interval[0], interval[1]
-
-
-def is_guided(timestep: int, num_train_timesteps: int, guidance_scale: float, interval: Interval | None) -> bool:
-    """Whether a step needs both halves."""
-    low, high = interval or (0.0, 1.0)
-    return guidance_scale != 1 and low <= (timestep + 1) / num_train_timesteps <= high
+def split_prediction(
+    prediction: torch.Tensor, z_t: torch.Tensor, alpha_cumprod: torch.Tensor, prediction_type: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Prediction -> (z0, noise), from noise or from v = sqrt(a) noise - sqrt(1 - a) z0 (2202.00512, app. D)."""
+    signal, sigma = alpha_cumprod.sqrt(), (1 - alpha_cumprod).sqrt()
+    if prediction_type == "v_prediction":
+        return signal * z_t - sigma * prediction, signal * prediction + sigma * z_t
+    return (z_t - sigma * prediction) / signal, prediction
 
 
 def spaced_timesteps(num_steps: int, start_fraction: float, num_train_timesteps: int) -> list[int]:
@@ -154,30 +162,23 @@ def spaced_timesteps(num_steps: int, start_fraction: float, num_train_timesteps:
     return [round(span * (num_steps - i) / num_steps) - 1 for i in range(num_steps)]
 
 
-def split_prediction(
-    prediction: torch.Tensor, z_t: torch.Tensor, alpha_cumprod: torch.Tensor, prediction_type: str
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Prediction -> (z0, noise), from noise or from v = sqrt(a) noise - sqrt(1 - a) z0 (2202.00512, app. D)."""
-    signal, sigma = alpha_cumprod.sqrt(), (1 - alpha_cumprod).sqrt()
-    if prediction_type == "v_prediction":
-        return signal * z_t - sigma * prediction, signal * prediction + sigma * z_t
-    return (z_t - sigma * prediction) / signal, prediction
+def guided(conditional: torch.Tensor, unconditional: torch.Tensor, cfg_scale: float) -> torch.Tensor:
+    """Classifier-free guidance (2207.12598, eq. 6 with w + 1 = cfg_scale)."""
+    return unconditional + cfg_scale * (conditional - unconditional)
 
 
-def ddim(
-    denoiser: Denoiser,
-    alphas_cumprod: torch.Tensor,
-    prediction_type: str,
-    z: torch.Tensor,
-    timesteps: list[int],
-    on_step: OnStep | None = None,
-) -> torch.Tensor:
-    """DDIM with eta = 0 (2010.02502, eq. 12): z at timesteps[0] -> z0. The last step returns its z0 estimate."""
-    for number, (t, t_next) in enumerate(zip(timesteps, [*timesteps[1:], None], strict=True)):
-        prediction = denoiser(z, torch.full((z.shape[0],), t, device=z.device)).to(z.dtype)
-        z0, noise = split_prediction(prediction, z, alphas_cumprod[t], prediction_type)
-        alpha = alphas_cumprod[t_next] if t_next is not None else None
-        z = z0 if alpha is None else alpha.sqrt() * z0 + (1 - alpha).sqrt() * noise
-        changed = on_step(number, t, z) if on_step is not None else None
-        z = z if changed is None else changed
-    return z
+def is_guided(timestep: int, num_train_timesteps: int, cfg_scale: float, interval: Interval | None) -> bool:
+    """Whether a step has classifier-free guidance: it costs twice as much."""
+    low, high = interval or (0.0, 1.0)
+    return cfg_scale != 1 and low <= (timestep + 1) / num_train_timesteps <= high
+
+
+def check_interval(interval: Interval) -> Interval:
+    """The part of the noise schedule with classifier-free guidance (2404.07724), as fractions from its clean end.
+
+    Raises:
+        UsageError: it is not two fractions in ascending order.
+    """
+    if len(interval) != 2 or not 0 <= interval[0] < interval[1] <= 1:
+        raise UsageError(f"sampler.guidance_interval must be two ascending fractions in [0, 1], got {interval}")
+    return interval[0], interval[1]

@@ -1,4 +1,4 @@
-"""Colours of lq for sr: a diffusion prior shifts them, most of all where it starts from noise.
+"""Colour fixes: a diffusion prior shifts colours, most of all where sampling starts from noise.
 
 Shapes: sr, lq_up (B, 3, H, W) in [0, 1].
 """
@@ -28,14 +28,13 @@ def check_color_fix(kind: ColorFix | None) -> ColorFix | None:
 
 
 def fix_color(sr: torch.Tensor, lq_up: torch.Tensor, kind: ColorFix | None) -> torch.Tensor:
-    """Sr with colours of lq_up; None leaves it as it is.
+    """sr with the colours of lq_up.
 
     Args:
-        sr: what was restored.
+        sr: restored image.
         lq_up: lq at the same size.
         kind: `adain` gives every channel the mean and standard deviation of lq_up's (1703.06868); `wavelet` takes
-            everything coarser than about 32 px from lq_up (StableSR, 2305.07015).
-
+            everything coarser than about 32 px from lq_up (StableSR, 2305.07015); None changes nothing.
     """
     if kind is None:
         return sr
@@ -45,14 +44,14 @@ def fix_color(sr: torch.Tensor, lq_up: torch.Tensor, kind: ColorFix | None) -> t
 
 def adain(sr: torch.Tensor, lq_up: torch.Tensor) -> torch.Tensor:
     """Mean and standard deviation of every channel of every image as in lq_up, not clipped (1703.06868, eq. 8)."""
-    (std, mean), (wanted_std, wanted_mean) = (
+    (std, mean), (lq_std, lq_mean) = (
         torch.std_mean(image, dim=(-2, -1), keepdim=True, correction=0) for image in (sr, lq_up)
     )
-    return (sr - mean) / std.clamp_min(1e-5) * wanted_std + wanted_mean
+    return (sr - mean) / std.clamp_min(1e-5) * lq_std + lq_mean
 
 
 def blur(image: torch.Tensor) -> torch.Tensor:
-    """The coarse part of StableSR's a trous wavelet: binomial blurs with holes, each twice as wide; borders repeat."""
+    """The coarse part of StableSR's a trous wavelet: dilated binomial blurs, each twice as wide; borders repeat."""
     channels = image.shape[1]
     kernel = torch.tensor([0.25, 0.5, 0.25], dtype=image.dtype, device=image.device)
     for level in range(_LEVELS):

@@ -21,7 +21,7 @@ from megasr.guidance.registry import get_guidance
 from megasr.images import decode_image, from_uint8, resize, to_uint8, upsample_lq
 from megasr.inference.color import ColorFix
 from megasr.inference.pipeline import PRESETS, choose_tile
-from megasr.inference.upscale import Progress, no_progress, tell_share
+from megasr.inference.upscale import Progress, no_progress, step_callback
 
 if TYPE_CHECKING:
     import gradio as gr
@@ -35,38 +35,29 @@ AS_TRAINED, NONE = "as trained", "none"
 Picture = tuple[Image.Image, str]  # with its caption
 
 
-def restore_shown(
+def restore_for_page(
     pipeline: MegaSRPipeline,
     photograph: Image.Image,
     options: Mapping[str, Any],
     progress: Progress = no_progress,
 ) -> tuple[tuple[Image.Image, Image.Image], list[Picture], str]:
-    """What the page shows of one restoration.
-
-    Args:
-        pipeline: restores.
-        photograph: lq, RGB.
-        options: arguments of the pipeline's call.
-        progress: called with the share that is done.
+    """Restore with arguments of the pipeline's call; raises as the pipeline does.
 
     Returns:
         lq enlarged and sr, of one size; the guidance maps with their names; and a line about it.
-
-    Raises:
-        UsageError, MegaSRError: as the pipeline does.
     """
     started = time.perf_counter()
-    output = pipeline(photograph, callback_on_step_end=tell_share(progress), **options)
+    output = pipeline(photograph, callback_on_step_end=step_callback(progress), **options)
     sr: Image.Image = output.images[0]
     lq = from_uint8(np.asarray(photograph.convert("RGB")))[None]
     enlarged = Image.fromarray(to_uint8(resize(lq, sr.height, sr.width))[0])
     maps = [
-        (Image.fromarray(to_uint8(get_guidance(name).render(shown[0].cpu()))), name)
-        for name, shown in output.maps.items()
+        (Image.fromarray(to_uint8(get_guidance(name).render(image[0].cpu()))), name)
+        for name, image in output.maps.items()
     ]
-    took = time.perf_counter() - started
     sizes = f"{photograph.width}x{photograph.height} to {sr.width}x{sr.height} px"
-    return (enlarged, sr), maps, f"{sizes} in {took:.1f} s, seed {options.get('seed', pipeline.module.seed)}"
+    line = f"{sizes} in {time.perf_counter() - started:.1f} s, seed {options.get('seed', pipeline.module.seed)}"
+    return (enlarged, sr), maps, line
 
 
 def read_upload(path: str, max_pixels: int) -> Image.Image:
@@ -83,7 +74,7 @@ def read_upload(path: str, max_pixels: int) -> Image.Image:
 
 
 def suggest_tags(pipeline: MegaSRPipeline, photograph: Image.Image | None) -> str:
-    """What the adapter's tagger finds in a photograph; "" where there is none to look, or nothing to look at."""
+    """Tags of a photograph by the adapter's tagger; "" without a tagger or a photograph."""
     tagger = pipeline.module.tagger
     if tagger is None or photograph is None:
         return ""
@@ -97,15 +88,15 @@ def read_options(guidance: tuple[str, ...], values: tuple[Any, ...], tile: int |
 
     Args:
         guidance: the adapter's types.
-        values: tags, preset, colour fix, seed, and of every type whether it is shown and how strongly.
+        values: tags, preset, colour fix, seed, and for every type whether it is on and its strength.
         tile: px of a tile.
     """
     tags, preset, color_fix, seed, *switches = values
-    shown, strengths = switches[: len(guidance)], switches[len(guidance) :]
+    enabled, strengths = switches[: len(guidance)], switches[len(guidance) :]
     options: dict[str, Any] = {"prompt": tags.strip(), "seed": int(seed), "tile": tile}
     if guidance:
         options["guidance"] = {
-            name: strength if on else 0.0 for name, on, strength in zip(guidance, shown, strengths, strict=True)
+            name: strength if on else 0.0 for name, on, strength in zip(guidance, enabled, strengths, strict=True)
         }
     if preset != AS_TRAINED:
         options["preset"] = preset
@@ -115,7 +106,7 @@ def read_options(guidance: tuple[str, ...], values: tuple[Any, ...], tile: int |
 
 
 def import_gradio() -> Any:
-    """The library of the page, told to keep what it sees to itself.
+    """gradio, with its analytics off.
 
     Raises:
         MegaSRError: it is not installed.
@@ -132,7 +123,7 @@ def make_page(pipeline: MegaSRPipeline, tile: int | None = None, max_pixels: int
     """The page around a pipeline; `.launch()` serves it.
 
     Args:
-        pipeline: what restores.
+        pipeline: restores the photographs.
         tile: sr that is larger is made in tiles of so many px; see choose_tile.
         max_pixels: larger photographs are refused.
 
@@ -148,18 +139,17 @@ def make_page(pipeline: MegaSRPipeline, tile: int | None = None, max_pixels: int
         try:
             photograph = read_upload(upload, max_pixels)
             options = read_options(pipeline.guidance, values, tile)
-            return restore_shown(pipeline, photograph, options, lambda share: progress(share, desc="restoring"))
+            return restore_for_page(pipeline, photograph, options, lambda share: progress(share, desc="restoring"))
         except (UsageError, MegaSRError) as error:
             raise gr.Error(str(error), print_exception=False) from error
 
     def suggest(upload: str) -> str:
         try:
             return suggest_tags(pipeline, read_upload(upload, max_pixels))
-        except MegaSRError:  # said when the button is pressed
+        except MegaSRError:  # the button reports it
             return ""
 
-    kept_s = _UPLOADS_KEPT_S
-    with gr.Blocks(title="megasr", analytics_enabled=False, delete_cache=(kept_s, kept_s)) as page:
+    with gr.Blocks(title="megasr", analytics_enabled=False, delete_cache=(_UPLOADS_KEPT_S,) * 2) as page:
         gr.Markdown("## megasr\nDrop a photograph, choose what guides its restoration, and compare.")
         with gr.Row():
             with gr.Column(scale=2, min_width=320):
@@ -176,21 +166,21 @@ def make_page(pipeline: MegaSRPipeline, tile: int | None = None, max_pixels: int
 
 def _fields(gr: Any, pipeline: MegaSRPipeline) -> tuple[Any, list[Any], Any]:
     """Photograph, the other fields in the order of read_options, and the button."""
-    # As a file that gradio does not decode: it knows no limits, and more formats than ours.
+    # As a file: gradio would decode it without limits, and in more formats than ours.
     photograph = gr.Image(
         type="filepath", image_mode=None, sources=["upload", "clipboard"], label="Photograph", height=280
     )
-    hint, reads = "comma-separated: what is shown", pipeline.module.adapter.text
+    hint, reads = "comma-separated, such as: brick wall, window", pipeline.module.adapter.text
     if not reads:
         hint = "this adapter was trained without words"
     elif not getattr(pipeline.module.tagger, "keep_given", True):
         hint, reads = "this adapter's tagger decides", False
     tags = gr.Textbox(label="Tags", placeholder=hint, interactive=reads, elem_id="tags")
-    shown, strengths = [], []
+    enabled, strengths = [], []
     with gr.Group():
         for name in pipeline.guidance:
             with gr.Row(equal_height=True):
-                shown.append(gr.Checkbox(True, label=name, scale=1, min_width=150, elem_id=f"show-{name}"))
+                enabled.append(gr.Checkbox(True, label=name, scale=1, min_width=150, elem_id=f"show-{name}"))
                 strength = gr.Slider(0, MAX_STRENGTH, 1, step=0.05, label="strength", scale=2, min_width=220,
                                      elem_id=f"strength-{name}")  # fmt: skip
                 strengths.append(strength)
@@ -199,11 +189,11 @@ def _fields(gr: Any, pipeline: MegaSRPipeline) -> tuple[Any, list[Any], Any]:
         color_fix = gr.Dropdown([NONE, *get_args(ColorFix)], value=NONE, label="Colour fix", min_width=100)
         seed = gr.Number(pipeline.module.seed, label="Seed", precision=0, minimum=0, min_width=80)
     button = gr.Button("Upscale", variant="primary", elem_id="upscale")
-    return photograph, [tags, preset, color_fix, seed, *shown, *strengths], button
+    return photograph, [tags, preset, color_fix, seed, *enabled, *strengths], button
 
 
 def _results(gr: Any, pipeline: MegaSRPipeline) -> tuple[Any, Any, Any]:
-    """Both pictures, the maps, and the line about them."""
+    """The components for both pictures, the maps, and the line about them."""
     both = gr.ImageSlider(label="Bicubic and restored", format="png", height=480, max_height=480, elem_id="both")
     line = gr.Markdown(elem_id="line")
     columns = max(1, min(4, len(pipeline.guidance)))

@@ -30,7 +30,7 @@ _INTEROPERABILITY = 0xA005  # points into the old file
 
 @dataclass(frozen=True)
 class Metadata:
-    """What goes with the pixels into the file of sr.
+    """EXIF and ICC profile for the file of sr.
 
     Attributes:
         tags: tag -> value of the first EXIF directory, those of DESCRIBING.
@@ -43,7 +43,7 @@ class Metadata:
     profile: bytes | None
 
     def exif(self, width: int, height: int) -> Image.Exif:
-        """As Pillow's writers take it, for an image of this size; empty when there is nothing to say."""
+        """EXIF for an image of this size, for Pillow's writers; may be empty."""
         from PIL import Image
 
         exif = Image.Exif()
@@ -54,22 +54,21 @@ class Metadata:
 
 
 def sized(tags: dict[int, object], width: int, height: int) -> dict[int, object]:
-    """The tags with another size where they name one."""
-    new = {_WIDTH: width, _HEIGHT: height}
-    return {tag: new.get(tag, value) for tag, value in tags.items()}
+    """The tags, with this size where they name one."""
+    return {tag: {_WIDTH: width, _HEIGHT: height}.get(tag, value) for tag, value in tags.items()}
 
 
 def read_metadata(image: Image.Image, profile: bytes | None) -> Metadata:
-    """What an open image says. Damaged EXIF counts as none: the pixels may still be right."""
+    """Metadata of an open image. Damaged EXIF counts as none: the pixels may still be right."""
     try:
         exif = image.getexif()
         tags = {tag: exif[tag] for tag in DESCRIBING if tag in exif}
         folders = {number: dict(exif.get_ifd(number)) for number in (EXIF_IFD, GPS_IFD)}
     except Exception:
         return Metadata({}, {}, profile)
-    for found in folders.values():
-        found.pop(_INTEROPERABILITY, None)
-    return Metadata(tags, {number: found for number, found in folders.items() if found}, profile)
+    for content in folders.values():
+        content.pop(_INTEROPERABILITY, None)
+    return Metadata(tags, {number: content for number, content in folders.items() if content}, profile)
 
 
 def profile_space(profile: bytes | None) -> str | None:
@@ -95,7 +94,7 @@ class Photograph:
         pixels: (h, w, 3) RGB, uint8 or uint16 as the file has it; greyscale is replicated.
         alpha: (h, w) of the same type, None for opaque files. Colours are not multiplied by it.
         is_grey: the file has no colours.
-        metadata: what goes with the pixels.
+        metadata: EXIF and ICC profile.
     """
 
     pixels: np.ndarray
@@ -194,31 +193,16 @@ def _upright(layers: np.ndarray, turned: int) -> np.ndarray:
 
 
 _FORMATS = {
-    ".png": "PNG",
-    ".jpg": "JPEG",
-    ".jpeg": "JPEG",
-    ".webp": "WEBP",
-    ".bmp": "BMP",
-    ".tif": "TIFF",
-    ".tiff": "TIFF",
-}
+    ".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".bmp": "BMP", ".tif": "TIFF", ".tiff": "TIFF",
+}  # fmt: skip
 _DEEP, _OPAQUE = ("PNG", "TIFF"), ("JPEG", "BMP")
-# Nearly without loss, and full resolution of the colours: sr is looked at closely.
-_OPTIONS: dict[str, dict[str, Any]] = {
-    "JPEG": {"quality": 95, "subsampling": 0},
-    "WEBP": {"quality": 95},
-}
+_OPTIONS: dict[str, dict[str, Any]] = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"quality": 95}}
 _MOST_PX = {"JPEG": 65500, "WEBP": 16383}  # of a side: libjpeg's and the format's own limit
 _GREY_MODES = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
 def check_fits(path: Path, height: int, width: int) -> None:
-    """Refuse before it is restored what the format cannot hold.
-
-    Args:
-        path: its ending says the format.
-        height: of sr.
-        width: of sr.
+    """Check that a format, which the ending of `path` says, can hold sr of this size.
 
     Raises:
         MegaSRError: a side is too long.
@@ -235,7 +219,7 @@ def encode(sr: torch.Tensor, original: Photograph, path: Path) -> bytes:
     kept in PNG and TIFF. A grey photograph gives a grey file.
 
     Args:
-        sr: restored from the photograph.
+        sr: restored from `original`.
         original: the photograph.
         path: its ending says the format.
 
@@ -278,7 +262,7 @@ def _with_pillow(pixels: np.ndarray, form: str, metadata: Metadata) -> bytes:
 
 
 def _deep_png(pixels: np.ndarray, metadata: Metadata) -> bytes:
-    """16 bits, which Pillow cannot write in colour: by OpenCV, which writes no metadata."""
+    """16-bit PNG by OpenCV, as Pillow writes no 16-bit colours; the chunks of the metadata are added here."""
     import cv2
 
     height, width, channels = pixels.shape
@@ -292,7 +276,7 @@ def _deep_png(pixels: np.ndarray, metadata: Metadata) -> bytes:
         chunks += _chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(metadata.profile))
     if exif := metadata.exif(width, height):
         chunks += _chunk(b"eXIf", exif.tobytes()[6:])
-    header = 8 + 25  # the signature and IHDR, behind which both chunks may stand (PNG 3rd edition, 5.6)
+    header = 8 + 25  # signature and IHDR, after which both chunks may come (PNG 3rd edition, 5.6)
     return content[:header] + chunks + content[header:]
 
 
@@ -301,10 +285,10 @@ def _chunk(name: bytes, data: bytes) -> bytes:
 
 
 def _tiff(pixels: np.ndarray, metadata: Metadata) -> bytes:
-    """By tifffile, as Pillow has no 16-bit colours and loses EXIF where it compresses.
+    """By tifffile, as Pillow writes no 16-bit colours, and no EXIF into compressed files.
 
-    tifffile writes no directories of EXIF: they are appended. What holds their places is written under the next
-    numbers, which nothing uses, and gets its own afterwards; so the tags stay sorted, as they must be.
+    tifffile writes no EXIF directories: they are appended. Their pointers are first written under the next, unused tag
+    numbers, which are then replaced; so the tags stay sorted, as TIFF requires.
     """
     import tifffile
     from PIL.TiffImagePlugin import ImageFileDirectory_v2

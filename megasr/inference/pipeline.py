@@ -1,4 +1,4 @@
-"""MegaSRPipeline: restore images with a trained adapter, in the manner of diffusers."""
+"""MegaSRPipeline: restore images with a trained adapter, in the manner of diffusers. Needs no lightning."""
 
 from __future__ import annotations
 
@@ -7,27 +7,28 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import torch
 from PIL import Image
+from torch import nn
 
 from megasr.batch import SRBatch, check_range, extremes
 from megasr.errors import UsageError, unknown_name
 from megasr.guidance.extract import check_strengths, shown_guidance
 from megasr.images import from_uint8, resize, to_uint8
-from megasr.inference import devices, exported
+from megasr.inference import exported
 from megasr.inference.color import ColorFix, check_color_fix
-from megasr.inference.restoration import Restored, Wanted, restore
 from megasr.inference.tiling import Tiling
-
-if TYPE_CHECKING:
-    from megasr.training.config import SamplerConfig
-    from megasr.training.module import MegaSRModule
-
+from megasr.system import MegaSR, Restored, RestoreOptions
+from megasr.training.config import SamplerConfig
 
 PRESETS = {"quality": 50, "balanced": 20, "fast": 8}  # steps
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+AnyImage: TypeAlias = Image.Image | np.ndarray | torch.Tensor
+OutputType = Literal["pil", "pt", "np"]
+Callback = Callable[[Any, int, int, dict[str, torch.Tensor]], Mapping[str, torch.Tensor] | None]
 
 
 def change_sampler(
@@ -37,7 +38,7 @@ def change_sampler(
     guidance_scale: float | None,
     negative_prompt: str | None,
 ) -> SamplerConfig:
-    """The sampler with what is asked for; None leaves it as it is.
+    """The sampler with the changes that are not None.
 
     Raises:
         UsageError: a preset is unknown, or given beside a number of steps.
@@ -48,8 +49,8 @@ def change_sampler(
         if preset not in PRESETS:
             raise unknown_name("preset", preset, PRESETS)
         steps = PRESETS[preset]
-    wanted = {"num_steps": steps, "guidance_scale": guidance_scale, "negative_prompt": negative_prompt}
-    return replace(trained, **{name: value for name, value in wanted.items() if value is not None})  # type: ignore[arg-type]
+    changes = {"num_steps": steps, "guidance_scale": guidance_scale, "negative_prompt": negative_prompt}
+    return replace(trained, **{name: value for name, value in changes.items() if value is not None})  # type: ignore[arg-type]
 
 
 def spread_prompts(prompt: str | Sequence[str], count: int, uses_text: bool) -> list[str]:
@@ -66,43 +67,6 @@ def spread_prompts(prompt: str | Sequence[str], count: int, uses_text: bool) -> 
     return prompts
 
 
-def name_images(keys: Sequence[str] | None, count: int) -> list[str]:
-    """One name per image: "image", or "image0", "image1", ... where none are given.
-
-    Raises:
-        UsageError: there is another number of them.
-    """
-    if keys is None:
-        return ["image"] if count == 1 else [f"image{number}" for number in range(count)]
-    if isinstance(keys, str) or len(keys) != count:
-        raise UsageError(f"keys: {keys!r} for {count} images; give a list with one name per image")
-    return list(keys)
-
-
-def choose_seed(seed: int | None, generator: torch.Generator | None, trained: int) -> int:
-    """The seed, one that the generator draws, or the training's.
-
-    Raises:
-        UsageError: both are given.
-    """
-    if generator is None:
-        return trained if seed is None else seed
-    if seed is not None:
-        raise UsageError(f"seed={seed} and a generator: give one of them")
-    return int(torch.randint(2**62, (), generator=generator, device=generator.device))
-
-
-def check_scale(scale_factor: float) -> float:
-    """The size of sr over size of lq.
-
-    Raises:
-        UsageError: it is not a number above 0.
-    """
-    if not 0 < scale_factor < float("inf"):
-        raise UsageError(f"scale_factor must be above 0, got {scale_factor}")
-    return scale_factor
-
-
 def choose_tile(asked: int | None, native_px: int | None) -> int | None:
     """Px of the tiles in which the commands restore, None for whole images.
 
@@ -115,7 +79,7 @@ def choose_tile(asked: int | None, native_px: int | None) -> int | None:
 
 
 def choose_tiling(tile: int | None, overlap: int | None) -> Tiling | None:
-    """How an image is cut, None when it is not.
+    """Tiles of `tile` px, None for whole images.
 
     Raises:
         UsageError: a size cannot be used, or an overlap is given without tiles.
@@ -123,11 +87,6 @@ def choose_tiling(tile: int | None, overlap: int | None) -> Tiling | None:
     if tile is None and overlap is not None:
         raise UsageError(f"tile_overlap={overlap} does nothing without tile")
     return None if tile is None else Tiling(tile, overlap)
-
-
-AnyImage: TypeAlias = Image.Image | np.ndarray | torch.Tensor
-OutputType = Literal["pil", "pt", "np"]
-_ROWS = 256
 
 
 def to_tensors(image: AnyImage | Sequence[AnyImage]) -> list[torch.Tensor]:
@@ -171,43 +130,9 @@ def _to_tensor(image: Any, name: str) -> torch.Tensor:
     return lq
 
 
-def _to_array(image: torch.Tensor) -> np.ndarray:
-    """(3, H, W) -> (H, W, 3) uint8, a few rows at a time: of a large image the whole in float32 once more is much."""
-    array = np.empty((*image.shape[1:], 3), np.uint8)
-    for top in range(0, len(array), _ROWS):
-        array[top : top + _ROWS] = to_uint8(image[:, top : top + _ROWS])
-    return array
-
-
-def check_output_type(kind: str) -> None:
-    """Refuse kinds that are not known.
-
-    Raises:
-        UsageError: shows those that are.
-    """
-    if kind not in get_args(OutputType):
-        raise unknown_name("output_type", kind, get_args(OutputType))
-
-
-def to_output(
-    images: list[torch.Tensor], kind: OutputType
-) -> list[Image.Image] | list[Any] | torch.Tensor | np.ndarray:
-    """Images (3, H, W) in [0, 1] as PIL images, or as one tensor or array where all have one size, else a list."""
-    same_size = len({image.shape for image in images}) == 1
-    if kind == "pt":
-        return torch.stack(images) if same_size else images
-    arrays = [_to_array(image) for image in images]
-    if kind == "pil":
-        return [Image.fromarray(array) for array in arrays]
-    return np.stack(arrays) if same_size else arrays
-
-
-Callback = Callable[[Any, int, int, dict[str, torch.Tensor]], Mapping[str, torch.Tensor] | None]
-
-
 @dataclass(frozen=True)
 class MegaSROutput:
-    """What a pipeline returns.
+    """Output of a pipeline.
 
     Attributes:
         images: a list of PIL images, or (B, 3, H, W) float32 in [0, 1], or (B, H, W, 3) uint8, as asked for; of
@@ -222,15 +147,21 @@ class MegaSROutput:
 class MegaSRPipeline:
     """Restore photographs with a trained adapter.
 
+    >>> from PIL import Image
+    >>> from megasr import MegaSRPipeline
+    >>> pipeline = MegaSRPipeline.from_checkpoint("tiny")  # the shipped adapter; or from_pretrained("folder")
+    >>> pipeline(Image.new("RGB", (16, 12)), preset="fast", seed=3).images[0].size
+    (64, 48)
+
     Args:
-        module: a trained module.
+        module: a trained MegaSR or MegaSRModule.
         device: where to run, as torch names it.
 
     Raises:
         UsageError: the adapter needs maps that a photograph does not have.
     """
 
-    def __init__(self, module: MegaSRModule, device: str = "cpu") -> None:
+    def __init__(self, module: MegaSR, device: str = "cpu") -> None:
         unavailable = [g.name for g in module.network.guidance if g.source != "lq"]
         if unavailable:
             raise UsageError(
@@ -258,10 +189,8 @@ class MegaSRPipeline:
         Raises:
             MegaSRError: the checkpoint or the prior is missing, or they do not belong together.
         """
-        from megasr.training.module import MegaSRModule
-
         changes = {"sampler": sampler} if sampler is not None else {}
-        return cls(MegaSRModule.from_checkpoint(path, prior, **changes), device)
+        return cls(MegaSR.from_checkpoint(path, prior, **changes), device)
 
     @classmethod
     def from_pretrained(
@@ -277,8 +206,7 @@ class MegaSRPipeline:
         Raises:
             MegaSRError: the folder or the prior is missing or damaged, or they do not belong together.
         """
-        pipeline = cls(exported.load(folder, prior))
-        return pipeline.to(dtype=torch_dtype) if torch_dtype is not None else pipeline
+        return cls(exported.load(folder, prior)).to(dtype=torch_dtype)
 
     def save_pretrained(self, folder: str | Path, include_prior: bool = False) -> None:
         """Write adapter.safetensors, config.json and a model card; the whole folder or nothing.
@@ -294,24 +222,42 @@ class MegaSRPipeline:
         exported.save(self.module, Path(folder), include_prior)
 
     def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> MegaSRPipeline:
-        """Move to a device, or compute in another dtype: float32, bfloat16 or float16. Returns itself.
+        """Move to a device, or let prior and network compute in float32, bfloat16 or float16. Returns itself.
 
         Raises:
             UsageError: there is no such device, or the dtype is another one.
         """
         if device is not None:
-            self.device = devices.move(self.module, device)
+            try:
+                self.device = torch.device(device)
+                self.module.to(self.device)
+            except (RuntimeError, AssertionError) as error:
+                raise UsageError(f"device {str(device)!r} cannot be used: {str(error).splitlines()[0]}") from error
         if dtype is not None:
-            self.dtype = devices.cast(self.module, dtype)
+            if dtype not in DTYPES:
+                raise UsageError(f"dtype must be one of {', '.join(map(str, DTYPES))}, got {dtype}")
+            self.dtype = dtype
+            self.module.prior.to(dtype)
+            self.module.network.to(dtype)
         return self
 
-    def enable_model_cpu_offload(self) -> None:
-        """Keep only the part on the GPU that computes: text encoder, vision tower, VAE, or U-Net with ControlNet.
+    def enable_model_cpu_offload(self, device: str | torch.device = "cuda") -> None:
+        """Keep text encoder, vision tower, tagger, VAE and network on the CPU until each is needed on the GPU.
 
         Raises:
             UsageError: there is no GPU.
         """
-        self.device = devices.offload(self.module)
+        from accelerate import cpu_offload_with_hook
+
+        device = torch.device(device)
+        if device.type == "cuda" and not torch.cuda.is_available():
+            raise UsageError("enable_model_cpu_offload needs a GPU, and torch finds none: leave it out")
+        self.to("cpu")
+        module, hook = self.module, None
+        for part in (module.vision, module.tagger, module.prior.text_encoder, module.network, module.prior.vae):
+            if isinstance(part, nn.Module):
+                _, hook = cpu_offload_with_hook(part, device, hook)
+        self.device = device
 
     @property
     def guidance(self) -> tuple[str, ...]:
@@ -351,7 +297,7 @@ class MegaSRPipeline:
             num_inference_steps: steps of the sampler.
             guidance_scale: of classifier-free guidance on the words.
             guidance: strength of each guidance type, from 0 (off) to 2, 1 as trained (megasr.guidance.extract).
-            prompt: comma-separated words for what is shown: for all images, or one per image.
+            prompt: comma-separated words for what the image shows: for all images, or one per image.
             negative_prompt: used when guidance_scale is not 1.
             seed: of the noise.
             generator: draws the seed, in its place.
@@ -369,76 +315,95 @@ class MegaSRPipeline:
             MegaSRError: weights are missing, or numbers overflowed.
         """
         images = to_tensors(image)
-        check_output_type(output_type)
-        names = name_images(keys, len(images))
-        prompts = spread_prompts(prompt, len(images), self.module.adapter.text)
-        scale = check_scale(self.scale_factor if scale_factor is None else scale_factor)
-        wanted = self._wanted(
+        if output_type not in get_args(OutputType):
+            raise unknown_name("output_type", output_type, get_args(OutputType))
+        scale = self.scale_factor if scale_factor is None else scale_factor
+        if not 0 < scale < float("inf"):
+            raise UsageError(f"scale_factor must be above 0, got {scale}")
+        options = self._options(
             guidance,
             callback_on_step_end,
             sampler=change_sampler(self.module.sampler, num_inference_steps, preset, guidance_scale, negative_prompt),
-            seed=choose_seed(seed, generator, self.module.seed),
+            seed=self._seed(seed, generator),
             tiling=choose_tiling(tile, tile_overlap),
             color_fix=check_color_fix(color_fix),
         )
-        return _output(self._restore_all(images, names, prompts, scale, wanted), output_type)
+        names = _names(keys, len(images))
+        prompts = spread_prompts(prompt, len(images), self.module.adapter.text)
+        restored = self._restore_all(images, names, prompts, scale, options)
+        maps = {name: _stack([one.maps[name] for one in restored]) for name in restored[0].maps}
+        return MegaSROutput(_to_output([one.sr for one in restored], output_type), maps)
 
-    def _wanted(self, guidance: Mapping[str, float] | None, callback: Callback | None, **chosen: Any) -> Wanted:
-        """How to restore. Types of strength 0 are not even extracted."""
-        shown, strengths = self.module.shown, None
-        if guidance is not None:
-            strengths = check_strengths(
-                guidance, {own.name: float(source is not None) for own, source in shown.items()}
-            )
+    def _seed(self, seed: int | None, generator: torch.Generator | None) -> int:
+        if generator is None:
+            return self.module.seed if seed is None else seed
+        if seed is not None:
+            raise UsageError(f"seed={seed} and a generator: give one of them")
+        return int(torch.randint(2**62, (), generator=generator, device=generator.device))
+
+    def _options(
+        self, strengths: Mapping[str, float] | None, callback: Callback | None, **chosen: Any
+    ) -> RestoreOptions:
+        """Add guidance of these strengths (types of strength 0 are not even extracted), the dtype and the callback."""
+        shown = self.module.shown
+        if strengths is not None:
+            strengths = check_strengths(strengths, {own.name: float(src is not None) for own, src in shown.items()})
             shown = shown_guidance(tuple(shown), [name for name, strength in strengths.items() if strength > 0])
 
         def on_step(step: int, timestep: int, z: torch.Tensor) -> torch.Tensor | None:
             return ((callback and callback(self, step, timestep, {"latents": z})) or {}).get("latents")
 
-        return Wanted(shown=shown, strengths=strengths, dtype=self.dtype, on_step=on_step, **chosen)
+        return RestoreOptions(shown=shown, strengths=strengths, dtype=self.dtype, on_step=on_step, **chosen)
 
     def _restore_all(
-        self, images: list[torch.Tensor], names: list[str], prompts: list[str], scale: float, wanted: Wanted
+        self, images: list[torch.Tensor], names: list[str], prompts: list[str], scale: float, options: RestoreOptions
     ) -> list[Restored]:
         """Every image, in batches of one size; alone where it is cut into tiles."""
+        batches: defaultdict[object, list[int]] = defaultdict(list)
+        for number, image in enumerate(images):
+            batches[number if options.tiling is not None else image.shape].append(number)
         done: dict[int, Restored] = {}
-        for indices in _batches(images, alone=wanted.tiling is not None):
-            batch = SRBatch(keys=[names[i] for i in indices], tags=[prompts[i] for i in indices])
-            restored = self._restore(torch.stack([images[i] for i in indices]), batch, scale, wanted)
-            done |= {i: Restored(*_sample(restored, n)) for n, i in enumerate(indices)}
+        for numbers in batches.values():
+            batch = SRBatch(keys=[names[i] for i in numbers], tags=[prompts[i] for i in numbers])
+            sr, maps = self._restore(torch.stack([images[i] for i in numbers]), batch, scale, options)
+            for n, i in enumerate(numbers):
+                done[i] = Restored(sr[n].cpu(), {name: image[n].cpu() for name, image in maps.items()})
         return [done[i] for i in range(len(images))]
 
-    def _restore(self, lq: torch.Tensor, batch: SRBatch, scale: float, wanted: Wanted) -> Restored:
+    def _restore(self, lq: torch.Tensor, batch: SRBatch, scale: float, options: RestoreOptions) -> Restored:
         """A batch of one size. Its maps are kept: with other strengths of guidance they need not be made again."""
         height, width = (max(1, round(side * scale)) for side in lq.shape[-2:])
-        same = self._identify(lq, f"{batch['keys']}{tuple(lq.shape)}{height}x{width}{wanted.tiling}")
-        kept = self._maps[1] if self._maps[0] == same else {}
+        about = f"{batch['keys']}{tuple(lq.shape)}{height}x{width}{options.tiling}"
+        digest = hashlib.sha256(about.encode() + lq.numpy().tobytes()).hexdigest()
+        kept = self._maps[1] if self._maps[0] == digest else {}
         batch = SRBatch(**{**batch, "lq": lq.to(self.device), "maps": kept})
-        restored = restore(self.module, batch, resize(batch["lq"], height, width), wanted)
-        self._maps = same, kept | restored.maps
+        restored = self.module.restore_with(batch, resize(batch["lq"], height, width), options)
+        self._maps = digest, kept | restored.maps
         return restored
 
-    def _identify(self, lq: torch.Tensor, about: str) -> str:
-        return hashlib.sha256(about.encode() + lq.numpy().tobytes()).hexdigest()
+
+def _names(keys: Sequence[str] | None, count: int) -> list[str]:
+    """One name per image.
+
+    Raises:
+        UsageError: there is another number of them.
+    """
+    if keys is None:
+        return ["image"] if count == 1 else [f"image{number}" for number in range(count)]
+    if isinstance(keys, str) or len(keys) != count:
+        raise UsageError(f"keys: {keys!r} for {count} images; give a list with one name per image")
+    return list(keys)
 
 
-def _batches(images: Sequence[torch.Tensor], alone: bool) -> list[list[int]]:
-    """Numbers of the images that are restored together."""
-    if alone:
-        return [[number] for number in range(len(images))]
-    by_size: defaultdict[torch.Size, list[int]] = defaultdict(list)
-    for number, image in enumerate(images):
-        by_size[image.shape].append(number)
-    return list(by_size.values())
+def _to_output(images: list[torch.Tensor], kind: OutputType) -> Any:
+    """Images (3, H, W) in [0, 1] as PIL images, or as one tensor or array where all have one size, else a list."""
+    if kind == "pt":
+        return _stack(images)
+    arrays = [to_uint8(image) for image in images]
+    if kind == "pil":
+        return [Image.fromarray(array) for array in arrays]
+    return np.stack(arrays) if len({array.shape for array in arrays}) == 1 else arrays
 
 
-def _sample(restored: Restored, number: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    return restored.sr[number].cpu(), {name: made[number].cpu() for name, made in restored.maps.items()}
-
-
-def _output(restored: list[Restored], kind: OutputType) -> MegaSROutput:
-    maps: dict[str, Any] = {}
-    for name in restored[0].maps:
-        made = [one.maps[name] for one in restored]
-        maps[name] = torch.stack(made) if len({one.shape for one in made}) == 1 else made
-    return MegaSROutput(to_output([one.sr for one in restored], kind), maps)
+def _stack(images: list[torch.Tensor]) -> torch.Tensor | list[torch.Tensor]:
+    return torch.stack(images) if len({image.shape for image in images}) == 1 else images

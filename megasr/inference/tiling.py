@@ -1,4 +1,4 @@
-"""Tiles of large images: their grid, their blending, and the autoencoder tile by tile."""
+"""Tiles of large images: their grid, their blending, and the autoencoder and the denoiser tile by tile."""
 
 from __future__ import annotations
 
@@ -10,10 +10,21 @@ from itertools import product
 
 import torch
 
+from megasr.diffusion.sampling import Interval, guided, is_guided
 from megasr.errors import MegaSRError, UsageError
+from megasr.networks.network import (
+    Conditions,
+    MegaSRNetwork,
+    SaftMaps,
+    WeightedMaps,
+    join_words,
+    put_words,
+    repeat_words,
+)
 from megasr.prior import Prior
 
-Box = tuple[int, int]  # number of the tile's row and column
+Box = tuple[int, int]  # row and column of a tile in its grid
+GROUPS_KEPT = 4  # groups of tiles whose conditions stay in memory between steps
 
 
 @dataclass(frozen=True)
@@ -76,7 +87,7 @@ class Axis:
         return [min(i * stride, self.length - self.extent) for i in range(count)]
 
     def weights(self) -> torch.Tensor:
-        """(tiles, extent) weights: in every point of the side those of all tiles sum to 1. Ramps are sin^2."""
+        """(tiles, extent) blending weights with sin^2 ramps; at every point of the side they sum to 1."""
         place = torch.arange(self.extent) + 0.5
         ramp = (torch.minimum(place, self.extent - place) / max(1, self.overlap)).clamp(max=1)
         ramp = (ramp * math.pi / 2).sin().square()
@@ -110,7 +121,7 @@ class Grid:
         return cls(Axis(height, height, 0), Axis(width, width, 0))
 
     def divided(self, factor: int) -> Grid:
-        """The same tiles where everything is smaller by a factor."""
+        """The same tiles where everything is smaller by a factor, as in the latents."""
         return replace(self, rows=self.rows.divided(factor), columns=self.columns.divided(factor))
 
     @property
@@ -120,7 +131,7 @@ class Grid:
 
     @property
     def groups(self) -> list[list[Box]]:
-        """Tiles in groups that are worked on at once."""
+        """Tiles in groups that go through the network at once."""
         boxes = list(product(range(len(self.rows.starts)), range(len(self.columns.starts))))
         return [boxes[i : i + self.batch] for i in range(0, len(boxes), self.batch)]
 
@@ -136,17 +147,17 @@ class Grid:
         return torch.cat([image[(..., *self.place(box))] for box in boxes])
 
     def blend(self, make: Callable[[list[Box]], torch.Tensor]) -> torch.Tensor:
-        """What `make` makes of groups of tiles, in the order of `crop` and in the units of this grid, as one image."""
+        """One image from the tiles that `make` returns for each group, in the order of `crop`, in this grid's units."""
         if self.is_whole:
             return make([(0, 0)])
-        across, along = self.rows.weights(), self.columns.weights()
+        row_weights, column_weights = self.rows.weights(), self.columns.weights()
         image: torch.Tensor | None = None
         for group in self.groups:
-            made = make(group).float().unflatten(0, (len(group), -1))
+            tiles = make(group).float().unflatten(0, (len(group), -1))
             if image is None:
-                image = made.new_zeros(*made.shape[1:3], self.rows.length, self.columns.length)
-            for (row, column), tile in zip(group, made, strict=True):
-                weight = torch.outer(across[row], along[column]).to(tile)
+                image = tiles.new_zeros(*tiles.shape[1:3], self.rows.length, self.columns.length)
+            for (row, column), tile in zip(group, tiles, strict=True):
+                weight = torch.outer(row_weights[row], column_weights[column]).to(tile)
                 image[(..., *self.place((row, column)))] += weight * tile
         assert image is not None
         return image
@@ -173,10 +184,93 @@ def decode_tiles(prior: Prior, z: torch.Tensor, grid: Grid) -> torch.Tensor:
 
 
 def _run(prior: Prior, call: Callable[[], torch.Tensor]) -> torch.Tensor:
-    made = call()
-    if prior.vae.dtype != torch.float32 and not made.isfinite().all():
-        # Stable Diffusion's VAE has features beyond 65504; once is enough, it stays in float32 from here on.
+    result = call()
+    if prior.vae.dtype != torch.float32 and not result.isfinite().all():
+        # Stable Diffusion's VAE has features beyond 65504, float16's largest number.
         warnings.warn(f"the VAE overflows in {prior.vae.dtype}: it computes in float32 from here on", stacklevel=2)
         prior.vae.float()
-        made = call()
-    return made
+        result = call()
+    return result
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """Classifier-free guidance.
+
+    Attributes:
+        negative: keys and values of the negative prompts.
+        cfg_scale: its strength.
+        interval: see SamplerConfig.guidance_interval.
+        num_train_timesteps: length of the prior's schedule.
+    """
+
+    negative: Conditions
+    cfg_scale: float
+    interval: Interval | None
+    num_train_timesteps: int
+
+
+class TiledDenoiser:
+    """(z_t, timesteps) -> prediction for whole images, tile by tile; conditions are made once, not in every step.
+
+    Args:
+        network: the adapted prior.
+        lq_up: (B, 3, H, W) in [0, 1].
+        known: keys and values of the images' own words and tokens.
+        weighted_maps: inputs of the SAFTs for the whole images (see MegaSRNetwork.guide).
+        grid: tiles in px.
+        guidance: None for none.
+    """
+
+    def __init__(
+        self,
+        network: MegaSRNetwork,
+        lq_up: torch.Tensor,
+        known: Conditions,
+        weighted_maps: WeightedMaps,
+        grid: Grid,
+        guidance: Guidance | None = None,
+    ) -> None:
+        self.network, self.lq_up, self.known, self.guidance = network, lq_up, known, guidance
+        self.weighted_maps = weighted_maps
+        self.pixels, self.latents = grid, grid.divided(network.downsampling)
+        self._placed: dict[tuple[Box, ...], Conditions] = {}
+
+    def __call__(self, z_t: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        """Prediction for the whole images; all timesteps are the same."""
+        guidance = self.guidance
+        if guidance is not None and not is_guided(
+            int(timesteps[0]), guidance.num_train_timesteps, guidance.cfg_scale, guidance.interval
+        ):
+            guidance = None
+        return self.latents.blend(lambda boxes: self._predict(z_t, timesteps, boxes, guidance))
+
+    def _predict(
+        self, z_t: torch.Tensor, timesteps: torch.Tensor, boxes: list[Box], guidance: Guidance | None
+    ) -> torch.Tensor:
+        conditions = self._conditions(boxes, guidance)
+        tiles = self.latents.crop(z_t, boxes).to(self.lq_up.dtype)
+        timesteps = timesteps.repeat(len(boxes))
+        if guidance is None:
+            return self.network(tiles, timesteps, conditions)
+        both = self.network(tiles.repeat(2, 1, 1, 1), timesteps.repeat(2), conditions)
+        positive, negative = both.chunk(2)
+        return guided(positive, negative, guidance.cfg_scale)
+
+    def _conditions(self, boxes: list[Box], guidance: Guidance | None) -> Conditions:
+        known = repeat_words(self.known, len(boxes))
+        placed = self._placed.get(tuple(boxes))
+        if placed is None:
+            weighted_maps = [(weight, self._crop(maps, boxes)) for weight, maps in self.weighted_maps]
+            placed = self.network.guide(known, self.pixels.crop(self.lq_up, boxes), weighted_maps)
+            if len(self._placed) < GROUPS_KEPT:
+                self._placed[tuple(boxes)] = placed
+        if guidance is None:
+            return placed
+        return put_words(join_words(known, repeat_words(guidance.negative, len(boxes))), placed)
+
+    def _crop(self, maps: SaftMaps, boxes: list[Box]) -> SaftMaps:
+        return [
+            [self.latents.divided(2**site.level).crop(part, boxes) for part in parts]
+            for (_, site), parts in zip(self.network.sites, maps, strict=True)
+        ]

@@ -1,4 +1,4 @@
-"""What a MegaSR adapter consists of. One frozen object; every field changes the network."""
+"""What a MegaSR adapter consists of. One frozen object; every field changes the network. Imports no torch."""
 
 from __future__ import annotations
 
@@ -17,6 +17,10 @@ Fusion = Literal["sum", "concat"]
 @dataclass(frozen=True)
 class AdapterConfig:
     """The trained part of MegaSR (2503.08096 v2, figure 2) and the choices that the figure leaves open.
+
+    >>> from megasr import AdapterConfig
+    >>> AdapterConfig(guidance="hed,depth", image=True).guidance
+    ('hed', 'depth')
 
     Args:
         guidance: names of the guidance types that MSFM fuses into every block; none leaves MSFM out.
@@ -38,6 +42,9 @@ class AdapterConfig:
         fusion: `sum` gives every map a SAFT of its own, `concat` stacks all maps into one SAFT; None is the figure's
             two stages, in which the region maps are aggregated first.
         fusion_in: fuse the maps into the `unet` or the `controlnet` only; None is both, as the figure has it.
+        msfm: a class of megasr.networks.msfm.MSFMS in place of MSFM.
+        csm: a class of megasr.networks.csm.CSMS in place of CSM.
+        lq_encoder: a class of megasr.networks.controlnet.LQ_ENCODERS in place of ControlNet's encoder of lq.
     """
 
     guidance: tuple[str, ...] | str = ()
@@ -55,9 +62,12 @@ class AdapterConfig:
     connector: Literal["shared"] | None = None
     fusion: Fusion | None = None
     fusion_in: Literal["unet", "controlnet"] | None = None
+    msfm: str = "megasr"
+    csm: str = "megasr"
+    lq_encoder: str = "megasr"
 
     def __post_init__(self) -> None:
-        # Of YAML it is a list, which would make the frozen object unhashable, or a string.
+        # YAML gives a list, which would make the frozen object unhashable, or a string.
         object.__setattr__(self, "guidance", split_names(self.guidance))
         for name in ("saft_width", "image_width", "representation_width"):
             if getattr(self, name) < 1:

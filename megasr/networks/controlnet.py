@@ -9,18 +9,11 @@ from diffusers import ControlNetModel
 from diffusers.models.controlnets.controlnet import ControlNetConditioningEmbedding
 from torch import nn
 
-from megasr.guidance.registry import GuidanceType
 from megasr.networks.config import AdapterConfig
-from megasr.networks.sites import (
-    BlockRunner,
-    SiteCondition,
-    build_sites,
-    embed_time,
-    run_block,
-    run_encoder,
-    run_middle,
-)
+from megasr.networks.msfm import MapGroups
+from megasr.networks.sites import AdaptedModel, SiteCondition, embed_time, run_encoder, run_middle
 from megasr.networks.unet import Residuals
+from megasr.plugins import Registry
 from megasr.rng import seeded_initialisation
 
 # ControlNet's widths for a VAE that shrinks 8 times; a shallower VAE uses the first ones.
@@ -41,33 +34,29 @@ class LQEncoder(ControlNetConditioningEmbedding):
         super().__init__(conditioning_embedding_channels=channels, block_out_channels=widths)
 
 
-class MegaSRControlNet(nn.Module):
+LQ_ENCODERS: Registry[type[nn.Module]] = Registry("adapter.lq_encoder")
+"""Classes for `adapter.lq_encoder`: constructor and `forward` as LQEncoder's.
+`LQ_ENCODERS.register("mine", MyEncoder)` in a user's package adds one."""
+LQ_ENCODERS.register("megasr", LQEncoder)
+
+
+class MegaSRControlNet(AdaptedModel):
     """ControlNet with adapters; its outputs are zero at step 0.
 
     Args:
         unet: the prior's U-Net, whose encoder and middle block are copied.
         downsampling: f of the VAE.
         config: what the adapter consists of.
-        guidance: the resolved guidance types of the config.
+        groups: the guidance types that are fused here.
         seed: of the initial weights.
     """
 
-    def __init__(
-        self,
-        unet: nn.Module,
-        downsampling: int,
-        config: AdapterConfig,
-        guidance: tuple[GuidanceType, ...],
-        seed: int,
-    ) -> None:
-        super().__init__()
+    def __init__(self, unet: nn.Module, downsampling: int, config: AdapterConfig, groups: MapGroups, seed: int) -> None:
+        encoder = LQ_ENCODERS[config.lq_encoder]
         with seeded_initialisation(seed, "controlnet"):
             controlnet = ControlNetModel.from_unet(unet)
-            controlnet.controlnet_cond_embedding = LQEncoder(unet.config.block_out_channels[0], downsampling)
-        self.controlnet = controlnet.requires_grad_(True).train()
-        self.recompute = config.gradient_checkpointing
-        self.run_block = run_block
-        self.sites = build_sites(controlnet, config, guidance, seed, "controlnet")
+            controlnet.controlnet_cond_embedding = encoder(unet.config.block_out_channels[0], downsampling)
+        super().__init__(controlnet.requires_grad_(True).train(), config, groups, seed, "controlnet")
 
     def encode_lq(self, lq_up: torch.Tensor) -> torch.Tensor:
         """lq_up (B, 3, H, W) in [0, 1] -> f_lq (B, C, h, w). Once per image."""
@@ -78,10 +67,9 @@ class MegaSRControlNet(nn.Module):
     ) -> Residuals:
         """What to add to the U-Net's skips and middle block. f_lq of b images serves any multiple of b."""
         model = self.controlnet
-        run = BlockRunner(self.sites, conditions, self.recompute, self.run_block)
-        time_embedding = embed_time(model, timesteps, z_t.dtype)
+        run = self.block_runner(embed_time(model, timesteps, z_t.dtype), conditions)
         features = (model.conv_in(z_t).unflatten(0, (-1, len(f_lq))) + f_lq).flatten(0, 1)
-        features, skips = run_encoder(model, run, features, time_embedding)
-        features = run_middle(model, run, features, time_embedding)
+        features, skips = run_encoder(model, run, features)
+        features = run_middle(model, run, features)
         zero_convolutions = zip(model.controlnet_down_blocks, skips, strict=True)
         return Residuals([conv(skip) for conv, skip in zero_convolutions], model.controlnet_mid_block(features))

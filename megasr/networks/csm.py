@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from megasr.networks.config import Gate
+from megasr.plugins import Registry
 
-KeyValue = tuple[torch.Tensor, torch.Tensor]
+KeyValue = tuple[torch.Tensor, torch.Tensor]  # each (B, heads, tokens, C / heads)
 
 
 def split_heads(tokens: torch.Tensor, heads: int) -> torch.Tensor:
@@ -17,32 +18,18 @@ def split_heads(tokens: torch.Tensor, heads: int) -> torch.Tensor:
 
 
 def project_keys_values(to_k: nn.Module, to_v: nn.Module, tokens: torch.Tensor, heads: int) -> KeyValue:
-    """Keys and values of `tokens`. They depend on neither F nor the timestep: once per image is enough."""
+    """Keys and values of (B, N, D) tokens. They depend on neither F nor the timestep: once per image is enough."""
     return split_heads(to_k(tokens), heads), split_heads(to_v(tokens), heads)
 
 
-def project_query(attention: nn.Module, features: torch.Tensor) -> torch.Tensor:
-    """Q F of a site: normalised (B, h*w, C) -> (B, heads, h*w, C / heads). Both branches of CSM ask with it."""
-    return split_heads(attention.to_q(features), attention.heads)
-
-
 def attend(attention: nn.Module, query: torch.Tensor, key_value: KeyValue) -> torch.Tensor:
-    """diffusers' Attention with query, keys and values at hand: memory-efficient SDPA, then the output projection.
-
-    Args:
-        attention: diffusers' Attention (its to_out is used).
-        query: (B, heads, h*w, C / heads).
-        key_value: two (B, heads, N, C / heads).
-    """
+    """Scaled dot-product attention and the output projection of diffusers' Attention: (B, heads, N, _) -> (B, N, C)."""
     attended = F.scaled_dot_product_attention(query, *key_value)
     return attention.to_out[0](attended.transpose(1, 2).flatten(2))
 
 
 def frozen_copy(layer: nn.Linear) -> nn.Linear:
-    """A layer with the same weights, which are not trained.
-
-    Not copy.deepcopy: it reads the storage of a weight, and the fake tensors of a memory plan have none (it crashes).
-    """
+    """A layer with the same weights, not trained. (copy.deepcopy fails on the fake tensors of a memory plan.)"""
     has_bias, weight = layer.bias is not None, layer.weight
     copied = nn.Linear(layer.in_features, layer.out_features, has_bias, device=weight.device, dtype=weight.dtype)
     copied.load_state_dict(layer.state_dict())
@@ -62,20 +49,20 @@ class ScaleGate(nn.Module):
 
 def build_gate(kind: Gate, width: int) -> nn.Module:
     """LGWAM, the zero-initialised gate of the visual branch. Its form in the paper is unknown; v1 draws a Linear."""
-    if kind == "linear":
-        gate = nn.Linear(width, width)
-        nn.init.zeros_(gate.weight)
-        nn.init.zeros_(gate.bias)
-        return gate
-    return ScaleGate(width if kind == "channel" else 1)
+    if kind != "linear":
+        return ScaleGate(width if kind == "channel" else 1)
+    gate = nn.Linear(width, width)
+    nn.init.zeros_(gate.weight)
+    nn.init.zeros_(gate.bias)
+    return gate
 
 
 class CSM(nn.Module):
     """The visual branch of one cross-attention site.
 
     Args:
-        attention: the site's own text cross-attention (diffusers' Attention). K and V are copied and stay frozen;
-            Q and the output projection are shared with it.
+        attention: the site's text cross-attention (diffusers' Attention). K and V are copied and stay frozen; Q and the
+            output projection are shared with it.
         image_width: E, width of the image tokens; None when they come translated, by one connector for all sites.
         gate: form of the gate.
     """
@@ -88,16 +75,22 @@ class CSM(nn.Module):
         self.gate = build_gate(gate, attention.query_dim)
 
     def keys_values(self, image_tokens: torch.Tensor, heads: int) -> KeyValue:
-        """(B, N, E) image tokens, or (B, N, D) translated ones -> K' c(e_i), V' c(e_i)."""
+        """(B, N, E) image tokens, or (B, N, D) translated ones -> K' c(e_i), V' c(e_i). Once per image."""
         return project_keys_values(self.to_k, self.to_v, self.connector(image_tokens), heads)
 
     def forward(self, attention: nn.Module, query: torch.Tensor, key_value: KeyValue) -> torch.Tensor:
-        """gate(A_i), to be added to the text branch: (B, h*w, C)."""
+        """gate(A_i), (B, h*w, C), to be added to the text branch. `query` is the text branch's own."""
         return self.gate(attend(attention, query, key_value))
 
 
+CSMS: Registry[type[nn.Module]] = Registry("adapter.csm")
+"""Classes for `adapter.csm`: constructor, `keys_values` and `forward` as CSM's, with a zero output at step 0.
+`CSMS.register("mine", MyCSM)` in a user's package adds one; for FSDP2 it names its layers as CSM does."""
+CSMS.register("megasr", CSM)
+
+
 class RCA(nn.Module):
-    """F' = F + Attn(Norm(F), representation).
+    """F' = F + Attn(Norm(F), representation), zero-initialised.
 
     Args:
         channels: C of the site.
@@ -118,11 +111,10 @@ class RCA(nn.Module):
 
     def keys_values(self, representation: torch.Tensor) -> KeyValue:
         """(B, M, R) -> keys and values."""
-        attention = self.attention
-        return project_keys_values(attention.to_k, attention.to_v, representation, attention.heads)
+        return project_keys_values(self.attention.to_k, self.attention.to_v, representation, self.attention.heads)
 
     def forward(self, features: torch.Tensor, key_value: KeyValue) -> torch.Tensor:
         """F -> F', (B, C, h, w)."""
         tokens = self.norm(features.flatten(2).transpose(1, 2))
-        attended = attend(self.attention, project_query(self.attention, tokens), key_value)
-        return features + attended.transpose(1, 2).reshape(features.shape)
+        query = split_heads(self.attention.to_q(tokens), self.attention.heads)
+        return features + attend(self.attention, query, key_value).transpose(1, 2).reshape(features.shape)

@@ -13,8 +13,10 @@ from torch import nn
 
 from megasr.guidance.registry import GuidanceType
 from megasr.networks.config import Fusion, FusionInit, Version
+from megasr.plugins import Registry
 
 Group = tuple[GuidanceType, ...]  # maps that are stacked along their channels
+Modulation = tuple[torch.Tensor, torch.Tensor]  # scale and shift, each (B, C, h, w)
 
 
 class MapGroups(NamedTuple):
@@ -25,22 +27,20 @@ class MapGroups(NamedTuple):
 
     @property
     def names(self) -> list[str]:
-        """What each separate group is called."""
+        """Names of the separate groups: "canny", or "canny+depth" for maps that share a SAFT."""
         return ["+".join(guidance.name for guidance in group) for group in self.separate]
 
     def stack(self, maps: Mapping[str, torch.Tensor]) -> tuple[list[torch.Tensor], torch.Tensor | None]:
         """Maps name -> (B, C, h, w), the stack of every separate group, and that of the aggregated one or None."""
-        separate = [_stack(maps, group) for group in self.separate]
-        return separate, _stack(maps, self.aggregated) if self.aggregated else None
+        separate, aggregated = (
+            [torch.cat([maps[guidance.name] for guidance in group], dim=1) for group in groups if group]
+            for groups in (self.separate, [self.aggregated])
+        )
+        return separate, aggregated[0] if aggregated else None
 
 
 def group_maps(guidance: Sequence[GuidanceType], fusion: Fusion | None) -> MapGroups:
-    """Group the types of an adapter, edges before regions.
-
-    Args:
-        guidance: the resolved types.
-        fusion: see AdapterConfig.
-    """
+    """Group the types of an adapter, edges before regions; see AdapterConfig.fusion."""
     edges = tuple(g for g in guidance if g.role == "edge")
     regions = tuple(g for g in guidance if g.role == "region")
     if fusion == "concat":
@@ -53,13 +53,6 @@ def group_maps(guidance: Sequence[GuidanceType], fusion: Fusion | None) -> MapGr
 def count_channels(group: Group) -> int:
     """Channels of the stack of a group."""
     return sum(guidance.channels for guidance in group)
-
-
-def _stack(maps: Mapping[str, torch.Tensor], group: Group) -> torch.Tensor:
-    return torch.cat([maps[guidance.name] for guidance in group], dim=1)
-
-
-Modulation = tuple[torch.Tensor, torch.Tensor]
 
 
 class ChannelAttention(nn.Module):
@@ -98,9 +91,8 @@ class RegionAggregation(nn.Module):
 class SAFT(nn.Module):
     """Map -> (gamma, beta): h = MLP(G), gamma = Conv(h), beta = Conv(h), all convolutions 1x1.
 
-    The MLP starts with He's initialisation (1502.01852), which keeps a map's variation. With torch's own a fiftieth
-    of it came through (of depth in scenes 0.005 of 0.23, standard deviation over pixels), and after hundreds of steps
-    guidance still changed nothing.
+    The MLP has He's initialisation (1502.01852), which keeps a map's variation. With torch's own a fiftieth of it came
+    through (of depth 0.005 of 0.23, standard deviation over pixels), and guidance had no effect for hundreds of steps.
 
     Args:
         map_channels: channels of G.
@@ -111,15 +103,13 @@ class SAFT(nn.Module):
 
     def __init__(self, map_channels: int, channels: int, width: int, zero_init: bool) -> None:
         super().__init__()
-        widths = (map_channels, width, width, width)
-        layers = [(nn.Conv2d(a, b, 1), nn.SiLU()) for a, b in pairwise(widths)]
+        layers = [(nn.Conv2d(a, b, 1), nn.SiLU()) for a, b in pairwise((map_channels, width, width, width))]
         self.mlp = nn.Sequential(*(module for pair in layers for module in pair))
         self.gamma = nn.Conv2d(width, channels, 1)
         self.beta = nn.Conv2d(width, channels, 1)
-        for layer in self.mlp:
-            if isinstance(layer, nn.Conv2d):
-                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-                nn.init.zeros_(layer.bias)
+        for convolution, _ in layers:
+            nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
+            nn.init.zeros_(convolution.bias)
         if zero_init:
             for parameter in (*self.gamma.parameters(), *self.beta.parameters()):
                 nn.init.zeros_(parameter)
@@ -162,11 +152,11 @@ class MSFM(nn.Module):
         self.aggregation = RegionAggregation(region_channels, stage1) if region_channels else None
 
     def saft_maps(self, edges: Sequence[torch.Tensor], regions: torch.Tensor | None) -> list[torch.Tensor]:
-        """What each SAFT sees: the edge maps, and the region maps aggregated over the whole image."""
+        """Input of each SAFT: the edge maps, and the region maps aggregated over the whole image."""
         return [*edges, *([self.aggregation(regions)] if self.aggregation is not None else [])]
 
     def modulate(self, maps: Sequence[torch.Tensor]) -> Modulation:
-        """What the SAFTs see -> (scale, shift), each (B, C, h, w). Every pixel by itself: crop before or after it."""
+        """Inputs of the SAFTs -> (scale, shift). Pointwise: maps may be cropped before or after it."""
         gammas, betas = zip(*(saft(guidance) for saft, guidance in zip(self.safts, maps, strict=True)), strict=True)
         scales = gammas if self.residual else [1 + gamma for gamma in gammas]
         # reduce, because sum() begins at 0 and would add that as a tensor
@@ -179,6 +169,12 @@ class MSFM(nn.Module):
         if torch.is_grad_enabled():
             fused = (normalised.unflatten(0, (-1, len(scale))) * scale + shift).flatten(0, 1)
             return features + fused if self.residual else fused
-        # The same numbers without new memory: on a CPU, most of this module's time goes into getting that.
+        # In place: the same numbers, without the allocations that take most of this module's time on a CPU.
         normalised.unflatten(0, (-1, len(scale))).mul_(scale).add_(shift)
         return normalised.add_(features) if self.residual else normalised
+
+
+MSFMS: Registry[type[nn.Module]] = Registry("adapter.msfm")
+"""Classes for `adapter.msfm`: constructor, `saft_maps`, `modulate` and `forward` as MSFM's.
+`MSFMS.register("mine", MyMSFM)` in a user's package adds one; FSDP2 and the monitor also read its SAFTs."""
+MSFMS.register("megasr", MSFM)

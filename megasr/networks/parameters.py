@@ -57,8 +57,7 @@ def build_sd21() -> Prior:
     from megasr.semantics.text import TransformersTextEncoder
 
     text = TransformersTextEncoder(CLIPTextModel(CLIPTextConfig(**_SD21_TEXT)), tokenizer=None)
-    prior = Prior(AutoencoderKL(**_SD21_VAE), UNet2DConditionModel(**_SD21_UNET), text, DDPMScheduler())
-    return prior.freeze()
+    return Prior(AutoencoderKL(**_SD21_VAE), UNet2DConditionModel(**_SD21_UNET), text, DDPMScheduler()).freeze()
 
 
 def build_sd21_on_meta() -> Prior:
@@ -68,7 +67,7 @@ def build_sd21_on_meta() -> Prior:
 
 
 def parameter_table(prior: Prior, config: AdapterConfig) -> list[PartSize]:
-    """Build the adapter on the meta device and count.
+    """Build the adapter on the meta device and count the parameters of each part; the last row is their sum.
 
     Args:
         prior: the frozen prior (only its sizes are read; it may lie on the meta device).
@@ -77,32 +76,31 @@ def parameter_table(prior: Prior, config: AdapterConfig) -> list[PartSize]:
     with torch.device("meta"):
         network = MegaSRNetwork(prior.to("meta"), config)
     rows = [
-        PartSize("VAE", 0, _count(prior.vae)[1]),
-        PartSize("text encoder", 0, _count(prior.text_encoder)[1]),
-        PartSize("U-Net", 0, _count(prior.unet)[1]),
+        PartSize("VAE", *_count(prior.vae)),
+        PartSize("text encoder", *_count(prior.text_encoder)),
+        PartSize("U-Net", *_count(prior.unet)),
         *_site_rows("U-Net", network.unet.sites),
     ]
     if network.connector is not None:
         rows.append(PartSize("CSM connector", *_count(network.connector)))
     if network.controlnet is not None:
         controlnet = network.controlnet.controlnet
-        encoder = controlnet.controlnet_cond_embedding
-        rows.append(PartSize("LQ encoder", *_count(encoder)))
-        rows.append(PartSize("ControlNet", _count(controlnet)[0] - _count(encoder)[0], 0))
-        rows.extend(_site_rows("ControlNet", network.controlnet.sites))
+        encoder, _ = lq_encoder = _count(controlnet.controlnet_cond_embedding)
+        rows += [PartSize("LQ encoder", *lq_encoder), PartSize("ControlNet", _count(controlnet)[0] - encoder, 0)]
+        rows += _site_rows("ControlNet", network.controlnet.sites)
     return [*rows, PartSize("all", sum(r.trained for r in rows), sum(r.frozen for r in rows))]
 
 
 def _site_rows(model: str, sites: nn.ModuleList) -> list[PartSize]:
     rows = []
     for name in ("csm", "rca", "msfm"):
-        modules = [module for site in sites if (module := getattr(site, name)) is not None]
-        if modules:
-            trained, frozen = (sum(column) for column in zip(*map(_count, modules), strict=True))
-            rows.append(PartSize(f"{model} {name.upper()}", trained, frozen, len(modules)))
+        parts = nn.ModuleList(part for site in sites if (part := getattr(site, name)) is not None)
+        if parts:
+            rows.append(PartSize(f"{model} {name.upper()}", *_count(parts), len(parts)))
     return rows
 
 
 def _count(module: nn.Module) -> tuple[int, int]:
+    """(trained, frozen) parameters."""
     trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
     return trained, sum(p.numel() for p in module.parameters()) - trained

@@ -1,28 +1,27 @@
 """Sites: the places in the U-Net and the ControlNet where CSM, RCA and MSFM sit, and how a block runs through one.
 
 Every block is ResBlock -> CSM (inside the transformer) -> RCA (v1) -> MSFM. diffusers' modules are used as they are;
-what is written out here is only their forward, so that the adapters stand in plain sight.
+only their forward is written out here, with the adapters in it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from megasr.errors import UsageError
-from megasr.guidance.registry import GuidanceType
 from megasr.networks.config import AdapterConfig
-from megasr.networks.csm import CSM, RCA, KeyValue, attend, project_keys_values, project_query
-from megasr.networks.msfm import MSFM, Modulation, count_channels, group_maps
+from megasr.networks.csm import CSMS, RCA, KeyValue, attend, project_keys_values, split_heads
+from megasr.networks.msfm import MSFMS, MapGroups, Modulation, count_channels
 from megasr.rng import seeded_initialisation
 
 
 class Semantics(NamedTuple):
-    """What the prompts and the image mean: text (B, L, D), image tokens (B, N, E), representation (B, M, R)."""
+    """Prompt and image as tokens: text (B, L, D), image tokens (B, N, E), representation (B, M, R)."""
 
     text: torch.Tensor
     image: torch.Tensor | None = None
@@ -30,7 +29,7 @@ class Semantics(NamedTuple):
 
 
 class SiteCondition(NamedTuple):
-    """Everything a site needs to know about the image. Independent of z_t and t: computed once per image."""
+    """Conditions of one site. Independent of z_t and t: computed once per image."""
 
     text: KeyValue
     image: KeyValue | None
@@ -45,19 +44,16 @@ class Site(nn.Module):
         transformer: diffusers' Transformer2DModel at this site (read for its sizes; not kept).
         level: how often the latents were halved here.
         config: what the adapter consists of.
-        guidance: the resolved guidance types that are fused here.
+        groups: the guidance types that are fused here.
         seed: of the initial weights.
         place: name of the site, to which its initial weights are keyed.
+
+    Raises:
+        UsageError: the prior's transformers have more than one layer.
     """
 
     def __init__(
-        self,
-        transformer: nn.Module,
-        level: int,
-        config: AdapterConfig,
-        guidance: tuple[GuidanceType, ...],
-        seed: int,
-        place: str,
+        self, transformer: nn.Module, level: int, config: AdapterConfig, groups: MapGroups, seed: int, place: str
     ) -> None:
         super().__init__()
         if len(transformer.transformer_blocks) != 1:
@@ -66,20 +62,18 @@ class Site(nn.Module):
                 "MegaSR's sites need one, as in Stable Diffusion 1.x and 2.x"
             )
         attention = transformer.transformer_blocks[0].attn2
-        channels = transformer.in_channels
         self.level = level
         self.csm = self.rca = self.msfm = None
         if config.image:
             with seeded_initialisation(seed, place, "csm"):
-                self.csm = CSM(attention, None if config.connector else config.image_width, config.gate)
+                self.csm = CSMS[config.csm](attention, None if config.connector else config.image_width, config.gate)
         if config.rca:
             with seeded_initialisation(seed, place, "rca"):
-                self.rca = RCA(channels, attention.heads, config.representation_width)
-        if guidance:
-            groups = group_maps(guidance, config.fusion)
+                self.rca = RCA(transformer.in_channels, attention.heads, config.representation_width)
+        if any(groups):
             with seeded_initialisation(seed, place, "msfm"):
-                self.msfm = MSFM(
-                    channels,
+                self.msfm = MSFMS[config.msfm](
+                    transformer.in_channels,
                     groups=transformer.norm.num_groups,
                     edge_channels=[count_channels(group) for group in groups.separate],
                     region_channels=count_channels(groups.aggregated),
@@ -89,7 +83,7 @@ class Site(nn.Module):
                 )
 
     def read(self, transformer: nn.Module, semantics: Semantics) -> SiteCondition:
-        """Keys and values of one image for this site; it has no modulation yet."""
+        """Keys and values of a batch of images for this site; no modulation yet."""
         attention = transformer.transformer_blocks[0].attn2
         return SiteCondition(
             text=project_keys_values(attention.to_k, attention.to_v, semantics.text, attention.heads),
@@ -100,28 +94,26 @@ class Site(nn.Module):
 
     def forward(self, transformer: nn.Module, features: torch.Tensor, condition: SiteCondition) -> torch.Tensor:
         """F (B, C, h, w) -> F', through the prior's transformer block and the adapters."""
-        tokens, features_in = features, features
-        tokens = transformer.norm(tokens)
-        if transformer.use_linear_projection:
-            tokens = transformer.proj_in(tokens.permute(0, 2, 3, 1).flatten(1, 2))
-        else:
-            tokens = transformer.proj_in(tokens).permute(0, 2, 3, 1).flatten(1, 2)
+        linear, tokens = transformer.use_linear_projection, transformer.norm(features)
+        if not linear:
+            tokens = transformer.proj_in(tokens)
+        tokens = tokens.permute(0, 2, 3, 1).flatten(1, 2)
+        if linear:
+            tokens = transformer.proj_in(tokens)
         tokens = self._transformer_block(transformer.transformer_blocks[0], tokens, condition)
-        if transformer.use_linear_projection:
+        if linear:
             tokens = transformer.proj_out(tokens)
-        features = tokens.unflatten(1, features_in.shape[-2:]).permute(0, 3, 1, 2).contiguous()
-        if not transformer.use_linear_projection:
-            features = transformer.proj_out(features)
-        features = features + features_in
+        update = tokens.unflatten(1, features.shape[-2:]).permute(0, 3, 1, 2).contiguous()
+        if not linear:
+            update = transformer.proj_out(update)
+        features = update + features
         if self.rca is not None:
             features = self.rca(features, condition.representation)
-        if self.msfm is not None:
-            features = self.msfm(features, condition.modulation)
-        return features
+        return features if self.msfm is None else self.msfm(features, condition.modulation)
 
     def _transformer_block(self, block: nn.Module, tokens: torch.Tensor, condition: SiteCondition) -> torch.Tensor:
         tokens = block.attn1(block.norm1(tokens)) + tokens
-        query = project_query(block.attn2, block.norm2(tokens))
+        query = split_heads(block.attn2.to_q(block.norm2(tokens)), block.attn2.heads)  # shared by text and image
         semantics = attend(block.attn2, query, condition.text)
         if self.csm is not None:
             semantics = semantics + self.csm(block.attn2, query, condition.image)
@@ -131,20 +123,14 @@ class Site(nn.Module):
 
 def iterate_transformers(model: nn.Module) -> Iterator[tuple[nn.Module, int]]:
     """(transformer, level) of every cross-attention site of a U-Net or ControlNet, in the order of the forward pass."""
-    for level, block in enumerate(model.down_blocks):
-        yield from ((transformer, level) for transformer in getattr(block, "attentions", ()))
     deepest = len(model.down_blocks) - 1
-    yield from ((transformer, deepest) for transformer in model.mid_block.attentions)
-    for position, block in enumerate(getattr(model, "up_blocks", ())):
-        yield from ((transformer, deepest - position) for transformer in getattr(block, "attentions", ()))
-
-
-def build_sites(
-    model: nn.Module, config: AdapterConfig, guidance: tuple[GuidanceType, ...], seed: int, name: str
-) -> nn.ModuleList:
-    """One Site per cross-attention of a U-Net or ControlNet, in the order of the forward pass."""
-    transformers = enumerate(iterate_transformers(model))
-    return nn.ModuleList(Site(t, level, config, guidance, seed, f"{name}.{i}") for i, (t, level) in transformers)
+    blocks = [
+        *zip(model.down_blocks, range(deepest + 1), strict=True),
+        (model.mid_block, deepest),
+        *((block, deepest - i) for i, block in enumerate(getattr(model, "up_blocks", ()))),
+    ]
+    for block, level in blocks:
+        yield from ((transformer, level) for transformer in getattr(block, "attentions", ()))
 
 
 def run_block(
@@ -168,46 +154,58 @@ def compiled_block() -> Callable[..., torch.Tensor]:
     return torch.compile(run_block, dynamic=False)
 
 
-class BlockRunner:
-    """Runs blocks in order, handing each site its condition; recomputes them in the backward pass when asked."""
+# (ResBlock, transformer or None, features) -> features
+Run = Callable[[nn.Module, nn.Module | None, torch.Tensor], torch.Tensor]
 
-    def __init__(
-        self,
-        sites: nn.ModuleList,
-        conditions: tuple[SiteCondition, ...],
-        recompute: bool,
-        run_block: Callable[..., torch.Tensor] = run_block,
-    ) -> None:
-        self.pairs = iter(zip(sites, conditions, strict=True))
-        self.recompute = recompute and torch.is_grad_enabled()
+
+class AdaptedModel(nn.Module):
+    """What the adapted U-Net and ControlNet share: their sites, and how their blocks run through them.
+
+    Args:
+        model: diffusers' U-Net or ControlNet; an attribute of the name `name`.
+        config: what the adapter consists of.
+        groups: the guidance types that are fused here.
+        seed: of the initial weights.
+        name: `unet` or `controlnet`, to which the initial weights are keyed.
+    """
+
+    def __init__(self, model: nn.Module, config: AdapterConfig, groups: MapGroups, seed: int, name: str) -> None:
+        super().__init__()
+        self.add_module(name, model)  # before the sites: optimizer states go by the order of the parameters
+        self.recompute = config.gradient_checkpointing
         self.run_block = run_block
+        self.sites = nn.ModuleList(
+            Site(transformer, level, config, groups, seed, f"{name}.{i}")
+            for i, (transformer, level) in enumerate(iterate_transformers(model))
+        )
 
-    def __call__(
-        self, block: nn.Module, index: int, features: torch.Tensor, time_embedding: torch.Tensor
-    ) -> torch.Tensor:
-        """Run ResBlock `index` of a diffusers block, and its site when the block has attention."""
-        resnet = block.resnets[index]
-        attentions = getattr(block, "attentions", None)
-        if not attentions:
-            return self.run(resnet, features, time_embedding)
-        site, condition = next(self.pairs)
-        return self.run(self.run_block, resnet, attentions[index], site, features, time_embedding, condition)
+    def block_runner(self, time_embedding: torch.Tensor, conditions: tuple[SiteCondition, ...]) -> Run:
+        """Runs blocks in the order of the forward pass, each with the next site and its condition."""
+        pairs = iter(zip(self.sites, conditions, strict=True))
+        recompute = self.recompute and torch.is_grad_enabled()
 
-    def run(self, function: Callable[..., torch.Tensor], *arguments: object) -> torch.Tensor:
-        """Call a block, to be recomputed in the backward pass when asked."""
-        if self.recompute:
-            return checkpoint(function, *arguments, use_reentrant=False)
-        return function(*arguments)
+        def run(resnet: nn.Module, transformer: nn.Module | None, features: torch.Tensor) -> torch.Tensor:
+            function: Callable[..., torch.Tensor] = resnet
+            arguments: tuple[Any, ...] = (features, time_embedding)
+            if transformer is not None:
+                site, condition = next(pairs)
+                function, arguments = self.run_block, (resnet, transformer, site, *arguments, condition)
+            return checkpoint(function, *arguments, use_reentrant=False) if recompute else function(*arguments)
+
+        return run
 
 
-def run_encoder(
-    model: nn.Module, run: BlockRunner, features: torch.Tensor, time_embedding: torch.Tensor
-) -> tuple[torch.Tensor, list[torch.Tensor]]:
+def layers(block: nn.Module) -> Iterator[tuple[nn.Module, nn.Module | None]]:
+    """(ResBlock, transformer after it or None) of a block of a U-Net or ControlNet."""
+    return zip(block.resnets, getattr(block, "attentions", None) or [None] * len(block.resnets), strict=True)
+
+
+def run_encoder(model: nn.Module, run: Run, features: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """Down blocks of a U-Net or ControlNet -> (features, skips); skips start with the input."""
     skips = [features]
     for block in model.down_blocks:
-        for index in range(len(block.resnets)):
-            features = run(block, index, features, time_embedding)
+        for resnet, transformer in layers(block):
+            features = run(resnet, transformer, features)
             skips.append(features)
         for downsampler in block.downsamplers or ():
             features = downsampler(features)
@@ -215,16 +213,10 @@ def run_encoder(
     return features, skips
 
 
-def run_middle(
-    model: nn.Module, run: BlockRunner, features: torch.Tensor, time_embedding: torch.Tensor
-) -> torch.Tensor:
-    """ResBlock, then (site, ResBlock): the middle block has its attention between two ResBlocks."""
-    middle = model.mid_block
-    site, condition = next(run.pairs)
-    features = run.run(
-        run.run_block, middle.resnets[0], middle.attentions[0], site, features, time_embedding, condition
-    )
-    return run.run(middle.resnets[1], features, time_embedding)
+def run_middle(model: nn.Module, run: Run, features: torch.Tensor) -> torch.Tensor:
+    """The middle block: ResBlock, transformer, ResBlock."""
+    first, last = model.mid_block.resnets
+    return run(last, None, run(first, model.mid_block.attentions[0], features))
 
 
 def embed_time(model: nn.Module, timesteps: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

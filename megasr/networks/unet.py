@@ -1,7 +1,4 @@
-"""MegaSRUNet: any diffusers U-Net, frozen and unchanged, with CSM and MSFM at every cross-attention site.
-
-Shapes: z_t (B, C, h, w) latents; timesteps (B,); residuals: what the ControlNet adds to the skips and the middle.
-"""
+"""MegaSRUNet: any diffusers U-Net, frozen and unchanged, with CSM and MSFM at every cross-attention site."""
 
 from __future__ import annotations
 
@@ -11,17 +8,11 @@ import torch
 from torch import nn
 
 from megasr.errors import UsageError
-from megasr.guidance.registry import GuidanceType
 from megasr.networks.config import AdapterConfig
-from megasr.networks.sites import (
-    BlockRunner,
-    SiteCondition,
-    build_sites,
-    embed_time,
-    run_block,
-    run_encoder,
-    run_middle,
-)
+from megasr.networks.msfm import MapGroups
+from megasr.networks.sites import AdaptedModel, SiteCondition, embed_time, layers, run_encoder, run_middle
+
+_UNSUPPORTED = ("class_embed_type", "num_class_embeds", "addition_embed_type", "encoder_hid_dim", "time_cond_proj_dim")
 
 
 class Residuals(NamedTuple):
@@ -31,42 +22,26 @@ class Residuals(NamedTuple):
     middle: torch.Tensor
 
 
-def check_plain_unet(unet: nn.Module) -> None:
-    """Refuse U-Nets with inputs that MegaSR does not have (class labels, added conditions, GLIGEN).
-
-    Raises:
-        UsageError: names the config field.
-    """
-    for field in (
-        "class_embed_type",
-        "num_class_embeds",
-        "addition_embed_type",
-        "encoder_hid_dim",
-        "time_cond_proj_dim",
-    ):
-        if unet.config.get(field) is not None:
-            raise UsageError(
-                f"the prior's U-Net has {field}={unet.config[field]!r}; use a Stable Diffusion 1.x or 2.x one"
-            )
-
-
-class MegaSRUNet(nn.Module):
+class MegaSRUNet(AdaptedModel):
     """The prior's U-Net with adapters.
 
     Args:
         unet: diffusers' UNet2DConditionModel. Used as it is; its weights and names do not change.
         config: what the adapter consists of.
-        guidance: the resolved guidance types of the config.
+        groups: the guidance types that are fused here.
         seed: of the initial weights.
+
+    Raises:
+        UsageError: the U-Net has inputs that MegaSR does not have (class labels, added conditions); names the field.
     """
 
-    def __init__(self, unet: nn.Module, config: AdapterConfig, guidance: tuple[GuidanceType, ...], seed: int) -> None:
-        super().__init__()
-        check_plain_unet(unet)
-        self.unet = unet
-        self.recompute = config.gradient_checkpointing
-        self.run_block = run_block
-        self.sites = build_sites(unet, config, guidance, seed, "unet")
+    def __init__(self, unet: nn.Module, config: AdapterConfig, groups: MapGroups, seed: int) -> None:
+        for field in _UNSUPPORTED:
+            if unet.config.get(field) is not None:
+                raise UsageError(
+                    f"the prior's U-Net has {field}={unet.config[field]!r}; use a Stable Diffusion 1.x or 2.x one"
+                )
+        super().__init__(unet, config, groups, seed, "unet")
 
     def train(self, mode: bool = True) -> MegaSRUNet:
         """The adapters change mode; the frozen U-Net stays in evaluation mode."""
@@ -81,19 +56,18 @@ class MegaSRUNet(nn.Module):
         conditions: tuple[SiteCondition, ...],
         residuals: Residuals | None = None,
     ) -> torch.Tensor:
-        """Prediction (B, C, h, w), noise or v as the prior was trained."""
+        """Prediction for latents z_t (B, C, h, w) at `timesteps` (B,): noise or v, as the prior was trained."""
         unet = self.unet
-        run = BlockRunner(self.sites, conditions, self.recompute, self.run_block)
-        time_embedding = embed_time(unet, timesteps, z_t.dtype)
-        features, skips = run_encoder(unet, run, unet.conv_in(z_t), time_embedding)
+        run = self.block_runner(embed_time(unet, timesteps, z_t.dtype), conditions)
+        features, skips = run_encoder(unet, run, unet.conv_in(z_t))
         if residuals is not None:
             skips = [skip + added for skip, added in zip(skips, residuals.skips, strict=True)]
-        features = run_middle(unet, run, features, time_embedding)
+        features = run_middle(unet, run, features)
         if residuals is not None:
             features = features + residuals.middle
         for block in unet.up_blocks:
-            for index in range(len(block.resnets)):
-                features = run(block, index, torch.cat([features, skips.pop()], dim=1), time_embedding)
+            for resnet, transformer in layers(block):
+                features = run(resnet, transformer, torch.cat([features, skips.pop()], dim=1))
             for upsampler in block.upsamplers or ():
                 features = upsampler(features)
         return unet.conv_out(unet.conv_act(unet.conv_norm_out(features)))

@@ -1,30 +1,29 @@
-"""What a checkpoint holds, what it must fit, and how a module is built from it."""
+"""What a checkpoint holds, what it must fit, how a model is built from it, and which recipes go on from it."""
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import is_dataclass
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_type_hints
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import nn
 
 from megasr.errors import MegaSRError, UsageError
 from megasr.files import damaged_record, read_saved
+from megasr.networks.config import AdapterConfig
 from megasr.tracking import first_line
 from megasr.training.folders import find_checkpoint, no_checkpoint
 from megasr.training.sharded_checkpoint import PLAIN, damage_of_folder, is_sharded, named_tensors, read_sharded
 
-if TYPE_CHECKING:
-    import lightning
-
-
-Module = TypeVar("Module", bound="lightning.LightningModule")
+Module = TypeVar("Module", bound=nn.Module)
+CONFIG, GLOBAL_BATCH = "config", "global_batch"  # keys of a checkpoint
+_FOREIGN = "not a checkpoint of a MegaSR adapter"
 
 
 def find_adapter(source: str | Path) -> Path:
@@ -40,125 +39,7 @@ def find_adapter(source: str | Path) -> Path:
     return path
 
 
-def trained_state(module: nn.Module, state: dict[str, Any]) -> dict[str, Any]:
-    """The part of a state dict whose parameters are trained."""
-    trained = {name for name, p in module.named_parameters() if p.requires_grad}
-    return {name: value for name, value in state.items() if name in trained}
-
-
-def check_trained_state(module: nn.Module, checkpoint: dict[str, Any], fingerprint: str, source: Any) -> None:
-    """Refuse a checkpoint that was trained on another prior, or whose weights are not exactly what the module trains.
-
-    Args:
-        module: what is to be restored.
-        checkpoint: its content.
-        fingerprint: of the prior that is loaded.
-        source: what errors call the checkpoint.
-
-    Raises:
-        MegaSRError: names both fingerprints, or the parameters that are missing, unexpected or unusable.
-    """
-    trained_on = checkpoint.get("prior_fingerprint")
-    if trained_on is None:
-        raise MegaSRError(f"{source}: not a checkpoint of a MegaSR adapter (it has no prior_fingerprint)")
-    if trained_on != fingerprint:
-        raise MegaSRError(
-            f"{source}: trained on the prior {trained_on}, but the loaded prior is {fingerprint}; "
-            "give the prior that it was trained on with --prior"
-        )
-    for kind, weights in _weights(checkpoint, source).items():
-        missing, foreign = _check_weights(module, weights, f"{source}: {kind}")
-        if missing or foreign:
-            problems = (("it lacks", missing), ("this adapter does not train", foreign))
-            said = ", ".join(f"{what} {_some(names)}" for what, names in problems if names)
-            raise MegaSRError(
-                f"{source}: made for another adapter; {said} ({kind}); compare model.adapter with the run's config"
-            )
-
-
-def check_training_state(checkpoint: dict[str, Any], source: Any) -> None:
-    """Refuse a checkpoint that a training cannot go on from.
-
-    Raises:
-        MegaSRError: it holds weights alone, or its optimizer's state holds no finite numbers.
-    """
-    absent = [name for name in ("optimizer_states", "lr_schedulers", "loops") if name not in checkpoint]
-    if absent:
-        raise MegaSRError(
-            f"{source}: no training can go on from it, it lacks {', '.join(absent)}; start one with --model.init"
-        )
-    if not all(isinstance(state, dict) for state in checkpoint["optimizer_states"]):
-        raise MegaSRError(f"{source}: its optimizer_states are none")
-    for keys, value in named_tensors(checkpoint["optimizer_states"]):
-        if value.layout != torch.strided or value.is_complex() or not torch.isfinite(value).all():
-            raise MegaSRError(f"{source}: optimizer_states.{'.'.join(keys)} holds no finite real numbers")
-
-
-def _weights(checkpoint: dict[str, Any], source: Any) -> dict[str, dict[str, Any]]:
-    """`state_dict`, and `EMA` when averages were kept.
-
-    Raises:
-        MegaSRError: they are not there, or not dictionaries.
-    """
-    weights: dict[str, Any] = {"state_dict": checkpoint.get("state_dict")}
-    for name, state in checkpoint.get("callbacks", {}).items():
-        if str(name).startswith("EMA"):
-            weights["EMA"] = state.get("shadow") if isinstance(state, dict) else None
-    for kind, named in weights.items():
-        if not isinstance(named, dict) or not named:
-            raise MegaSRError(f"{source}: not a checkpoint of a MegaSR adapter (it has no weights in {kind})")
-    return weights
-
-
-def _check_weights(module: nn.Module, weights: dict[str, Any], what: str) -> tuple[list[str], list[str]]:
-    """Names of trained parameters that have no weight, and of weights that belong to none.
-
-    Raises:
-        MegaSRError: a weight has another shape, or no finite floating-point values.
-    """
-    trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
-    for name in trained.keys() & weights.keys():
-        problem = _problem(weights[name], trained[name].shape)
-        if problem:
-            raise MegaSRError(f"{what}: {name} {problem}")
-    return sorted(trained.keys() - weights.keys()), sorted(map(str, weights.keys() - trained.keys()))
-
-
-def _problem(value: Any, shape: torch.Size) -> str | None:
-    """Why a value cannot be the weight of a parameter, None when it can."""
-    if not isinstance(value, torch.Tensor) or value.layout != torch.strided or value.is_meta:
-        return f"is no dense tensor but {type(value).__name__}"
-    if value.shape != shape:
-        return f"has shape {tuple(value.shape)} instead of {tuple(shape)}; compare model.adapter with the run's config"
-    if value.dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
-        return f"holds {str(value.dtype).removeprefix('torch.')} instead of floating-point numbers"
-    return None if torch.isfinite(value).all() else "holds numbers that are not finite"
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
-def damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint, None when every byte is as it was written."""
-    if is_sharded(path):
-        return damage_of_folder(path)
-    try:
-        record = damaged_record(path)
-        return record and f"{_owner(path, record)} was changed after it was written"
-    except OSError as error:
-        return error.strerror or str(error)
-
-
-def _owner(path: Path, record: str) -> str:
-    """The tensor that lies in a record: torch numbers them in the order in which a checkpoint holds them."""
-    number = record.rpartition("/data/")[2]
-    if not number.isdigit():
-        return record
-    owners: dict[int, str] = {}
-    for keys, tensor in named_tensors(read_saved(path, mmap=True)):
-        owners.setdefault(tensor.untyped_storage()._cdata, ".".join(keys))  # tensors may share their values
-    return dict(enumerate(owners.values())).get(int(number), record)
+# Reading ----------------------------------------------------------------------------------------------------------
 
 
 def read_checkpoint(path: str | Path, mmap: bool = False) -> dict[str, Any]:
@@ -183,8 +64,30 @@ def read_checkpoint(path: str | Path, mmap: bool = False) -> dict[str, Any]:
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """What a checkpoint holds beside its tensors, which stay on the disk. Raises as read_checkpoint."""
+    """Content of a checkpoint, whose tensors stay on the disk. Raises as read_checkpoint."""
     return _read(path / PLAIN if is_sharded(path) else path, partial(read_saved, mmap=True))
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint, None when every byte is as it was written."""
+    if is_sharded(path):
+        return damage_of_folder(path)
+    try:
+        record = damaged_record(path)
+        return record and f"{_owner(path, record)} was changed after it was written"
+    except OSError as error:
+        return error.strerror or str(error)
+
+
+def _owner(path: Path, record: str) -> str:
+    """The tensor that lies in a record: torch numbers them in the order in which a checkpoint holds them."""
+    number = record.rpartition("/data/")[2]
+    if not number.isdigit():
+        return record
+    owners: dict[int, str] = {}
+    for keys, tensor in named_tensors(read_saved(path, mmap=True)):
+        owners.setdefault(tensor.untyped_storage()._cdata, ".".join(keys))  # tensors may share their values
+    return dict(enumerate(owners.values())).get(int(number), record)
 
 
 _KINDS: dict[str, type] = {
@@ -200,51 +103,91 @@ def _read(path: Path, read: Callable[[Path], Any]) -> dict[str, Any]:
         content = read(path)
     except OSError as error:
         raise MegaSRError(f"cannot read checkpoint {path}: {error.strerror or error}") from error
-    if not isinstance(content, dict):
-        raise MegaSRError(f"{path}: not a checkpoint of `megasr fit` (it holds a {type(content).__name__})")
-    for name, kind in _KINDS.items():
+    problem = "" if isinstance(content, dict) else f"it holds a {type(content).__name__}"
+    for name, kind in _KINDS.items() if not problem else ():
         if not isinstance(content.get(name, kind()), kind):
-            other = type(content[name]).__name__
-            raise MegaSRError(
-                f"{path}: not a checkpoint of `megasr fit` (its {name} is a {other}, not a {kind.__name__})"
-            )
+            problem = f"its {name} is a {type(content[name]).__name__}, not a {kind.__name__}"
+    if problem:
+        raise MegaSRError(f"{path}: not a checkpoint of `megasr fit` ({problem})")
     return content
 
 
-def build_from_checkpoint(cls: type[Module], path: str | Path, prior: str | None, changes: dict[str, Any]) -> Module:
-    """See MegaSRModule.from_checkpoint."""
-    return build_from_state(cls, read_checkpoint(path), path, prior, changes)
+# Fitting ----------------------------------------------------------------------------------------------------------
 
 
-def build_from_state(
-    cls: type[Module], checkpoint: dict[str, Any], path: str | Path, prior: str | None, changes: dict[str, Any]
-) -> Module:
-    """Rebuild a module from what a checkpoint holds; path is what errors call it. See MegaSRModule.from_checkpoint."""
-    for name in ("prior_fingerprint", "hyper_parameters"):
-        if name not in checkpoint:
-            raise MegaSRError(f"{path}: not a checkpoint of a MegaSR adapter (it has no {name})")
-    try:
-        settings = typed_arguments(cls, checkpoint["hyper_parameters"])
-        settings["init"] = None  # the checkpoint holds what came of it
-        settings["frozen_dtype"] = settings["compile"] = None  # how it was trained; what it restores is the same
-        module = cls(**settings | ({"prior": prior} if prior else {}) | changes)
-    except (UsageError, MegaSRError):
-        raise
-    except Exception as error:  # whatever comes of arguments of other kinds
-        raise MegaSRError(f"{path}: its hyper_parameters are not those of an adapter: {first_line(error)}") from error
-    check_trained_state(module, checkpoint, module.prior_fingerprint, path)
-    module.load_state_dict(final_weights(checkpoint, path), strict=False)
-    return module.eval()
+def trained_state(module: nn.Module, state: dict[str, Any]) -> dict[str, Any]:
+    """The part of a state dict whose parameters are trained."""
+    trained = {name for name, p in module.named_parameters() if p.requires_grad}
+    return {name: value for name, value in state.items() if name in trained}
 
 
-def typed_arguments(cls: type[Module], plain: Mapping[str, Any]) -> dict[str, Any]:
-    """Plain data -> arguments of the module's constructor, whose types say which are configurations."""
-    arguments = dict(plain)
-    for name, hint in get_type_hints(cls.__init__).items():
-        config = next((kind for kind in (hint, *get_args(hint)) if is_dataclass(kind)), None)
-        if config is not None and isinstance(arguments.get(name), Mapping):
-            arguments[name] = config(**arguments[name])  # type: ignore[operator]
-    return arguments
+def check_trained_state(
+    module: nn.Module, checkpoint: dict[str, Any], fingerprint: str, source: Any, exact: bool = True
+) -> None:
+    """Refuse a checkpoint of another prior, or whose weights do not fit what the module trains.
+
+    Args:
+        module: what is to be restored.
+        checkpoint: its content.
+        fingerprint: of the prior that is loaded.
+        source: what errors call the checkpoint.
+        exact: every trained parameter must have a weight.
+
+    Raises:
+        MegaSRError: names both fingerprints, or the parameters that are missing, unexpected or unusable.
+    """
+    trained_on = checkpoint.get("prior_fingerprint")
+    if trained_on is None:
+        raise MegaSRError(f"{source}: {_FOREIGN} (it has no prior_fingerprint)")
+    if trained_on != fingerprint:
+        raise MegaSRError(
+            f"{source}: trained on the prior {trained_on}, but the loaded prior is {fingerprint}; "
+            "give the prior that it was trained on with --prior"
+        )
+    trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    for kind, weights in _weights(checkpoint, source).items():
+        for name in trained.keys() & weights.keys():
+            if problem := _problem(weights[name], trained[name].shape):
+                raise MegaSRError(f"{source}: {kind}: {name} {problem}")
+        missing = sorted(trained.keys() - weights.keys()) if exact else []
+        foreign = sorted(map(str, weights.keys() - trained.keys()))
+        problems = (("it lacks", missing), ("this adapter does not train", foreign))
+        if missing or foreign:
+            problem = ", ".join(f"{what} {_some(names)}" for what, names in problems if names)
+            raise MegaSRError(
+                f"{source}: made for another adapter; {problem} ({kind}); compare model.adapter with the run's config"
+            )
+
+
+def _problem(value: Any, shape: torch.Size) -> str | None:
+    """Why a value cannot be the weight of a parameter, None when it can."""
+    if not isinstance(value, torch.Tensor) or value.layout != torch.strided or value.is_meta:
+        return f"is no dense tensor but {type(value).__name__}"
+    if value.shape != shape:
+        return f"has shape {tuple(value.shape)} instead of {tuple(shape)}; compare model.adapter with the run's config"
+    if not value.is_floating_point():
+        return f"holds {str(value.dtype).removeprefix('torch.')} instead of floating-point numbers"
+    return None if torch.isfinite(value).all() else "holds numbers that are not finite"
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _weights(checkpoint: dict[str, Any], source: Any) -> dict[str, dict[str, Any]]:
+    """`state_dict`, and `EMA` when averages were kept.
+
+    Raises:
+        MegaSRError: they are not there, or not dictionaries.
+    """
+    weights: dict[str, Any] = {"state_dict": checkpoint.get("state_dict")}
+    for name, state in checkpoint.get("callbacks", {}).items():
+        if str(name).startswith("EMA"):
+            weights["EMA"] = state.get("shadow") if isinstance(state, dict) else None
+    for kind, named in weights.items():
+        if not isinstance(named, dict) or not named:
+            raise MegaSRError(f"{source}: {_FOREIGN} (it has no weights in {kind})")
+    return weights
 
 
 def final_weights(checkpoint: dict[str, Any], source: Any) -> dict[str, torch.Tensor]:
@@ -256,30 +199,81 @@ def final_weights(checkpoint: dict[str, Any], source: Any) -> dict[str, torch.Te
     return list(_weights(checkpoint, source).values())[-1]
 
 
+def check_training_state(checkpoint: dict[str, Any], source: Any) -> None:
+    """Refuse a checkpoint that a training cannot go on from.
+
+    Raises:
+        MegaSRError: it holds weights alone, or its optimizer's state holds no finite numbers.
+    """
+    absent = [name for name in ("optimizer_states", "lr_schedulers", "loops") if name not in checkpoint]
+    if absent:
+        raise MegaSRError(
+            f"{source}: no training can go on from it, it lacks {', '.join(absent)}; start one with --model.init"
+        )
+    for keys, value in named_tensors(checkpoint["optimizer_states"]):
+        if value.layout != torch.strided or value.is_complex() or not torch.isfinite(value).all():
+            raise MegaSRError(f"{source}: optimizer_states.{'.'.join(keys)} holds no finite real numbers")
+
+
 def initialise(module: nn.Module, path: str | Path, fingerprint: str) -> None:
     """Start the parts that a trained adapter shares with this one from its weights; further parts stay as they are.
 
     Raises:
         MegaSRError: the file cannot be read, is of another prior, or has a part that this adapter lacks.
     """
-    checkpoint, what = read_checkpoint(path), f"model.init {path}"
-    trained_on = checkpoint.get("prior_fingerprint")
-    if trained_on != fingerprint:
-        raise MegaSRError(f"{what}: trained on the prior {trained_on}, the loaded prior is {fingerprint}")
-    named = _weights(checkpoint, what)
-    for kind, weights in named.items():
-        _, foreign = _check_weights(module, weights, f"{what}: {kind}")
-        if absent := sorted(named["state_dict"].keys() - weights.keys()):
-            raise MegaSRError(f"{what}: its {kind} lacks {_some(absent)}")
-        if foreign:
-            raise MegaSRError(
-                f"{what}: its weights have no place in this adapter: {_some(foreign)} ({kind}); "
-                "compare model.adapter with the run's config"
-            )
-    module.load_state_dict(final_weights(checkpoint, what), strict=False)
+    checkpoint, source = read_checkpoint(path), f"model.init {path}"
+    check_trained_state(module, checkpoint, fingerprint, source, exact=False)
+    module.load_state_dict(final_weights(checkpoint, source), strict=False)
 
 
-CONFIG, GLOBAL_BATCH = "config", "global_batch"  # keys of a checkpoint
+# Building ---------------------------------------------------------------------------------------------------------
+
+_OF_TRAINING = ("objective", "optimizer", "frozen_dtype", "compile", "init")  # arguments of MegaSRModule alone
+
+
+def build_from_state(
+    cls: type[Module], checkpoint: dict[str, Any], path: str | Path, prior: str | None, changes: dict[str, Any]
+) -> Module:
+    """Build a MegaSR or MegaSRModule from the content of a checkpoint; see MegaSR.from_checkpoint.
+
+    Args:
+        cls: the class to build.
+        checkpoint: its content.
+        path: what errors call it.
+        prior: where the prior lies; None takes the source that was trained with.
+        changes: constructor arguments to replace.
+    """
+    for name in ("prior_fingerprint", "hyper_parameters"):
+        if name not in checkpoint:
+            raise MegaSRError(f"{path}: {_FOREIGN} (it has no {name})")
+    held, parameters = checkpoint["hyper_parameters"], inspect.signature(cls).parameters
+    try:
+        settings = typed_arguments(cls, held)
+        # How the training started and ran: the checkpoint holds what came of it.
+        settings |= {"init": None, "frozen_dtype": None, "compile": None}
+        settings = {n: v for n, v in settings.items() if n in parameters or n not in _OF_TRAINING}
+        module = cls(**settings | ({"prior": prior} if prior else {}) | changes)
+    except (UsageError, MegaSRError):
+        raise
+    except Exception as error:  # whatever comes of arguments of other kinds
+        raise MegaSRError(f"{path}: its hyper_parameters are not those of an adapter: {first_line(error)}") from error
+    module.settings = {**held, **module.settings}  # type: ignore[assignment, dict-item]
+    check_trained_state(module, checkpoint, module.prior_fingerprint, path)  # type: ignore[arg-type]
+    module.load_state_dict(final_weights(checkpoint, path), strict=False)
+    return module.eval()
+
+
+def typed_arguments(cls: type, plain: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain data -> constructor arguments: the types of the constructor say which are configurations."""
+    arguments = dict(plain)
+    for name, hint in get_type_hints(cls.__init__).items():  # type: ignore[misc]
+        config = next((kind for kind in (hint, *get_args(hint)) if is_dataclass(kind)), None)
+        if config is not None and isinstance(arguments.get(name), Mapping):
+            arguments[name] = config(**arguments[name])  # type: ignore[operator]
+    return arguments
+
+
+# Going on with another recipe -------------------------------------------------------------------------------------
 
 # What may differ without asking: patterns of keys -> why no step is another one for it.
 MAY_DIFFER = {
@@ -306,10 +300,12 @@ MAY_DIFFER = {
 }
 _LENGTH, _DECAY = "trainer.max_*", "model.*decay_share"
 _ABSENT = "not set"
+# Fields that younger versions have added: older checkpoints were trained with their defaults.
+_NEW_FIELDS = {f"model.adapter.{name}": getattr(AdapterConfig(), name) for name in ("msfm", "csm", "lq_encoder")}
 
 
 def refuse_changes(checkpoint: Path, config: Mapping[str, Any]) -> None:
-    """Compare a configuration with the one that a checkpoint was made with. The difference is printed.
+    """Compare a recipe with the one that a checkpoint was made with. The difference is printed.
 
     Args:
         checkpoint: a file, or a folder of several processes.
@@ -325,12 +321,7 @@ def refuse_changes(checkpoint: Path, config: Mapping[str, Any]) -> None:
 
 
 def refuse_changed_batch(checkpoint: Path, batch: int | None, config: Mapping[str, Any]) -> None:
-    """Compare images per optimizer step (None: not known) with those of a checkpoint; see refuse_changes.
-
-    Raises:
-        UsageError: they differ, and allow_changed_config is not set.
-        MegaSRError: the checkpoint cannot be read.
-    """
+    """Compare images per optimizer step (None: not known) with those of a checkpoint; raises as refuse_changes."""
     before = read_settings(checkpoint).get(GLOBAL_BATCH)
     if None not in (batch, before) and batch != before:
         parts = "data.batch_size x devices x trainer.accumulate_grad_batches"
@@ -339,7 +330,7 @@ def refuse_changed_batch(checkpoint: Path, batch: int | None, config: Mapping[st
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What differs and matters: "key: old -> new", in the order of the keys, which are those of the command line."""
-    old, new = dict(_leaves(plain(before))), dict(_leaves(plain(now)))
+    old, new = ({**_NEW_FIELDS, **dict(_leaves(plain(config)))} for config in (before, now))
     differing = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
     decays = any(value for leaves in (old, new) for key, value in leaves.items() if fnmatchcase(key, _DECAY))
     return [
@@ -355,6 +346,8 @@ def plain(config: Any) -> Any:
 
 
 def _refuse(checkpoint: Path, lines: list[str], config: Mapping[str, Any]) -> None:
+    from lightning.pytorch.utilities.rank_zero import rank_zero_info  # what restores imports no lightning
+
     for line in lines:
         rank_zero_info(f"changed configuration: {line}")
     if lines and not config.get("allow_changed_config"):

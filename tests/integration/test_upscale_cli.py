@@ -183,7 +183,7 @@ def test_every_device_has_a_process_and_one_that_dies_harms_no_other(tmp_path, c
         photo(tmp_path / f"in/{number}.png", first=DIE if number == 1 else (0, 0, 0))
     assert upscale(tmp_path / "in", tmp_path / "out", "--devices", "cpu,cpu") == 1
     assert made(tmp_path / "out") == ["0.png", "2.png", "3.png", "4.png", "5.png", MADE_FILE]
-    assert "1.png: the process of cpu was killed by signal 9" in capsys.readouterr().err
+    assert "1.png: the process of cpu died" in capsys.readouterr().err
     photo(tmp_path / "in/1.png")
     assert upscale(tmp_path / "in", tmp_path / "out", "--devices", "cpu,cpu") == 0
     assert "5 of 6 images are done already" in capsys.readouterr().err
@@ -192,7 +192,7 @@ def test_every_device_has_a_process_and_one_that_dies_harms_no_other(tmp_path, c
         photo(tmp_path / f"in/{number}.png", first=DIE)
     assert upscale(tmp_path / "in", tmp_path / "all", "--devices", "cpu,cpu") == 1
     says = capsys.readouterr().err
-    assert says.count("killed by signal 9") == 2
+    assert says.count("the process of cpu died") == 2
     assert says.count("no device is left") == 4
     assert upscale(tmp_path / "in", tmp_path / "out", "--devices", "cpu,bad", "--overwrite") == 1
     assert "this device has no prior" in capsys.readouterr().err
@@ -223,7 +223,7 @@ def test_dry_run_with_the_real_pipeline_says_what_would_be_done_and_does_nothing
     assert "c\\x1b[2J.png: cannot be read" in c  # what does nothing to a terminal
     assert d.endswith("d.webp: 16384x4 px, but WEBP holds at most 16383 px a side; try --format png: refused")
     assert count == "4 images, 4 to do. Time: unknown before the first is done."
-    assert re.match(r"Memory: 0.0[34] GiB for the largest 40x4 px, 0.0[23] GiB of it for the weights", memory)
+    assert re.match(r"Memory: 0.0[23] GiB for the weights; ", memory)
     assert not (tmp_path / "out").exists()
 
 

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from megasr.diffusion.sampling import guided
-from megasr.inference.restoration import Guidance, TiledDenoiser
-from megasr.inference.tiling import Grid, Tiling
+from megasr.inference.tiling import Grid, Guidance, TiledDenoiser, Tiling
 from megasr.networks.network import MegaSRNetwork
 from tests.helpers.inference import move_weights
 from tests.helpers.networks import adapter, random_inputs, random_prior
@@ -100,7 +99,7 @@ def test_of_many_tiles_a_few_are_kept_and_the_rest_made_again_with_the_same_resu
     grid = Tiling(16, 8, batch=1).grid(32, 32, 16)
     kept = build(scene, grid)
     expected = [step(kept, scene, t) for t in (900, 300)]
-    monkeypatch.setattr("megasr.inference.restoration.GROUPS_KEPT", 1)
+    monkeypatch.setattr("megasr.inference.tiling.GROUPS_KEPT", 1)
     few = build(scene, grid)
     assert all(torch.equal(step(few, scene, t), e) for t, e in zip((900, 300), expected, strict=True))
     assert len(kept._placed) == 4 and len(few._placed) == 1

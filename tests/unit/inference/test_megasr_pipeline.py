@@ -189,12 +189,10 @@ def test_a_network_that_overflows_is_an_error(pipeline, lq, monkeypatch):
         pipeline(lq)
 
 
-def test_parts_take_turns_on_the_device(lq, sr):
+def test_parts_are_moved_to_the_device_when_they_compute(lq, sr):
     """With the CPU as the device: every part that computes has called its hook before."""
-    from megasr.inference import devices
-
     pipeline = loud_pipeline()
-    devices.take_turns(pipeline.module, torch.device("cpu"))
+    pipeline.enable_model_cpu_offload("cpu")
     turns = []
     prior, network = pipeline.module.prior, pipeline.module.network
     for name, part in (("text", prior.text_encoder), ("vae", prior.vae), ("network", network)):

@@ -97,7 +97,7 @@ def test_any_size_and_aspect_in_tiles_with_guidance(loud, sides):
 
 
 def test_maps_of_a_large_image_are_made_of_a_small_copy(loud, monkeypatch):
-    monkeypatch.setattr("megasr.inference.restoration._SEEN_PX", 32 * 32)
+    monkeypatch.setattr("megasr.system._MAPS_PX", 32 * 32)
     restored = loud(photograph(24, 24), tile=64, num_inference_steps=1)
     assert restored.maps["canny"].shape[-2:] == (32, 32) and restored.images[0].size == (96, 96)
     assert math.prod(loud(photograph(24, 24), num_inference_steps=1).maps["canny"].shape[-2:]) == 96 * 96

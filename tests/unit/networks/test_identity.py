@@ -5,7 +5,7 @@ import torch
 from diffusers import ControlNetModel
 
 from megasr.networks.network import MegaSRNetwork
-from megasr.networks.sites import BlockRunner, iterate_transformers
+from megasr.networks.sites import iterate_transformers
 from tests.helpers.networks import adapter, predict, random_inputs, random_prior, train_steps
 
 CONFIGS = {
@@ -96,5 +96,7 @@ def test_a_condition_too_few_is_an_error_not_a_silent_skip():
     network = MegaSRNetwork(prior, adapter())
     sites = network.unet.sites
     assert len(sites) == len(list(iterate_transformers(prior.unet)))
+    inputs = random_inputs(prior)
+    conditions = network.conditions(inputs["lq_up"], inputs["semantics"], {})
     with pytest.raises(ValueError, match="shorter"):
-        list(BlockRunner(sites, (None,) * (len(sites) - 1), recompute=False).pairs)
+        network(inputs["z_t"], inputs["timesteps"], conditions._replace(unet=conditions.unet[:-1]))

@@ -112,6 +112,14 @@ def test_a_checkpoint_is_refused_once_for_all_changes_unless_they_are_allowed(tm
     refuse_changed_batch(path, 2, BEFORE | {"allow_changed_config": True})
 
 
+def test_a_checkpoint_from_before_a_field_was_trained_with_its_default() -> None:
+    now = copy.deepcopy(BEFORE)
+    now["model"]["adapter"]["msfm"] = "megasr"
+    assert changes(BEFORE, now) == []
+    now["model"]["adapter"]["msfm"] = "mine"
+    assert changes(BEFORE, now) == ["model.adapter.msfm: megasr -> mine"]
+
+
 def test_of_a_checkpoint_without_a_configuration_the_modules_arguments_are_compared(tmp_path: Path) -> None:
     path = tmp_path / "last.ckpt"
     torch.save({"hyper_parameters": BEFORE["model"]}, path)

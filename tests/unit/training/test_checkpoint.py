@@ -79,7 +79,7 @@ def test_a_part_that_two_adapters_share_starts_from_trained_weights(tmp_path):
 
 
 def test_init_of_another_prior_or_with_parts_too_many_is_refused(run, tmp_path):
-    with pytest.raises(MegaSRError, match="have no place in this adapter.*msfm"):
+    with pytest.raises(MegaSRError, match="this adapter does not train .*msfm"):
         make_module(adapter=AdapterConfig(), init=str(run[1]))
     with pytest.raises(MegaSRError, match="init .*: trained on the prior"):
         make_module(prior=prior_folder(seed=1), init=str(run[1]))

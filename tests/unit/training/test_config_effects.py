@@ -63,7 +63,7 @@ FLIPS = {
         "guidance_interval": (0.0, 0.5),
     },
 }
-ELSEWHERE = {"state_bits"}  # needs a GPU: test_precision.py
+ELSEWHERE = {"state_bits", "msfm", "csm", "lq_encoder"}  # test_precision.py and test_registries.py
 CASES = [(section, field) for section, flips in FLIPS.items() for field in flips]
 
 

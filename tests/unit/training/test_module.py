@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from megasr.errors import MegaSRError, UsageError
-from megasr.images import upsample_lq
 from megasr.networks.config import AdapterConfig
 from megasr.training.config import ObjectiveConfig, SamplerConfig
 from megasr.training.module import draw_dropout
@@ -78,9 +77,7 @@ def test_dropout_rates_are_the_configured_ones():
     module = make_module(objective=ObjectiveConfig(text_dropout=0.25, guidance_dropout=0.5))
     batch = {"keys": [f"{i}" for i in range(2000)], "tags": ["tag"] * 2000, "lq": torch.zeros(2000, 3, 1, 1)}
     batch["maps"] = {"canny": torch.ones(2000, 1, 4, 4)}
-    prompts, maps = module._drop_conditions(
-        draw_dropout(batch, module.objective, ("canny",), 0, 3), torch.zeros(2000, 3, 4, 4)
-    )
+    prompts, maps = module._drop_conditions(draw_dropout(batch, module.objective, ("canny",), 0, 3))
     dropped = maps["canny"].amax(dim=(1, 2, 3)) == 0
     assert prompts.count("") / 2000 == pytest.approx(0.25, abs=0.03)
     assert dropped.float().mean().item() == pytest.approx(0.5, abs=0.035)
@@ -95,11 +92,8 @@ def test_a_batch_that_says_what_was_dropped_is_replayed():
         "text_dropped": torch.tensor([True, False]),
         "guidance_dropped": torch.tensor([False, True]),
     }
-    lq_up = upsample_lq(batch["lq"], 4)
     for step in range(8):
-        prompts, maps = module._drop_conditions(
-            draw_dropout(batch, module.objective, module.adapter.guidance, 0, step), lq_up
-        )
+        prompts, maps = module._drop_conditions(draw_dropout(batch, module.objective, ("canny",), 0, step))
         assert [prompt == "" for prompt in prompts] == [True, False]
         assert [bool(m.any()) for m in maps["canny"]] == [True, False]
 

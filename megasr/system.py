@@ -1,0 +1,327 @@
+"""MegaSR: a frozen prior, an adapter network and their conditions; loss and restoration. Needs no lightning."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Container, Mapping
+from dataclasses import asdict, dataclass, is_dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import torch
+from torch import nn
+
+from megasr.batch import SRBatch, check_image
+from megasr.diffusion.objective import Denoiser, add_noise, diffusion_loss
+from megasr.diffusion.sampling import SOLVERS, OnStep, build_scheduler, ddim, solve, spaced_timesteps
+from megasr.errors import UsageError
+from megasr.guidance.extract import Shown, extract_guidance, extract_shown, mix_subsets, shown_guidance
+from megasr.guidance.sources import ExtractorConfig, Networks
+from megasr.images import pad_to_multiple, resize, upsample_lq
+from megasr.inference.color import ColorFix, fix_color
+from megasr.inference.tiling import Grid, Guidance, TiledDenoiser, Tiling, decode_tiles, encode_tiles
+from megasr.networks.config import AdapterConfig
+from megasr.networks.network import Conditions, MegaSRNetwork, SaftMaps, WeightedMaps
+from megasr.networks.sites import Semantics
+from megasr.prior import Prior, load_prior
+from megasr.rng import keyed_normal, torch_generator
+from megasr.semantics.clip import VisionConfig, VisionEncoder
+from megasr.semantics.taggers import Tagger
+from megasr.semantics.tags import TaggerConfig, build_tagger
+from megasr.training.checkpoint import build_from_state, read_checkpoint
+from megasr.training.config import SamplerConfig
+
+# Maps and tokens of an image in tiles are made from a copy of at most this many px, so that its tiles agree and memory
+# is bounded. Up to 8192 x 8192 px that is still a pixel for every feature of SD's latents.
+_MAPS_PX = 1024**2
+
+
+class FrozenParts:
+    """Loads the frozen parts of a MegaSR. A memory plan replaces it by parts that have sizes and no weights."""
+
+    def prior(self, source: str) -> Prior:
+        """See load_prior."""
+        return load_prior(source)
+
+    def vision(self, config: VisionConfig | None) -> VisionEncoder | None:
+        """The vision tower, None when none is set."""
+        return None if config is None else VisionEncoder(config)
+
+    def tagger(self, config: TaggerConfig | None) -> Tagger | None:
+        """The tagger, None when none is set."""
+        return None if config is None else build_tagger(config)
+
+    def networks(self, config: ExtractorConfig | None) -> Networks:
+        """The extractors, each of which is loaded when its first map is asked for."""
+        return Networks(config)
+
+
+@dataclass(frozen=True)
+class RestoreOptions:
+    """How a batch is restored.
+
+    Attributes:
+        sampler: steps and classifier-free guidance.
+        shown: adapter's guidance type -> type whose map it gets, None for zeros (see shown_guidance).
+        seed: of all draws, which are keyed by the images.
+        strengths: of every guidance type; None is 1 for all.
+        tiling: None restores whole images.
+        color_fix: see megasr.inference.color.
+        dtype: in which the network computes; None leaves it to autocast.
+        on_step: called after every step.
+    """
+
+    sampler: SamplerConfig
+    shown: Shown
+    seed: int
+    strengths: Mapping[str, float] | None = None
+    tiling: Tiling | None = None
+    color_fix: ColorFix | None = None
+    dtype: torch.dtype | None = None
+    on_step: OnStep | None = None
+
+    def cast(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The tensor in the network's dtype."""
+        return tensor if self.dtype is None else tensor.to(self.dtype)
+
+
+class Restored(NamedTuple):
+    """sr (B, 3, H, W) float32 in [0, 1], and the guidance maps it was made with, name -> (B, C, H', W') in [0, 1]."""
+
+    sr: torch.Tensor
+    maps: dict[str, torch.Tensor]
+
+
+class MegaSR(nn.Module):
+    """An adapter network on a frozen text-to-image prior, with the extractors, vision tower and tagger it needs.
+
+    >>> import torch
+    >>> from megasr import MegaSR
+    >>> system = MegaSR.from_checkpoint("tiny")  # the shipped adapter on the shipped prior
+    >>> sr = system.restore({"keys": ["photo"], "lq": torch.rand(1, 3, 16, 16)})
+    >>> tuple(sr.shape)
+    (1, 3, 64, 64)
+
+    Args:
+        prior: `tiny`, a diffusers folder, `sd21-base` or a hub id in the local cache.
+        adapter: what the trained part consists of.
+        sampler: how sr is sampled.
+        vision: the tower of the image tokens and of v1's representation, unless the batches bring them.
+        extractors: networks that make the guidance maps; None takes the shipped ones.
+        tagger: makes the tags of lq; None takes those that the batches bring.
+        scale_factor: size of hq over size of lq.
+        seed: of every draw.
+
+    Raises:
+        UsageError: nothing would be trained, or a setting of the tagger or the extractors would do nothing.
+        MegaSRError: the prior or another frozen part is not on this machine.
+    """
+
+    parts = FrozenParts()
+
+    def __init__(
+        self,
+        prior: str = "tiny",
+        adapter: AdapterConfig = AdapterConfig(),  # noqa: B008  (frozen)
+        sampler: SamplerConfig = SamplerConfig(),  # noqa: B008
+        vision: VisionConfig | None = None,
+        extractors: ExtractorConfig | None = None,
+        tagger: TaggerConfig | None = None,
+        scale_factor: int = 4,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.settings = plain_settings(
+            prior=prior, adapter=adapter, sampler=sampler, vision=vision, extractors=extractors, tagger=tagger,
+            scale_factor=scale_factor, seed=seed,
+        )  # fmt: skip
+        self.adapter, self.sampler, self.scale_factor, self.seed = adapter, sampler, scale_factor, seed
+        self.prior = self.parts.prior(prior)
+        self.prior_fingerprint = self.prior.fingerprint()
+        self.network = MegaSRNetwork(self.prior, adapter, seed)
+        if not any(p.requires_grad for p in self.network.parameters()):
+            raise UsageError(
+                "model.adapter is empty: turn on controlnet, guidance, image or rca, else nothing is trained"
+            )
+        self.vision = self.parts.vision(vision)
+        if tagger is not None and not adapter.text:
+            raise UsageError("model.tagger would do nothing: model.adapter.text is off")
+        self.tagger = self.parts.tagger(tagger)
+        self.networks = self.parts.networks(extractors)
+        self.networks.config.check_used(self.network.guidance)
+        self.shown = shown_guidance(self.network.guidance, sampler.shown_guidance)
+        self.alphas_cumprod: torch.Tensor
+        self.register_buffer("alphas_cumprod", self.prior.scheduler.alphas_cumprod.clone(), persistent=False)
+
+    @classmethod
+    def from_checkpoint(cls, path: str | Path, prior: str | None = None, **changes: Any) -> Self:
+        """Rebuild from a checkpoint of `megasr fit`, with the averaged weights when EMA was on.
+
+        Args:
+            path: the checkpoint; `tiny` is the shipped one.
+            prior: where the prior lies on this machine; None takes the source that was trained with.
+            changes: constructor arguments to replace, such as sampler.
+
+        Raises:
+            MegaSRError: the file cannot be read, is not of an adapter, or belongs to another prior.
+        """
+        return build_from_state(cls, read_checkpoint(path), path, prior, changes)
+
+    # Conditions ------------------------------------------------------------------------------------------------------
+
+    def prompts(self, batch: SRBatch, lq_up: torch.Tensor, suffix: str = "") -> list[str]:
+        """The tags of each sample and the suffix, or empty prompts when the adapter uses no text."""
+        if not self.adapter.text:
+            return [""] * len(batch["keys"])
+        tags = batch.get("tags") or [""] * len(batch["keys"])
+        if self.tagger is not None:
+            tags = self.tagger(lq_up, batch.get("tags"))
+        return [", ".join(part for part in (tag, suffix) if part) for tag in tags]
+
+    def semantics(self, batch: SRBatch, lq_up: torch.Tensor, prompts: list[str]) -> Semantics:
+        """Embed the prompts; take image tokens and representation from the batch, or from the vision tower.
+
+        The tagger's zero-shot head sits on that tower, so its tokens are v1's representation.
+        """
+        tokens, representation = batch.get("image_tokens"), batch.get("representation")
+        lacking = (self.adapter.image and tokens is None) or (self.adapter.rca and representation is None)
+        if lacking and self.vision is not None:
+            seen = self.vision(lq_up)
+            tokens = seen if tokens is None else tokens
+            representation = seen if representation is None else representation
+        with torch.no_grad():
+            text = self.prior.text_encoder(prompts)
+        return Semantics(text, tokens, representation)
+
+    def guidance_maps(self, batch: SRBatch, fixed_images: bool = True) -> dict[str, torch.Tensor]:
+        """The adapter's guidance maps, name -> (B, C, H, W), from the batch or extracted.
+
+        Args:
+            batch: needs lq, unless it brings the maps.
+            fixed_images: the same images come again (not those of training): a cache keeps their maps.
+        """
+        return extract_guidance(batch, self.network.guidance, self.scale_factor, self.networks, fixed_images)
+
+    def conditions(
+        self, batch: SRBatch, prompts: list[str] | None = None, maps: Mapping[str, torch.Tensor] | None = None
+    ) -> Conditions:
+        """Conditions of the denoising steps; None takes the prompts and maps of the batch's lq."""
+        lq_up = upsample_lq(batch["lq"], self.scale_factor)
+        prompts = self.prompts(batch, lq_up) if prompts is None else prompts
+        maps = self.guidance_maps(batch) if maps is None else maps
+        return self.network.conditions(lq_up, self.semantics(batch, lq_up, prompts), maps)
+
+    # Loss ------------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def latents(self, batch: SRBatch) -> torch.Tensor:
+        """z0 (B, C, h, w) of hq: those that the batch brings, or the VAE's."""
+        check_image(batch["hq"], "hq")
+        return batch["latents"] if "latents" in batch else self.prior.encode(batch["hq"]).float()
+
+    def loss(
+        self, conditions: Conditions, z0: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
+    ) -> torch.Tensor:
+        """The diffusion loss of each sample, (B,)."""
+
+        def denoiser(z_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            return self.network(z_t, t, conditions)
+
+        return diffusion_loss(denoiser, self.prior.scheduler, z0, noise, timesteps)
+
+    # Restoration -----------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def restore(self, batch: SRBatch) -> torch.Tensor:
+        """Restore as trained: lq -> sr (B, 3, H, W) float32 in [0, 1].
+
+        Noise is keyed by the image's key: batch size and order do not matter.
+        """
+        check_image(batch["lq"], "lq")
+        lq_up = upsample_lq(batch["lq"], self.scale_factor)
+        return self.restore_with(batch, lq_up, RestoreOptions(self.sampler, self.shown, self.seed)).sr
+
+    @torch.no_grad()
+    def restore_with(self, batch: SRBatch, lq_up: torch.Tensor, options: RestoreOptions) -> Restored:
+        """Restore a batch in any size, in tiles, or with other strengths of guidance.
+
+        Args:
+            batch: needs keys and lq.
+            lq_up: lq at the size of sr, which may be any.
+            options: how.
+
+        Raises:
+            UsageError: the sampler cannot be used, or a map or token is missing.
+            MegaSRError: weights are missing, or numbers overflowed.
+        """
+        height, width = lq_up.shape[-2:]
+        padded = pad_to_multiple(lq_up, self.prior.size_multiple)
+        sides = padded.shape[-2], padded.shape[-1]
+        tiling = options.tiling
+        grid = Grid.whole(*sides) if tiling is None else tiling.grid(*sides, self.prior.size_multiple)
+        small, padded_small = (lq_up, padded) if grid.is_whole else (_shrink(padded),) * 2
+        maps = extract_shown(SRBatch(**{**batch, "lq": small}), options.shown, 1, self.networks)
+        known, guidance = self._read_words(batch, padded_small, options)
+        weighted_maps = self._weigh_maps(maps, grid, options)
+        denoiser = TiledDenoiser(self.network, options.cast(padded), known, weighted_maps, grid, guidance)
+        z = self._sample(batch["keys"], padded, denoiser, grid, options)
+        sr = decode_tiles(self.prior, z, grid)[..., :height, :width]
+        used = {own.name: maps[own.name] for own, source in options.shown.items() if source is not None}
+        return Restored(fix_color(sr, lq_up, options.color_fix), used)
+
+    def _read_words(
+        self, batch: SRBatch, lq_up: torch.Tensor, options: RestoreOptions
+    ) -> tuple[Conditions, Guidance | None]:
+        """Keys and values of prompts and tokens, and of the negative prompt for classifier-free guidance."""
+        sampler = options.sampler
+        semantics = self.semantics(batch, lq_up, self.prompts(batch, lq_up, sampler.positive_prompt))
+        semantics = Semantics(*(None if tokens is None else options.cast(tokens) for tokens in semantics))
+        known = self.network.read(semantics)
+        if sampler.guidance_scale == 1:
+            return known, None
+        negative = options.cast(self.prior.text_encoder([sampler.negative_prompt] * len(batch["keys"])))
+        read = self.network.read(semantics._replace(text=negative))
+        return known, Guidance(read, sampler.guidance_scale, sampler.guidance_interval, len(self.alphas_cumprod))
+
+    def _weigh_maps(self, maps: Mapping[str, torch.Tensor], grid: Grid, options: RestoreOptions) -> WeightedMaps:
+        """Inputs of the SAFTs for the subsets of maps that the strengths mix, each with its weight."""
+        padded = {name: options.cast(pad_to_multiple(image, self.prior.size_multiple)) for name, image in maps.items()}
+        latents = grid.divided(self.prior.downsampling)
+
+        def saft_maps(names: Container[str]) -> SaftMaps:
+            subset = {name: image if name in names else torch.zeros_like(image) for name, image in padded.items()}
+            return self.network.saft_maps(subset, latents.rows.length, latents.columns.length)
+
+        if not padded or options.strengths is None:
+            return [(1.0, saft_maps(padded))]
+        return [(weight, saft_maps(names)) for weight, names in mix_subsets(options.strengths)]
+
+    def _sample(
+        self, keys: list[str], lq_up: torch.Tensor, denoiser: Denoiser, grid: Grid, options: RestoreOptions
+    ) -> torch.Tensor:
+        """From noise, or the noised latent of lq_up, to z0."""
+        prior, sampler, alphas = self.prior, options.sampler, self.alphas_cumprod
+        timesteps = spaced_timesteps(sampler.num_steps, sampler.start_fraction, len(alphas))
+        latents = grid.divided(prior.downsampling)
+        shape = prior.unet.config.in_channels, latents.rows.length, latents.columns.length
+        z = keyed_normal(options.seed, keys, shape, "sampling_noise").to(lq_up.device)
+        if sampler.start == "lq":
+            start = torch.full((len(keys),), timesteps[0], device=z.device)
+            z = add_noise(prior.scheduler, encode_tiles(prior, lq_up, grid), z, start)
+        if sampler.solver is None:
+            return ddim(denoiser, alphas, prior.prediction_type, z, timesteps, options.on_step)
+        solver = SOLVERS[sampler.solver]
+        scheduler = build_scheduler(solver, prior.scheduler, sampler.num_steps, timesteps[0] + 1)
+        generators = [torch_generator(options.seed, "solver_noise", key) for key in keys] if solver.random else []
+        return solve(denoiser, solver, scheduler, z, generators, options.on_step)
+
+
+def plain_settings(**arguments: Any) -> dict[str, Any]:
+    """Constructor arguments as plain data, which checkpoints (weights_only=True) and exported folders hold."""
+    return {n: asdict(v) if is_dataclass(v) and not isinstance(v, type) else v for n, v in arguments.items()}
+
+
+def _shrink(image: torch.Tensor) -> torch.Tensor:
+    height, width = image.shape[-2:]
+    ratio = math.sqrt(min(1.0, _MAPS_PX / (height * width)))
+    return image if ratio == 1 else resize(image, max(1, round(height * ratio)), max(1, round(width * ratio)))
