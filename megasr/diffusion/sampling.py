@@ -54,14 +54,7 @@ def check_solver(name: str) -> str:
 
 
 def build_scheduler(solver: Solver, trained: Any, num_steps: int, span: int) -> Any:
-    """diffusers' scheduler for the last `span` timesteps of the prior's own scheduler, `trained`.
-
-    Args:
-        solver: which one.
-        trained: the prior's scheduler.
-        num_steps: of the sampler.
-        span: number of timesteps, from the clean end of the schedule.
-    """
+    """diffusers' scheduler for the `span` timesteps at the clean end of the prior's scheduler, `trained`."""
     import diffusers
 
     scheduler = getattr(diffusers, solver.scheduler)(
@@ -87,13 +80,7 @@ def solve(
 ) -> torch.Tensor:
     """Latents z (B, C, h, w) at the first timestep of a scheduler from build_scheduler -> z0.
 
-    Args:
-        denoiser: (z_t, timesteps (B,)) -> prediction.
-        solver: which one `scheduler` is.
-        scheduler: from build_scheduler.
-        z: latents at its first timestep.
-        generators: of the noise that a random solver adds, one per sample, so that the batch does not matter.
-        on_step: called after every step.
+    A random solver adds noise of `generators`, one per sample, so that the batch does not matter.
 
     Raises:
         UsageError: a random solver gets another number of generators.

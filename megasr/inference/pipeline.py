@@ -70,10 +70,8 @@ def spread_prompts(prompt: str | Sequence[str], count: int, uses_text: bool) -> 
 def choose_tile(asked: int | None, native_px: int | None) -> int | None:
     """Px of the tiles in which the commands restore, None for whole images.
 
-    Args:
-        asked: by the user; 0 is whole, None the prior's own size: better than the whole on the tiny prior (README), and
-            attention's time grows with the square of the pixels.
-        native_px: see Prior.
+    Asked for 0 it is whole, for None the prior's own size (see Prior): better than the whole on the tiny prior
+    (README), and attention's time grows with the square of the pixels.
     """
     return native_px if asked is None else asked or None
 
@@ -90,11 +88,9 @@ def choose_tiling(tile: int | None, overlap: int | None) -> Tiling | None:
 
 
 def to_tensors(image: AnyImage | Sequence[AnyImage]) -> list[torch.Tensor]:
-    """Every image as lq (3, h, w) float32 in [0, 1] on the CPU.
+    """Every image as lq (3, h, w) float32 in [0, 1] on the CPU; see MegaSRPipeline.__call__.
 
-    Args:
-        image: a PIL image of any mode (converted to RGB: an alpha channel is dropped), an array (h, w, 3) uint8, a
-            tensor (3, h, w) or (B, 3, h, w) in [0, 1], or a list of these, whose sizes may differ.
+    A PIL image of any mode is converted to RGB: an alpha channel is dropped.
 
     Raises:
         UsageError: there is no image, or one is of another kind, shape or range.

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
+from typing import NamedTuple
 
 import torch
 
@@ -62,12 +63,9 @@ class Tiling:
 
 @dataclass(frozen=True)
 class Axis:
-    """Tiles along one side of an image.
+    """Tiles along one side of an image: `length` of the side, `size` of a tile, `overlap` of neighbours.
 
-    Args:
-        length: of the side.
-        size: of a tile; one that is longer than the side is as long as the side.
-        overlap: of neighbours; the last two overlap by more where the length asks for it.
+    A tile that is longer than the side is as long as the side; the last two overlap by more where the length needs it.
     """
 
     length: int
@@ -103,13 +101,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Grid:
-    """Tiles over an image.
-
-    Args:
-        rows: along the height.
-        columns: along the width.
-        batch: tiles at once.
-    """
+    """Tiles over an image, `batch` of which go through the network at once."""
 
     rows: Axis
     columns: Axis
@@ -193,16 +185,8 @@ def _run(prior: Prior, call: Callable[[], torch.Tensor]) -> torch.Tensor:
     return result
 
 
-@dataclass(frozen=True)
-class Guidance:
-    """Classifier-free guidance.
-
-    Attributes:
-        negative: keys and values of the negative prompts.
-        cfg_scale: its strength.
-        interval: see SamplerConfig.guidance_interval.
-        num_train_timesteps: length of the prior's schedule.
-    """
+class Guidance(NamedTuple):
+    """Classifier-free guidance: keys and values of the negative prompts, its strength, and see SamplerConfig."""
 
     negative: Conditions
     cfg_scale: float
@@ -216,7 +200,7 @@ class TiledDenoiser:
     Args:
         network: the adapted prior.
         lq_up: (B, 3, H, W) in [0, 1].
-        known: keys and values of the images' own words and tokens.
+        known: keys and values of the prompts and tokens (see MegaSRNetwork.read).
         weighted_maps: inputs of the SAFTs for the whole images (see MegaSRNetwork.guide).
         grid: tiles in px.
         guidance: None for none.

@@ -14,7 +14,8 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,19 +39,14 @@ Progress = Callable[[float], None]  # share of the steps that are done, from 0 t
 
 @dataclass(frozen=True)
 class Job:
-    """One image to upscale.
-
-    Attributes:
-        source: the photograph.
-        target: the file of sr; its ending says the format.
-    """
+    """One image to upscale: the photograph, and the file of sr, whose ending says the format."""
 
     source: Path
     target: Path
 
     @property
     def key(self) -> str:
-        """Name of the image; its sampling noise is keyed by it, alone or among others."""
+        """Name of the image, to which its sampling noise is keyed, alone or among others."""
         return self.source.stem
 
 
@@ -81,9 +77,6 @@ class Settings:
     max_pixels: int = MAX_PIXELS
     described: dict[str, Any] = field(default_factory=dict)
     folder: Path | None = None
-
-
-# Jobs -----------------------------------------------------------------------------------------------------------------
 
 
 def list_jobs(inputs: Sequence[str], output: Path, ending: str | None = None) -> list[Job]:
@@ -147,45 +140,22 @@ def _expand(text: str, output: Path) -> list[tuple[Path, Path]]:
     return [(image, Path(image.name)) for image in images]
 
 
-# Record of a folder ---------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Made:
-    """A line of the record: one file of sr.
-
-    Attributes:
-        name: its path in the folder.
-        content: sha256 of it.
-        source: sha256 of the photograph.
-        settings: that decide how it comes out.
-    """
-
-    name: str
-    content: str
-    source: str
-    settings: dict[str, Any]
-
-
 class MadeFiles:
-    """The record of a folder: an interrupted run goes on, and foreign files are not overwritten.
+    """The record of a folder, a JSON line per file of sr: interrupted runs go on, foreign files are not overwritten.
 
-    Args:
-        folder: holds the files of sr.
+    A line holds the file's name, the sha256 of its content and of its photograph (source), and the settings.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder, self._path = folder, folder / MADE_FILE
 
     @cached_property
-    def _known(self) -> dict[str, list[Made]]:
-        known: dict[str, list[Made]] = {}
-        for line in self._path.read_text().splitlines() if self._path.is_file() else []:
-            try:
-                made = Made(**json.loads(line))
-            except (ValueError, TypeError):
-                continue  # cut short by a crash
-            known.setdefault(made.name, []).append(made)
+    def _known(self) -> list[dict[str, Any]]:
+        lines = self._path.read_text().splitlines() if self._path.is_file() else []
+        known = []
+        for line in lines:
+            with suppress(ValueError):  # cut short by a crash
+                known.append(json.loads(line))
         return known
 
     def add(self, target: Path, content: bytes, source: bytes, settings: dict[str, Any]) -> None:
@@ -194,29 +164,29 @@ class MadeFiles:
         Raises:
             MegaSRError: the record cannot be written to.
         """
-        digest, of_source = (hashlib.sha256(part).hexdigest() for part in (content, source))
-        made = Made(target.relative_to(self.folder).as_posix(), digest, of_source, settings)
+        made = {
+            "name": target.relative_to(self.folder).as_posix(),
+            "content": hashlib.sha256(content).hexdigest(),
+            "source": hashlib.sha256(source).hexdigest(),
+            "settings": settings,
+        }
         try:
             with self._path.open("a") as file:  # one short write: processes of several devices do not mix
-                file.write(json.dumps(asdict(made)) + "\n")
+                file.write(json.dumps(made) + "\n")
         except OSError as error:
             raise MegaSRError(f"cannot write {self._path}: {error.strerror or error}") from error
 
-    def find(self, target: Path) -> Made | None:
-        """The record of the file that is there now; None for one that this program did not make, or that changed."""
-        candidates = self._known.get(target.relative_to(self.folder).as_posix())
-        if not candidates or not target.is_file():
-            return None
-        content = file_sha256(target)
-        return next((made for made in reversed(candidates) if made.content == content), None)
+    def find(self, target: Path) -> dict[str, Any] | None:
+        """The line of the file that is there now; None for one that this program did not make, or that changed."""
+        name = target.relative_to(self.folder).as_posix()
+        lines = [made for made in self._known if made["name"] == name] if target.is_file() else []
+        content = file_sha256(target) if lines else None
+        return next((made for made in reversed(lines) if made["content"] == content), None)
 
     def is_done(self, target: Path, source: Path, settings: dict[str, Any]) -> bool:
         """True when the target was made from this very photograph with the same settings."""
         made = self.find(target)
-        return made is not None and made.settings == settings and made.source == file_sha256(source)
-
-
-# Restoring ------------------------------------------------------------------------------------------------------------
+        return made is not None and made["settings"] == settings and made["source"] == file_sha256(source)
 
 
 def no_progress(share: float) -> None:
@@ -309,7 +279,7 @@ def restore_files(
 def _restore(
     pipeline: MegaSRPipeline, read: list[tuple[Job, Photograph]], options: dict[str, Any], progress: Progress
 ) -> Sequence[torch.Tensor]:
-    """sr of photographs; of a single one that does not fit into memory in smaller and smaller tiles."""
+    """sr of photographs; a single one that does not fit into memory is restored in smaller and smaller tiles."""
     from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
     lq = [photograph.tensor() for _, photograph in read]
@@ -354,8 +324,6 @@ def _message(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-# Devices --------------------------------------------------------------------------------------------------------------
-
 Batch = Sequence[Job]
 OnShare = Callable[[Batch, float], None]  # a batch, and the share of it that is done
 
@@ -365,11 +333,8 @@ def restore_all(
 ) -> Iterator[Outcome]:
     """Restore all batches on all devices and yield the outcome of every file, as it happens.
 
-    Args:
-        batches: files that are restored together.
-        settings: how.
-        devices: as torch names them; one is used in this process. cpu may be named more than once.
-        on_share: called as a batch goes on; with several devices only when it begins.
+    One device is used in this process; several, as torch names them, have a process each, and then `on_share` is called
+    only when a batch begins.
 
     Raises:
         UsageError, MegaSRError: the pipeline cannot be loaded.

@@ -41,15 +41,7 @@ LQ_ENCODERS.register("megasr", LQEncoder)
 
 
 class MegaSRControlNet(AdaptedModel):
-    """ControlNet with adapters; its outputs are zero at step 0.
-
-    Args:
-        unet: the prior's U-Net, whose encoder and middle block are copied.
-        downsampling: f of the VAE.
-        config: what the adapter consists of.
-        groups: the guidance types that are fused here.
-        seed: of the initial weights.
-    """
+    """ControlNet with adapters: the encoder and middle block of the prior's U-Net, with outputs of zero at step 0."""
 
     def __init__(self, unet: nn.Module, downsampling: int, config: AdapterConfig, groups: MapGroups, seed: int) -> None:
         encoder = LQ_ENCODERS[config.lq_encoder]

@@ -90,13 +90,7 @@ CSMS.register("megasr", CSM)
 
 
 class RCA(nn.Module):
-    """F' = F + Attn(Norm(F), representation), zero-initialised.
-
-    Args:
-        channels: C of the site.
-        heads: attention heads.
-        representation_width: R.
-    """
+    """F' = F + Attn(Norm(F), representation), zero-initialised; the representation is (B, M, representation_width)."""
 
     def __init__(self, channels: int, heads: int, representation_width: int) -> None:
         super().__init__()

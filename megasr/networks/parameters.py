@@ -13,27 +13,17 @@ from megasr.prior import Prior
 
 # Stable Diffusion 2.1-base, as its diffusers folder has it.
 _SD21_UNET = {
-    "sample_size": 64,
-    "block_out_channels": (320, 640, 1280, 1280),
-    "cross_attention_dim": 1024,
-    "attention_head_dim": (5, 10, 20, 20),
-    "use_linear_projection": True,
-}
+    "sample_size": 64, "block_out_channels": (320, 640, 1280, 1280), "cross_attention_dim": 1024,
+    "attention_head_dim": (5, 10, 20, 20), "use_linear_projection": True,
+}  # fmt: skip
 _SD21_VAE = {
-    "sample_size": 768,
-    "block_out_channels": (128, 256, 512, 512),
-    "down_block_types": ("DownEncoderBlock2D",) * 4,
-    "up_block_types": ("UpDecoderBlock2D",) * 4,
-    "layers_per_block": 2,
-}
+    "sample_size": 768, "block_out_channels": (128, 256, 512, 512), "layers_per_block": 2,
+    "down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4,
+}  # fmt: skip
 _SD21_TEXT = {
-    "hidden_size": 1024,
-    "intermediate_size": 4096,
-    "num_hidden_layers": 23,
-    "num_attention_heads": 16,
-    "hidden_act": "gelu",
-    "projection_dim": 512,
-}
+    "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 23, "num_attention_heads": 16,
+    "hidden_act": "gelu", "projection_dim": 512,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -67,12 +57,7 @@ def build_sd21_on_meta() -> Prior:
 
 
 def parameter_table(prior: Prior, config: AdapterConfig) -> list[PartSize]:
-    """Build the adapter on the meta device and count the parameters of each part; the last row is their sum.
-
-    Args:
-        prior: the frozen prior (only its sizes are read; it may lie on the meta device).
-        config: what the adapter consists of.
-    """
+    """Build the adapter on the meta device, where the prior goes too, and count each part; the last row is the sum."""
     with torch.device("meta"):
         network = MegaSRNetwork(prior.to("meta"), config)
     rows = [

@@ -43,7 +43,7 @@ class Site(nn.Module):
     Args:
         transformer: diffusers' Transformer2DModel at this site (read for its sizes; not kept).
         level: how often the latents were halved here.
-        config: what the adapter consists of.
+        config: the adapter's.
         groups: the guidance types that are fused here.
         seed: of the initial weights.
         place: name of the site, to which its initial weights are keyed.
@@ -159,11 +159,11 @@ Run = Callable[[nn.Module, nn.Module | None, torch.Tensor], torch.Tensor]
 
 
 class AdaptedModel(nn.Module):
-    """What the adapted U-Net and ControlNet share: their sites, and how their blocks run through them.
+    """Base of the adapted U-Net and ControlNet: the sites, and how blocks run through them.
 
     Args:
         model: diffusers' U-Net or ControlNet; an attribute of the name `name`.
-        config: what the adapter consists of.
+        config: the adapter's.
         groups: the guidance types that are fused here.
         seed: of the initial weights.
         name: `unet` or `controlnet`, to which the initial weights are keyed.

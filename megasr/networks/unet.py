@@ -23,13 +23,7 @@ class Residuals(NamedTuple):
 
 
 class MegaSRUNet(AdaptedModel):
-    """The prior's U-Net with adapters.
-
-    Args:
-        unet: diffusers' UNet2DConditionModel. Used as it is; its weights and names do not change.
-        config: what the adapter consists of.
-        groups: the guidance types that are fused here.
-        seed: of the initial weights.
+    """The prior's U-Net (UNet2DConditionModel) with adapters; its weights and names do not change.
 
     Raises:
         UsageError: the U-Net has inputs that MegaSR does not have (class labels, added conditions); names the field.

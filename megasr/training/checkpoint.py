@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import is_dataclass
 from fnmatch import fnmatchcase
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
@@ -27,7 +26,7 @@ _FOREIGN = "not a checkpoint of a MegaSR adapter"
 
 
 def find_adapter(source: str | Path) -> Path:
-    """The file of a checkpoint, or the folder of one that several processes wrote; see find_checkpoint.
+    """The file or sharded folder of a checkpoint; see find_checkpoint.
 
     Raises:
         UsageError: it is an address.
@@ -39,24 +38,20 @@ def find_adapter(source: str | Path) -> Path:
     return path
 
 
-# Reading ----------------------------------------------------------------------------------------------------------
-
-
 def read_checkpoint(path: str | Path, mmap: bool = False) -> dict[str, Any]:
-    """Read a checkpoint: tensors and plain data only, and none of which a byte has changed; see find_adapter.
+    """Read a checkpoint: tensors and plain data only, none of which has changed since it was written.
 
     Args:
-        path: a file, or a folder that several processes have written.
+        path: a file, or the folder of a sharded one; `tiny` is the shipped one.
         mmap: leave the tensors of a file on the disk until they are used.
 
     Raises:
         MegaSRError: it is missing, damaged, or holds other objects.
     """
     path = find_adapter(path)
-    problem = damage(path)
-    if problem is not None:
+    if problem := damage(path):
         raise MegaSRError(f"cannot read checkpoint {path}: {problem}")
-    content = _read(path, read_sharded if is_sharded(path) else partial(read_saved, mmap=mmap))
+    content = _read(path, mmap)
     for name in ("state_dict", "pytorch-lightning_version"):
         if name not in content:
             raise MegaSRError(f"{path}: not a checkpoint of `megasr fit` (it has no {name})")
@@ -65,7 +60,17 @@ def read_checkpoint(path: str | Path, mmap: bool = False) -> dict[str, Any]:
 
 def read_settings(path: Path) -> dict[str, Any]:
     """Content of a checkpoint, whose tensors stay on the disk. Raises as read_checkpoint."""
-    return _read(path / PLAIN if is_sharded(path) else path, partial(read_saved, mmap=True))
+    return _read(path / PLAIN if is_sharded(path) else path, mmap=True)
+
+
+def _read(path: Path, mmap: bool) -> dict[str, Any]:
+    try:
+        content = read_sharded(path) if is_sharded(path) else read_saved(path, mmap=mmap)
+    except OSError as error:
+        raise MegaSRError(f"cannot read checkpoint {path}: {error.strerror or error}") from error
+    if not isinstance(content, dict):
+        raise MegaSRError(f"{path}: not a checkpoint of `megasr fit` (it holds a {type(content).__name__})")
+    return content
 
 
 def damage(path: Path) -> str | None:
@@ -74,45 +79,9 @@ def damage(path: Path) -> str | None:
         return damage_of_folder(path)
     try:
         record = damaged_record(path)
-        return record and f"{_owner(path, record)} was changed after it was written"
+        return record and f"{record} was changed after it was written"
     except OSError as error:
         return error.strerror or str(error)
-
-
-def _owner(path: Path, record: str) -> str:
-    """The tensor that lies in a record: torch numbers them in the order in which a checkpoint holds them."""
-    number = record.rpartition("/data/")[2]
-    if not number.isdigit():
-        return record
-    owners: dict[int, str] = {}
-    for keys, tensor in named_tensors(read_saved(path, mmap=True)):
-        owners.setdefault(tensor.untyped_storage()._cdata, ".".join(keys))  # tensors may share their values
-    return dict(enumerate(owners.values())).get(int(number), record)
-
-
-_KINDS: dict[str, type] = {
-    "state_dict": dict, "callbacks": dict, "hyper_parameters": dict, "config": dict, "loops": dict,
-    "optimizer_states": list, "lr_schedulers": list, "epoch": int, "global_step": int,
-    "pytorch-lightning_version": str,
-}  # fmt: skip
-
-
-def _read(path: Path, read: Callable[[Path], Any]) -> dict[str, Any]:
-    """Read it with a function, and check that it is what `megasr fit` writes."""
-    try:
-        content = read(path)
-    except OSError as error:
-        raise MegaSRError(f"cannot read checkpoint {path}: {error.strerror or error}") from error
-    problem = "" if isinstance(content, dict) else f"it holds a {type(content).__name__}"
-    for name, kind in _KINDS.items() if not problem else ():
-        if not isinstance(content.get(name, kind()), kind):
-            problem = f"its {name} is a {type(content[name]).__name__}, not a {kind.__name__}"
-    if problem:
-        raise MegaSRError(f"{path}: not a checkpoint of `megasr fit` ({problem})")
-    return content
-
-
-# Fitting ----------------------------------------------------------------------------------------------------------
 
 
 def trained_state(module: nn.Module, state: dict[str, Any]) -> dict[str, Any]:
@@ -127,10 +96,10 @@ def check_trained_state(
     """Refuse a checkpoint of another prior, or whose weights do not fit what the module trains.
 
     Args:
-        module: what is to be restored.
+        module: is to be restored.
         checkpoint: its content.
         fingerprint: of the prior that is loaded.
-        source: what errors call the checkpoint.
+        source: name of the checkpoint for errors.
         exact: every trained parameter must have a weight.
 
     Raises:
@@ -175,13 +144,10 @@ def _some(names: list[str]) -> str:
 
 
 def _weights(checkpoint: dict[str, Any], source: Any) -> dict[str, dict[str, Any]]:
-    """`state_dict`, and `EMA` when averages were kept.
-
-    Raises:
-        MegaSRError: they are not there, or not dictionaries.
-    """
+    """`state_dict`, and `EMA` when averages were kept."""
     weights: dict[str, Any] = {"state_dict": checkpoint.get("state_dict")}
-    for name, state in checkpoint.get("callbacks", {}).items():
+    callbacks = checkpoint.get("callbacks")
+    for name, state in callbacks.items() if isinstance(callbacks, dict) else ():
         if str(name).startswith("EMA"):
             weights["EMA"] = state.get("shadow") if isinstance(state, dict) else None
     for kind, named in weights.items():
@@ -191,11 +157,7 @@ def _weights(checkpoint: dict[str, Any], source: Any) -> dict[str, dict[str, Any
 
 
 def final_weights(checkpoint: dict[str, Any], source: Any) -> dict[str, torch.Tensor]:
-    """The averaged weights when EMA was on, else the last ones.
-
-    Raises:
-        MegaSRError: there are none in the checkpoint, which errors call `source`.
-    """
+    """The averaged weights when EMA was on, else the last ones; `source` names the checkpoint in errors."""
     return list(_weights(checkpoint, source).values())[-1]
 
 
@@ -226,22 +188,15 @@ def initialise(module: nn.Module, path: str | Path, fingerprint: str) -> None:
     module.load_state_dict(final_weights(checkpoint, source), strict=False)
 
 
-# Building ---------------------------------------------------------------------------------------------------------
-
 _OF_TRAINING = ("objective", "optimizer", "frozen_dtype", "compile", "init")  # arguments of MegaSRModule alone
 
 
 def build_from_state(
     cls: type[Module], checkpoint: dict[str, Any], path: str | Path, prior: str | None, changes: dict[str, Any]
 ) -> Module:
-    """Build a MegaSR or MegaSRModule from the content of a checkpoint; see MegaSR.from_checkpoint.
+    """Build a MegaSR or MegaSRModule from the content of a checkpoint, which errors call `path`.
 
-    Args:
-        cls: the class to build.
-        checkpoint: its content.
-        path: what errors call it.
-        prior: where the prior lies; None takes the source that was trained with.
-        changes: constructor arguments to replace.
+    Args and errors as MegaSR.from_checkpoint's.
     """
     for name in ("prior_fingerprint", "hyper_parameters"):
         if name not in checkpoint:
@@ -273,34 +228,32 @@ def typed_arguments(cls: type, plain: Mapping[str, Any]) -> dict[str, Any]:
     return arguments
 
 
-# Going on with another recipe -------------------------------------------------------------------------------------
-
-# What may differ without asking: patterns of keys -> why no step is another one for it.
-MAY_DIFFER = {
-    "config, ckpt_path, weights_only, allow_changed_config": "they say what to go on from",
-    "seed_everything": "it follows model.seed",
-    "data.batch_size, trainer.accumulate_grad_batches, trainer.devices, trainer.num_nodes": "their product is compared",
-    "trainer.accelerator, trainer.strategy*, trainer.benchmark, trainer.deterministic, model.compile, "
-    "model.adapter.gradient_checkpointing, trainer.use_distributed_sampler": "the same sums on other hardware",
-    "data.num_workers, data.backend": "where a sample is made, not how",
-    "data.train_root, data.train_url, data.train_lq_root, data.cache_*, model.prior": (
-        "a place; what lies there is compared by its fingerprint when it is loaded"
-    ),
-    "model.init": "the checkpoint holds what came of it",
-    "model.sampler.*, model.objective.validation_timesteps, data.eval_*, evaluation.*, monitor.*, export.*, "
-    "trainer.limit_val_batches, trainer.limit_test_batches, trainer.limit_predict_batches, trainer.val_check_interval, "
-    "trainer.check_val_every_n_epoch, trainer.num_sanity_val_steps, trainer.inference_mode": (
-        "how the result is measured"
-    ),
-    "trainer.logger*, trainer.log_every_n_steps, trainer.default_root_dir, trainer.enable_*, trainer.profiler*, "
-    "trainer.detect_anomaly, trainer.barebones, trainer.model_registry": "what is written down",
-    "trainer.callbacks.*Checkpoint.*, trainer.callbacks.*Monitor.*, trainer.callbacks.*ProgressBar.*, "
-    "trainer.callbacks.*Summary.*, trainer.callbacks.Timer.*, trainer.plugins.*CheckpointFiles.*": "they only look on",
-    "trainer.min_*, trainer.max_*": "when it ends; compared where the learning rate falls towards the end",
-}
+# Patterns of keys that may change when a training goes on.
+MAY_DIFFER = (
+    *("config", "ckpt_path", "weights_only", "allow_changed_config", "seed_everything"),
+    # Their product is compared, as the global batch.
+    *("data.batch_size", "trainer.accumulate_grad_batches", "trainer.devices", "trainer.num_nodes"),
+    # The same sums on other hardware, or made in another place.
+    *("trainer.accelerator", "trainer.strategy*", "trainer.benchmark", "trainer.deterministic", "model.compile"),
+    *("model.adapter.gradient_checkpointing", "trainer.use_distributed_sampler", "data.num_workers", "data.backend"),
+    # Places; their content is compared by its fingerprint when it is loaded. The checkpoint holds what came of init.
+    *("data.train_root", "data.train_url", "data.train_lq_root", "data.cache_*", "model.prior", "model.init"),
+    # Evaluation.
+    *("model.sampler.*", "model.objective.validation_timesteps", "data.eval_*", "evaluation.*", "monitor.*"),
+    *("export.*", "trainer.limit_val_batches", "trainer.limit_test_batches", "trainer.limit_predict_batches"),
+    *("trainer.val_check_interval", "trainer.check_val_every_n_epoch", "trainer.num_sanity_val_steps"),
+    "trainer.inference_mode",
+    # Logs, and callbacks that only watch.
+    *("trainer.logger*", "trainer.log_every_n_steps", "trainer.default_root_dir", "trainer.enable_*"),
+    *("trainer.profiler*", "trainer.detect_anomaly", "trainer.barebones", "trainer.model_registry"),
+    *("trainer.callbacks.*Checkpoint.*", "trainer.callbacks.*Monitor.*", "trainer.callbacks.*ProgressBar.*"),
+    *("trainer.callbacks.*Summary.*", "trainer.callbacks.Timer.*", "trainer.plugins.*CheckpointFiles.*"),
+    # The length; compared where the learning rate falls towards the end.
+    *("trainer.min_*", "trainer.max_*"),
+)
 _LENGTH, _DECAY = "trainer.max_*", "model.*decay_share"
 _ABSENT = "not set"
-# Fields that younger versions have added: older checkpoints were trained with their defaults.
+# Fields that newer versions have added: older checkpoints were trained with their defaults.
 _NEW_FIELDS = {f"model.adapter.{name}": getattr(AdapterConfig(), name) for name in ("msfm", "csm", "lq_encoder")}
 
 
@@ -359,7 +312,7 @@ def _refuse(checkpoint: Path, lines: list[str], config: Mapping[str, Any]) -> No
 
 
 def _may_differ(key: str) -> bool:
-    return any(fnmatchcase(key, pattern) for patterns in MAY_DIFFER for pattern in patterns.split(", "))
+    return any(fnmatchcase(key, pattern) for pattern in MAY_DIFFER)
 
 
 def _leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:

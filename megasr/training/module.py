@@ -33,13 +33,8 @@ from megasr.training.sharding import ShardedStrategy, clip_norm
 def trapezoid(step: int, steps: float, warmup_steps: int, decay_share: float) -> float:
     """Warmup-stable-decay factor of the learning rate: linear up, level, linear down to 0 (2404.06395).
 
-    Until the decay it does not depend on the length of training: a longer one can go on from a checkpoint.
-
-    Args:
-        step: from 0.
-        steps: of the whole training; may be infinite when decay_share is 0.
-        warmup_steps: of the way up; the first step already moves.
-        decay_share: share of all steps that the way down takes, in [0, 1]; 0 is none.
+    Until the decay, the last share of all steps, it does not depend on their number (infinite without a decay): a
+    longer training can go on from a checkpoint.
 
     Raises:
         UsageError: a training without an end cannot decay.
@@ -132,14 +127,10 @@ def finite_mean(
 
 
 def mean_without_repeated(trainer: lightning.Trainer | None, batch_index: int, losses: torch.Tensor) -> torch.Tensor:
-    """Weight val/loss so that samples repeated by DistributedSampler count once.
+    """Weight val/loss so that samples repeated by DistributedSampler count once: losses (any, B) -> mean ().
 
-    Lightning averages over batches by their sizes, the same in all processes; the returned mean () makes up for that.
-
-    Args:
-        trainer: that of the validation, which has one loader; None counts all.
-        batch_index: number of the batch in this process.
-        losses: (any, B).
+    Lightning averages over the batches of all processes by their sizes, repeated samples included; this makes up for
+    it. Without a trainer all samples count.
     """
     loader = None if trainer is None else trainer.val_dataloaders
     sampler = getattr(loader, "sampler", None)

@@ -10,12 +10,20 @@ from tests.helpers.networks import adapter, predict, random_inputs, random_prior
 FULL = {"guidance": ("canny", "superpixel", "noise"), "image": True, "rca": True}
 
 
-@pytest.mark.parametrize("fusion_init", ["residual", "as_drawn"])
-@pytest.mark.parametrize("stage1", ["v1", "v2"])
-@pytest.mark.parametrize("gate", ["linear", "channel", "scalar"])
-def test_gradients_reach_every_trained_parameter_and_no_frozen_one(fusion_init, stage1, gate):
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"fusion_init": "residual", "stage1": "v2", "gate": "linear"},
+        {"fusion_init": "as_drawn", "stage1": "v1", "gate": "channel"},
+        {"fusion_init": "residual", "stage1": "v1", "gate": "scalar"},
+        {"connector": "shared"},
+        {"fusion": "sum"},
+        {"fusion": "concat", "fusion_in": "controlnet"},
+    ],
+)
+def test_gradients_reach_every_trained_parameter_and_no_frozen_one(changes):
     prior = random_prior()
-    network = MegaSRNetwork(prior, adapter(**FULL, fusion_init=fusion_init, stage1=stage1, gate=gate))
+    network = MegaSRNetwork(prior, adapter(**FULL, **changes))
     train_steps(network, random_inputs(prior), steps=4)
     trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
     dead = [name for name, p in trained.items() if p.grad is None or not p.grad.abs().max() > 0]
@@ -23,17 +31,6 @@ def test_gradients_reach_every_trained_parameter_and_no_frozen_one(fusion_init, 
     assert all(p.grad is None for p in prior.parameters())
     frozen = [name for name, p in network.named_parameters() if not p.requires_grad and p.grad is not None]
     assert not frozen
-
-
-@pytest.mark.parametrize(
-    "changes", [{"connector": "shared"}, {"fusion": "sum"}, {"fusion": "concat", "fusion_in": "controlnet"}]
-)
-def test_gradients_reach_every_parameter_of_the_other_forms(changes):
-    prior = random_prior()
-    network = MegaSRNetwork(prior, adapter(**FULL, **changes))
-    train_steps(network, random_inputs(prior))
-    trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
-    assert not [name for name, p in trained.items() if p.grad is None or not p.grad.abs().max() > 0]
 
 
 def test_copied_keys_and_values_are_frozen_copies_of_the_priors():
@@ -95,17 +92,6 @@ def test_gradient_checkpointing_really_recomputes(monkeypatch):
     network = MegaSRNetwork(prior, adapter(gradient_checkpointing=True))
     predict(network, random_inputs(prior)).sum().backward()
     assert len(calls) > len(network.unet.sites)
-
-
-def test_state_dict_round_trip():
-    prior = random_prior()
-    inputs = random_inputs(prior)
-    first = MegaSRNetwork(prior, adapter(**FULL))
-    train_steps(first, inputs)
-    second = MegaSRNetwork(prior, adapter(**FULL))
-    second.load_state_dict(first.state_dict())
-    with torch.no_grad():
-        assert torch.equal(predict(first, inputs), predict(second, inputs))
 
 
 def test_missing_tokens_are_one_clear_error():

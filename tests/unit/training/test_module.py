@@ -6,7 +6,6 @@ import torch
 from megasr.errors import MegaSRError, UsageError
 from megasr.networks.config import AdapterConfig
 from megasr.training.config import ObjectiveConfig, SamplerConfig
-from megasr.training.module import draw_dropout
 from tests.helpers.training import fit, make_batch, make_module, take
 
 
@@ -26,19 +25,6 @@ def test_the_frozen_networks_stay_in_evaluation_mode():
     module = make_module().train()
     assert not any(m.training for m in module.prior.modules())
     assert module.network.controlnet.training
-
-
-def test_warm_up_reaches_the_learning_rate():
-    from megasr.training.config import OptimizerConfig
-
-    module = make_module(optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=4))
-    schedule = module.configure_optimizers()["lr_scheduler"]["scheduler"]
-    rates = []
-    for _ in range(6):
-        rates.append(schedule.get_last_lr()[0])
-        schedule.optimizer.step()
-        schedule.step()
-    assert rates == pytest.approx([2.5e-4, 5e-4, 7.5e-4, 1e-3, 1e-3, 1e-3])
 
 
 def test_a_samples_loss_does_not_depend_on_its_neighbours():
@@ -71,31 +57,6 @@ def test_guidance_dropout_is_a_map_of_zeros():
     empty = {**batch, "maps": {"canny": torch.zeros(2, 1, 32, 32)}}
     assert torch.equal(step_loss(dropped, batch), step_loss(kept, empty))
     assert not torch.equal(step_loss(kept, batch), step_loss(kept, empty))
-
-
-def test_dropout_rates_are_the_configured_ones():
-    module = make_module(objective=ObjectiveConfig(text_dropout=0.25, guidance_dropout=0.5))
-    batch = {"keys": [f"{i}" for i in range(2000)], "tags": ["tag"] * 2000, "lq": torch.zeros(2000, 3, 1, 1)}
-    batch["maps"] = {"canny": torch.ones(2000, 1, 4, 4)}
-    prompts, maps = module._drop_conditions(draw_dropout(batch, module.objective, ("canny",), 0, 3))
-    dropped = maps["canny"].amax(dim=(1, 2, 3)) == 0
-    assert prompts.count("") / 2000 == pytest.approx(0.25, abs=0.03)
-    assert dropped.float().mean().item() == pytest.approx(0.5, abs=0.035)
-    together = sum(p == "" and bool(m) for p, m in zip(prompts, dropped, strict=True)) / 2000
-    assert together == pytest.approx(0.125, abs=0.025)  # independent draws
-
-
-def test_a_batch_that_says_what_was_dropped_is_replayed():
-    module = make_module(objective=ObjectiveConfig(text_dropout=0.5, guidance_dropout=0.5))
-    batch = {
-        **make_batch(),
-        "text_dropped": torch.tensor([True, False]),
-        "guidance_dropped": torch.tensor([False, True]),
-    }
-    for step in range(8):
-        prompts, maps = module._drop_conditions(draw_dropout(batch, module.objective, ("canny",), 0, step))
-        assert [prompt == "" for prompt in prompts] == [True, False]
-        assert [bool(m.any()) for m in maps["canny"]] == [True, False]
 
 
 def test_validation_loss_is_the_same_every_time_and_uses_all_strata():
