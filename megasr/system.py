@@ -62,7 +62,7 @@ class RestoreOptions:
 
     Attributes:
         sampler: steps and classifier-free guidance.
-        shown: adapter's guidance type -> type whose map it gets, None for zeros (see shown_guidance).
+        map_sources: adapter's guidance type -> type whose map it gets, None for zeros (see shown_guidance).
         seed: of all draws, which are keyed by the images.
         strengths: of every guidance type; None is 1 for all.
         tiling: None restores whole images.
@@ -72,7 +72,7 @@ class RestoreOptions:
     """
 
     sampler: SamplerConfig
-    shown: Shown
+    map_sources: Shown
     seed: int
     strengths: Mapping[str, float] | None = None
     tiling: Tiling | None = None
@@ -149,7 +149,7 @@ class MegaSR(nn.Module):
         self.tagger = self.parts.tagger(tagger)
         self.networks = self.parts.networks(extractors)
         self.networks.config.check_used(self.network.guidance)
-        self.shown = shown_guidance(self.network.guidance, sampler.shown_guidance)
+        self.map_sources = shown_guidance(self.network.guidance, sampler.shown_guidance)
         self.alphas_cumprod: torch.Tensor
         self.register_buffer("alphas_cumprod", self.prior.scheduler.alphas_cumprod.clone(), persistent=False)
 
@@ -239,7 +239,7 @@ class MegaSR(nn.Module):
         """
         check_image(batch["lq"], "lq")
         lq_up = upsample_lq(batch["lq"], self.scale_factor)
-        return self.restore_with(batch, lq_up, RestoreOptions(self.sampler, self.shown, self.seed)).sr
+        return self.restore_with(batch, lq_up, RestoreOptions(self.sampler, self.map_sources, self.seed)).sr
 
     @torch.no_grad()
     def restore_with(self, batch: SRBatch, lq_up: torch.Tensor, options: RestoreOptions) -> Restored:
@@ -260,13 +260,13 @@ class MegaSR(nn.Module):
         tiling = options.tiling
         grid = Grid.whole(*sides) if tiling is None else tiling.grid(*sides, self.prior.size_multiple)
         small, padded_small = (lq_up, padded) if grid.is_whole else (_shrink(padded),) * 2
-        maps = extract_shown(SRBatch(**{**batch, "lq": small}), options.shown, 1, self.networks)
+        maps = extract_shown(SRBatch(**{**batch, "lq": small}), options.map_sources, 1, self.networks)
         known, guidance = self._read_words(batch, padded_small, options)
         weighted_maps = self._weigh_maps(maps, grid, options)
         denoiser = TiledDenoiser(self.network, options.cast(padded), known, weighted_maps, grid, guidance)
         z = self._sample(batch["keys"], padded, denoiser, grid, options)
         sr = decode_tiles(self.prior, z, grid)[..., :height, :width]
-        used = {own.name: maps[own.name] for own, source in options.shown.items() if source is not None}
+        used = {own.name: maps[own.name] for own, source in options.map_sources.items() if source is not None}
         return Restored(fix_color(sr, lq_up, options.color_fix), used)
 
     def _read_words(

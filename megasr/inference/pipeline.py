@@ -341,15 +341,15 @@ class MegaSRPipeline:
         self, strengths: Mapping[str, float] | None, callback: Callback | None, **chosen: Any
     ) -> RestoreOptions:
         """Add guidance of these strengths (types of strength 0 are not even extracted), the dtype and the callback."""
-        shown = self.module.shown
+        sources = self.module.map_sources
         if strengths is not None:
-            strengths = check_strengths(strengths, {own.name: float(src is not None) for own, src in shown.items()})
-            shown = shown_guidance(tuple(shown), [name for name, strength in strengths.items() if strength > 0])
+            strengths = check_strengths(strengths, {own.name: float(src is not None) for own, src in sources.items()})
+            sources = shown_guidance(tuple(sources), [name for name, strength in strengths.items() if strength > 0])
 
         def on_step(step: int, timestep: int, z: torch.Tensor) -> torch.Tensor | None:
             return ((callback and callback(self, step, timestep, {"latents": z})) or {}).get("latents")
 
-        return RestoreOptions(shown=shown, strengths=strengths, dtype=self.dtype, on_step=on_step, **chosen)
+        return RestoreOptions(map_sources=sources, strengths=strengths, dtype=self.dtype, on_step=on_step, **chosen)
 
     def _restore_all(
         self, images: list[torch.Tensor], names: list[str], prompts: list[str], scale: float, options: RestoreOptions

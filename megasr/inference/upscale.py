@@ -164,7 +164,7 @@ class MadeFiles:
         Raises:
             MegaSRError: the record cannot be written to.
         """
-        made = {
+        record = {
             "name": target.relative_to(self.folder).as_posix(),
             "content": hashlib.sha256(content).hexdigest(),
             "source": hashlib.sha256(source).hexdigest(),
@@ -172,21 +172,21 @@ class MadeFiles:
         }
         try:
             with self._path.open("a") as file:  # one short write: processes of several devices do not mix
-                file.write(json.dumps(made) + "\n")
+                file.write(json.dumps(record) + "\n")
         except OSError as error:
             raise MegaSRError(f"cannot write {self._path}: {error.strerror or error}") from error
 
     def find(self, target: Path) -> dict[str, Any] | None:
         """The line of the file that is there now; None for one that this program did not make, or that changed."""
         name = target.relative_to(self.folder).as_posix()
-        lines = [made for made in self._known if made["name"] == name] if target.is_file() else []
+        lines = [line for line in self._known if line["name"] == name] if target.is_file() else []
         content = file_sha256(target) if lines else None
-        return next((made for made in reversed(lines) if made["content"] == content), None)
+        return next((line for line in reversed(lines) if line["content"] == content), None)
 
     def is_done(self, target: Path, source: Path, settings: dict[str, Any]) -> bool:
         """True when the target was made from this very photograph with the same settings."""
-        made = self.find(target)
-        return made is not None and made["settings"] == settings and made["source"] == file_sha256(source)
+        line = self.find(target)
+        return line is not None and line["settings"] == settings and line["source"] == file_sha256(source)
 
 
 def no_progress(share: float) -> None:
@@ -295,7 +295,8 @@ def _restore(
             ).images
         except Exception as error:
             tile = int(options.get("tile", sr_px)) // 2
-            if not should_reduce_batch_size(error) or len(read) > 1 or tile < _SMALLEST_TILE_PX:
+            no_memory = isinstance(error, MemoryError) or should_reduce_batch_size(error)
+            if not no_memory or len(read) > 1 or tile < _SMALLEST_TILE_PX:
                 raise
         clear_device_cache(garbage_collection=True)
         warnings.warn(f"{read[0][0].source}: not enough memory, going on with --tile {tile}", stacklevel=2)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import lightning
@@ -15,7 +14,6 @@ from torch import nn
 from megasr.batch import SRBatch
 from megasr.diffusion.objective import stratified_timesteps
 from megasr.errors import MegaSRError, UsageError
-from megasr.files import open_whole
 from megasr.guidance.sources import ExtractorConfig
 from megasr.images import upsample_lq
 from megasr.networks.config import AdapterConfig
@@ -24,7 +22,6 @@ from megasr.semantics.clip import VisionConfig
 from megasr.semantics.tags import TaggerConfig
 from megasr.system import FrozenParts as FrozenParts
 from megasr.system import MegaSR, plain_settings
-from megasr.tracking import first_line
 from megasr.training.checkpoint import check_trained_state, check_training_state, initialise, trained_state
 from megasr.training.config import ObjectiveConfig, OptimizerConfig, SamplerConfig
 from megasr.training.sharding import ShardedStrategy, clip_norm
@@ -89,17 +86,12 @@ def without_dropped(batch: SRBatch, maps: Mapping[str, torch.Tensor]) -> dict[st
     return {name: value * kept[name].view(-1, 1, 1, 1).to(value) for name, value in maps.items()}
 
 
-_DRAWN = ("degradation", "text_dropped", "guidance_dropped", "types_dropped")
-
-
-def finite_mean(
-    module: lightning.LightningModule, loss: torch.Tensor, batch: SRBatch, timesteps: torch.Tensor
-) -> torch.Tensor:
+def finite_mean(module: lightning.LightningModule, loss: torch.Tensor, batch: SRBatch) -> torch.Tensor:
     """The mean () of the losses (B,) over all processes, which must call it together.
 
     Raises:
-        MegaSRError: one is not finite, here or in another process; names the images of this one, and writes
-            nonfinite.pt with what was drawn for them (nonfinite.rank1.pt of the second process, and so on).
+        MegaSRError: one is not finite, here or in another process; names the images of this one. Their degradation and
+            dropout are keyed by image and step: the same recipe draws them again.
     """
     mean = loss.detach().mean()
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
@@ -109,20 +101,9 @@ def finite_mean(
         return mean
     if torch.isfinite(loss).all():
         raise MegaSRError(f"loss is not finite at step {module.global_step} in another process; see its line")
-    rank = module.trainer.global_rank
-    path = Path(module.trainer.default_root_dir) / ("nonfinite.pt" if rank == 0 else f"nonfinite.rank{rank}.pt")
-    report = {"step": module.global_step, "keys": batch["keys"], "loss": loss.detach().cpu()}
-    report |= {name: batch.get(name) for name in _DRAWN} | {"timesteps": timesteps.cpu()}
-    place = f"are in {path}"
-    try:
-        with open_whole(path) as file:
-            torch.save(report, file)
-    except RuntimeError as error:  # MegaSRError, or torch's for a full disk
-        place = f"are lost: {first_line(error)}"
     bad = [key for key, value in zip(batch["keys"], loss, strict=True) if not torch.isfinite(value)]
     raise MegaSRError(
-        f"loss is not finite at step {module.global_step} for {', '.join(bad)}; the weights were not changed, "
-        f"the batch's keys and degradation {place}"
+        f"loss is not finite at step {module.global_step} for {', '.join(bad)}; the weights were not changed"
     )
 
 
@@ -237,7 +218,7 @@ class MegaSRModule(MegaSR, lightning.LightningModule):
         fractions = keyed_uniform(self.seed, keys, "timestep", step)
         timesteps = (fractions * self._trained_timesteps).long().to(z0.device)
         loss = self.loss(conditions, z0, noise, timesteps)
-        self.log("train/loss", finite_mean(self, loss, batch, timesteps), prog_bar=True, batch_size=len(keys))
+        self.log("train/loss", finite_mean(self, loss, batch), prog_bar=True, batch_size=len(keys))
         dropped = batch["guidance_dropped"]
         return {"loss": loss.mean(), "sample_loss": loss.detach(), "timesteps": timesteps, "guidance_dropped": dropped}
 

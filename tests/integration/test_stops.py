@@ -87,7 +87,6 @@ def test_a_loss_that_is_not_finite_in_one_process_stops_both(tmp_path: Path) -> 
     first, second = run_ranks(2, loss_breaks_in_the_second, tmp_path)
     assert first == "loss is not finite at step 3 in another process; see its line"
     assert second.startswith("loss is not finite at step 3 for ")
-    assert "nonfinite.rank1.pt" in second
     assert torch.load(tmp_path / LAST, weights_only=True)["global_step"] == 3
 
 

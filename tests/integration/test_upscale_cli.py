@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from megasr import cli
@@ -176,6 +177,25 @@ def test_images_in_tiles_are_restored_and_written_one_by_one(tmp_path, calls):
     assert upscale(tmp_path / "in", tmp_path / "out", "--batch-size", 3) == 130
     assert [call["keys"] for call in calls] == [["0"], ["1"], ["2"]]
     assert made(tmp_path / "out") == ["0.png", "1.png", MADE_FILE]
+
+
+def test_what_does_not_fit_into_memory_is_restored_in_smaller_tiles(tmp_path, calls, monkeypatch, capsys):
+    restore = BicubicPipeline.__call__
+
+    def scarce(self, image, **options):
+        if options.get("tile", 1000) > 150 * len(image):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return restore(self, image, **options)
+
+    monkeypatch.setattr(BicubicPipeline, "__call__", scarce)
+    photo(tmp_path / "in/a.png", (300, 8))
+    photo(tmp_path / "in/b.png", (300, 8))
+    with pytest.warns(UserWarning, match=r"a\.png: not enough memory, going on with --tile 150"):
+        assert upscale(tmp_path / "in", tmp_path / "out", "--tile", 0, "--batch-size", 2) == 0
+    assert [(call["keys"], call["tile"]) for call in calls] == [(["a"], 150), (["b"], 150)]
+    photo(tmp_path / "c.png", (120, 8))  # 240 px, and half of it is too small a tile
+    assert upscale(tmp_path / "c.png", tmp_path / "sr.png", "--tile", 0) == 1
+    assert "c.png: not enough memory, even in small tiles" in capsys.readouterr().err
 
 
 def test_every_device_has_a_process_and_one_that_dies_harms_no_other(tmp_path, capsys):
