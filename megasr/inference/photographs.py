@@ -20,7 +20,6 @@ from megasr.images import from_integers, resize, to_uint8, to_uint16
 if TYPE_CHECKING:
     from PIL import Image
 
-
 EXIF_IFD, GPS_IFD = 0x8769, 0x8825
 # Description, make, model, resolution (3), software, time, artist, copyright: of the photograph, not of the file.
 DESCRIBING = (0x010E, 0x010F, 0x0110, 0x011A, 0x011B, 0x0128, 0x0131, 0x0132, 0x013B, 0x8298)
@@ -28,47 +27,19 @@ _WIDTH, _HEIGHT = 0xA002, 0xA003
 _INTEROPERABILITY = 0xA005  # points into the old file
 
 
-@dataclass(frozen=True)
-class Metadata:
-    """EXIF and ICC profile for the file of sr.
-
-    Attributes:
-        tags: tag -> value of the first EXIF directory, those of DESCRIBING.
-        folders: EXIF_IFD and GPS_IFD -> their tags.
-        profile: ICC profile of the pixels, None when there is none that fits them.
-    """
-
-    tags: dict[int, object]
-    folders: dict[int, dict[int, object]]
-    profile: bytes | None
-
-    def exif(self, width: int, height: int) -> Image.Exif:
-        """EXIF for an image of this size, for Pillow's writers; may be empty."""
-        from PIL import Image
-
-        exif = Image.Exif()
-        exif.update(self.tags)
-        for number, tags in self.folders.items():
-            exif.get_ifd(number).update(sized(tags, width, height))
-        return exif
+Exif = dict[int, dict[int, Any]]  # 0 (the first directory), EXIF_IFD, GPS_IFD -> tags; none of them empty
 
 
-def sized(tags: dict[int, object], width: int, height: int) -> dict[int, object]:
-    """The tags, with this size where they name one."""
-    return {tag: {_WIDTH: width, _HEIGHT: height}.get(tag, value) for tag, value in tags.items()}
-
-
-def read_metadata(image: Image.Image, profile: bytes | None) -> Metadata:
-    """Metadata of an open image. Damaged EXIF counts as none: the pixels may still be right."""
+def read_exif(image: Image.Image) -> Exif:
+    """EXIF of an open image that still holds for sr: no orientation, thumbnail or layout. Damaged EXIF is left out."""
     try:
         exif = image.getexif()
-        tags = {tag: exif[tag] for tag in DESCRIBING if tag in exif}
-        folders = {number: dict(exif.get_ifd(number)) for number in (EXIF_IFD, GPS_IFD)}
-    except Exception:
-        return Metadata({}, {}, profile)
-    for content in folders.values():
-        content.pop(_INTEROPERABILITY, None)
-    return Metadata(tags, {number: content for number, content in folders.items() if content}, profile)
+        directories = {0: {tag: exif[tag] for tag in DESCRIBING if tag in exif}}
+        for number in (EXIF_IFD, GPS_IFD):
+            directories[number] = {t: v for t, v in exif.get_ifd(number).items() if t != _INTEROPERABILITY}
+    except Exception:  # the pixels may still be right
+        return {}
+    return {number: tags for number, tags in directories.items() if tags}
 
 
 def profile_space(profile: bytes | None) -> str | None:
@@ -94,13 +65,15 @@ class Photograph:
         pixels: (h, w, 3) RGB, uint8 or uint16 as the file has it; greyscale is replicated.
         alpha: (h, w) of the same type, None for opaque files. Colours are not multiplied by it.
         is_grey: the file has no colours.
-        metadata: EXIF and ICC profile.
+        exif: from read_exif.
+        profile: ICC profile of the pixels, None when there is none that fits them.
     """
 
     pixels: np.ndarray
     alpha: np.ndarray | None
     is_grey: bool
-    metadata: Metadata
+    exif: Exif
+    profile: bytes | None
 
     @property
     def is_deep(self) -> bool:
@@ -142,15 +115,14 @@ def _photograph(image: Image.Image, deep: np.ndarray | None) -> Photograph:
     is_grey = image.mode in _GREY
     turned = orientation(image)
     if image.mode == "CMYK":
-        metadata = read_metadata(image, _srgb_profile() if profile_space(profile) == "CMYK" else None)
         layers = np.asarray(_from_cmyk(image, profile))
+        profile = _srgb_profile() if profile_space(profile) == "CMYK" else None
     else:
-        fits = profile_space(profile) == ("GRAY" if is_grey else "RGB")
-        metadata = read_metadata(image, profile if fits else None)
         layers = _layers(image) if deep is None else deep
+        profile = profile if profile_space(profile) == ("GRAY" if is_grey else "RGB") else None
     layers = np.ascontiguousarray(_upright(layers, turned))
     alpha = layers[..., 3] if layers.shape[2] == 4 else None
-    return Photograph(np.ascontiguousarray(layers[..., :3]), alpha, is_grey, metadata)
+    return Photograph(np.ascontiguousarray(layers[..., :3]), alpha, is_grey, read_exif(image), profile)
 
 
 def _layers(image: Image.Image) -> np.ndarray:
@@ -236,46 +208,51 @@ def encode(sr: torch.Tensor, original: Photograph, path: Path) -> bytes:
         sr = sr * alpha + 1 - alpha if form in _OPAQUE else torch.cat([sr, alpha])
     deep = original.is_deep and form in _DEEP
     pixels = to_uint16(sr) if deep else to_uint8(sr)
+    details = original.exif.get(EXIF_IFD, {})
+    details.update({tag: side for tag, side in ((_WIDTH, width), (_HEIGHT, height)) if tag in details})
     try:
         if form == "TIFF":
-            return _tiff(pixels, original.metadata)
-        if deep:
-            return _deep_png(pixels, original.metadata)
-        return _with_pillow(pixels, form, original.metadata)
+            return _tiff(pixels, original)
+        return _deep_png(pixels, original) if deep else _with_pillow(pixels, form, original)
     except (OSError, ValueError, struct.error) as error:
         raise MegaSRError(f"{path}: {form} cannot hold {width}x{height} px: {error}") from error
 
 
-def _with_pillow(pixels: np.ndarray, form: str, metadata: Metadata) -> bytes:
+def _with_pillow(pixels: np.ndarray, form: str, original: Photograph) -> bytes:
     from PIL import Image
 
-    height, width, channels = pixels.shape
-    image = Image.fromarray(pixels[..., 0] if channels == 1 else pixels)
-    exif, options = metadata.exif(width, height), dict(_OPTIONS.get(form, {}))
-    if exif:
-        options["exif"] = exif
-    if metadata.profile and form != "BMP":
-        options["icc_profile"] = metadata.profile
+    image, options = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels), dict(_OPTIONS.get(form, {}))
+    if original.exif:
+        options["exif"] = _pillow_exif(original.exif)
+    if original.profile and form != "BMP":
+        options["icc_profile"] = original.profile
     file = io.BytesIO()
     image.save(file, form, **options)
     return file.getvalue()
 
 
-def _deep_png(pixels: np.ndarray, metadata: Metadata) -> bytes:
+def _pillow_exif(directories: Exif) -> Image.Exif:
+    from PIL import Image
+
+    exif = Image.Exif()
+    for number, tags in directories.items():
+        (exif.get_ifd(number) if number else exif).update(tags)
+    return exif
+
+
+def _deep_png(pixels: np.ndarray, original: Photograph) -> bytes:
     """16-bit PNG by OpenCV, as Pillow writes no 16-bit colours; the chunks of the metadata are added here."""
     import cv2
 
-    height, width, channels = pixels.shape
-    if channels == 2:  # OpenCV has no grey with alpha
-        pixels = pixels[..., [0, 0, 0, 1]]
-    order = {1: [0], 2: [2, 1, 0, 3], 3: [2, 1, 0], 4: [2, 1, 0, 3]}[channels]
+    # OpenCV has no grey with alpha, and takes BGR.
+    order = {1: [0], 2: [0, 0, 0, 1], 3: [2, 1, 0], 4: [2, 1, 0, 3]}[pixels.shape[2]]
     _, encoded = cv2.imencode(".png", np.ascontiguousarray(pixels[..., order]))
     content = encoded.tobytes()
     chunks = b""
-    if metadata.profile:
-        chunks += _chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(metadata.profile))
-    if exif := metadata.exif(width, height):
-        chunks += _chunk(b"eXIf", exif.tobytes()[6:])
+    if original.profile:
+        chunks += _chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(original.profile))
+    if original.exif:
+        chunks += _chunk(b"eXIf", _pillow_exif(original.exif).tobytes()[6:])
     header = 8 + 25  # signature and IHDR, after which both chunks may come (PNG 3rd edition, 5.6)
     return content[:header] + chunks + content[header:]
 
@@ -284,7 +261,7 @@ def _chunk(name: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
 
-def _tiff(pixels: np.ndarray, metadata: Metadata) -> bytes:
+def _tiff(pixels: np.ndarray, original: Photograph) -> bytes:
     """By tifffile, as Pillow writes no 16-bit colours, and no EXIF into compressed files.
 
     tifffile writes no EXIF directories: they are appended. Their pointers are first written under the next, unused tag
@@ -293,8 +270,9 @@ def _tiff(pixels: np.ndarray, metadata: Metadata) -> bytes:
     import tifffile
     from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
-    height, width, channels = pixels.shape
-    texts = [(tag, "s", 0, value, True) for tag, value in metadata.tags.items() if isinstance(value, str)]
+    channels = pixels.shape[2]
+    texts = [(tag, "s", 0, value, True) for tag, value in original.exif.get(0, {}).items() if isinstance(value, str)]
+    folders = {number: tags for number, tags in original.exif.items() if number}
     file = io.BytesIO()
     tifffile.imwrite(
         file,
@@ -305,19 +283,19 @@ def _tiff(pixels: np.ndarray, metadata: Metadata) -> bytes:
         extrasamples=["unassalpha"] if channels in (2, 4) else None,
         compression="zlib",
         predictor=True,
-        iccprofile=metadata.profile,
+        iccprofile=original.profile,
         software=False,
         metadata=None,
-        extratags=[*texts, *((number + 1, "I", 1, 0, True) for number in metadata.folders)],
+        extratags=[*texts, *((number + 1, "I", 1, 0, True) for number in folders)],
     )
     file.seek(0)
     with tifffile.TiffFile(file) as tiff:
-        places = {number: tiff.pages.first.tags[number + 1].offset for number in metadata.folders}
-    for number, tags in metadata.folders.items():
+        places = {number: tiff.pages.first.tags[number + 1].offset for number in folders}
+    for number, tags in folders.items():
         end = file.seek(0, io.SEEK_END)
         end += file.write(b"\0" * (end % 2))  # directories begin at even places (TIFF 6.0, section 2)
         directory = ImageFileDirectory_v2(prefix=b"II", group=number)
-        directory.update(sized(tags, width, height))
+        directory.update(tags)
         file.write(directory.tobytes(end))
         file.seek(places[number])
         file.write(struct.pack("<HHII", number, 4, 1, end))  # number, LONG, one of them

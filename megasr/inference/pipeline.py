@@ -295,25 +295,23 @@ class MegaSRPipeline:
             guidance: strength of each guidance type, from 0 (off) to 2, 1 as trained (megasr.guidance.extract).
             prompt: comma-separated words for what the image shows: for all images, or one per image.
             negative_prompt: used when guidance_scale is not 1.
-            seed: of the noise.
-            generator: draws the seed, in its place.
+            seed: of the noise; or give a generator, which draws one.
             keys: names, to which noise is keyed whatever the batch; None is "image", or "image0", "image1", ...
             tile: px of the sides of the tiles in which each image is restored; None restores whole images.
             tile_overlap: px that neighbouring tiles share; None is a quarter.
             color_fix: `adain` or `wavelet` takes colours from lq; None leaves them.
             scale_factor: size of sr over size of lq, any number above 0; sizes are rounded.
             preset: `quality` (50 steps), `balanced` (20) or `fast` (8).
-            output_type: `pil`, `pt` or `np`.
+            output_type: `pil`, `pt` or `np`; see MegaSROutput.
             callback_on_step_end: called as (pipeline, step, timestep, {"latents": z}); may return such a dictionary.
 
         Raises:
             UsageError: an image or an option cannot be used.
             MegaSRError: weights are missing, or numbers overflowed.
         """
-        images = to_tensors(image)
+        images, scale = to_tensors(image), self.scale_factor if scale_factor is None else scale_factor
         if output_type not in get_args(OutputType):
             raise unknown_name("output_type", output_type, get_args(OutputType))
-        scale = self.scale_factor if scale_factor is None else scale_factor
         if not 0 < scale < float("inf"):
             raise UsageError(f"scale_factor must be above 0, got {scale}")
         options = self._options(

@@ -147,7 +147,7 @@ def test_cmyk_becomes_srgb(tmp_path):
     path = tmp_path / "a.jpg"
     Image.new("CMYK", (8, 8), (0, 255, 255, 0)).save(path, quality=100, icc_profile=b"damaged")
     photograph = read_photograph(path)
-    assert photograph.metadata.profile is None
+    assert photograph.profile is None
     assert np.abs(photograph.pixels.astype(int) - [255, 0, 0]).max() < 8
     with Image.open(io.BytesIO(encode(photograph.tensor(), photograph, path))) as image:
         assert (image.format, image.mode) == ("JPEG", "RGB")
