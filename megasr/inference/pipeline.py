@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -286,7 +287,7 @@ class MegaSRPipeline:
         output_type: OutputType = "pil",
         callback_on_step_end: Callback | None = None,
     ) -> MegaSROutput:
-        """Restore one or more photographs; images of one size are restored together. None is as trained everywhere.
+        """Restore one or more photographs, those of one size together. None is as trained everywhere.
 
         Args:
             image: PIL image, array (h, w, 3) uint8, tensor (3, h, w) or (B, 3, h, w) in [0, 1], or a list of these.
@@ -296,8 +297,8 @@ class MegaSRPipeline:
             prompt: comma-separated words for what the image shows: for all images, or one per image.
             negative_prompt: used when guidance_scale is not 1.
             seed: of the noise; or give a generator, which draws one.
-            keys: names, to which noise is keyed whatever the batch; None is "image", or "image0", "image1", ...
-            tile: px of the sides of the tiles in which each image is restored; None restores whole images.
+            keys: names of the images, to which noise is keyed; None is "image", or "image0", "image1", ...
+            tile: px of the tiles' sides; None restores whole images.
             tile_overlap: px that neighbouring tiles share; None is a quarter.
             color_fix: `adain` or `wavelet` takes colours from lq; None leaves them.
             scale_factor: size of sr over size of lq, any number above 0; sizes are rounded.
@@ -312,7 +313,7 @@ class MegaSRPipeline:
         images, scale = to_tensors(image), self.scale_factor if scale_factor is None else scale_factor
         if output_type not in get_args(OutputType):
             raise unknown_name("output_type", output_type, get_args(OutputType))
-        if not 0 < scale < float("inf"):
+        if not 0 < scale < math.inf:
             raise UsageError(f"scale_factor must be above 0, got {scale}")
         options = self._options(
             guidance,
@@ -322,9 +323,8 @@ class MegaSRPipeline:
             tiling=choose_tiling(tile, tile_overlap),
             color_fix=check_color_fix(color_fix),
         )
-        names = _names(keys, len(images))
         prompts = spread_prompts(prompt, len(images), self.module.adapter.text)
-        restored = self._restore_all(images, names, prompts, scale, options)
+        restored = self._restore_all(images, _names(keys, len(images)), prompts, scale, options)
         maps = {name: _stack([one.maps[name] for one in restored]) for name in restored[0].maps}
         return MegaSROutput(_to_output([one.sr for one in restored], output_type), maps)
 
