@@ -77,10 +77,10 @@ def test_a_changed_byte_is_refused(whole: Path, content: Checkpoint, keys: tuple
     path = tmp_path / LAST
     path.write_bytes(whole.read_bytes())
     change_bytes(path, path.read_bytes().index(tensor.numpy().tobytes()))
-    with pytest.raises(MegaSRError, match=rf"cannot read checkpoint {path}: last/data/\d+ was changed"):
+    with pytest.raises(MegaSRError, match=rf"cannot read checkpoint {path}: \w+/data/\d+ was changed"):
         MegaSRModule.from_checkpoint(path)
     (tmp_path / PREVIOUS).write_bytes(whole.read_bytes())
-    with pytest.warns(UserWarning, match=r"last/data/\d+ was changed"):
+    with pytest.warns(UserWarning, match=r"\w+/data/\d+ was changed"):
         assert find_last(tmp_path) == tmp_path / PREVIOUS
 
 
