@@ -33,7 +33,7 @@ _PLACES = {
     "GuidanceType": "megasr.guidance.registry.GuidanceType",
     "MegaSR": "megasr.system.MegaSR",
     "MegaSRPipeline": "megasr.inference.pipeline.MegaSRPipeline",
-    "register_guidance": "megasr.guidance.registry.register",
+    "register_guidance": "megasr.guidance.registry.register_guidance",
 }
 
 

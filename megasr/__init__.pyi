@@ -1,6 +1,6 @@
 from megasr.evaluation.evaluator import Evaluator as Evaluator
 from megasr.guidance.registry import GuidanceType as GuidanceType
-from megasr.guidance.registry import register as register_guidance
+from megasr.guidance.registry import register_guidance as register_guidance
 from megasr.inference.pipeline import MegaSRPipeline as MegaSRPipeline
 from megasr.networks.config import AdapterConfig as AdapterConfig
 from megasr.system import MegaSR as MegaSR

@@ -193,14 +193,9 @@ class MegaSR(nn.Module):
             text = self.prior.text_encoder(prompts)
         return Semantics(text, tokens, representation)
 
-    def guidance_maps(self, batch: SRBatch, fixed_images: bool = True) -> dict[str, torch.Tensor]:
-        """The adapter's guidance maps, name -> (B, C, H, W), from the batch or extracted.
-
-        Args:
-            batch: needs lq, unless it brings the maps.
-            fixed_images: the same images come again (not those of training): a cache keeps their maps.
-        """
-        return extract_guidance(batch, self.network.guidance, self.scale_factor, self.networks, fixed_images)
+    def guidance_maps(self, batch: SRBatch) -> dict[str, torch.Tensor]:
+        """The adapter's guidance maps, name -> (B, C, H, W), from the batch or extracted."""
+        return extract_guidance(batch, self.network.guidance, self.scale_factor, self.networks)
 
     def conditions(
         self, batch: SRBatch, prompts: list[str] | None = None, maps: Mapping[str, torch.Tensor] | None = None

@@ -226,7 +226,7 @@ class MegaSRModule(MegaSR, lightning.LightningModule):
         """Prompts and maps of a training batch without what is dropped."""
         prompts = self.prompts(batch, upsample_lq(batch["lq"], self.scale_factor))
         prompts = ["" if drop else prompt for drop, prompt in zip(batch["text_dropped"], prompts, strict=True)]
-        return prompts, without_dropped(batch, self.guidance_maps(batch, fixed_images=False))
+        return prompts, without_dropped(batch, self.guidance_maps(batch))
 
     def validation_step(self, batch: SRBatch, batch_index: int) -> None:
         """Loss at fixed stratified timesteps with noise keyed by the image: the same for every model and epoch."""
