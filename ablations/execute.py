@@ -6,15 +6,16 @@ Imports Lightning; the runner imports this file only when a run is not finished 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import lightning
 import numpy as np
 import torch
+import yaml
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from ablations.held_out import HeldOut
 from ablations.plan import Components, RunPlan, build
 from ablations.results import RunResult, write_result, write_text
 from ablations.tracking import Tracker
@@ -25,17 +26,18 @@ from megasr.evaluation.evaluator import Evaluator
 from megasr.evaluation.result import Row
 from megasr.images import read_image, to_uint8, upsample_lq, write_png
 from megasr.provenance import git_commit, versions
+from megasr.training.module import MegaSRModule
+from megasr.training.probes import SiteProbes
 
-SHOWN_IMAGES = 4  # pictures per run on W&B
+_PICTURES = 4  # per run on W&B
 Restore = Callable[[SRBatch], torch.Tensor]  # batch -> sr (B, 3, H, W) in [0, 1]
 Pictures = dict[str, dict[str, torch.Tensor]]  # key -> {"lq_up", "sr", "hq"}
 
 
 def execute_baseline(plan: RunPlan, components: Components, evaluator: Evaluator, folder: Path) -> RunResult:
-    """Measure bicubic lq_up on the held-out photographs; also writes their lq and hq, which all runs share."""
-    batches = HeldOut().batches(plan.config["data"], components, torch.device("cpu"))
-    scale_factor = plan.config["data"]["init_args"]["scale_factor"]
-    started = time.perf_counter()
+    """Measure bicubic lq_up on the held-out images; also writes their lq and hq, which all runs share."""
+    scale_factor, started = plan.config["data"]["init_args"]["scale_factor"], time.perf_counter()
+    batches = held_out(plan.config["data"], components, torch.device("cpu"))
     rows, _ = _evaluate(batches, lambda batch: upsample_lq(batch["lq"], scale_factor), evaluator, folder)
     return _finish(plan, evaluator, rows, folder, evaluate_s=time.perf_counter() - started)
 
@@ -49,8 +51,7 @@ def execute_run(
     tracker: Tracker,
     on_step: OnStep,
     trained_in: Path | None = None,
-    held_out: HeldOut | None = None,
-) -> RunResult:
+) -> RunResult | None:
     """Train (unless that is done) and measure one planned run; metrics.json is the last file it writes.
 
     Args:
@@ -62,27 +63,29 @@ def execute_run(
         tracker: W&B.
         on_step: called after every optimizer step.
         trained_in: folder of the run that trains for this one; None is its own.
-        held_out: shared by the runs of one process.
+
+    Returns:
+        None in all processes but the first: they train with it and measure nothing.
 
     Raises:
         MegaSRError: the run took other than the planned number of steps, was given another lq than the baseline, or an
             image cannot be measured or written.
     """
     trained_in = trained_in or folder
-    write_text(folder / "config.yaml", _as_yaml(plan))
+    if rank_zero_only.rank:  # Lightning started this process for the training
+        train(plan, components, trained_in, None, lambda step, loss: None)
+        return None
+    config = f"# run {plan.run_id}, fingerprint {plan.fingerprint}\n" + yaml.safe_dump(plan.config, sort_keys=False)
+    write_text(folder / "config.yaml", config)  # as LightningCLI reads it
     logger, strengths = tracker.open(plan, folder / "wandb"), dict[str, float]()
     try:
-        training = read_training(plan, trained_in)
-        if training is None:
-            lightning.seed_everything(plan.seed, workers=True, verbose=False)
-            built = build(components, plan.config)
-            training = train(plan, built, components, trained_in, logger, on_step)
+        training = read_training(plan, trained_in) or train(plan, components, trained_in, logger, on_step)
         started = time.perf_counter()
         model = build(components, {"model": plan.config["model"]}).model
         load_adapter(model, trained_in)
         device = torch.device(training.device if torch.cuda.is_available() else "cpu")
-        batches = (held_out or HeldOut()).batches(plan.config["data"], components, device)
-        restore = _watched(model.to(device).eval(), strengths)
+        restore = _probed(model.to(device).eval(), strengths)
+        batches = held_out(plan.config["data"], components, device)
         rows, pictures = _evaluate(batches, restore, evaluator, folder, baseline)
         result = _finish(
             plan,
@@ -93,7 +96,7 @@ def execute_run(
             train_s=training.train_s,
             evaluate_s=time.perf_counter() - started,
             device=str(device),
-            tracking=None if logger is None else _tracking_id(logger),
+            tracking=None if logger is None else f"{logger.experiment.project}/{logger.experiment.id}",
         )
     except BaseException:
         tracker.abort(logger)
@@ -102,13 +105,16 @@ def execute_run(
     return result
 
 
-def _watched(model: lightning.LightningModule, strengths: dict[str, float]) -> Restore:
-    """Restore, and put into `strengths` how strong every branch is at every site on the first batch.
+def held_out(section: Mapping[str, Any], components: Components, device: torch.device) -> Iterator[SRBatch]:
+    """Batches of the evaluation set of a `data` section on a device, in the same order every time."""
+    data = build(components, {"data": section}).data
+    data.setup("validate")
+    for batch in data.val_dataloader():
+        yield data.on_after_batch_transfer(data.transfer_batch_to_device(batch, device, 0), 0)
 
-    A module that is not the project's own is not looked into.
-    """
-    from megasr.training.module import MegaSRModule
-    from megasr.training.probes import SiteProbes
+
+def _probed(model: lightning.LightningModule, strengths: dict[str, float]) -> Restore:
+    """Restore, and on the first batch record how strong every branch is at every site (of MegaSRModule only)."""
 
     def restore(batch: SRBatch) -> torch.Tensor:
         if strengths or not isinstance(model, MegaSRModule):
@@ -130,7 +136,7 @@ def _evaluate(
     folder: Path,
     baseline: Path | None = None,
 ) -> tuple[list[Row], Pictures]:
-    """Restore and measure the held-out photographs and write sr; without a baseline, write lq and hq as well."""
+    """Restore and measure the held-out images and write sr; without a baseline, write lq and hq as well."""
     rows: list[Row] = []
     pictures: Pictures = {}
     for batch in batches:
@@ -145,31 +151,22 @@ def _evaluate(
                 write_png(to_uint8(hq[i]), folder / "hq" / f"{key}.png")
             else:
                 _check_same_lq(to_uint8(lq[i]), baseline / "lq" / f"{key}.png")
-            if len(pictures) < SHOWN_IMAGES:
+            if len(pictures) < _PICTURES:
                 pictures[key] = {"lq_up": lq_up[i], "sr": sr[i], "hq": hq[i]}
     return rows, pictures
 
 
 def _check_same_lq(lq: np.ndarray, path: Path) -> None:
-    """Runs may be compared only when they restored the same lq; devices may differ by a rounding, not by a level."""
+    """Only restorations of the same lq are compared; devices may differ by a rounding, not by a level on average."""
     expected = read_image(path)
     if expected.shape != lq.shape or np.abs(expected.astype(int) - lq.astype(int)).mean() >= 1:
         raise MegaSRError(f"evaluated on another lq than {path}; the degradation must not depend on the run")
 
 
-def _finish(
-    plan: RunPlan,
-    evaluator: Evaluator,
-    rows: list[Row],
-    folder: Path,
-    *,
-    steps: int = 0,
-    train_s: float = 0.0,
-    evaluate_s: float = 0.0,
-    device: str = "cpu",
-    tracking: str | None = None,
-) -> RunResult:
+def _finish(plan: RunPlan, evaluator: Evaluator, rows: list[Row], folder: Path, **measured: Any) -> RunResult:
+    """Write metrics.json."""
     protocol = evaluator.protocol
+    defaults: dict[str, Any] = {"steps": 0, "train_s": 0.0, "device": "cpu", "tracking": None}
     result = RunResult(
         run_id=plan.run_id,
         study=plan.study,
@@ -179,25 +176,9 @@ def _finish(
         protocol={"name": protocol.name, "fingerprint": protocol.fingerprint},
         rows=rows,
         summary=evaluator.summary(rows),
-        steps=steps,
-        train_s=train_s,
-        evaluate_s=evaluate_s,
-        device=device,
         commit=git_commit(),
         versions=versions(),
-        tracking=tracking,
+        **defaults | measured,
     )
     write_result(result, folder)
     return result
-
-
-def _as_yaml(plan: RunPlan) -> str:
-    """The run's config as LightningCLI reads it."""
-    import yaml
-
-    return f"# run {plan.run_id}, fingerprint {plan.fingerprint}\n" + yaml.safe_dump(plan.config, sort_keys=False)
-
-
-def _tracking_id(logger: Any) -> str:
-    run = logger.experiment
-    return f"{run.project}/{run.id}"

@@ -10,21 +10,22 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
+from copy import deepcopy  # jsonargparse writes into the lists that it parses
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from ablations.identity import identify_weights
-from ablations.registry import Ablation, Config, Study, apply_changes, check_diff, flatten
+from ablations.registry import Config, Study, apply_changes, check_diff, flatten
 from megasr.configs import limit_jsonargparse, load_yaml
 from megasr.errors import MegaSRError, UsageError
 
 BICUBIC = "bicubic"
-# What the runner decides itself: a recipe that sets one of these would be overruled in silence, so it is refused.
+# The runner decides these itself, so a recipe may not set them.
 _RUNNERS = {
-    "logger", "callbacks", "default_root_dir", "enable_progress_bar", "enable_checkpointing", "enable_model_summary",
-    "limit_val_batches", "num_sanity_val_steps", "max_epochs", "max_time", "fast_dev_run",
+    "logger", "default_root_dir", "enable_progress_bar", "enable_checkpointing", "enable_model_summary",
+    "num_sanity_val_steps", "max_epochs", "max_time", "fast_dev_run",
 }  # fmt: skip
 
 
@@ -52,13 +53,13 @@ class RunPlan:
     """One run of a study.
 
     Attributes:
-        run_id: `<study>-<ablation>-s<seed>-<fingerprint>`, the folder's name: equal settings give equal ids.
+        run_id: `<study>-<ablation>-s<seed>-<fingerprint>`, also the folder's name: equal settings give equal ids.
         study: name of the study.
-        ablation: name of the ablation, or "bicubic" for the baseline that is not trained.
-        seed: seed of the run, None for the baseline.
-        config: resolved config with seed: what LightningCLI would be given.
-        fingerprint: hash of study, ablation, seed, config and the prior's files.
-        training: hash of what its training depends on: runs that differ only in model.sampler share one. "" for a
+        ablation: name of the ablation, or "bicubic" for the baseline.
+        seed: None for the baseline, which is not trained.
+        config: resolved config of `megasr fit`, with the seed.
+        fingerprint: hash of study, ablation, seed, config and frozen weights.
+        training: hash of what the training depends on: runs that differ only in model.sampler share one. "" for the
             baseline.
     """
 
@@ -80,6 +81,16 @@ class RunPlan:
         """Names of the guidance types of this run."""
         return () if self.seed is None else tuple(self.config["model"]["adapter"]["guidance"])
 
+    @property
+    def processes(self) -> int:
+        """How many devices the recipe's trainer asks for on a node; "auto" and -1 are the one of the slot."""
+        devices: Any = self.config["trainer"].get("devices") if self.seed is not None else None
+        if isinstance(devices, str) and "," in devices:
+            devices = devices.split(",")
+        if isinstance(devices, list):
+            return len(devices)
+        return int(devices) if str(devices).isdigit() else 1
+
 
 def default_components() -> Components:
     """The project's own classes. Importing them takes seconds."""
@@ -97,26 +108,27 @@ def build_parser(components: Components, sections: tuple[str, ...] = ("model", "
     from jsonargparse import ArgumentParser
 
     limit_jsonargparse()
-    classes = {"model": components.module, "data": components.data, "trainer": components.trainer}
     parser = ArgumentParser(exit_on_error=False)
     for section in sections:
         if section == "data":
             parser.add_subclass_arguments(components.data, section, required=True)
+        elif section == "model":
+            parser.add_class_arguments(components.module, section)
         else:
-            parser.add_class_arguments(classes[section], section, skip=_RUNNERS if section == "trainer" else set())
+            parser.add_class_arguments(components.trainer, section, skip=_RUNNERS, instantiate=False)
     return parser
 
 
 def build(components: Components, config: Mapping[str, Any]) -> Any:
-    """Namespace with `model` and `data` built from their config sections (the Trainer needs more than its config).
+    """Namespace with `model` and `data` built from their sections of a config, and `trainer`, its arguments.
 
     Raises:
-        UsageError, MegaSRError: what a class has to say, without what jsonargparse puts around it.
+        UsageError, MegaSRError: as the classes, without what jsonargparse puts around them.
     """
-    sections = tuple(section for section in ("model", "data") if section in config)
+    sections = tuple(section for section in ("model", "data", "trainer") if section in config)
     parser = build_parser(components, sections)
     try:
-        return parser.instantiate(parser.parse_object({section: config[section] for section in sections}))
+        return parser.instantiate(parser.parse_object(deepcopy({section: config[section] for section in sections})))
     except ValueError as error:
         if isinstance(error.__cause__, UsageError | MegaSRError):
             raise error.__cause__ from None
@@ -131,7 +143,7 @@ def resolve(config: Mapping[str, Any], components: Components) -> Config:
     """
     parser = build_parser(components)
     try:
-        return json.loads(parser.dump(parser.parse_object(dict(config)), format="json", skip_none=False))
+        return json.loads(parser.dump(parser.parse_object(deepcopy(dict(config))), format="json", skip_none=False))
     except Exception as error:  # jsonargparse raises several kinds
         raise UsageError(f"config: {' '.join(str(error).split())}") from error
 
@@ -142,25 +154,25 @@ def read_recipe(path: Path, components: Components, steps: int | None = None) ->
     Raises:
         UsageError: no such file, not YAML, unknown keys, or no positive trainer.max_steps.
     """
-    raw = _read_yaml(path)
+    import yaml
+
+    try:
+        raw = load_yaml(path.read_text(encoding="utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise UsageError(f"recipe {path}: not UTF-8 ({error.reason}); save it as UTF-8") from error
+    except OSError as error:
+        raise UsageError(f"cannot read recipe {path}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise UsageError(f"{path} is not YAML: {error}") from error
     if not isinstance(raw, dict) or not isinstance(raw.get("study"), dict):
         raise UsageError(f"{path}: a recipe has the sections study, model, data and trainer")
     section = _read_study_section(path, raw.pop("study"))
     if steps is not None:
         raw["trainer"] = {**raw.get("trainer", {}), "max_steps": steps}
-    return Recipe(_resolve_counted(path, raw, components), *section)
-
-
-def read_run_recipe(path: Path, components: Components) -> Config:
-    """Read and resolve the recipe of one run: the sections model, data and trainer, and no others.
-
-    Raises:
-        UsageError: no such file, not YAML, unknown keys, or no positive trainer.max_steps.
-    """
-    raw = _read_yaml(path)
-    if not isinstance(raw, dict) or raw.keys() != {"model", "data", "trainer"}:
-        raise UsageError(f"{path}: the recipe of one run has the sections model, data and trainer, and no others")
-    return _resolve_counted(path, raw, components)
+    config = resolve(raw, components)
+    if int(config["trainer"].get("max_steps", -1)) < 1:
+        raise UsageError(f"{path}: trainer.max_steps must be 1 or more: only runs of equal steps are compared")
+    return Recipe(config, *section)
 
 
 def plan_runs(
@@ -175,34 +187,14 @@ def plan_runs(
     seeds = recipe.seeds if seeds is None else tuple(seeds)
     if not seeds or len(set(seeds)) != len(seeds):
         raise UsageError(f"seeds must be distinct and at least one, got {list(seeds)}")
-    reference = _changed(recipe.config, study.reference, components)
+    reference = resolve(apply_changes(recipe.config, study.reference), components)
     configs = {study.reference.name: reference}
     for ablation in study.ablations:
-        configs[ablation.name] = _changed(reference, ablation, components)
+        configs[ablation.name] = resolve(apply_changes(reference, ablation), components)
         check_diff(ablation, reference, configs[ablation.name])
     _check_distinct(configs)
     runs = [plan_run(study.name, name, seed, config) for seed in seeds for name, config in configs.items()]
     return [plan_run(study.name, BICUBIC, None, {"data": reference["data"]}), *runs]
-
-
-def _read_yaml(path: Path) -> Any:
-    import yaml
-
-    try:
-        return load_yaml(path.read_text(encoding="utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise UsageError(f"recipe {path}: not UTF-8 ({error.reason}); save it as UTF-8") from error
-    except OSError as error:
-        raise UsageError(f"cannot read recipe {path}: {error.strerror}") from error
-    except yaml.YAMLError as error:
-        raise UsageError(f"{path} is not YAML: {error}") from error
-
-
-def _resolve_counted(path: Path, raw: Config, components: Components) -> Config:
-    config = resolve(raw, components)
-    if int(config["trainer"].get("max_steps", -1)) < 1:
-        raise UsageError(f"{path}: trainer.max_steps must be 1 or more: only runs of equal steps are compared")
-    return config
 
 
 def _read_study_section(path: Path, section: dict[str, Any]) -> tuple[str, tuple[int, ...], float]:
@@ -220,12 +212,8 @@ def _read_study_section(path: Path, section: dict[str, Any]) -> tuple[str, tuple
     return str(section["name"]), tuple(seeds), float(least)
 
 
-def _changed(config: Config, ablation: Ablation, components: Components) -> Config:
-    return resolve(apply_changes(config, ablation), components)
-
-
 def _check_distinct(configs: Mapping[str, Config]) -> None:
-    """Two ablations of one config would be one answer with two names, and one too many in every correction."""
+    """Two ablations of one config would be one answer under two names."""
     seen: dict[str, str] = {}
     for name, config in configs.items():
         other = seen.setdefault(json.dumps(_present(config), sort_keys=True), name)
@@ -234,7 +222,7 @@ def _check_distinct(configs: Mapping[str, Config]) -> None:
 
 
 def plan_run(study: str, ablation: str, seed: int | None, config: Config) -> RunPlan:
-    """Plan one run of a resolved config; with seed None it is a baseline that is not trained.
+    """Plan one run of a resolved config; with seed None it is the baseline.
 
     Raises:
         MegaSRError: weights that the config names are not on this machine.
@@ -243,21 +231,20 @@ def plan_run(study: str, ablation: str, seed: int | None, config: Config) -> Run
         # Everything random follows the run's seed: model, noise and the order of the data.
         data = {**config["data"], "init_args": {**config["data"]["init_args"], "seed": seed}}
         config = {**config, "model": {**config["model"], "seed": seed}, "data": data}
-    identity = identify_weights(config["model"]) if "model" in config else {}
-    text = json.dumps([study, ablation, seed, _present(config), identity], sort_keys=True)
-    fingerprint = hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
+    weights = identify_weights(config["model"]) if "model" in config else {}
+    fingerprint = _digest([study, ablation, seed, _present(config), weights])
+    training = ""
+    if seed is not None:
+        model = {name: value for name, value in config["model"].items() if name != "sampler"}
+        training = _digest([_present({**config, "model": model}), weights])
     run_id = "-".join([study, ablation, *([] if seed is None else [f"s{seed}"]), fingerprint[:8]])
-    return RunPlan(
-        run_id, study, ablation, seed, config, fingerprint, "" if seed is None else _training(config, identity)
-    )
+    return RunPlan(run_id, study, ablation, seed, config, fingerprint, training)
 
 
-def _training(config: Config, identity: Mapping[str, str | None]) -> str:
-    model = {name: value for name, value in config["model"].items() if name != "sampler"}
-    text = json.dumps([_present({**config, "model": model}), identity], sort_keys=True)
-    return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
+def _digest(content: Any) -> str:
+    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=6).hexdigest()
 
 
 def _present(config: Config) -> dict[str, Any]:
-    """The leaves that are not None: None is a part that is off, and one that is new changes no older run."""
+    """The leaves that are not None: a new option that is off by default changes no older run's id."""
     return {path: value for path, value in flatten(config).items() if value is not None}

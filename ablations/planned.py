@@ -1,17 +1,33 @@
-"""The plan of a study for people: every run with its state, and what the rest costs."""
+"""The plan of a study for people: hypotheses, every run with its state, and what the rest costs on this machine."""
 
 from __future__ import annotations
 
+import tempfile
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
-from ablations.launch.slots import Slot
+from ablations.launch.local import LocalExecutor, Outbox, Slot, Task
+from ablations.plan import Components, RunPlan, build
 from ablations.registry import Study
-from ablations.runner import OpenStudy
+from ablations.runner import Job, OpenStudy
 
-if TYPE_CHECKING:
-    from ablations.estimate import Estimate
+_STEPS, _COUNTED = 6, 3  # the first ones fill caches
+_IMAGE_BYTES_PER_PIXEL = 2.0  # a PNG of a photograph
+
+
+def describe_hypotheses(study: Study) -> str:
+    """The question, what all is compared with, and per ablation what it is and what is expected of it."""
+    lines = [study.question, f"compared with {study.reference.name}: {study.reference.description}"]
+    for ablation in study.ablations:
+        kind = study.controls.get(ablation.name)
+        marks = [f"{kind} control"] * (kind is not None) + ["no training"] * (not ablation.retrains)
+        name = f"{ablation.name} ({', '.join(marks)})" if marks else ablation.name
+        lines += [f"{name}: {ablation.description}", f"    expected: {ablation.hypothesis}"]
+    return "\n".join(lines)
 
 
 def describe_runs(study: OpenStudy) -> str:
@@ -27,9 +43,9 @@ def describe_runs(study: OpenStudy) -> str:
         else:
             what = f"{plan.max_steps} steps" if host == plan.run_id else f"no training: that of {host}"
         lines.append(f"{state:<6} {plan.run_id:<70} {what}")
-    counted = Counter(plan.run_id in done for plan in study.plans)
     trainings = sum(job.host.seed is not None for job in study.jobs)
-    lines.append(f"{len(study.plans)} runs: {counted[True]} done, {counted[False]} to do, with {trainings} trainings")
+    left = len(study.plans) - len(done)
+    lines.append(f"{len(study.plans)} runs: {len(done)} done, {left} to do, with {trainings} trainings")
     return "\n".join(lines)
 
 
@@ -46,29 +62,96 @@ def _pipes(config: Any) -> Iterator[str]:
         yield config
 
 
-def describe_hypotheses(study: Study) -> str:
-    """The question, what all is compared with, and per ablation what it is and what is expected of it."""
-    lines = [study.question, f"compared with {study.reference.name}: {study.reference.description}"]
-    for ablation in study.ablations:
-        kind = study.controls.get(ablation.name)
-        marks = [f"{kind} control"] * (kind is not None) + ["no training"] * (not ablation.retrains)
-        name = f"{ablation.name} ({', '.join(marks)})" if marks else ablation.name
-        lines += [f"{name}: {ablation.description}", f"    expected: {ablation.hypothesis}"]
-    return "\n".join(lines)
+@dataclass(frozen=True)
+class Cost:
+    """Measured on one training.
+
+    Attributes:
+        start_s: seconds before the first step.
+        step_s: seconds per optimizer step.
+        images_s: seconds to restore the evaluation set.
+        checkpoint_bytes: of adapter.ckpt.
+        picture_bytes: of the pictures of one evaluation, about.
+    """
+
+    start_s: float
+    step_s: float
+    images_s: float
+    checkpoint_bytes: int
+    picture_bytes: float
+
+    def seconds(self, job: Job) -> float:
+        """Of a job: its training and its evaluations."""
+        return self.start_s + self.step_s * job.host.max_steps + self.images_s * len(job.todo)
 
 
-def describe_cost(cost: Estimate, slots: Sequence[Slot]) -> str:
-    """Two lines: time and storage."""
+def describe_cost(jobs: Sequence[Job], slots: Sequence[Slot], components: Components) -> str:
+    """Time and disk of the jobs in two lines, from a few steps of the one with the most guidance types.
+
+    Raises:
+        MegaSRError: the probe failed, as the study would.
+        UsageError: the config does not fit.
+    """
+    trainings = [job for job in jobs if job.host.seed is not None]
+    if not trainings:
+        return "no training is left to do"
+    cost = probe(max(trainings, key=lambda job: len(job.host.guidance)).host, slots[0], components)
+    free = [0.0] * len(slots)
+    for job in trainings:
+        free[free.index(min(free))] += cost.seconds(job)
+    size = sum(cost.checkpoint_bytes + cost.picture_bytes * len(job.todo) for job in trainings)
     names = Counter(slot.name for slot in slots)
     where = ", ".join(name if count == 1 else f"{count} x {name}" for name, count in names.items())
     gpu = any(slot.environment.get("CUDA_VISIBLE_DEVICES") for slot in slots)
+    minutes = round(max(free) / 60)
+    duration = f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min"
     return (
-        f"about {_duration(cost.wall_s)} on {where} "
-        f"({cost.slot_s / 3600:.1f} {'GPU' if gpu else 'process'} hours; from a few steps, one at a time)\n"
-        f"about {cost.bytes / 1e6:.0f} MB of disk"
+        f"about {duration} on {where} ({sum(free) / 3600:.1f} {'GPU' if gpu else 'process'} hours; at the speed of the "
+        f"training with the most guidance types, measured alone)\nabout {size / 1e6:.0f} MB of disk"
     )
 
 
-def _duration(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min"
+def probe(plan: RunPlan, slot: Slot, components: Components) -> Cost:
+    """A few steps of a plan and one restored batch, in a process of its own.
+
+    Raises:
+        MegaSRError: it failed, as the run would.
+        UsageError: the config does not fit.
+    """
+    measured: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        task = Task("probe", lambda send: _probe(plan, components, Path(folder), send), Path(folder))
+        for event in LocalExecutor([slot], retries=0).run([task]):
+            if event.kind == "cost":
+                measured = event.details
+            if event.kind == "failed":
+                raise event.details["error"]
+    return Cost(**measured)
+
+
+def _probe(plan: RunPlan, components: Components, folder: Path, send: Outbox) -> None:
+    import torch
+
+    from ablations.execute import held_out
+    from ablations.train import CHECKPOINT, train
+
+    trainer = {**plan.config["trainer"], "max_steps": _STEPS, "devices": 1}
+    began, times = time.perf_counter(), list[float]()
+    short = replace(plan, config={**plan.config, "trainer": trainer})
+    train(short, components, folder, None, lambda step, loss: times.append(time.perf_counter()))
+    step_s = (times[-1] - times[-1 - _COUNTED]) / _COUNTED
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    built = build(components, {"model": plan.config["model"], "data": plan.config["data"]})
+    built.data.setup("validate")
+    images = len(built.data.val_dataloader().dataset)
+    batch = next(held_out(plan.config["data"], components, device))
+    restoring = time.perf_counter()
+    sr = built.model.to(device).eval().restore(batch).cpu()
+    send(
+        "cost",
+        start_s=times[0] - began - step_s,
+        step_s=step_s,
+        images_s=(time.perf_counter() - restoring) / len(sr) * images,
+        checkpoint_bytes=(folder / CHECKPOINT).stat().st_size,
+        picture_bytes=sr.shape[-2] * sr.shape[-1] * images * _IMAGE_BYTES_PER_PIXEL,
+    )

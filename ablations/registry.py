@@ -1,18 +1,21 @@
-"""Ablations and studies: named config changes, each declaring what it touches, grouped by the question they answer."""
+"""Ablations and studies: named config changes, each declaring what it touches, grouped by the question they answer.
+
+A module of your own calls `register(Study(...))`; `MEGASR_IMPORT=my_module megasr study run my_study ...` runs it.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any, Literal
 
 from megasr.errors import UsageError, unknown_name
+from megasr.plugins import Registry
 
 Control = Literal["negative", "positive"]
-Config = dict[str, Any]  # nested: section -> field -> value, as the recipe's YAML has it
-SAMPLING = "model.sampler"  # what is inside changes how is restored, and no weight
+Config = dict[str, Any]  # nested: section -> field -> value, as in the recipe's YAML
+SAMPLING = "model.sampler"  # changes inside it need no training of their own
 _NAME = re.compile(r"[a-z0-9][a-z0-9_+-]*")  # names become folders and run ids
 
 
@@ -21,14 +24,14 @@ class Ablation:
     """A named change of a config.
 
     Attributes:
-        name: lower case; becomes part of the run id.
-        changes: dotted config path -> new value ("model.adapter.guidance" -> ("canny",)). A path of a section replaces
-            all of it.
+        name: lower case; part of the run id.
+        changes: dotted config path -> new value ("model.adapter.guidance" -> ("canny",)). The path of a section
+            replaces the whole section.
         touches: dotted paths (or prefixes of paths) inside which every difference must lie.
         description: one line for the report.
-        combination: the guidance types that the change stands for, () for none; None when it is about something else.
-            What each type is worth is worked out from these.
-        hypothesis: one sentence, written before the runs: what is expected of it against the reference, and why.
+        combination: the guidance types that the change stands for, () for none; None for other changes. Shapley values
+            and interactions are computed from these.
+        hypothesis: one sentence, written before the runs: what is expected against the reference, and why.
     """
 
     name: str
@@ -39,14 +42,17 @@ class Ablation:
     hypothesis: str = ""
 
     def __post_init__(self) -> None:
-        if not _NAME.fullmatch(self.name):
-            raise UsageError(f"ablation name {self.name!r}: use lower case letters, digits, '_', '+' and '-'")
-        object.__setattr__(self, "changes", MappingProxyType(dict(self.changes)))
+        _check_name("ablation", self.name)
 
     @property
     def retrains(self) -> bool:
-        """Whether it needs a training of its own: it changes more than how is sampled (see RunPlan.training)."""
+        """Whether it changes more than the sampler, and so needs a training of its own."""
         return not all(_inside(path, (SAMPLING,)) for path in self.changes)
+
+
+def change(name: str, changes: Mapping[str, Any], description: str, hypothesis: str = "") -> Ablation:
+    """An ablation that touches exactly the paths that it changes."""
+    return Ablation(name, changes, tuple(changes), description, hypothesis=hypothesis)
 
 
 @dataclass(frozen=True)
@@ -54,16 +60,15 @@ class Study:
     """A question over many runs.
 
     Attributes:
-        name: becomes part of the run ids.
+        name: part of the run ids.
         question: what the study answers, as one sentence.
         reference: what every ablation is compared with; its changes are applied to the recipe before all others.
         ablations: the alternatives, each a change of the reference.
         primary_metric: the metric of the protocol that decides, named before any run; all others are exploratory.
-        least_difference: smallest difference in the primary metric that is called one: what the same trainings on
-            another machine move differences by, as the study's recipe says (`study.least_difference`); 0 where that has
-            not been measured.
-        controls: ablation name -> "negative" (must not help) or "positive" (must help). A study whose controls
-            misbehave is reported as not trustworthy.
+        least_difference: smallest difference in the primary metric that counts, as measured between two machines (the
+            recipe's `study.least_difference`); 0 where that has not been measured.
+        controls: ablation name -> "negative" (must not help) or "positive" (must help). A study whose controls fail is
+            reported as not trustworthy.
     """
 
     name: str
@@ -75,15 +80,13 @@ class Study:
     least_difference: float = 0.0
 
     def __post_init__(self) -> None:
-        if not _NAME.fullmatch(self.name):
-            raise UsageError(f"study name {self.name!r}: use lower case letters, digits, '_', '+' and '-'")
+        _check_name("study", self.name)
         names = [ablation.name for ablation in (self.reference, *self.ablations)]
         if repeated := sorted({name for name in names if names.count(name) > 1}):
             raise UsageError(f"study {self.name}: ablation {', '.join(repeated)} is registered twice")
         for control in self.controls:
             if control not in names[1:]:
                 raise unknown_name(f"control of study {self.name}", control, names[1:])
-        object.__setattr__(self, "controls", MappingProxyType(dict(self.controls)))
 
     def ablation(self, name: str) -> Ablation:
         """The ablation (or the reference) of this name. Raises UsageError with the nearest names."""
@@ -93,21 +96,23 @@ class Study:
         return by_name[name]
 
 
-REGISTERED: dict[str, Study] = {}  # by name; ablations.studies reads it
+STUDIES: Registry[Study] = Registry("study")
 
 
 def register(study: Study) -> Study:
-    """Add a study to the registry.
+    """Add a study to those that `megasr study` knows; a user's own module calls it as well.
 
     Raises:
         UsageError: the name is taken, or an ablation has no hypothesis.
     """
-    if study.name in REGISTERED:
-        raise UsageError(f"study {study.name!r} is registered twice")
     if silent := [ablation.name for ablation in study.ablations if not ablation.hypothesis]:
         raise UsageError(f"study {study.name}: write down what is expected of {', '.join(silent)} (hypothesis)")
-    REGISTERED[study.name] = study
-    return study
+    return STUDIES.register(study.name, study)
+
+
+def _check_name(kind: str, name: str) -> None:
+    if not _NAME.fullmatch(name):
+        raise UsageError(f"{kind} name {name!r}: use lower case letters, digits, '_', '+' and '-'")
 
 
 def apply_changes(config: Config, ablation: Ablation) -> Config:

@@ -1,20 +1,20 @@
-"""Runs a study: one process per training, side by side on this machine's slots; what is finished is not run again."""
+"""Runs a study: one process per training, by an executor; what is finished is not run again."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
+import pickle
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ablations.jobs import Job, plan_jobs
-from ablations.launch.local import Event, Send, Task, run_tasks
-from ablations.launch.slots import Slot
-from ablations.ledger import Ledger
+from ablations.launch.local import Event, Executor, LocalExecutor, Outbox, Slot, Task
 from ablations.plan import Components, RunPlan, default_components, plan_runs, read_recipe
-from ablations.progress import StudyTable
+from ablations.progress import StudyProgress, say
 from ablations.registry import Study
 from ablations.results import RunResult, StudyResult, read_finished
 from ablations.studies import get_study
@@ -24,7 +24,27 @@ from megasr.evaluation.protocol import WEIGHT_FREE_V1, Protocol
 from megasr.files import locked_folder, write_whole
 
 STUDY_FILE = "study.txt"  # whose folder it is
-Hear = Callable[[Event], None]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A training and the unfinished runs that rest on it, done one after the other in one process.
+
+    Attributes:
+        host: the run in whose folder the training lies.
+        todo: the runs that are not finished.
+    """
+
+    host: RunPlan
+    todo: tuple[RunPlan, ...]
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        if self.host.seed is None:
+            return self.host.ablation
+        others = f" (and {len(self.todo) - 1} that share its training)" if len(self.todo) > 1 else ""
+        return f"{self.host.ablation} seed {self.host.seed}{others}"
 
 
 @dataclass(frozen=True)
@@ -49,44 +69,80 @@ class OpenStudy:
 
     @property
     def finished(self) -> dict[str, RunResult]:
-        """Run id -> result of the runs that are finished, in the order of the plan.
+        """Run id -> result of the finished runs, in the order of the plan.
 
         Raises:
-            MegaSRError: a result is there and cannot be read.
+            MegaSRError: a result cannot be read.
         """
-        found = {plan.run_id: read_finished(plan, self.protocol, self.output / plan.run_id) for plan in self.plans}
-        return {run_id: result for run_id, result in found.items() if result is not None}
+        results = {plan.run_id: self.read(plan) for plan in self.plans}
+        return {run_id: result for run_id, result in results.items() if result is not None}
+
+    def read(self, plan: RunPlan) -> RunResult | None:
+        """The result of a run, None when it is not finished."""
+        return read_finished(plan, self.protocol, self.output / plan.run_id)
+
+    @property
+    def baseline(self) -> RunPlan:
+        """Bicubic, against whose lq every run is checked."""
+        return self.plans[0]
 
     @property
     def jobs(self) -> list[Job]:
-        """What is left to do."""
-        return plan_jobs(self.plans, list(self.finished))
+        """The trainings that unfinished runs need, in the order of the plan; bicubic is a job of its own, the first."""
+        finished, hosts, todo = self.finished, dict[str, RunPlan](), dict[str, list[RunPlan]]()
+        for plan in self.plans:
+            hosts.setdefault(plan.training, plan)
+            if plan.run_id not in finished:
+                todo.setdefault(plan.training, []).append(plan)
+        return [Job(hosts[training], tuple(runs)) for training, runs in todo.items()]
 
-    def run(self, slots: Sequence[Slot], retries: int = 1) -> StudyResult:
-        """Do what is left, under `output/<run_id>/`.
+    @property
+    def devices(self) -> int:
+        """Devices that a training asks for."""
+        return max(plan.processes for plan in self.plans)
 
-        Args:
-            slots: where trainings run side by side.
-            retries: how often a training is started again whose process has died.
-
-        Raises:
-            UsageError: a config does not fit.
-            MegaSRError: another process works in `output`, or bicubic, which every run is checked against, cannot be
-                measured. Any other run that fails is named in the result, and the study goes on.
-        """
-        return self.driven(lambda: self._work().all(self.jobs, slots, retries))
-
-    def driven(self, launch: Callable[[], Mapping[str, str]]) -> StudyResult:
-        """Do what is left by a launcher, which returns run id -> reason of the runs that failed; see run.
+    def run(self, executor: Executor) -> StudyResult:
+        """Do what is left, under `output/<run_id>/`: bicubic here, the trainings by the executor.
 
         Raises:
-            UsageError: `output` is another study's.
-            MegaSRError: another driver works in `output`, or the launcher cannot go on.
+            UsageError: a config does not fit, or `output` is another study's.
+            MegaSRError: another process works in `output`, or bicubic cannot be measured. Any other run that fails is
+                named in the result, and the study goes on.
         """
         with self.claimed():
             reused = tuple(self.finished)
-            failed = launch() if self.jobs else {}
+            self.run_baseline()
+            jobs = self.jobs
+            failed = self._run(jobs, executor) if jobs else {}
         return self.result(reused, failed)
+
+    def run_baseline(self) -> None:
+        """Measure bicubic, unless that is done. Raises as run."""
+        for job in self.jobs[:1]:
+            if job.host is self.baseline:
+                self._run([job], LocalExecutor([Slot("cpu", os.cpu_count() or 1, {"CUDA_VISIBLE_DEVICES": ""})]))
+
+    def run_one(self, run_id: str, executor: Executor) -> dict[str, str]:
+        """Do one training and the runs that rest on it, beside other processes that do others of the same study.
+
+        Args:
+            run_id: the run that hosts the training, or one that rests on it.
+            executor: where.
+
+        Returns:
+            Run id -> reason of runs that failed; empty when nothing is left to do.
+
+        Raises:
+            UsageError: the study has no such run, or a config does not fit.
+            MegaSRError: bicubic is not measured yet, or cannot be.
+        """
+        plans = {plan.run_id: plan for plan in self.plans}
+        if run_id not in plans:
+            raise UsageError(f"study {self.study.name} has no run {run_id!r} with this recipe; see `megasr study plan`")
+        jobs = [job for job in self.jobs if job.host.training == plans[run_id].training]
+        if jobs and run_id != self.baseline.run_id and self.read(self.baseline) is None:
+            raise MegaSRError(f"run {self.baseline.run_id} comes first: every other one is checked against it")
+        return self._run(jobs, executor) if jobs else {}
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
@@ -104,64 +160,41 @@ class OpenStudy:
             write_whole(path, f"{owner}\n".encode())
             yield
 
-    def run_one(self, run_id: str, slot: Slot, retries: int = 1, hear: Hear | None = None) -> dict[str, str]:
-        """Do one training and what rests on it, beside other processes that do others of the same study.
+    def result(self, reused: Sequence[str] | None = None, failed: Mapping[str, str] | None = None) -> StudyResult:
+        """What is finished; all of it was before, unless `reused` says otherwise."""
+        runs = self.finished
+        reused = tuple(runs) if reused is None else tuple(reused)
+        return StudyResult(
+            self.study, self.protocol, tuple(runs.values()), self.output, self.group, reused, failed or {}
+        )
 
-        Args:
-            run_id: the run that hosts the training, or one that rests on it.
-            slot: where.
-            retries: see run.
-            hear: is told what happens.
+    def _run(self, jobs: Sequence[Job], executor: Executor) -> dict[str, str]:
+        """Run id -> reason, in one line, of the runs of these jobs that failed."""
+        import ablations.execute  # noqa: F401  once, in the process that is forked
 
-        Returns:
-            Run id -> reason of runs that failed; empty when nothing is left to do.
+        failed: dict[str, str] = {}
+        by_name = {job.host.run_id: job for job in jobs}
+        steps = {name: (job.label, job.host.max_steps) for name, job in by_name.items()}
+        tasks = [Task(name, StudyWork(self, job), self.output / name) for name, job in by_name.items()]
+        with StudyProgress(steps) as progress:
+            for event in executor.run(tasks):
+                progress.show(event)
+                if event.kind == "failed":
+                    failed |= self._failures(by_name[event.task], event)
+        return failed
 
-        Raises:
-            UsageError: the study has no such run, or a config does not fit.
-            MegaSRError: bicubic is not measured yet, or cannot be.
-        """
-        plans = {plan.run_id: plan for plan in self.plans}
-        if run_id not in plans:
-            raise UsageError(f"study {self.study.name} has no run {run_id!r} with this recipe; see `megasr study plan`")
-        jobs = [job for job in self.jobs if job.host.training == plans[run_id].training]
-        baseline = self.plans[0]
-        if jobs and run_id != baseline.run_id and baseline.run_id not in self.finished:
-            raise MegaSRError(f"run {baseline.run_id} comes first: every other one is checked against it")
-        return self._work().all(jobs, [slot], retries, hear) if jobs else {}
-
-    def unfinished(self, job: Job) -> list[str]:
-        """The runs of a job that have no result."""
-        runs = [plan for plan in job.todo if read_finished(plan, self.protocol, self.output / plan.run_id) is None]
-        return [plan.run_id for plan in runs]
-
-    def failures(self, job: Job, event: Event, tell: Callable[[str], None]) -> dict[str, str]:
-        """Run id -> reason of the runs of a failed job that have no result; each is told.
-
-        Raises:
-            UsageError: what stops the study: a config does not fit.
-            MegaSRError: the same: bicubic cannot be measured.
-        """
+    def _failures(self, job: Job, event: Event) -> dict[str, str]:
+        """Run id -> reason of the unfinished runs of a failed job. Raises what stops the whole study."""
         error = event.details["error"]
         if isinstance(error, UsageError):
             raise UsageError(f"run {event.task}: {error}") from error
         if job.host.seed is None:
             raise MegaSRError(f"run {event.task}: {error}; no other run can be checked without it") from error
         reason = " ".join(str(error).split())
-        lost = self.unfinished(job)
+        lost = [plan.run_id for plan in job.todo if self.read(plan) is None]
         for run_id in lost:
-            tell(f"run {run_id} failed: {reason}")
+            say(f"run {run_id} failed: {reason}")
         return dict.fromkeys(lost, reason)
-
-    def _work(self) -> _Work:
-        return _Work(self, Evaluator(self.protocol), self.output / self.plans[0].run_id)
-
-    def result(self, reused: Sequence[str] | None = None, failed: Mapping[str, str] | None = None) -> StudyResult:
-        """What is finished. Nothing is new unless said."""
-        runs = self.finished
-        reused = tuple(runs) if reused is None else tuple(reused)
-        return StudyResult(
-            self.study, self.protocol, tuple(runs.values()), self.output, self.group, reused, failed or {}
-        )
 
 
 def open_study(
@@ -202,70 +235,67 @@ def open_study(
 
 
 @dataclass(frozen=True)
-class _Work:
-    """What the processes of one study share."""
+class StudyWork:
+    """A job of a study as a task: the training, and one evaluation after the other."""
 
     study: OpenStudy
-    evaluator: Evaluator
-    baseline: Path
+    job: Job
 
-    def all(self, jobs: Sequence[Job], slots: Sequence[Slot], retries: int, hear: Hear | None = None) -> dict[str, str]:
-        """Do all jobs, bicubic before the others. Returns run id -> reason, in one line, of runs that failed."""
-        from rich.console import Console
+    def is_done(self) -> bool:
+        """Whether all of its runs are finished."""
+        return all(self.study.read(plan) is not None for plan in self.job.todo)
 
-        import ablations.execute  # noqa: F401  here, not in every process: that takes seconds
+    def __call__(self, send: Outbox) -> None:
+        """Do it, in this process, or in as many as the recipe's trainer has devices."""
+        if self.job.host.processes > 1:
+            # Lightning starts the other processes with the command line of the first: it must be this job's alone.
+            path = self.folder / "job.pickle"
+            write_whole(path, pickle.dumps(self))
+            send.become("ablations.runner", str(path))
+        self.do(send)
 
-        ledger, table = Ledger(self.study.output), StudyTable(Console())
-        failed: dict[str, str] = {}
-        for job in jobs:
-            table.add(job.host.run_id, job.label, len(job.todo), job.host.max_steps)
-        first, rest = [job for job in jobs if job.host.seed is None], [job for job in jobs if job.host.seed is not None]
-        with table.shown():
-            for stage in (first, rest):
-                by_name = {job.host.run_id: job for job in stage}
-                for event in run_tasks([self._task(job) for job in stage], slots, retries):
-                    table.heard(event)
-                    if hear is not None:
-                        hear(event)
-                    if event.kind == "tell":
-                        table.tell(event.details["line"])
-                    elif event.kind != "step":
-                        ledger.add(event)
-                    if event.kind == "failed":
-                        failed |= self.study.failures(by_name[event.task], event, table.tell)
-        return failed
+    @property
+    def folder(self) -> Path:
+        """Where the training lies."""
+        return self.study.output / self.job.host.run_id
 
-    def _task(self, job: Job) -> Task:
-        folder = self.study.output / job.host.run_id
+    def do(self, send: Callable[..., None]) -> None:
+        """Do what is not finished."""
+        with locked_folder(self.folder):  # a driver on another machine may have been given the same training
+            self._do(send)
 
-        def work(send: Send) -> None:
-            with locked_folder(folder):  # a driver on another machine may have been given the same training
-                self._do(job, folder, send)
-
-        return Task(job.host.run_id, work, folder)
-
-    def _do(self, job: Job, folder: Path, send: Send) -> None:
-        """In a process of its own: the training, and one evaluation after the other."""
+    def _do(self, send: Callable[..., None]) -> None:
         from ablations.execute import execute_baseline, execute_run
-        from ablations.held_out import HeldOut
         from ablations.tracking import Tracker
 
-        components = self.study.components
-        if job.host.seed is None:
-            execute_baseline(job.host, components, self.evaluator, folder)
-            return
-        held_out = HeldOut()
-        tracker = Tracker(self.study.group, lambda line: send("tell", line=line))
-        for number, plan in enumerate(job.todo):
-            send("run", number=number, run=plan.run_id)
-            execute_run(
-                plan,
-                components,
-                self.evaluator,
-                self.study.output / plan.run_id,
-                self.baseline,
-                tracker,
-                lambda step, loss: send("step", step=step, loss=loss),
-                folder,
-                held_out,
-            )
+        study = self.study
+        evaluator, baseline = Evaluator(study.protocol), study.output / study.baseline.run_id
+        tracker = Tracker(study.group, lambda line: send("message", line=line))
+
+        def on_step(step: int, loss: float) -> None:
+            send("step", step=step, loss=loss)
+
+        for plan in self.job.todo:
+            if study.read(plan) is not None:
+                continue
+            if plan.seed is None:
+                execute_baseline(plan, study.components, evaluator, self.folder)
+                continue
+            own = study.output / plan.run_id
+            if execute_run(plan, study.components, evaluator, own, baseline, tracker, on_step, self.folder) is None:
+                return  # of several processes only the first one measures
+            send("run", run=plan.run_id)
+
+
+def main() -> None:
+    """Do one job: `python -m ablations.runner JOB.pickle PIPE LIFELINE`; every process of a training calls it."""
+    path, *descriptors = sys.argv[1:]
+    work: StudyWork = pickle.loads(Path(path).read_bytes())
+    if int(os.environ.get("LOCAL_RANK", 0)):
+        work._do(lambda kind, **details: None)
+    else:
+        Outbox.inherited(*descriptors).run(work.do)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,4 +1,4 @@
-"""Weights & Biases: one W&B run per study run and one for the report. Never asks, never stops a study."""
+"""Weights & Biases: one W&B run per study run, with the names of `megasr fit` and `test`, and one for the report."""
 
 from __future__ import annotations
 
@@ -39,17 +39,18 @@ class Tracker:
     def open(self, plan: RunPlan, folder: Path) -> Any | None:
         """A WandbLogger whose run has started, or None when W&B is disabled or cannot be used (said in one line)."""
         about = {"study": plan.study, "run_id": plan.run_id, "fingerprint": plan.fingerprint, "seed": plan.seed}
-        tags = dict.fromkeys([plan.study, plan.ablation, *plan.guidance])
-        name = f"{plan.ablation} seed {plan.seed}"
-        return self._open(plan.run_id, name, plan.ablation, list(tags), {**plan.config, **about}, folder)
+        tags = list(dict.fromkeys([plan.study, plan.ablation, *plan.guidance]))
+        return self._open(
+            plan.run_id, f"{plan.ablation} seed {plan.seed}", plan.ablation, tags, plan.config | about, folder
+        )
 
     def _open(
         self, run_id: str, name: str, job_type: str, tags: Sequence[str], config: Mapping[str, Any], folder: Path
     ) -> Any | None:
-        """A run that is tried again, or a study that is reported again, goes on under the same id: none is doubled."""
+        """A run that is tried again, or a study that is reported again, goes on under the same id."""
         return self._runs.open(
             folder,
-            id=_wandb_id(run_id),
+            id=re.sub(r"[^\w.+-]", "-", run_id)[-128:],  # W&B's ids may not hold other characters, nor more
             resume="allow",
             name=name,
             group=self._group,
@@ -65,13 +66,13 @@ class Tracker:
         images: Mapping[str, Mapping[str, torch.Tensor]],
         strengths: Mapping[str, float],
     ) -> None:
-        """Log means, the per-image table, pictures and which block uses which guidance, and end the run.
+        """Log what `megasr test` logs, pictures and the strength of every branch, and end the run.
 
         Args:
             logger: what `open` returned.
             result: the finished run.
             images: key -> {"lq_up", "sr", "hq"}, each (3, H, W) in [0, 1]: the pictures to show.
-            strengths: see megasr.training.monitor.heat_map.
+            strengths: of the branches at every site, see megasr.training.monitor.heat_map.
         """
         if logger is None:
             return
@@ -83,11 +84,11 @@ class Tracker:
             run = logger.experiment
             for key, views in images.items():
                 pictures = [wandb.Image(to_uint8(image), caption=f"{name} {key}") for name, image in views.items()]
-                run.log({f"images/{key}": pictures}, commit=False)
+                run.log({f"test/pictures/{key}": pictures}, commit=False)
             if strengths:
                 picture = heat_map(strengths, _USE)
-                run.log({"guidance_use": wandb.Image(picture, caption=_USE), **strengths}, commit=False)
-            run.log({"per_image": table, **{f"mean/{name}": mean for name, mean in result.summary.items()}})
+                run.log({"test/guidance_use": wandb.Image(picture, caption=_USE), **strengths}, commit=False)
+            run.log({"test/images": table, **{f"test/{name}": mean for name, mean in result.summary.items()}})
             run.summary.update({"run_id": result.run_id, "protocol": result.protocol, "commit": result.commit})
             run.finish()
         except Exception as error:
@@ -148,8 +149,3 @@ class Tracker:
         if logger is not None:
             with contextlib.suppress(Exception):  # the run's own error is the one to be seen
                 logger.experiment.finish(exit_code=1)
-
-
-def _wandb_id(name: str) -> str:
-    """W&B's ids may not hold some characters, nor more than 128."""
-    return re.sub(r"[^\w.+-]", "-", name)[-128:]

@@ -48,7 +48,7 @@ def build_report(page: StudyPage, group: str, entity: str, project: str) -> Any:
     trained = wr.Runset(**of_study, name="runs", filters=f"Group = '{group}' and JobType != 'study'")
     answer = wr.Runset(**of_study, name="answer", filters=f"Group = '{group}' and JobType = 'study'")
     means = [
-        wr.BarPlot(title=f"{name}, mean over seeds", metrics=[f"mean/{name}"], groupby="JobType")
+        wr.BarPlot(title=f"{name}, mean over seeds", metrics=[f"test/{name}"], groupby="JobType")
         for name in page.metrics
     ]
     figures = ["figures/ranking", *["figures/shapley"] * bool(page.shapley), *["figures/synergy"] * bool(page.synergy)]

@@ -1,1 +1,1 @@
-"""Where runs are executed: on this machine's devices."""
+"""Executors: run the trainings of a study in processes of this machine, or as SLURM jobs."""

@@ -1,8 +1,7 @@
-"""Hands the trainings of a study to SLURM, as an array of jobs that it may preempt, and waits for them.
+"""Runs tasks as an array of SLURM jobs, by submitit. The jobs may be preempted and requeued.
 
-Nothing about a job is kept in the driver's memory alone: which trainings a submission holds is written before it is
-made, and its name there is the comment of its jobs. A driver that died, or was stopped, finds them by it and submits
-none twice.
+Which tasks a submission holds is written before it is made, and its name is the comment of its jobs: a driver that
+died, or was stopped, finds the jobs again and submits none twice.
 """
 
 from __future__ import annotations
@@ -12,56 +11,48 @@ import os
 import subprocess
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ablations.launch.local import Event, stop_children
-from ablations.launch.slots import Slot, make_slots
+from ablations.launch.local import Event, LocalExecutor, Task, make_slots, stop_children
+from ablations.progress import say
 from megasr.errors import MegaSRError, UsageError
 from megasr.files import write_whole
 
-if TYPE_CHECKING:
-    from ablations.jobs import Job
-    from ablations.runner import OpenStudy
-
 FOLDER = "slurm"  # of a study: submissions, logs, and the step of every training
-_DEFAULTS = {"time": 24 * 60, "array_parallelism": 10_000}  # minutes until a job is stopped and goes on in a new one
-_REQUEUES = 1000  # a training goes on from its checkpoint: it may be stopped as often as a cluster likes
-_POLL_S = 5.0
+_DEFAULTS = {"time": 24 * 60, "array_parallelism": 10_000}  # minutes until a job is requeued
+_REQUEUES = 1000  # a training goes on from its checkpoint, so it may be stopped often
 _LINGERS_S = 15.0  # from a job's end until a shared file system shows its last file
 _SQUEUE = ("squeue", "--noheader", "--array", "--format=%F|%K|%T|%r|%k")
 
 
 @dataclass(frozen=True)
-class SlurmTraining:
-    """What one job does: a training, and the runs that rest on it. submitit pickles it.
+class SlurmTask:
+    """A task as one job; submitit pickles it."""
 
-    Attributes:
-        study: opened as the driver opened it; what is finished in the meantime is not done again.
-        run_id: the run that hosts the training.
-        retries: how often the training is started again whose process has died.
-    """
-
-    study: OpenStudy
-    run_id: str
-    retries: int = 1
+    task: Task
+    folder: Path
+    retries: int
+    devices: int
 
     def __call__(self) -> None:
-        """Do it, on the one device that the job was given.
-
-        Raises:
-            MegaSRError: a run failed.
-        """
-        for name in ("SLURM_NTASKS", "SLURM_NTASKS_PER_NODE"):  # or Lightning takes the training for one of many ranks
+        """Run it on the devices of the job. Raises MegaSRError when it failed."""
+        for name in ("SLURM_NTASKS", "SLURM_NTASKS_PER_NODE"):  # or Lightning takes it for one of many ranks
             os.environ.pop(name, None)
-        failed = self.study.run_one(self.run_id, _slot_of_job(), self.retries, _Steps(self.study.output, self.run_id))
-        if failed:
-            raise MegaSRError("; ".join(f"{run_id}: {reason}" for run_id, reason in failed.items()))
+        slot = make_slots("auto", 1, self.devices)[0]
+        slot = replace(slot, threads=int(os.environ.get("SLURM_CPUS_PER_TASK", slot.threads)))
+        written = 0.0
+        for event in LocalExecutor([slot], self.retries).run([self.task]):
+            if event.kind == "step" and time.monotonic() - written > 5:
+                written = time.monotonic()
+                write_whole(self.folder / f"{self.task.name}.step.json", json.dumps(event.details).encode())
+            if event.kind == "failed":
+                raise MegaSRError(str(event.details["error"]))
 
     def checkpoint(self, *_: Any) -> Any:
-        """Called by submitit before SLURM stops the job: let the training save; the same again goes on from there."""
+        """Called by submitit before SLURM stops the job: let the training save; the same task goes on from there."""
         from submitit.helpers import DelayedSubmission
 
         stop_children()
@@ -69,179 +60,132 @@ class SlurmTraining:
 
 
 @dataclass(frozen=True)
-class SlurmJob:
-    """A job in the queue: its number, its state as squeue words it, and the run that hosts its training."""
+class SlurmExecutor:
+    """See Executor.
 
-    job_id: str
-    state: str
-    run_id: str
-
-
-def run_on_slurm(
-    study: OpenStudy, parameters: Mapping[str, str], retries: int = 1, poll_s: float = _POLL_S
-) -> dict[str, str]:
-    """Do what is left of a study: bicubic here, then every training in a job of its own.
-
-    Args:
-        study: the study; its folder must be seen by the nodes under the same name.
+    Attributes:
+        output: folder that the nodes see under the same name.
         parameters: of the jobs, named as by submitit: partition, time (minutes), gpus_per_node, mem, account, ...
-        retries: see SlurmTraining.
+        retries: how often a task is started again, within its job, whose process has died.
+        devices: per task.
         poll_s: seconds between two looks at the queue.
-
-    Returns:
-        Run id -> reason, in one line, of runs that failed.
-
-    Raises:
-        UsageError: an unknown parameter.
-        MegaSRError: SLURM is not there or refuses, or bicubic cannot be measured.
-        KeyboardInterrupt: the driver was stopped; the jobs go on.
     """
-    from rich.console import Console
 
-    from ablations.progress import StudyTable
+    output: Path
+    parameters: Mapping[str, str]
+    retries: int = 1
+    devices: int = 1
+    poll_s: float = 5.0
 
-    executor = _executor(study, parameters)  # before anything starts
-    in_queue = _jobs(study.output)
-    study.run_one(study.plans[0].run_id, make_slots("cpu", 1)[0])
-    jobs = {job.host.run_id: job for job in study.jobs}
-    table = StudyTable(Console())
-    for run_id, job in jobs.items():
-        table.add(run_id, job.label, len(job.todo), job.host.max_steps)
-    known = {job.run_id for job in in_queue}
-    if adopted := known & set(jobs):
-        table.tell(f"{len(adopted)} jobs of an earlier command are in the queue; waiting for them")
-    if new := [run_id for run_id in jobs if run_id not in known]:
-        _submit(executor, study, new, retries)
-    failed = dict[str, str]()
-    try:
-        with table.shown():
-            for event in _watch(study, jobs, poll_s, table.tell):
-                table.heard(event)
-                if event.kind == "failed":
-                    failed |= study.failures(jobs[event.task], event, table.tell)
-    except KeyboardInterrupt:
-        numbers = " ".join(sorted({job.job_id.split("_")[0] for job in _jobs(study.output)}))
-        table.tell(f"the jobs go on; the same command waits for them again, and `scancel {numbers}` ends them")
-        raise
-    return failed
+    @property
+    def folder(self) -> Path:
+        """Submissions and logs."""
+        return self.output / FOLDER
 
+    def run(self, tasks: Sequence[Task]) -> Iterator[Event]:
+        """Submit what is not in the queue yet, and wait. Ctrl-C ends the waiting, not the jobs.
 
-def _slot_of_job() -> Slot:
-    slot = make_slots("auto", 1)[0]
-    return replace(slot, threads=int(os.environ.get("SLURM_CPUS_PER_TASK", slot.threads)))
-
-
-class _Steps:
-    """Leaves the step of a training where the driver sees it."""
-
-    def __init__(self, output: Path, run_id: str) -> None:
-        self._path = _steps_file(output, run_id)
-        self._written = 0.0
-
-    def __call__(self, event: Event) -> None:
-        if event.kind == "step" and time.monotonic() - self._written > _POLL_S:
-            self._written = time.monotonic()
-            write_whole(self._path, json.dumps(event.details).encode())
-
-
-def _steps_file(output: Path, run_id: str) -> Path:
-    return output / FOLDER / f"{run_id}.step.json"
-
-
-def _executor(study: OpenStudy, parameters: Mapping[str, str]) -> Any:
-    from submitit.slurm.slurm import SlurmExecutor
-
-    token = f"megasr-{uuid.uuid4().hex[:12]}"
-    try:
-        executor = SlurmExecutor((study.output / FOLDER).resolve(), max_num_timeout=_REQUEUES)
-    except RuntimeError as error:
-        raise MegaSRError("SLURM is not here: there is no srun; start the study on a login node") from error
-    values = {name: int(value) if value.isdigit() else value for name, value in parameters.items()}
-    try:
-        executor.update_parameters(**{"job_name": study.study.name} | _DEFAULTS | values | {"comment": token})
-    except (ValueError, TypeError) as error:
-        raise UsageError(f"--slurm: {_one_line(error)}") from error
-    return executor
-
-
-def _submit(executor: Any, study: OpenStudy, run_ids: Sequence[str], retries: int) -> None:
-    held = study.output / FOLDER / f"{executor.parameters['comment']}.json"
-    write_whole(held, json.dumps(list(run_ids)).encode(), durable=True)
-    try:
-        executor.submit_array([SlurmTraining(study, run_id, retries) for run_id in run_ids])
-    except Exception as error:  # submitit has many kinds
-        held.unlink()
-        raise MegaSRError(f"SLURM refused the jobs: {_one_line(error)}") from error
-
-
-def _jobs(output: Path) -> list[SlurmJob]:
-    """The study's jobs in the queue, waiting or running.
-
-    Raises:
-        MegaSRError: SLURM does not answer.
-    """
-    try:
-        done = subprocess.run(_SQUEUE, capture_output=True, text=True, timeout=60, check=True)
-    except (OSError, subprocess.SubprocessError) as error:
-        said = getattr(error, "stderr", None) or error
-        raise MegaSRError(f"SLURM does not answer: {_one_line(said)}") from error
-    found = []
-    for line in done.stdout.splitlines():
-        number, index, state, reason, token = line.split("|", 4)
-        held = output / FOLDER / f"{token}.json"
-        if token.startswith("megasr-") and held.is_file():
-            state = f"{state.lower()} ({reason})" if reason != "None" else state.lower()
-            run_id = json.loads(held.read_text())[int(index) if index.isdigit() else 0]  # one job makes no array
-            found.append(SlurmJob(f"{number}_{index}" if index.isdigit() else number, state, run_id))
-    return found
-
-
-def _watch(study: OpenStudy, jobs: Mapping[str, Job], poll_s: float, tell: Callable[[str], None]) -> Iterator[Event]:
-    """What happens to the trainings, until each is finished or has failed."""
-    left, states, gone = set(jobs), dict[str, str](), dict[str, float]()
-    last_job = dict[str, str]()
-    while left:
+        Raises:
+            UsageError: an unknown parameter.
+            MegaSRError: SLURM is not there or refuses.
+        """
+        executor = self._executor()
+        queued = set(self.queue())
+        if new := [task for task in tasks if task.name not in queued]:
+            self._submit(executor, new)
         try:
-            queue = {job.run_id: job for job in _jobs(study.output)}
-        except MegaSRError as error:  # its controller may be away for a while; the jobs go on
-            tell(f"{error}; waiting")
-            time.sleep(max(poll_s, _LINGERS_S))
-            continue
-        for run_id in sorted(left):
-            if job := queue.get(run_id):
-                gone.pop(run_id, None)
-                last_job[run_id] = job.job_id
-                if states.get(run_id) != job.state:
-                    states[run_id] = job.state
-                    yield Event(run_id, "queue", {"slot": job.job_id, "state": job.state})
-                if details := _read_step(study.output, run_id):
-                    yield Event(run_id, "step", details)
-            elif not study.unfinished(jobs[run_id]):
-                left.discard(run_id)
-                yield Event(run_id, "finished")
-            elif time.monotonic() - gone.setdefault(run_id, time.monotonic()) > _LINGERS_S:
-                left.discard(run_id)
-                reason = _last_words(study.output / FOLDER, last_job.get(run_id))
-                yield Event(run_id, "failed", {"error": MegaSRError(reason)})
-        if left:
-            time.sleep(poll_s)
+            yield from self._watch(tasks)
+        except KeyboardInterrupt:
+            numbers = " ".join(sorted({job_id.split("_")[0] for job_id, _ in self.queue().values()}))
+            say(f"the jobs go on; the same command waits for them again, and `scancel {numbers}` ends them")
+            raise
 
+    def _executor(self) -> Any:
+        from submitit.slurm.slurm import SlurmExecutor as Submitit
 
-def _read_step(output: Path, run_id: str) -> dict[str, Any] | None:
-    path = _steps_file(output, run_id)
-    return json.loads(path.read_text()) if path.is_file() else None
+        try:
+            executor = Submitit(self.folder.resolve(), max_num_timeout=_REQUEUES)
+        except RuntimeError as error:
+            raise MegaSRError("SLURM is not here: there is no srun; start the study on a login node") from error
+        values = {name: int(value) if value.isdigit() else value for name, value in self.parameters.items()}
+        settings = {"job_name": self.output.name} | _DEFAULTS | values | {"comment": f"megasr-{uuid.uuid4().hex[:12]}"}
+        try:
+            executor.update_parameters(**settings)
+        except (ValueError, TypeError) as error:
+            raise UsageError(f"--slurm: {_one_line(error)}") from error
+        return executor
 
+    def check(self) -> None:
+        """Raise what run would raise at once."""
+        self._executor()
+        self.queue()
 
-def _last_words(folder: Path, job_id: str | None) -> str:
-    """Why a job ended without its result: the last line of its log that is not srun's, which only repeats that."""
-    logs = sorted(folder.glob(f"{job_id}_*_log.err")) if job_id else []
-    lines = [line for log in logs for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    if not lines:
-        return f"SLURM job {job_id or 'unknown'} ended without a result and without a log in {folder}"
-    said = next((line for line in reversed(lines) if not line.startswith("srun:")), lines[-1]).removeprefix(
-        f"{MegaSRError.__module__}.{MegaSRError.__name__}: "
-    )
-    return f"{said} (SLURM job {job_id}; see {logs[-1]})"
+    def _submit(self, executor: Any, tasks: Sequence[Task]) -> None:
+        submission = self.folder / f"{executor.parameters['comment']}.json"
+        write_whole(submission, json.dumps([task.name for task in tasks]).encode(), durable=True)
+        try:
+            executor.submit_array([SlurmTask(task, self.folder, self.retries, self.devices) for task in tasks])
+        except Exception as error:  # submitit has many kinds
+            submission.unlink()
+            raise MegaSRError(f"SLURM refused the jobs: {_one_line(error)}") from error
+
+    def queue(self) -> dict[str, tuple[str, str]]:
+        """Task -> (job id, state) of the jobs in the queue, waiting or running.
+
+        Raises:
+            MegaSRError: SLURM does not answer.
+        """
+        try:
+            done = subprocess.run(_SQUEUE, capture_output=True, text=True, timeout=60, check=True)
+        except (OSError, subprocess.SubprocessError) as error:
+            message = getattr(error, "stderr", None) or error
+            raise MegaSRError(f"SLURM does not answer: {_one_line(message)}") from error
+        jobs = {}
+        for line in done.stdout.splitlines():
+            number, index, state, reason, token = line.split("|", 4)
+            submission = self.folder / f"{token}.json"
+            if token.startswith("megasr-") and submission.is_file():
+                name = json.loads(submission.read_text())[int(index) if index.isdigit() else 0]  # one job: no array
+                state = state.lower() if reason == "None" else f"{state.lower()} ({reason})"
+                jobs[name] = (f"{number}_{index}" if index.isdigit() else number, state)
+        return jobs
+
+    def _watch(self, tasks: Sequence[Task]) -> Iterator[Event]:
+        left = {task.name: task for task in tasks}
+        shown, gone = dict[str, tuple[str, str]](), dict[str, float]()
+        while left:
+            try:
+                queue = self.queue()
+            except MegaSRError as error:  # its controller may be away for a while; the jobs go on
+                say(f"{error}; waiting")
+                time.sleep(max(self.poll_s, _LINGERS_S))
+                continue
+            for name, task in list(left.items()):
+                if job := queue.get(name):
+                    gone.pop(name, None)
+                    if shown.get(name) != job:
+                        shown[name] = job
+                        yield Event(name, "queue", {"slot": job[0], "state": job[1]})
+                    if (path := self.folder / f"{name}.step.json").is_file():
+                        yield Event(name, "step", json.loads(path.read_text()))
+                elif task.work.is_done():  # type: ignore[union-attr]
+                    del left[name]
+                    yield Event(name, "finished")
+                elif time.monotonic() - gone.setdefault(name, time.monotonic()) > _LINGERS_S:
+                    del left[name]
+                    yield Event(name, "failed", {"error": MegaSRError(self._reason(shown.get(name, ("", ""))[0]))})
+            if left:
+                time.sleep(self.poll_s)
+
+    def _reason(self, job_id: str) -> str:
+        """Why a job ended without a result: the last line of its log that is not srun's."""
+        logs = sorted(self.folder.glob(f"{job_id}_*_log.err")) if job_id else []
+        lines = [line for log in logs for line in log.read_text(errors="replace").splitlines() if line.strip()]
+        if not lines:
+            return f"SLURM job {job_id or 'unknown'} ended without a result and without a log in {self.folder}"
+        last = next((line for line in reversed(lines) if not line.startswith("srun:")), lines[-1])
+        last = last.removeprefix(f"{MegaSRError.__module__}.{MegaSRError.__name__}: ")
+        return f"{last} (SLURM job {job_id}; see {logs[-1]})"
 
 
 def _one_line(error: object) -> str:

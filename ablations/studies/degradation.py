@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from ablations.registry import Ablation, Study, register
+from ablations.registry import Ablation, Study, change, register
 
 _TRAINING, _EVALUATION = "data.init_args.degradation", "data.init_args.eval_degradation"
 _REFERENCE = {_TRAINING: "realesrgan_strong", _EVALUATION: "stablesr_mild"}
 
 
 def _trained_with(preset: str, description: str, hypothesis: str) -> Ablation:
-    return Ablation(preset, {_TRAINING: preset}, (_TRAINING,), description, hypothesis=hypothesis)
+    return change(preset, {_TRAINING: preset}, description, hypothesis)
 
 
 DEGRADATION = register(
     Study(
         name="degradation",
         question="Evaluated on one degradation, which one is best to train with?",
-        reference=Ablation(
-            "realesrgan_strong", _REFERENCE, tuple(_REFERENCE), "trained stronger than evaluated, as the field does"
-        ),
+        reference=change("realesrgan_strong", _REFERENCE, "trained stronger than evaluated, as the field does"),
         ablations=(
             _trained_with(
                 "stablesr_mild", "trained as it is evaluated",

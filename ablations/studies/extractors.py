@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ablations.registry import Ablation, Study, register
+from ablations.registry import Study, change, register
 from ablations.studies.prior_selection import NOISE, PAPERS
 from megasr.guidance.registry import ORACLE
 
@@ -16,39 +16,35 @@ def _made_by(network: str) -> dict[str, Any]:
     return {_EXTRACTORS: {"sources": dict.fromkeys(PAPERS, network)}}
 
 
-def _changed(name: str, changes: dict[str, Any], description: str, hypothesis: str) -> Ablation:
-    return Ablation(name, changes, tuple(changes), description, hypothesis=hypothesis)
-
-
 _REFERENCE = {_GUIDANCE: list(PAPERS), **_made_by("tiny"), _SHOWN: None}
 
 EXTRACTORS = register(
     Study(
         name="extractors",
         question="Do edges, depth and segmentation by extractors tuned for lq restore better than by plain ones?",
-        reference=Ablation("plain", _REFERENCE, tuple(_REFERENCE), "maps of lq, by networks trained on clean images"),
+        reference=change("plain", _REFERENCE, "maps of lq, by networks trained on clean images"),
         ablations=(
-            _changed(
+            change(
                 "pgft", _made_by("tiny_lq"), "maps of lq, by the same networks tuned for lq",
                 "Better: a third of the maps' error is gone, and wrong guidance is worse than none.",
             ),
-            _changed(
+            change(
                 "oracle", {_GUIDANCE: _OF_HQ}, "maps of hq, exact ones where the data bring them",
                 "Better, by far more than tuning brings: this is what any extractor could reach.",
             ),
-            _changed(
+            change(
                 "oracle_shown", {_SHOWN: _OF_HQ}, "trained with plain maps, restored with those of hq",
                 "Better, by less than oracle: an adapter that has learnt to distrust its maps uses good ones less.",
             ),
-            _changed(
+            change(
                 "nothing_shown", {_SHOWN: []}, "trained with plain maps, restored without any",
                 "Slightly worse: what an adapter has learnt to use it misses, but maps of lq were of little use.",
             ),
-            _changed(
+            change(
                 "none", {_GUIDANCE: [], _EXTRACTORS: None}, "no guidance",
                 "No difference: what plain extractors get right is about cancelled by what they get wrong.",
             ),
-            _changed(
+            change(
                 NOISE, {_GUIDANCE: [NOISE], _EXTRACTORS: None}, "a map that says nothing of the image",
                 "Not better than plain maps, which say at least something.",
             ),

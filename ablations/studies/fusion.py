@@ -7,25 +7,23 @@ from __future__ import annotations
 
 from typing import Any
 
-from ablations.registry import Ablation, Study, register
+from ablations.registry import Ablation, Study, change, register
 
 _ADAPTER = "model.adapter"
 _FIGURE: dict[str, Any] = {"fusion_init": "residual", "fusion": None, "fusion_in": None, "stage1": "v2"}
 
 
 def _changed(name: str, field: str, value: str, description: str, hypothesis: str) -> Ablation:
-    path = f"{_ADAPTER}.{field}"
-    return Ablation(name, {path: value}, (path,), description, hypothesis=hypothesis)
+    return change(name, {f"{_ADAPTER}.{field}": value}, description, hypothesis)
 
 
 FUSION = register(
     Study(
         name="fusion",
         question="Does MSFM in two stages, in both halves and from the identity, restore better than its alternatives?",
-        reference=Ablation(
+        reference=change(
             "residual",
             {f"{_ADAPTER}.{field}": value for field, value in _FIGURE.items()},
-            tuple(f"{_ADAPTER}.{field}" for field in _FIGURE),
             "F' = F + sum of SAFTs, zero at step 0: the prior is left as it was",
         ),
         ablations=(

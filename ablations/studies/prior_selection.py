@@ -9,9 +9,10 @@ paper's types alone, for a laptop.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from itertools import combinations
 
-from ablations.registry import Ablation, Study, register
+from ablations.registry import Ablation, Study, change, register
 from megasr.guidance.registry import ORACLE, get_guidance
 
 _GUIDANCE, _SHOWN = "model.adapter.guidance", "model.sampler.shown_guidance"
@@ -63,23 +64,19 @@ def _expect(types: Sequence[str]) -> str:
 
 
 def _oracle(path: str, types: Sequence[str]) -> Ablation:
-    return Ablation(
-        "oracle",
-        {path: types},
-        (path,),
-        _describe(types),
-        hypothesis="Better than all others: it shows structure that lq has lost.",
+    return change(
+        "oracle", {path: types}, _describe(types), "Better than all others: it shows structure that lq has lost."
     )
 
 
 def worth_training(pool: Sequence[str]) -> list[tuple[str, ...]]:
     """Singles, all pairs, the paper's triple, all but one, and all: for four types every combination."""
-    wanted: dict[tuple[str, ...], None] = {}
+    chosen: dict[tuple[str, ...], None] = {}
     for size in (1, 2, len(pool) - 1, len(pool)):
-        wanted |= dict.fromkeys(combinations(pool, size))
+        chosen |= dict.fromkeys(combinations(pool, size))
     if set(PAPERS) <= set(pool):
-        wanted[PAPERS] = None
-    return sorted(wanted, key=lambda types: (len(types), [pool.index(name) for name in types]))
+        chosen[PAPERS] = None
+    return sorted(chosen, key=lambda types: (len(types), [pool.index(name) for name in types]))
 
 
 def every_subset(pool: Sequence[str]) -> list[tuple[str, ...]]:
@@ -93,7 +90,7 @@ def _amortised(name: str, question: str, pool: Sequence[str], shown: Iterable[Se
     return Study(
         name=name,
         question=question,
-        reference=Ablation("none", reference, tuple(reference), "no guidance is shown", ()),
+        reference=replace(change("none", reference, "no guidance is shown"), combination=()),
         ablations=(*(_combination(_SHOWN, types) for types in shown), _oracle(_SHOWN, [_PERFECT])),
         primary_metric=_PRIMARY,
         controls={NOISE: "negative", "oracle": "positive"},

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ablations.registry import SAMPLING as SAMPLER
-from ablations.registry import Ablation, Study, register
+from ablations.registry import Ablation, Study, change, register
 
 _AS_TRAINED: dict[str, Any] = {
     "num_steps": 4, "start": "lq", "start_fraction": 0.8, "guidance_scale": 1.0, "positive_prompt": "",
@@ -16,8 +16,7 @@ _POSITIVE, _NEGATIVE = "clean, high-resolution, 8k", "dotted, noise, blur, lowre
 
 
 def _sampled(name: str, description: str, hypothesis: str, **fields: Any) -> Ablation:
-    changes = {f"{SAMPLER}.{field}": value for field, value in fields.items()}
-    return Ablation(name, changes, tuple(changes), description, hypothesis=hypothesis)
+    return change(name, {f"{SAMPLER}.{field}": value for field, value in fields.items()}, description, hypothesis)
 
 
 SAMPLING = register(

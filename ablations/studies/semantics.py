@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ablations.registry import Ablation, Study, register
+from ablations.registry import Study, change, register
 
 _ADAPTER, _TAGGER = "model.adapter", "model.tagger"
 _TEXT, _IMAGE = f"{_ADAPTER}.text", f"{_ADAPTER}.image"
@@ -21,46 +21,42 @@ def _without_text(changes: dict[str, Any]) -> dict[str, Any]:
     return {**changes, _TEXT: False, _TAGGER: None}
 
 
-def _changed(name: str, changes: dict[str, Any], description: str, hypothesis: str) -> Ablation:
-    return Ablation(name, changes, tuple(changes), description, hypothesis=hypothesis)
-
-
 SEMANTICS = register(
     Study(
         name="semantics",
         question="Which semantics restore best, and do a connector for every site and a linear gate make a difference?",
-        reference=Ablation("both", _BOTH, tuple(_BOTH), "tags and image tokens of lq, as the second version has it"),
+        reference=change("both", _BOTH, "tags and image tokens of lq, as the second version has it"),
         ablations=(
-            _changed(
+            change(
                 "none", _without_text({_IMAGE: False}), "neither tags nor image tokens: the ControlNet alone",
                 "Worse: a frozen prior that is not told what it sees falls back on the average picture.",
             ),
-            _changed(
+            change(
                 "text", {_IMAGE: False}, "tags alone",
                 "Worse: tags name what is there but not where, and every site is told the same.",
             ),
-            _changed(
+            change(
                 "image", _without_text({}), "image tokens alone",
                 "Worse, by less than tags alone: the tokens of lq hold most of what the tagger reads from it.",
             ),
-            _changed(
+            change(
                 "v1", {_RCA: True}, "and RCA over the representation, the path of the first version",
                 "No difference: the representation is made of what the image tokens have already brought.",
             ),
-            _changed(
+            change(
                 "shared_connector", {_CONNECTOR: "shared"}, "one translation of the image tokens for all sites",
                 "Slightly worse: this takes away what the paper calls customised, but each site keeps keys, values "
                 "and a gate of its own.",
             ),
-            _changed(
+            change(
                 "channel_gate", {_GATE: "channel"}, "a gate of one number per channel",
                 "No difference: the output projection before it already mixes the channels.",
             ),
-            _changed(
+            change(
                 "scalar_gate", {_GATE: "scalar"}, "a gate of one number per site",
                 "Slightly worse: image tokens can then be turned up or down, but not fitted to what the site does.",
             ),
-            _changed(
+            change(
                 "exact_tags", {_TAGGER: None}, "the tags that come with the data instead of the tagger's",
                 "Better: a tagger that looks at lq misses materials that blur and noise have hidden.",
             ),

@@ -23,7 +23,7 @@ from typing import Any
 import psutil
 import yaml
 
-from ablations.launch.slots import Slot
+from ablations.launch.local import LocalExecutor, Slot
 from ablations.results import METRICS_FILE
 from ablations.runner import open_study
 from experiments.benchmarks.record import publish
@@ -58,7 +58,7 @@ def _study(recipe: Path, output: Path) -> None:
     with (output.parent / f"{output.name}.log").open("a") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
-        result = open_study(STUDY, recipe, output).run([Slot("cpu0", 1), Slot("cpu1", 1)], retries=1000)
+        result = open_study(STUDY, recipe, output).run(LocalExecutor([Slot("cpu0", 1), Slot("cpu1", 1)], retries=1000))
         os._exit(1 if result.failed else 0)
 
 

@@ -2,7 +2,7 @@
 
     python -m experiments.benchmarks.study_overhead --steps 100 --output study_overhead.json
 
-    study   `megasr study run` on one slot: one import, then a forked process per training, ledger, checkpoints, table
+    study   `megasr study run` on one slot: one import, then a forked process per training, checkpoints
     hand    `megasr fit --config RUN/config.yaml` for the same configs: a process and an import each, checkpoints too
     spent   the study's time without its evaluations, which the other side does not make
 

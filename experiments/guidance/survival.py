@@ -13,8 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ablations.statistics import paired_differences
-from experiments.reference.records import REFERENCES, Reference, by_key, read_reference
+from experiments.tables import REFERENCE, Scores, read_scores
 from megasr.errors import UsageError
 from megasr.evaluation.intervals import paired_bootstrap
 from megasr.evaluation.protocol import get_protocol
@@ -25,20 +24,16 @@ _RESAMPLES = 4_000
 _FARTHEST = 10.0
 
 
-def gains(arm: Reference, none: Reference, metric: str) -> tuple[np.ndarray, list[str]]:
+def gains(scores: Scores, arm: str, metric: str) -> tuple[np.ndarray, list[str]]:
     """(S, I) paired differences of an arm to no guidance, a gain being positive, and the I images.
 
     Raises:
         UsageError: they have other seeds or images.
     """
-    if arm.seeds != none.seeds:
-        raise UsageError(
-            f"{arm.recipe} has seeds {arm.seeds}, {none.recipe} has {none.seeds}: measure the missing ones"
-        )
-    mine, theirs = ([by_key(run.rows, metric) for run in reference.runs] for reference in (arm, none))
-    differences, keys = paired_differences(mine, theirs)
-    better = get_protocol(arm.protocol).metric(metric).higher_is_better
-    return differences if better else -differences, keys
+    if scores.seeds(arm) != scores.seeds("none"):
+        raise UsageError(f"{arm} has seeds {scores.seeds(arm)}, none has {scores.seeds('none')}: run the missing ones")
+    differences, keys = scores.differences(arm, "none", metric)
+    return differences if get_protocol(scores.protocol).metric(metric).higher_is_better else -differences, keys
 
 
 def survival(arm: np.ndarray, oracle: np.ndarray, keys: Sequence[str]) -> tuple[float, float, float]:
@@ -77,11 +72,11 @@ def _last(possible: Callable[[float], bool]) -> float:
 
 def table(folder: Path) -> str:
     """Markdown: the gain of every arm in every metric, and what survives of the oracle's."""
-    none, *arms = (read_reference(folder / "survival" / f"{name}.json") for name in ("none", *ARMS))
+    scores = read_scores(folder)
     lines = [f"| metric | {' | '.join(f'gain of {a}' for a in ARMS)} | plain keeps | pgft keeps |"]
     lines.append("|" + " --- |" * 6)
-    for metric in none.metrics:
-        values = [gains(arm, none, metric) for arm in arms]
+    for metric in scores.metrics:
+        values = [gains(scores, arm, metric) for arm in ARMS]
         cells = []
         for name, (differences, keys) in zip(ARMS, values, strict=True):
             i = paired_bootstrap(differences, keys, numpy_generator(0, "survival", name, metric))
@@ -100,8 +95,8 @@ def _share(share: float, low: float, high: float) -> str:
 def main() -> None:
     """Print the table of the measured arms."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--references", type=Path, default=REFERENCES, help="folder (default: the repository's)")
-    print(table(parser.parse_args().references))
+    parser.add_argument("--results", type=Path, default=REFERENCE / "survival", help="default: the repository's")
+    print(table(parser.parse_args().results))
 
 
 if __name__ == "__main__":

@@ -37,7 +37,6 @@ from megasr.names import split_names
 from megasr.pretraining.module import Export, PretrainingModule
 from megasr.semantics.clip import VisionConfig
 from megasr.training.checkpoint import CONFIG, GLOBAL_BATCH, find_adapter, plain, refuse_changed_batch
-from megasr.training.ending import FirstError
 from megasr.training.folders import CHOSEN_BY_TRAINER, refuse_another_run
 from megasr.training.last_checkpoint import AsyncCheckpointFiles, CheckpointFiles, use_checkpoint_files
 from megasr.training.loggers import trainer_defaults
@@ -45,6 +44,7 @@ from megasr.training.module import MegaSRModule
 from megasr.training.monitor import TrainingMonitor
 from megasr.training.probes import global_batch
 from megasr.training.protocol_metrics import ProtocolMetrics
+from megasr.training.run import call_trainer
 from megasr.training.sharding import ShardedStrategy
 
 _UNKNOWN_KEY = re.compile(
@@ -174,11 +174,7 @@ class OneLineCLI(LightningCLI):
         self._check_checkpoint(subcommand)
         if subcommand == "fit":
             self.config.fit.allow_changed_config = False  # it is no part of the run: the next resume asks again
-        first = next(callback for callback in self.trainer.callbacks if isinstance(callback, FirstError))
-        try:
-            super()._run_subcommand(subcommand)
-        except BaseException as error:
-            raise first.raised(self.trainer, error) from error
+        call_trainer(self.trainer, super()._run_subcommand, subcommand)
 
     def _parse_ckpt_path(self) -> None:
         """What was typed or configured holds: Lightning would silently replace it by the checkpoint's hyper-parameters.

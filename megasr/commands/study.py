@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megasr.errors import MegaSRError, UsageError
+from megasr.files import write_whole
+from megasr.tracking import PROJECT
 
 if TYPE_CHECKING:
+    from ablations.launch.local import LocalExecutor
     from ablations.runner import OpenStudy
 
 _LAUNCHERS = ("local", "slurm", "wandb")
+# An agent asks W&B to give the runs of its commands ids of its choice. A study's runs have ids of their own, so that
+# one that is tried again goes on under the same, and one training may serve several runs.
+_OF_AGENT = ("WANDB_SWEEP_ID", "WANDB_RUN_ID", "WANDB_SWEEP_PARAM_PATH")
 
 
 def add_parser(commands: Any) -> None:
@@ -48,7 +54,7 @@ def add_parser(commands: Any) -> None:
     for action, run in ((plan, run_plan), (start, run_study), (report, run_report)):
         action.add_argument("name", metavar="NAME", help="a study of `megasr study list`")
         action.add_argument("--config", type=Path, required=True, help="YAML recipe of the study")
-        action.add_argument("--output", type=Path, required=True, help="folder for the runs, the ledger and the report")
+        action.add_argument("--output", type=Path, required=True, help="folder for the runs and the report")
         action.add_argument("--seeds", type=int, nargs="+", help="seeds, instead of the recipe's")
         action.add_argument("--steps", type=int, help="optimiser steps per run, instead of the recipe's")
         action.set_defaults(run=run, passes_options_on=False)
@@ -82,8 +88,6 @@ def run_plan(arguments: argparse.Namespace) -> None:
         MegaSRError: the probe fails, as the study would.
     """
     study = _open(arguments)
-    from ablations.estimate import estimate
-    from ablations.launch.slots import make_slots
     from ablations.planned import describe_cost, describe_hypotheses, describe_runs, pipe_commands
 
     print(describe_hypotheses(study.study) + "\n")
@@ -93,8 +97,7 @@ def run_plan(arguments: argparse.Namespace) -> None:
         print(f"cost not measured, because reading the data runs {', '.join(commands)}; --probe measures it")
     elif study.jobs and arguments.probe is not False:
         _show_commands(study)
-        slots = make_slots(arguments.devices, arguments.per_device)
-        print(describe_cost(estimate(study.jobs, slots, study.components), slots))
+        print(describe_cost(study.jobs, _local(study, arguments).slots, study.components))
 
 
 def run_study(arguments: argparse.Namespace) -> None:
@@ -107,69 +110,72 @@ def run_study(arguments: argparse.Namespace) -> None:
         UsageError: the study or a value of its recipe is unknown, or options do not go together.
         MegaSRError: a run failed.
     """
-    from ablations.launch.slots import make_slots
-
-    _check_options(arguments)
+    parameters = _check_options(arguments)
     study = _open(arguments)
     _show_commands(study)
+    if arguments.only is not None:
+        for name in _OF_AGENT:
+            os.environ.pop(name, None)
+        if failed := study.run_one(arguments.only, _local(study, arguments)):
+            raise MegaSRError("; ".join(f"{run_id}: {reason}" for run_id, reason in failed.items()))
+        return
+    if arguments.launcher == "wandb":
+        _write_sweep(study, arguments)
+        return
+    from ablations.launch.slurm import SlurmExecutor
     from ablations.report import write_report
 
-    if arguments.only is not None:
-        _run_one(study, arguments)
-    elif arguments.launcher == "wandb":
-        _make_sweep(study, arguments)
-    elif arguments.launcher == "slurm":
-        from ablations.launch.slurm import run_on_slurm
-
-        parameters = _pairs(arguments.slurm)
-        write_report(study.driven(lambda: run_on_slurm(study, parameters, arguments.retries)), arguments.output)
+    if arguments.launcher == "slurm":
+        executor = SlurmExecutor(arguments.output, parameters, arguments.retries, study.devices)
+        executor.check()
+        result = study.run(executor)
     else:
-        slots = make_slots(arguments.devices, arguments.per_device)
-        write_report(study.run(slots, arguments.retries), arguments.output)
+        result = study.run(_local(study, arguments))
+    write_report(result, arguments.output)
 
 
-def _check_options(arguments: argparse.Namespace) -> None:
+def _check_options(arguments: argparse.Namespace) -> dict[str, str]:
+    """The parameters of --slurm. Raises UsageError when options do not go together."""
     if arguments.slurm and arguments.launcher != "slurm":
         raise UsageError("--slurm goes with --launcher slurm")
     if arguments.only is not None and arguments.launcher != "local":
         raise UsageError(f"--only does a run here and now; leave out --launcher {arguments.launcher}")
     if arguments.launcher != "local" and (arguments.devices != "auto" or arguments.per_device is not None):
         raise UsageError("--devices and --per-device are of --launcher local; a job takes the device that it is given")
-
-
-def _pairs(options: Sequence[str]) -> dict[str, str]:
-    if wrong := [option for option in options if "=" not in option]:
+    if wrong := [option for option in arguments.slurm if "=" not in option]:
         raise UsageError(f"--slurm takes KEY=VALUE, got {wrong[0]!r}")
-    return dict(option.split("=", 1) for option in options)
+    return dict(option.split("=", 1) for option in arguments.slurm)
 
 
-def _run_one(study: OpenStudy, arguments: argparse.Namespace) -> None:
-    from ablations.launch.slots import make_slots
-    from ablations.launch.sweep import leave_sweep
+def _local(study: OpenStudy, arguments: argparse.Namespace) -> LocalExecutor:
+    from ablations.launch.local import LocalExecutor, make_slots
 
-    leave_sweep()
-    slot = make_slots(arguments.devices, arguments.per_device)[0]
-    if failed := study.run_one(arguments.only, slot, arguments.retries):
-        raise MegaSRError("; ".join(f"{run_id}: {reason}" for run_id, reason in failed.items()))
+    slots = make_slots(arguments.devices, arguments.per_device, study.devices)
+    return LocalExecutor(slots[:1] if getattr(arguments, "only", None) else slots, getattr(arguments, "retries", 0))
 
 
-def _make_sweep(study: OpenStudy, arguments: argparse.Namespace) -> None:
-    from ablations.launch.slots import make_slots
-    from ablations.launch.sweep import write_sweep
+def _write_sweep(study: OpenStudy, arguments: argparse.Namespace) -> None:
+    """Measure bicubic and write sweep.yaml: a grid with a point for every training that is left."""
+    import yaml
 
-    with study.claimed():
-        study.run_one(study.plans[0].run_id, make_slots("cpu", 1)[0])
-        path = write_sweep(study, _command(arguments))
-    print(f"wandb sweep {path}\nwandb agent SWEEP_ID   # on every device, from this folder; the sweep prints its id")
-    print("then the command that made the sweep, without --launcher wandb: it does what is left and writes the report")
-
-
-def _command(arguments: argparse.Namespace) -> list[str]:
-    """What a sweep's agent starts to do one training of this study."""
     command = ["megasr", "study", "run", arguments.name, "--config", str(arguments.config)]
     command += ["--output", str(arguments.output), "--retries", str(arguments.retries)]
     command += ["--seeds", *map(str, arguments.seeds)] if arguments.seeds else []
-    return command + (["--steps", str(arguments.steps)] if arguments.steps else [])
+    command += ["--steps", str(arguments.steps)] if arguments.steps else []
+    with study.claimed():
+        study.run_baseline()
+        sweep = {
+            "name": study.group,
+            "description": study.study.question,
+            "project": os.environ.get("WANDB_PROJECT", PROJECT),
+            "method": "grid",
+            "parameters": {"only": {"values": [job.host.run_id for job in study.jobs]}},
+            "command": [*command, "${args}"],
+        }
+        path = arguments.output / "sweep.yaml"
+        write_whole(path, yaml.safe_dump(sweep, sort_keys=False).encode())
+    print(f"wandb sweep {path}\nwandb agent SWEEP_ID   # on every device, from this folder; the sweep prints its id")
+    print("then the command that made the sweep, without --launcher wandb: it does what is left and writes the report")
 
 
 def run_report(arguments: argparse.Namespace) -> None:

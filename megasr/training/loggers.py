@@ -24,9 +24,9 @@ from megasr.files import locked_folder, write_whole
 from megasr.tracking import WandbRuns, first_line
 from megasr.training.callbacks import StepProgress
 from megasr.training.checkpoint import refuse_changes
-from megasr.training.ending import FirstError
 from megasr.training.folders import METRICS_FILE, read_rows, refuse_another_run
 from megasr.training.last_checkpoint import LastCheckpoint, find_last
+from megasr.training.run import run_callbacks
 
 WANDB_ID_FILE = "wandb_id.txt"
 
@@ -284,11 +284,8 @@ def trainer_defaults(command: str, options: Any, config: Mapping[str, Any], held
     """
     trainer = options.trainer
     folder = Path(trainer["default_root_dir"])
-    given = trainer.get("callbacks") or []
-    callbacks = list(given) if isinstance(given, list | tuple) else [given]
-    adds = trainer.get("enable_checkpointing") is not False and not any(_keeps_last(callback) for callback in callbacks)
-    callbacks += [LastCheckpoint(folder)] if adds else []
-    callbacks = [FirstError(), *callbacks]
+    callbacks = run_callbacks(trainer.get("callbacks"), folder, saves=trainer.get("enable_checkpointing") is not False)
+    adds = any(isinstance(callback, LastCheckpoint) for callback in callbacks)
     resumed = _resumed_from(config.get("ckpt_path"), folder, callbacks)
     if resumed is not None:
         options.ckpt_path = str(resumed)
@@ -310,10 +307,6 @@ def trainer_defaults(command: str, options: Any, config: Mapping[str, Any], held
                 refuse_another_run(folder / "config.yaml", resumes)
             defaults["logger"] = open_loggers(folder, config, resumes, rank_zero_info)
     return defaults
-
-
-def _keeps_last(callback: Any) -> bool:
-    return isinstance(callback, LastCheckpoint) or bool(getattr(callback, "save_last", False))
 
 
 def _resumed_from(ckpt_path: str | None, folder: Path, callbacks: Sequence[Any]) -> Path | None:

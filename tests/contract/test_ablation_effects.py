@@ -64,11 +64,10 @@ class Twin:
         key = json.dumps(plan.config, sort_keys=True)
         if key not in self.restored:
             folder = self.folder / plan.training
-            built = build(default_components(), plan.config)
-            if read_training(plan, folder) is None:
-                train(plan, built, default_components(), folder, None, lambda step, loss: None)
-            else:  # of an ablation that differs only in how it samples
-                load_adapter(built.model, folder)
+            if read_training(plan, folder) is None:  # else it is that of an ablation that differs only in sampling
+                train(plan, default_components(), folder, None, lambda step, loss: None)
+            built = build(default_components(), {name: plan.config[name] for name in ("model", "data")})
+            load_adapter(built.model, folder)
             built.data.setup("validate")
             (batch,) = built.data.val_dataloader()
             batch = built.data.on_after_batch_transfer(batch, 0)

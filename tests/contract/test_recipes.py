@@ -71,7 +71,7 @@ def test_the_lab_note_is_complete(path: Path) -> None:
     in_makefile = "make " in note["Command"] and relative in (ROOT / "Makefile").read_text()
     assert relative in note["Command"] or in_makefile, "the command runs another file"
     assert MEASURED.search(note["Time"])
-    reference = re.search(r"experiments/reference/\S+\.json", note["Numbers"])
+    reference = re.search(r"experiments/reference/\S+\.csv", note["Numbers"])
     assert (ROOT / reference[0]).is_file() if reference else MEASURED.search(note["Numbers"])
 
 

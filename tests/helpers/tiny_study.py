@@ -10,13 +10,18 @@ import lightning
 import torch
 from torch.utils.data import DataLoader
 
+from ablations.launch.local import LocalExecutor, Slot
 from ablations.plan import Components
 from ablations.registry import Ablation, Study
+from ablations.results import StudyResult
+from ablations.runner import open_study
 from megasr.batch import SRBatch
 from megasr.errors import MegaSRError
+from megasr.evaluation.protocol import WEIGHT_FREE_V1, Protocol
 from megasr.images import resize, upsample_lq
 from megasr.rng import torch_generator
 
+FAST = Protocol("fast", 1, WEIGHT_FREE_V1.metrics[:2])  # psnr_y, ssim_y
 _GUIDANCE = "model.adapter.guidance"
 
 
@@ -146,6 +151,15 @@ def write_recipe(folder: Path, text: str = "") -> Path:
         "trainer: {max_steps: 2, accelerator: cpu, devices: 1, log_every_n_steps: 1}\n" + text
     )
     return path
+
+
+def run_tiny(
+    study: Study, folder: Path, retries: int = 1, recipe: Path | None = None, **changes: object
+) -> StudyResult:
+    """Run a study of the stand-ins in `folder/out`; `changes` are arguments of open_study."""
+    arguments = {"protocol": FAST, "components": tiny_components()} | changes
+    opened = open_study(study, recipe or write_recipe(folder), folder / "out", **arguments)  # type: ignore[arg-type]
+    return opened.run(LocalExecutor([Slot("cpu0", 1)], retries))
 
 
 class SlowModule(TinyModule):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from ablations.registry import Ablation, Study, apply_changes, check_diff, diff, flatten, register
+from ablations.registry import STUDIES, Ablation, Study, apply_changes, check_diff, diff, flatten, register
 from ablations.studies import get_study, studies
 from megasr.errors import UsageError
 
@@ -77,6 +79,15 @@ def test_unknown_names_show_the_nearest() -> None:
         get_study("prior_selection").ablation("segmentations")
 
 
-def test_changes_cannot_be_edited_afterwards() -> None:
-    with pytest.raises(TypeError):
-        _ablation().changes["model.seed"] = 1  # type: ignore[index]
+def test_a_module_of_one_s_own_adds_a_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_studies.py").write_text(
+        "from ablations.registry import Study, change, register\n"
+        "reference = change('four', {'model.sampler.num_steps': 4}, 'four steps')\n"
+        "one = change('one', {'model.sampler.num_steps': 1}, 'one step', 'Worse.')\n"
+        "register(Study('my_study', 'How many steps?', reference, (one,), 'psnr_y'))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("MEGASR_IMPORT", "my_studies")
+    monkeypatch.setattr(STUDIES, "_entries", dict(STUDIES._entries))
+    assert get_study("my_study").ablations[0].retrains is False
+    assert list(studies())[-1] == "my_study" and "prior_selection" in studies()

@@ -12,19 +12,18 @@ from pathlib import Path
 
 import pytest
 
-from ablations.launch.local import LOG_FILE, Event, Send, Task, run_tasks
-from ablations.launch.slots import Slot, make_slots
+from ablations.launch.local import LOG_FILE, Event, LocalExecutor, Outbox, Slot, Task, make_slots
 from megasr.errors import MegaSRError, UsageError
 
 SLOTS = [Slot("a", 1, {"MEGASR_SLOT": "a"}), Slot("b", 1, {"MEGASR_SLOT": "b"})]
 
 
-def _task(folder: Path, name: str, work: Callable[[Send], None]) -> Task:
+def _task(folder: Path, name: str, work: Callable[[Outbox], None]) -> Task:
     return Task(name, work, folder / name)
 
 
 def _events(tasks: list[Task], slots: list[Slot] = SLOTS, retries: int = 1) -> list[Event]:
-    return list(run_tasks(tasks, slots, retries))
+    return list(LocalExecutor(slots, retries).run(tasks))
 
 
 def _kinds(events: list[Event], task: str) -> list[str]:
@@ -32,7 +31,7 @@ def _kinds(events: list[Event], task: str) -> list[str]:
 
 
 def test_what_a_task_sends_arrives_in_order_and_what_it_prints_is_kept(tmp_path: Path) -> None:
-    def work(send: Send) -> None:
+    def work(send: Outbox) -> None:
         print("hello")
         os.system("echo from a child")
         for step in range(3):
@@ -49,23 +48,23 @@ def test_what_a_task_sends_arrives_in_order_and_what_it_prints_is_kept(tmp_path:
 def test_as_many_at_a_time_as_there_are_slots(tmp_path: Path) -> None:
     tasks = [_task(tmp_path, f"{n}", lambda send: time.sleep(0.2)) for n in range(4)]
     running = most = 0
-    for event in run_tasks(tasks, SLOTS):
+    for event in LocalExecutor(SLOTS).run(tasks):
         running += {"started": 1, "finished": -1}.get(event.kind, 0)
         most = max(most, running)
     assert (most, running) == (2, 0)
 
 
 def test_one_that_dies_is_started_again_and_harms_no_other(tmp_path: Path) -> None:
-    def dies_once(send: Send) -> None:
+    def dies_once(send: Outbox) -> None:
         if not (tmp_path / "died").exists():
             (tmp_path / "died").touch()
             os.kill(os.getpid(), signal.SIGKILL)
         send("step", step=1)
 
-    def dies(send: Send) -> None:
+    def dies(send: Outbox) -> None:
         os._exit(3)
 
-    def breaks(send: Send) -> None:
+    def breaks(send: Outbox) -> None:
         raise ZeroDivisionError("1 / 0")
 
     works = {"once": dies_once, "always": dies, "bug": breaks, "well": lambda send: time.sleep(0.1)}
@@ -83,7 +82,7 @@ def test_one_that_dies_is_started_again_and_harms_no_other(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("error", [MegaSRError("no weights"), UsageError("width must be even")])
 def test_an_error_that_says_what_is_wrong_is_not_tried_again(tmp_path: Path, error: Exception) -> None:
-    def fails(send: Send) -> None:
+    def fails(send: Outbox) -> None:
         raise error
 
     events = _events([_task(tmp_path, "one", fails)])
@@ -92,7 +91,7 @@ def test_an_error_that_says_what_is_wrong_is_not_tried_again(tmp_path: Path, err
 
 
 def test_tasks_may_save_when_the_caller_stops_listening(tmp_path: Path) -> None:
-    def saves(send: Send) -> None:
+    def saves(send: Outbox) -> None:
         try:
             send("step", step=1)
             time.sleep(60)
@@ -100,7 +99,7 @@ def test_tasks_may_save_when_the_caller_stops_listening(tmp_path: Path) -> None:
             (tmp_path / "saved").touch()
 
     started = time.monotonic()
-    for event in run_tasks([_task(tmp_path, "one", saves)], SLOTS):
+    for event in LocalExecutor(SLOTS).run([_task(tmp_path, "one", saves)]):
         if event.kind == "step":
             break
     assert (tmp_path / "saved").exists() and time.monotonic() - started < 20
@@ -119,12 +118,11 @@ def test_tasks_die_with_a_driver_that_is_killed(tmp_path: Path, root: Path) -> N
     script = f"""
 import os, sys, time
 from pathlib import Path
-from ablations.launch.local import Task, run_tasks
-from ablations.launch.slots import Slot
+from ablations.launch.local import LocalExecutor, Slot, Task
 def work(send):
     Path({str(tmp_path / "pid")!r}).write_text(str(os.getpid()))
     time.sleep(120)
-for event in run_tasks([Task("one", work, Path({str(tmp_path)!r}))], [Slot("a", 1)]):
+for event in LocalExecutor([Slot("a", 1)]).run([Task("one", work, Path({str(tmp_path)!r}))]):
     pass
 """
     driver = subprocess.Popen([sys.executable, "-c", script], cwd=root)
@@ -162,6 +160,9 @@ def test_slots_of_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     slots = make_slots("0,2", 2)
     assert [slot.environment["CUDA_VISIBLE_DEVICES"] for slot in slots] == ["0", "2", "0", "2"]
     assert len(make_slots()) == 3
+    assert [slot.environment["CUDA_VISIBLE_DEVICES"] for slot in make_slots(devices_per_slot=2)] == ["0,1"]
+    with pytest.raises(UsageError, match=r"trainer\.devices is 4"):
+        make_slots(devices_per_slot=4)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,6,7")
     assert [slot.environment["CUDA_VISIBLE_DEVICES"] for slot in make_slots("1")] == ["6"]
     for devices, message in (("3", "GPU 3 is not free"), ("0,0", "numbers of GPUs"), ("gpu", "numbers of GPUs")):

@@ -16,7 +16,6 @@ import torch
 from rich.console import Console
 
 from ablations.execute import execute_run
-from ablations.launch.slots import Slot
 from ablations.learning import learning_curves
 from ablations.plan import BICUBIC, RunPlan
 from ablations.report import write_report
@@ -29,16 +28,16 @@ from megasr.errors import MegaSRError, UsageError
 from megasr.evaluation.protocol import WEIGHT_FREE_V1, Protocol
 from megasr.images import read_image
 from tests.helpers.tiny_study import (
+    FAST,
     TINY_STUDY,
     TinyAdapter,
     TinyData,
     TinyModule,
     TinySampler,
+    run_tiny,
     tiny_components,
     write_recipe,
 )
-
-FAST = Protocol("fast", 1, WEIGHT_FREE_V1.metrics[:2])  # psnr_y, ssim_y
 
 
 @pytest.fixture(autouse=True)
@@ -47,9 +46,7 @@ def _without_wandb(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _run(folder: Path, **changes: object) -> StudyResult:
-    arguments = {"seeds": [0], "protocol": FAST, "components": tiny_components()} | changes
-    study = open_study(TINY_STUDY, write_recipe(folder), folder / "out", **arguments)  # type: ignore[arg-type]
-    return study.run([Slot("cpu0", 1)])
+    return run_tiny(TINY_STUDY, folder, **{"seeds": [0]} | changes)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")

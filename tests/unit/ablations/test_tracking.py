@@ -89,9 +89,9 @@ def test_an_offline_run_holds_config_group_tags_pictures_and_table(
     assert said == []
     assert _media(tmp_path / "run") == {".png": 4, ".table.json": 1}
     *_, record = offline_runs(tmp_path / "run")
-    (row,) = [row for row in history(record) if "mean/psnr_y" in row]
-    assert (row["mean/psnr_y"], row["modulation/unet.mid/canny"]) == (20.0, 0.2)
-    assert row["guidance_use._type"] == "image-file"
+    (row,) = [row for row in history(record) if "test/psnr_y" in row]
+    assert (row["test/psnr_y"], row["modulation/unet.mid/canny"]) == (20.0, 0.2)
+    assert row["test/guidance_use._type"] == "image-file"
     assert capfd.readouterr() == ("", "")
 
 

@@ -10,19 +10,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
-from ablations.launch.slots import Slot
 from ablations.learning import learning_curves
-from ablations.ledger import LEDGER_FILE, read_ledger
 from ablations.results import METRICS_FILE, StudyResult
 from ablations.runner import open_study
 from ablations.train import CHECKPOINT, TRAINING_FILE
 from megasr.errors import MegaSRError, UsageError
-from megasr.evaluation.protocol import WEIGHT_FREE_V1, Protocol
 from megasr.files import locked_folder
-from tests.helpers.tiny_study import TINY_SAMPLING, TinyModule, tiny_components, write_recipe
-
-FAST = Protocol("fast", 1, WEIGHT_FREE_V1.metrics[:2])  # psnr_y, ssim_y
+from tests.helpers.tiny_study import FAST, TINY_SAMPLING, TinyModule, run_tiny, tiny_components, write_recipe
 
 
 @pytest.fixture(autouse=True)
@@ -31,10 +27,7 @@ def _without_wandb(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _run(folder: Path, **changes: object) -> StudyResult:
-    arguments = {"seeds": [0, 1], "protocol": FAST, "components": tiny_components()} | changes
-    retries = int(arguments.pop("retries", 1))  # type: ignore[call-overload]
-    study = open_study(TINY_SAMPLING, write_recipe(folder), folder / "out", **arguments)  # type: ignore[arg-type]
-    return study.run([Slot("cpu0", 1)], retries)
+    return run_tiny(TINY_SAMPLING, folder, **changes)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -104,16 +97,30 @@ def test_a_killed_training_goes_on_and_ends_in_the_same_bits(
     host = disturbed.output / disturbed.of("as-it-is")[0].run_id
     losses = json.loads((host / TRAINING_FILE).read_text())["losses"]
     assert [step for step, _ in losses] == [1, 2, 3, 4, 5, 6]
-    events = [(event["training"], event["event"]) for event in read_ledger(disturbed.output)]
-    assert [kind for name, kind in events if name == host.name and kind != "run"] == [
-        "started", "crashed", "started", "crashed", "started", "finished"
-    ]  # fmt: skip
 
 
-def test_a_ledger_that_was_cut_short_is_read_to_its_last_whole_line(tmp_path: Path) -> None:
-    (tmp_path / LEDGER_FILE).write_text('{"event": "started"}\n{"event": "fini')
-    assert read_ledger(tmp_path) == [{"event": "started"}]
-    assert read_ledger(tmp_path / "none") == []
+def test_a_recipe_s_ema_is_what_is_measured(tmp_path: Path) -> None:
+    weights = []
+    for name, callbacks in (("plain", ""), ("averaged", "callbacks: [{class_path: megasr.training.callbacks.EMA}], ")):
+        (tmp_path / name).mkdir()
+        recipe = write_recipe(tmp_path / name)
+        recipe.write_text(recipe.read_text().replace("trainer: {", f"trainer: {{{callbacks}"))
+        result = run_tiny(TINY_SAMPLING, tmp_path / name, recipe=recipe, seeds=[0])
+        assert not result.failed
+        checkpoint = torch.load(result.output / result.of("as-it-is")[0].run_id / CHECKPOINT, weights_only=True)
+        weights.append(checkpoint["state_dict"]["weight"])
+    assert not torch.equal(*weights)
+
+
+@pytest.mark.slow
+def test_a_recipe_with_two_devices_is_trained_in_two_processes(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path)
+    recipe.write_text(recipe.read_text().replace("devices: 1", "devices: 2"))
+    result = run_tiny(TINY_SAMPLING, tmp_path, recipe=recipe, seeds=[0])
+    assert (len(result.runs), result.failed) == (4, {})
+    host = result.output / result.of("as-it-is")[0].run_id
+    assert "GLOBAL_RANK: 1, MEMBER: 2/2" in (host / "log.txt").read_text()
+    assert not (host / "job.pickle").exists()
 
 
 def test_two_drivers_in_one_folder_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

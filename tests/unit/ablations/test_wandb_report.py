@@ -60,7 +60,7 @@ def test_it_says_the_answer_and_shows_the_runs_of_this_study(wandb: Answers, tmp
         line = f"| {row.label} | {row.mean:+.4f} [{row.low:+.4f}, {row.high:+.4f}] | {row.verdict} |"
         assert json.dumps(line, ensure_ascii=False)[1:-1] in spec
     assert spec.count('"value":"selection-1234"') == 2  # both sets of runs, and no others
-    for key in (*(f"mean/{metric}" for metric in page.metrics), "figures/ranking", f"pictures/{page.pictures[0].key}"):
+    for key in (*(f"test/{metric}" for metric in page.metrics), "figures/ranking", f"pictures/{page.pictures[0].key}"):
         assert key in spec
 
 
