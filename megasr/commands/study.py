@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from megasr.errors import MegaSRError, UsageError
 from megasr.files import write_whole
-from megasr.tracking import PROJECT
 
 if TYPE_CHECKING:
     from ablations.launch.local import LocalExecutor
@@ -157,6 +156,8 @@ def _local(study: OpenStudy, arguments: argparse.Namespace) -> LocalExecutor:
 def _write_sweep(study: OpenStudy, arguments: argparse.Namespace) -> None:
     """Measure bicubic and write sweep.yaml: a grid with a point for every training that is left."""
     import yaml
+
+    from megasr.tracking import PROJECT
 
     command = ["megasr", "study", "run", arguments.name, "--config", str(arguments.config)]
     command += ["--output", str(arguments.output), "--retries", str(arguments.retries)]
