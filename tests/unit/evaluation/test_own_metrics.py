@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from ablations.launch.slots import Slot
+
 from ablations.runner import open_study
 from megasr import plugins
 from megasr.cli import main
