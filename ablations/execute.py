@@ -87,17 +87,9 @@ def execute_run(
         restore = _probed(model.to(device).eval(), strengths)
         batches = held_out(plan.config["data"], components, device)
         rows, pictures = _evaluate(batches, restore, evaluator, folder, baseline)
-        result = _finish(
-            plan,
-            evaluator,
-            rows,
-            folder,
-            steps=training.steps,
-            train_s=training.train_s,
-            evaluate_s=time.perf_counter() - started,
-            device=str(device),
-            tracking=None if logger is None else f"{logger.experiment.project}/{logger.experiment.id}",
-        )
+        measured = {"steps": training.steps, "train_s": training.train_s, "device": str(device)}
+        measured["tracking"] = logger and f"{logger.experiment.project}/{logger.experiment.id}"
+        result = _finish(plan, evaluator, rows, folder, evaluate_s=time.perf_counter() - started, **measured)
     except BaseException:
         tracker.abort(logger)
         raise
