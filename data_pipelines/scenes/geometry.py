@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data_pipelines.scenes.materials import floats
+from data_pipelines.scenes.materials import Rgb, floats
 
 Vector = tuple[float, float, float]
-Rgb = tuple[float, float, float]
 _NEAR_M = 0.05
+Surface = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # normals, u and v in metres, face numbers
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Solid:
     cutout: str = ""  # key of _CUTOUTS: which part of the surface exists
 
     def to_local(self, vectors: np.ndarray) -> np.ndarray:
-        """Turns and scales directions (3, ...) into the unit shape's frame."""
+        """Turn and scale vectors (3, ...) into the unit shape's frame."""
         c, s = math.cos(self.yaw), math.sin(self.yaw)
         x, y, z = vectors
         a, b, h = self.half
@@ -52,28 +52,22 @@ class Solid:
         return np.stack([x * c + z * s, y, z * c - x * s]) + floats(self.centre)[:, None]
 
     def cast(self, origin: np.ndarray, direction: np.ndarray) -> np.ndarray:
-        """Distance t of the first hit in front of the origin, inf for none; origin and direction broadcast."""
+        """Distance t of the first hit, inf for none; origin and direction (3, ...) broadcast."""
         centre = floats(self.centre).reshape(3, *[1] * (origin.ndim - 1))
         start, ray = self.to_local(origin - centre), self.to_local(direction)
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            t = _SHAPES[self.shape].cast(start, ray)
+            t = _SHAPES[self.shape][0](start, ray)
             t = np.where(t > _NEAR_M, t, np.inf)
             if self.cutout:
                 point = start + np.where(np.isfinite(t), t, 0) * ray
                 t = np.where(_CUTOUTS[self.cutout](point, ray, self.half), t, np.inf)
         return t
 
-    def surface(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    def surface(self, points: np.ndarray) -> Surface:
         """Unit normals (3, N), u and v in metres (N,) and face numbers (N,) of world points (3, N) on the solid."""
         local = self.to_local(points - floats(self.centre)[:, None])
-        gradient, u, v, face = _SHAPES[self.shape].surface(local, self.half)
+        gradient, u, v, face = _SHAPES[self.shape][1](local, self.half)
         return self.normal_to_world(gradient), u, v, face
-
-
-@dataclass(frozen=True)
-class _Shape:
-    cast: Callable[[np.ndarray, np.ndarray], np.ndarray]
-    surface: Callable[[np.ndarray, Vector], tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]
 
 
 def _between(enter: np.ndarray, leave: np.ndarray) -> np.ndarray:
@@ -134,7 +128,7 @@ def _cast_quad(o: np.ndarray, d: np.ndarray) -> np.ndarray:
     return np.where(inside, t, np.inf)
 
 
-def _surface_box(p: np.ndarray, half: Vector) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def _surface_box(p: np.ndarray, half: Vector) -> Surface:
     axis = np.abs(p).argmax(0)
     sign = np.sign(np.take_along_axis(p, axis[None], 0))[0]
     gradient = (axis == np.arange(3)[:, None]) * sign
@@ -143,25 +137,25 @@ def _surface_box(p: np.ndarray, half: Vector) -> tuple[np.ndarray, np.ndarray, n
     return gradient, u, np.where(axis == 1, -z, -y), axis * 2 + (sign > 0)
 
 
-def _surface_sphere(p: np.ndarray, half: Vector) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    # the back is where the texture's seam is: cameras look along +z and see the side with negative z
+def _surface_sphere(p: np.ndarray, half: Vector) -> Surface:
+    # the texture's seam is at the back: cameras look along +z
     u = np.arctan2(p[0], -p[2]) * half[0]
     return p, u, -np.arcsin(np.clip(p[1], -1, 1)) * half[1], np.zeros(p.shape[1], np.int64)
 
 
-def _surface_cylinder(p: np.ndarray, half: Vector) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def _surface_cylinder(p: np.ndarray, half: Vector) -> Surface:
     cap = np.abs(p[1]) > p[0] ** 2 + p[2] ** 2
     gradient = np.where(cap, np.stack([p[0] * 0, np.sign(p[1]), p[0] * 0]), np.stack([p[0], p[0] * 0, p[2]]))
     u = np.where(cap, p[0], np.arctan2(p[0], -p[2])) * half[0]
     return gradient, u, np.where(cap, -p[2] * half[2], -p[1] * half[1]), cap.astype(np.int64)
 
 
-def _surface_cone(p: np.ndarray, half: Vector) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def _surface_cone(p: np.ndarray, half: Vector) -> Surface:
     gradient = np.stack([p[0], (1 - p[1]) / 4, p[2]])
     return gradient, np.arctan2(p[0], -p[2]) * half[0], -p[1] * half[1], np.zeros(p.shape[1], np.int64)
 
 
-def _surface_roof(p: np.ndarray, half: Vector) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def _surface_roof(p: np.ndarray, half: Vector) -> Surface:
     gable, zero, one = np.abs(p[2]) > 0.9999, p[0] * 0, p[0] * 0 + 1
     under = p[1] < -0.9999
     side = np.sign(p[0])
@@ -172,18 +166,18 @@ def _surface_roof(p: np.ndarray, half: Vector) -> tuple[np.ndarray, np.ndarray, 
     return gradient, u, v, np.where(gable, 2, np.where(under, 3, side > 0)).astype(np.int64)
 
 
-def _surface_quad(p: np.ndarray, half: Vector) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def _surface_quad(p: np.ndarray, half: Vector) -> Surface:
     back = p[:1] * 0 - 1
     return np.concatenate([back * 0, back * 0, back]), p[0] * half[0], -p[1] * half[1], np.zeros(p.shape[1], np.int64)
 
 
-_SHAPES: dict[str, _Shape] = {
-    "box": _Shape(_cast_box, _surface_box),
-    "sphere": _Shape(_cast_sphere, _surface_sphere),
-    "cylinder": _Shape(_cast_cylinder, _surface_cylinder),
-    "cone": _Shape(_cast_cone, _surface_cone),
-    "roof": _Shape(_cast_roof, _surface_roof),
-    "quad": _Shape(_cast_quad, _surface_quad),
+_SHAPES: dict[str, tuple[Callable[[np.ndarray, np.ndarray], np.ndarray], Callable[[np.ndarray, Vector], Surface]]] = {
+    "box": (_cast_box, _surface_box),
+    "sphere": (_cast_sphere, _surface_sphere),
+    "cylinder": (_cast_cylinder, _surface_cylinder),
+    "cone": (_cast_cone, _surface_cone),
+    "roof": (_cast_roof, _surface_roof),
+    "quad": (_cast_quad, _surface_quad),
 }
 
 

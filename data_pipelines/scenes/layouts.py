@@ -5,23 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from data_pipelines.scenes.geometry import Rgb, Solid, Vector
-from data_pipelines.scenes.materials import MATERIAL_INDEX, MATERIALS, PAINTS, floats
+from data_pipelines.scenes.geometry import Solid, Vector
+from data_pipelines.scenes.materials import MATERIAL_INDEX, MATERIALS, PAINTS, Rgb, floats
 
 
-@dataclass(frozen=True)
-class _Prop:
-    """A free-standing thing: sizes in metres are full width (and depth) and height."""
+class _Prop(NamedTuple):
+    """A free-standing thing; `height` is relative to the width in metres."""
 
     noun: str
     shape: str
     materials: tuple[str, ...]
     width: tuple[float, float]
-    height: tuple[float, float]  # relative to the width
+    height: tuple[float, float]
     cutout: str = ""
 
 
@@ -43,39 +42,26 @@ _PROPS = (
     _Prop("bush", "sphere", ("leafy", "leafy", "flowery"), (0.9, 2.0), (0.7, 1.0), "ragged"),
     _Prop("column", "cylinder", ("marble", "stone", "plaster"), (0.4, 0.7), (4.0, 6.0)),
 )
-
-
-_FENCES = (  # outline, material and noun
-    ("pickets", "wooden", "fence"),
-    ("pickets", "plaster", "fence"),
-    ("railing", "metal", "railing"),
+_FENCES = (  # cutout, material and noun
+    ("pickets", "wooden", "fence"), ("pickets", "plaster", "fence"), ("railing", "metal", "railing"),
     ("mesh", "metal", "mesh fence"),
-)
-
-
-# What stands, lies and rises where.
+)  # fmt: skip
 INDOOR = ("box", "crate", "block", "ball", "apple", "pot", "basket", "cone", "cushion", "barrel", "ball", "apple")
-OUTDOOR = (
-    "box",
-    "crate",
-    "block",
-    "ball",
-    "barrel",
-    "pot",
-    "stump",
-    "bale",
-    "pile",
-    "boulder",
-    "bush",
-    "bush",
-    "column",
-)
+OUTDOOR = ("box", "crate", "block", "ball", "barrel", "pot", "stump", "bale", "pile", "boulder", "bush", "bush",
+           "column")  # fmt: skip
 GROUNDS = ("grass", "gravel", "stone", "sand", "asphalt", "cracked soil", "tiled", "snow", "flowery", "grass", "brick")
 FLOORS = ("wooden", "tiled", "marble", "cloth", "fur", "stone", "wooden")
+_HANGING = (("printed paper", "poster"), ("book", "shelf"), ("glass", "window"), ("lettered", "sign"))
+_STACKED = (("wooden", "crate"), ("printed paper", "box"), ("cloth", "box"), ("stone", "block"), ("metal", "crate"),
+            ("straw", "bale"))  # fmt: skip
 WALLS = ("brick", "plaster", "stone", "wooden", "corrugated", "brick", "tiled")
 UPRIGHT = (*WALLS, "cloth", "fur", "marble", "metal", "leafy", "bark", "straw", "wicker", "rusty", "knitted", "shingle",
             "stone", "plaster", "book", "flowery", "snow")  # fmt: skip
 GREENERY = ("grass", "flowery", "grass", "snow", "cracked soil", "sand")
+
+
+Option = TypeVar("Option")
+View = tuple[float, float]  # height of the eye in metres, pitch in radians
 
 
 @dataclass
@@ -90,9 +76,13 @@ class Builder:
         """A number from the range."""
         return float(self.rng.uniform(low, high))
 
-    def pick(self, options: Sequence[str]) -> str:
+    def count(self, low: int, high: int) -> int:
+        """A number from range(low, high)."""
+        return int(self.rng.integers(low, high))
+
+    def pick(self, options: Sequence[Option]) -> Option:
         """One of the options."""
-        return options[int(self.rng.integers(len(options)))]
+        return options[self.count(0, len(options))]
 
     def chance(self, share: float) -> bool:
         """True with this probability."""
@@ -170,23 +160,17 @@ class Builder:
         trunk = size * self.between(0.25, 0.45)
         self.add("cylinder", "bark", "trunk", (x, trunk, z), (0.09 * size**0.8, trunk, 0.09 * size**0.8))
         if self.chance(0.35):
-            self.add(
-                "cone",
-                "leafy",
-                "fir tree",
-                (x, trunk + size * 0.6, z),
-                (size * 0.5, size * 0.9, size * 0.5),
-                cutout="tiers",
-            )
+            half = (size * 0.5, size * 0.9, size * 0.5)
+            self.add("cone", "leafy", "fir tree", (x, trunk + size * 0.6, z), half, cutout="tiers")
             return
         crown = size * self.between(0.45, 0.62)
-        for dx, dy in ((0, 0), (-0.6, -0.35), (0.55, -0.25))[: int(self.rng.integers(1, 4))]:
+        for dx, dy in ((0, 0), (-0.6, -0.35), (0.55, -0.25))[: self.count(1, 4)]:
             centre = (x + dx * crown, trunk * 2 + crown * (0.6 + dy), z + 0.2 * dx)
             self.add("sphere", "leafy", "tree", centre, (crown, crown * 0.85, crown), cutout="ragged")
 
     def fence(self, z: float) -> None:
         """A see-through fence across the view."""
-        kind, material, noun = _FENCES[int(self.rng.integers(len(_FENCES)))]
+        kind, material, noun = self.pick(_FENCES)
         height = self.between(0.45, 0.7)
         self.add("quad", material, noun, (self.between(-2, 2), height, z), (z * 0.9, height, 1), cutout=kind)
 
@@ -198,9 +182,8 @@ class Builder:
             self.add("sphere", "glossy", "lamp", (x, high * 2 + 0.2, z), (0.25, 0.25, 0.25))
         else:
             wide = self.between(0.5, 1.0)
-            self.add(
-                "quad", "lettered", "sign", (x, high * 2 - 0.3, z - 0.08), (wide, wide * self.between(0.45, 0.8), 1)
-            )
+            half = (wide, wide * self.between(0.45, 0.8), 1)
+            self.add("quad", "lettered", "sign", (x, high * 2 - 0.3, z - 0.08), half)
 
     def wires(self, z: float, height: float) -> None:
         """A power line across the view."""
@@ -213,13 +196,8 @@ class Builder:
     def house(self, x: float, z: float, width: float) -> None:
         """Walls, gable roof, windows and a door facing the camera."""
         height, depth = self.between(2.6, 4.2), width * self.between(0.6, 1.0)
-        self.add(
-            "box",
-            self.pick(("brick", "plaster", "stone", "wooden", "plaster")),
-            "house",
-            (x, height / 2, z),
-            (width / 2, height / 2, depth / 2),
-        )
+        walls = self.pick(("brick", "plaster", "stone", "wooden", "plaster"))
+        self.add("box", walls, "house", (x, height / 2, z), (width / 2, height / 2, depth / 2))
         rise = width * self.between(0.16, 0.3)
         roof = self.pick(("shingle", "shingle", "straw", "corrugated"))
         if self.chance(0.5):
@@ -229,7 +207,7 @@ class Builder:
         self.openings(z - depth / 2, x - width / 2, x + width / 2, height)
 
 
-def surface(b: Builder) -> tuple[float, float]:
+def _surface(b: Builder) -> View:
     """One material and nothing else: what a word looks like."""
     if b.chance(0.5):
         b.ground(b.pick(GROUNDS))
@@ -240,24 +218,24 @@ def surface(b: Builder) -> tuple[float, float]:
     return b.between(1.3, 2.6), b.between(0.75, 1.15)
 
 
-def stairs(b: Builder) -> tuple[float, float]:
+def _stairs(b: Builder) -> View:
     """Steps that lead up to a wall, with things standing on them."""
     b.ground(b.pick(GROUNDS))
     material, rise, run = b.pick(("stone", "brick", "wooden", "marble", "tiled")), b.between(0.14, 0.24), 0.55
     x, half, first = b.between(-0.8, 0.8), b.between(1.2, 2.6), b.between(3.4, 4.6)
-    steps = int(b.rng.integers(4, 8))
+    steps = b.count(4, 8)
     step = b.add("box", material, "stairs", (x, rise / 2, first + run + 2), (half, rise / 2, 2))
     for i in range(2, steps + 1):
         b.repeat(step, (x, rise * i / 2, first + i * run + 2), (half, rise * i / 2, 2))
     top, back = rise * steps, first + steps * run
     b.wall(back + 2.2, b.between(3.5, 7), b.pick(WALLS))
-    for at in (-0.6, 0.6)[: int(b.rng.integers(0, 3))]:
+    for at in (-0.6, 0.6)[: b.count(0, 3)]:
         b.prop(OUTDOOR[:7], x + at * half, back + b.between(0.5, 1.2), top, 0.8)
-    b.scatter(OUTDOOR, int(b.rng.integers(0, 3)), 2.6, first - 0.2, 0.7)
+    b.scatter(OUTDOOR, b.count(0, 3), 2.6, first - 0.2, 0.7)
     return b.between(1.5, 2.3), b.between(0.0, 0.16)
 
 
-def arcade(b: Builder) -> tuple[float, float]:
+def _arcade(b: Builder) -> View:
     """Two rows of columns that recede under beams, with a wall at their end."""
     b.ground(b.pick(("marble", "tiled", "stone", "brick", "sand", "grass")))
     material, wide, tall = b.pick(("marble", "stone", "brick", "plaster")), b.between(1.3, 2.2), b.between(3, 4.4)
@@ -270,29 +248,27 @@ def arcade(b: Builder) -> tuple[float, float]:
     b.repeat(beam, (wide, tall + 0.25, 3 + depth / 2))
     if b.chance(0.7):
         b.wall(depth + 1, tall + b.between(0.5, 3), b.pick(WALLS))
-    b.scatter(OUTDOOR, int(b.rng.integers(1, 4)), 3.2, 9)
+    b.scatter(OUTDOOR, b.count(1, 4), 3.2, 9)
     return b.between(1.3, 2.0), b.between(-0.1, 0.1)
 
 
-def stack(b: Builder) -> tuple[float, float]:
+def _stack(b: Builder) -> View:
     """Boxes on top of each other before a wall."""
     b.ground(b.pick(GROUNDS + FLOORS))
     z = b.between(4.2, 6)
     b.wall(z + b.between(1.5, 3), b.between(3, 8), b.pick(WALLS))
-    size, base = b.between(0.45, 0.65), int(b.rng.integers(2, 5))
+    size, base = b.between(0.45, 0.65), b.count(2, 5)
     for row in range(base):
         for i in range(base - row):
             x = (i - (base - row - 1) / 2) * size * 2.15 + b.between(-0.06, 0.06)
-            material, noun = (("wooden", "crate"), ("printed paper", "box"), ("cloth", "box"), ("stone", "block"),
-                              ("metal", "crate"), ("straw", "bale"))[int(b.rng.integers(6))]  # fmt: skip
+            material, noun = b.pick(_STACKED)
             centre = (x, size * (2 * row + 1), z + b.between(-0.1, 0.1))
             b.add("box", material, noun, centre, (size, size, size), yaw=b.between(-0.2, 0.2))
-    b.scatter(OUTDOOR, int(b.rng.integers(0, 3)), 2.8, z - 1.2, 0.7)
+    b.scatter(OUTDOOR, b.count(0, 3), 2.8, z - 1.2, 0.7)
     return b.between(1.3, 1.9), b.between(-0.04, 0.14)
 
 
-@dataclass(frozen=True)
-class Weather:
+class Weather(NamedTuple):
     """Sky and light; colours are linear RGB gains."""
 
     tag: str
@@ -326,13 +302,13 @@ class Layout:
     weather: Weather
 
 
-def _street(b: Builder) -> tuple[float, float]:
+def _street(b: Builder) -> View:
     """A facade behind a pavement with things, poles and wires in front."""
     b.ground(b.pick(GROUNDS))
     z, height = b.between(8, 13), b.between(2.5, 8)
     b.wall(z, height, b.pick(WALLS))
     b.openings(z - 0.2, -z * 0.55, z * 0.55, height)
-    b.scatter(OUTDOOR, int(b.rng.integers(2, 6)), 3.5, z - 1.5)
+    b.scatter(OUTDOOR, b.count(2, 6), 3.5, z - 1.5)
     if b.chance(0.6):
         b.pole(b.between(-2.5, 2.5), b.between(4.5, z - 1))
     if b.chance(0.3):
@@ -342,19 +318,14 @@ def _street(b: Builder) -> tuple[float, float]:
     return b.between(1.4, 2.2), b.between(-0.05, 0.14)
 
 
-def _garden(b: Builder) -> tuple[float, float]:
+def _garden(b: Builder) -> View:
     """Trees, bushes, a fence and perhaps a house on open ground."""
     b.ground(b.pick(GREENERY))
-    for _ in range(int(b.rng.integers(0, 3))):
+    for _ in range(b.count(0, 3)):
         x, z, size = b.between(-30, 30), b.between(45, 80), b.between(9, 25)
-        b.add(
-            "sphere",
-            b.pick(("grass", "leafy", "snow", "stone")),
-            "hill",
-            (x, -1, z),
-            (size * 1.8, size * 0.45, size),
-        )
-    for _ in range(int(b.rng.integers(1, 5))):
+        material = b.pick(("grass", "leafy", "snow", "stone"))
+        b.add("sphere", material, "hill", (x, -1, z), (size * 1.8, size * 0.45, size))
+    for _ in range(b.count(1, 5)):
         z = b.between(6, 18)
         b.tree(b.between(-0.5, 0.5) * z, z, b.between(1.6, 4))
     if b.chance(0.55):
@@ -363,11 +334,11 @@ def _garden(b: Builder) -> tuple[float, float]:
         b.fence(b.between(5, 9))
     if b.chance(0.3):
         b.wires(b.between(9, 16), b.between(4, 6))
-    b.scatter(OUTDOOR, int(b.rng.integers(1, 4)), 3.5, 8)
+    b.scatter(OUTDOOR, b.count(1, 4), 3.5, 8)
     return b.between(1.4, 2.4), b.between(-0.06, 0.12)
 
 
-def _room(b: Builder) -> tuple[float, float]:
+def _room(b: Builder) -> View:
     """A corner of a room with furniture-sized things, books or posters."""
     b.ground(b.pick(FLOORS), "floor")
     z = b.between(5.5, 8)
@@ -376,121 +347,76 @@ def _room(b: Builder) -> tuple[float, float]:
     if b.chance(0.6):
         side = -1 if b.chance(0.5) else 1
         b.wall(z - 4, 8, b.pick((wall, "plaster")), yaw=math.pi / 2, x=side * b.between(2.2, 3.2), half=8)
-    for x in (-1.6, 0.3, 2.0)[: int(b.rng.integers(0, 4))]:
-        kind, noun = (("printed paper", "poster"), ("book", "shelf"), ("glass", "window"), ("lettered", "sign"))[
-            int(b.rng.integers(4))
-        ]
-        b.add(
-            "quad",
-            kind,
-            noun,
-            (x + b.between(-0.2, 0.2), b.between(1.6, 2.4), z - 0.22),
-            (b.between(0.45, 0.8), b.between(0.5, 0.9), 1),
-        )
+    for x in (-1.6, 0.3, 2.0)[: b.count(0, 4)]:
+        material, noun = b.pick(_HANGING)
+        centre = (x + b.between(-0.2, 0.2), b.between(1.6, 2.4), z - 0.22)
+        b.add("quad", material, noun, centre, (b.between(0.45, 0.8), b.between(0.5, 0.9), 1))
     if b.chance(0.4):
-        b.add(
-            "box",
-            b.pick(("fur", "cloth", "knitted", "straw")),
-            "rug",
-            (b.between(-1, 1), 0.02, z - 2.5),
-            (1.8, 0.02, 1.2),
-            yaw=b.between(-0.5, 0.5),
-        )
-    b.scatter(INDOOR, int(b.rng.integers(2, 6)), 3.0, z - 1)
+        material, centre = b.pick(("fur", "cloth", "knitted", "straw")), (b.between(-1, 1), 0.02, z - 2.5)
+        b.add("box", material, "rug", centre, (1.8, 0.02, 1.2), yaw=b.between(-0.5, 0.5))
+    b.scatter(INDOOR, b.count(2, 6), 3.0, z - 1)
     return b.between(1.3, 2.2), b.between(0.02, 0.2)
 
 
-def _table(b: Builder) -> tuple[float, float]:
+def _table(b: Builder) -> View:
     """A still life close to the camera."""
     b.ground(b.pick(FLOORS), "floor")
     b.wall(b.between(5, 9), 8, b.pick(("plaster", "brick", "wooden", "cloth", "stone", "tiled")))
     top = b.between(0.75, 0.95)
-    b.add(
-        "box",
-        b.pick(("wooden", "marble", "cloth", "metal", "stone", "tiled")),
-        "table",
-        (0, top - 0.08, 2.9),
-        (2.4, 0.08, 1.6),
-        yaw=b.between(-0.25, 0.25),
-    )
+    material = b.pick(("wooden", "marble", "cloth", "metal", "stone", "tiled"))
+    b.add("box", material, "table", (0, top - 0.08, 2.9), (2.4, 0.08, 1.6), yaw=b.between(-0.25, 0.25))
     stretch = b.between(0.8, 1.1)
-    for x in (-1.05, -0.35, 0.35, 1.0)[: int(b.rng.integers(2, 5))]:
+    for x in (-1.05, -0.35, 0.35, 1.0)[: b.count(2, 5)]:
         b.prop(INDOOR, x * stretch + b.between(-0.1, 0.1), b.between(2.9, 3.8), top, b.between(0.55, 0.85))
     if b.chance(0.5):
-        b.add(
-            "box",
-            "printed paper",
-            "page",
-            (b.between(-1, 1), top + 0.015, b.between(2.5, 2.9)),
-            (0.36, 0.015, 0.26),
-            yaw=b.between(-0.6, 0.6),
-        )
+        centre = (b.between(-1, 1), top + 0.015, b.between(2.5, 2.9))
+        b.add("box", "printed paper", "page", centre, (0.36, 0.015, 0.26), yaw=b.between(-0.6, 0.6))
     return b.between(1.5, 2.1), b.between(0.2, 0.36)
 
 
-def _close_up(b: Builder) -> tuple[float, float]:
+def _close_up(b: Builder) -> View:
     """One surface seen from near, with a few things before it."""
     b.ground(b.pick(GROUNDS + FLOORS))
     z = b.between(3.2, 5)
-    b.wall(
-        z,
-        b.between(1.2, 6),
-        b.pick((*WALLS, "straw", "rusty", "bark", "leafy", "marble", "metal", "book")),
-        yaw=b.between(-0.5, 0.5),
-    )
-    b.scatter(INDOOR + OUTDOOR[:-1], int(b.rng.integers(1, 4)), 2.2, z - 0.7, 0.75)
+    height, material = b.between(1.2, 6), b.pick((*WALLS, "straw", "rusty", "bark", "leafy", "marble", "metal", "book"))
+    b.wall(z, height, material, yaw=b.between(-0.5, 0.5))
+    b.scatter(INDOOR + OUTDOOR[:-1], b.count(1, 4), 2.2, z - 0.7, 0.75)
     if b.chance(0.35):
-        b.add(
-            "quad",
-            b.pick(("lettered", "printed paper")),
-            "sign",
-            (b.between(-0.8, 0.8), b.between(1.3, 2), z - 0.9),
-            (b.between(0.4, 0.8), b.between(0.3, 0.5), 1),
-        )
+        material, centre = b.pick(("lettered", "printed paper")), (b.between(-0.8, 0.8), b.between(1.3, 2), z - 0.9)
+        b.add("quad", material, "sign", centre, (b.between(0.4, 0.8), b.between(0.3, 0.5), 1))
     return b.between(1.2, 1.8), b.between(0.0, 0.3)
 
 
-def _shore(b: Builder) -> tuple[float, float]:
+def _shore(b: Builder) -> View:
     """Water with a near bank, a far bank and trees."""
     b.ground("water", "surface")
-    b.add(
-        "box",
-        b.pick(("sand", "grass", "gravel", "stone", "wooden")),
-        "bank",
-        (b.between(-2, 2), 0, b.between(1.5, 3)),
-        (20, 0.12, b.between(1.5, 3.5)),
-        yaw=b.between(-0.35, 0.35),
-    )
+    material, centre = b.pick(("sand", "grass", "gravel", "stone", "wooden")), (b.between(-2, 2), 0, b.between(1.5, 3))
+    b.add("box", material, "bank", centre, (20, 0.12, b.between(1.5, 3.5)), yaw=b.between(-0.35, 0.35))
     z = b.between(16, 28)
-    b.add(
-        "sphere",
-        b.pick(("grass", "sand", "stone", "snow", "leafy")),
-        "hill",
-        (b.between(-12, 12), 0, z + 12),
-        (b.between(14, 30), b.between(1.5, 6), 10),
-    )
-    for _ in range(int(b.rng.integers(1, 4))):
+    material, centre = b.pick(("grass", "sand", "stone", "snow", "leafy")), (b.between(-12, 12), 0, z + 12)
+    b.add("sphere", material, "hill", centre, (b.between(14, 30), b.between(1.5, 6), 10))
+    for _ in range(b.count(1, 4)):
         b.tree(b.between(-0.45, 0.45) * z, z, b.between(2, 4))
     if b.chance(0.3):
         b.house(b.between(-5, 5), z, b.between(4, 6))
     if b.chance(0.4):
         b.fence(b.between(4.5, 6))
-    b.scatter(OUTDOOR, int(b.rng.integers(1, 4)), 2.4, 5.5)
+    b.scatter(OUTDOOR, b.count(1, 4), 2.4, 5.5)
     return b.between(1.5, 2.4), b.between(-0.02, 0.12)
 
 
-_COMPOSERS: tuple[Callable[[Builder], tuple[float, float]], ...] = (
+_COMPOSERS: tuple[Callable[[Builder], View], ...] = (
     _street, _street, _garden, _garden, _room, _table, _table, _close_up, _close_up, _shore,
-    surface, surface, surface, surface, stairs, arcade, stack,
+    _surface, _surface, _surface, _surface, _stairs, _arcade, _stack,
 )  # fmt: skip
 
 
 def compose(rng: np.random.Generator) -> Layout:
     """Draws one composition with its camera and light."""
     builder = Builder(rng)
-    eye_m, pitch = _COMPOSERS[int(rng.integers(len(_COMPOSERS)))](builder)
-    weather = _WEATHERS[int(rng.integers(len(_WEATHERS)))]
-    # the sun stays mostly behind the camera, so that what faces it is lit
+    eye_m, pitch = builder.pick(_COMPOSERS)(builder)
+    weather = builder.pick(_WEATHERS)
+    # the sun is mostly behind the camera
     azimuth, height = builder.between(-1.25, 1.25), builder.between(0.45, 1.05)
     to_sun = (math.sin(azimuth) * math.cos(height), math.sin(height), -math.cos(azimuth) * math.cos(height))
     shade = (9 * to_sun[0], 1 + 9 * to_sun[1], 5 + 9 * to_sun[2])

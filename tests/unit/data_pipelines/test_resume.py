@@ -54,12 +54,7 @@ def fit(folder: Path, steps: int, resume: Path | None = None, trainer: dict | No
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     ("workers", "trainer"),
-    [
-        (0, {}),
-        (0, {"limit_train_batches": 3, "num_sanity_val_steps": 0}),
-        (0, {"val_check_interval": 2}),
-        (1, {}),
-    ],
+    [(0, {}), (0, {"limit_train_batches": 3, "num_sanity_val_steps": 0}), (0, {"val_check_interval": 2}), (1, {})],
     ids=["plain", "short epochs", "validation within epochs", "workers"],
 )
 def test_resumed_training_is_the_uninterrupted_training(tmp_path: Path, workers: int, trainer: dict) -> None:
