@@ -4,7 +4,7 @@
     python -m experiments.tiny.measure_prior --parts text --prompts 8 --prior runs/tiny/prior
 
 Everything is measured on scenes of EVAL_SEED and on the evaluation photographs, which no training sees. A part that is
-measured again replaces its entry in <output>/prior.json; the others stay.
+measured again replaces its entry in <output>/prior.json.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from torchmetrics.functional.classification import binary_average_precision
 
 from data_pipelines.data_module import EVAL_SEED
 from data_pipelines.degradations.presets import get_degradation
@@ -28,7 +29,17 @@ from data_pipelines.photos import EVAL_PHOTOS, grid_crops, load_photo
 from data_pipelines.scenes.materials import MATERIALS
 from data_pipelines.scenes.rendering import Scene, render_scene
 from experiments.benchmarks.record import cpu_name
-from experiments.tiny import pictures, text_control
+from experiments.tiny import text_control
+from experiments.tiny.pictures import (
+    MATERIAL_PROMPTS,
+    NOISE_SEED,
+    NUM_STEPS,
+    SCENE_PROMPTS,
+    SIZE_PX,
+    generate,
+    reconstruct,
+    sheet,
+)  # fmt: skip
 from megasr.evaluation.intervals import mean_intervals, paired_bootstrap
 from megasr.files import write_whole
 from megasr.images import from_uint8, resize, to_uint8, upsample_lq, write_png
@@ -37,16 +48,15 @@ from megasr.provenance import provenance
 from megasr.rng import numpy_generator
 
 PARTS = ("autoencoder", "clip", "text", "samples")
-SIZE_PX = pictures.SIZE_PX
 SCALE_FACTOR = 4
 SCENES, CROPS_PER_PHOTO, TAGGED_SCENES, TRAIN_SCENES = 64, 6, 200, 300
 DEGRADATION = "realesrgan_strong"
 TAG_SHARE = 0.01  # a material is in a picture when it covers this share of it
-CERTAIN = 0.5  # probability above which a material counts as found
-RESAMPLES = 10_000
-BATCH_SIZE = 50
+CERTAIN = 0.5  # probability above which a material counts as predicted
+RESAMPLES, BATCH_SIZE = 10_000, 50
 CANDIDATES = tuple(material.name for material in MATERIALS if material.name != "sky")
 _COLUMN = [i for i, material in enumerate(MATERIALS) if material.name != "sky"]
+SCORES = ("top1", "top3_precision", "precision", "recall", "mean_average_precision")
 
 
 def psnr(images: Sequence[np.ndarray], references: Sequence[np.ndarray]) -> np.ndarray:
@@ -56,50 +66,43 @@ def psnr(images: Sequence[np.ndarray], references: Sequence[np.ndarray]) -> np.n
 
 
 def measure_autoencoder(prior: Prior, output: Path) -> dict[str, Any]:
-    """PSNR of decode(encode(hq)) beside bicubic x4, on held-out scenes and photographs; writes the sheet."""
+    """PSNR of decode(encode(hq)) beside bicubic x4, on held-out scenes and photographs; writes a sheet."""
     scenes = {f"eval-scene/{i}": render_scene(i, EVAL_SEED, SIZE_PX).hq for i in track(range(SCENES), "rendering")}
     photos = {}
     for photo in EVAL_PHOTOS:
         image = load_photo(photo.name)
         for top, left in grid_crops(image.shape[0], image.shape[1], SIZE_PX, CROPS_PER_PHOTO):
             photos[f"{photo.name}/{top}-{left}"] = image[top : top + SIZE_PX, left : left + SIZE_PX]
-    results, shown = {}, []
+    results, examples = {}, []
     for name, images in (("scenes", scenes), ("photographs", photos)):
-        hq = list(images.values())
-        decoded = pictures.reconstruct(prior, hq)
-        results[name] = _compare(list(images), hq, {"autoencoder": decoded, "bicubic": _bicubic(hq)})
-        shown += [(key, hq[i], decoded[i]) for i, key in enumerate(images)][:: -(-len(images) // 4)]
-    captions = [*(key for key, _, _ in shown), *(f"{psnr([b], [a])[0]:.1f} dB" for _, a, b in shown)]
-    tiles = [*(hq for _, hq, _ in shown), *(decoded for _, _, decoded in shown)]
-    write_png(pictures.sheet(tiles, captions, len(shown)), output / "reconstructions.png")
+        hq = np.stack(list(images.values()))
+        lq = from_uint8(to_uint8(resize(from_uint8(hq), SIZE_PX // SCALE_FACTOR, SIZE_PX // SCALE_FACTOR)))
+        decoded = reconstruct(prior, hq)
+        results[name] = _compare(list(images), hq, decoded, to_uint8(upsample_lq(lq, SCALE_FACTOR)))
+        examples += list(zip(images, hq, decoded, strict=True))[:: -(-len(images) // 4)]
+    captions = [*(key for key, _, _ in examples), *(f"{psnr([b], [a])[0]:.1f} dB" for _, a, b in examples)]
+    tiles = [*(hq for _, hq, _ in examples), *(decoded for _, _, decoded in examples)]
+    write_png(sheet(tiles, captions, len(examples)), output / "reconstructions.png")
     rows = [
-        (f"{name}, {what}", f"{values['psnr']:.2f}", _span(values["interval"]), f"{values['pooled_psnr']:.2f}")
+        (f"{name}, {method}", f"{values['psnr']:.2f}", _span(values["interval"]), f"{values['pooled_psnr']:.2f}")
         for name, entry in results.items()
-        for what, values in entry["methods"].items()
+        for method, values in entry["methods"].items()
     ]
     _print("PSNR in RGB (dB)", ("on, by", "mean", "95 % interval", "pooled"), rows)
     return results
 
 
-def _bicubic(images: Sequence[np.ndarray]) -> list[np.ndarray]:
-    small = resize(from_uint8(np.stack(images)), SIZE_PX // SCALE_FACTOR, SIZE_PX // SCALE_FACTOR)
-    return list(to_uint8(upsample_lq(from_uint8(to_uint8(small)), SCALE_FACTOR)))
-
-
-def _compare(keys: Sequence[str], hq: Sequence[np.ndarray], methods: dict[str, list[np.ndarray]]) -> dict[str, Any]:
-    """PSNR of the first and the second method, and by how much the first is better."""
-    values = np.stack([psnr(images, hq) for images in methods.values()], axis=1)
+def _compare(keys: Sequence[str], hq: np.ndarray, *images: Sequence[np.ndarray]) -> dict[str, Any]:
+    """PSNR of the autoencoder and of bicubic, and by how much the first is better."""
+    values = np.stack([psnr(method, list(hq)) for method in images], axis=1)
     intervals = mean_intervals(values, keys, numpy_generator(0, "autoencoder"))
     pooled = -10 * np.log10(np.mean(10 ** (-values / 10), axis=0))
     gain = paired_bootstrap((values[:, 0] - values[:, 1])[None], keys, numpy_generator(0, "autoencoder-gain"))
-    return {
-        "images": len(keys),
-        "methods": {
-            name: {"psnr": float(values[:, i].mean()), "interval": intervals[i], "pooled_psnr": float(pooled[i])}
-            for i, name in enumerate(methods)
-        },
-        "gain": {"mean": gain.mean, "interval": (gain.low, gain.high)},
+    methods = {
+        name: {"psnr": float(values[:, i].mean()), "interval": intervals[i], "pooled_psnr": float(pooled[i])}
+        for i, name in enumerate(("autoencoder", "bicubic"))
     }
+    return {"images": len(keys), "methods": methods, "gain": {"mean": gain.mean, "interval": (gain.low, gain.high)}}
 
 
 def materials_of(scene: Scene) -> np.ndarray:
@@ -108,71 +111,56 @@ def materials_of(scene: Scene) -> np.ndarray:
     return (counts >= TAG_SHARE * scene.segmentation.size)[_COLUMN]
 
 
-def average_precision(truth: np.ndarray, probability: np.ndarray) -> float:
-    """Area under the precision-recall steps of (M,) truths ranked by probability; equal probabilities are one step."""
-    order = np.argsort(-probability, kind="stable")
-    right, ranked = np.cumsum(truth[order]), probability[order]
-    ends = np.flatnonzero(np.append(ranked[1:] != ranked[:-1], True))
-    return float(np.sum(np.diff(right[ends], prepend=0) * right[ends] / (ends + 1)) / right[-1])
-
-
 def picture_counts(truth: np.ndarray, probability: np.ndarray) -> np.ndarray:
-    """What tagging_scores adds up, of each of N pictures with M candidates.
+    """The terms of tagging_scores for each of N pictures with M candidates.
 
     Args:
         truth: (N, M) bool, at least one true in each row.
         probability: (N, M) in [0, 1].
 
     Returns:
-        (N, 6): the most probable is right (0 or 1), share right of the three most probable, average precision; number
-        found and right, found, and true, where found is a probability above 0.5.
+        (N, 6): the most probable is right (0 or 1), share right of the three most probable, average precision, and
+        numbers of true positives, of predictions (probability above 0.5) and of true materials.
     """
     ranked = np.argsort(-probability, axis=1, kind="stable")[:, :3]
-    hits = np.take_along_axis(truth, ranked, axis=1)
-    found = probability > CERTAIN
-    precisions = [average_precision(t, p) for t, p in zip(truth, probability, strict=True)]
-    return np.stack(
-        [hits[:, 0], hits.mean(1), precisions, (found & truth).sum(1), found.sum(1), truth.sum(1)], axis=1
-    ).astype(float)
+    hits, predicted = np.take_along_axis(truth, ranked, axis=1), probability > CERTAIN
+    pairs = zip(torch.from_numpy(probability), torch.from_numpy(truth).int(), strict=True)
+    precisions = [float(binary_average_precision(p, t)) for p, t in pairs]
+    counts = (predicted & truth).sum(1), predicted.sum(1), truth.sum(1)
+    return np.stack([hits[:, 0], hits.mean(1), precisions, *counts], axis=1).astype(float)
 
 
-def tagging_scores(counts: np.ndarray) -> dict[str, float]:
-    """Zero-shot tagging from picture_counts: means over pictures; precision (0 of none) and recall are pooled."""
-    top1, top3, precision, right, found, true = counts.mean(0)
-    return {
-        "top1": float(top1),
-        "top3_precision": float(top3),
-        "precision": float(right / found) if found else 0.0,
-        "recall": float(right / true),
-        "mean_average_precision": float(precision),
-    }
+def tagging_scores(counts: np.ndarray) -> np.ndarray:
+    """(5,) SCORES of zero-shot tagging: means over pictures; precision (0 of none) and recall are pooled."""
+    top1, top3, average_precision, right, predicted, true = counts.mean(0)
+    return np.array([top1, top3, right / predicted if predicted else 0.0, right / true, average_precision])
 
 
 def measure_clip(clip: Any) -> dict[str, Any]:
-    """Zero-shot material tags on clean and degraded held-out scenes, beside a guess that looks at nothing.
+    """Zero-shot material tags on clean and degraded held-out scenes, beside a constant guess.
 
     Args:
         clip: has `probabilities(images (B, 3, H, W) in [0, 1], texts) -> (B, N)`.
     """
     scenes = [render_scene(i, EVAL_SEED, SIZE_PX) for i in track(range(TAGGED_SCENES), "rendering")]
     train = [materials_of(render_scene(i, 0, SIZE_PX // 2)) for i in track(range(TRAIN_SCENES), "counting")]
-    degradation = get_degradation(DEGRADATION, SCALE_FACTOR)
+    degradation, guess = get_degradation(DEGRADATION, SCALE_FACTOR), np.mean(train, axis=0)
     params = degradation.sample_params(EVAL_SEED, [f"eval-scene/{i}" for i in range(len(scenes))])
     lq = [degradation.apply_image(s.hq, p) for s, p in zip(scenes, params, strict=True)]
-    hq = from_uint8(np.stack([scene.hq for scene in scenes]))
+    truth = np.stack([materials_of(scene) for scene in scenes])
     probabilities = {
-        "hq": _probabilities(clip, hq),
+        "hq": _probabilities(clip, from_uint8(np.stack([scene.hq for scene in scenes]))),
         "lq": _probabilities(clip, upsample_lq(torch.stack(lq), SCALE_FACTOR)),
-        "constant guess": np.tile(np.mean(train, axis=0), (len(scenes), 1)),
+        "constant guess": np.tile(guess, (len(scenes), 1)),
     }
-    results = _bootstrapped(np.stack([materials_of(scene) for scene in scenes]), probabilities)
-    guess = CANDIDATES[int(np.argmax(np.mean(train, axis=0)))]
+    results = _bootstrapped({name: picture_counts(truth, values) for name, values in probabilities.items()})
     rows = [
         (name, *(f"{value:.3f}\n{_span(entry['intervals'][score])}" for score, value in entry["scores"].items()))
         for name, entry in results.items()
     ]
     _print("Material tags, zero-shot", ("of", "top 1", "top 3", "precision", "recall", "mAP"), rows)
-    return {"images": len(scenes), "candidates": len(CANDIDATES), "guess": guess, "of": results}
+    about = {"images": len(scenes), "candidates": len(CANDIDATES), "guess": CANDIDATES[int(np.argmax(guess))]}
+    return {**about, "of": results}
 
 
 @torch.no_grad()
@@ -180,32 +168,27 @@ def _probabilities(clip: Any, images: torch.Tensor) -> np.ndarray:
     return torch.cat([clip.probabilities(part, list(CANDIDATES)) for part in images.split(BATCH_SIZE)]).cpu().numpy()
 
 
-def _bootstrapped(truth: np.ndarray, probabilities: dict[str, np.ndarray]) -> dict[str, Any]:
+def _bootstrapped(counts: dict[str, np.ndarray]) -> dict[str, Any]:
     """Scores with percentile intervals over pictures, and of hq minus lq on the same resamples."""
-    generator, count = numpy_generator(0, "clip"), len(truth)
-    counts = {name: picture_counts(truth, values) for name, values in probabilities.items()}
-    drawn: dict[str, list[list[float]]] = {name: [] for name in counts}
-    for _ in range(RESAMPLES):
-        chosen = generator.integers(count, size=count - 1)  # as in megasr.evaluation.intervals
-        for name, values in counts.items():
-            drawn[name].append(list(tagging_scores(values[chosen]).values()))
+    generator, size = numpy_generator(0, "clip"), len(counts["hq"])
+    chosen = [generator.integers(size, size=size - 1) for _ in range(RESAMPLES)]  # as in megasr.evaluation.intervals
+    drawn = {name: np.stack([tagging_scores(values[at]) for at in chosen]) for name, values in counts.items()}
     scores = {name: tagging_scores(values) for name, values in counts.items()}
-    samples = {name: np.asarray(rows) for name, rows in drawn.items()}
-    scores["hq - lq"] = {score: scores["hq"][score] - scores["lq"][score] for score in scores["hq"]}
-    samples["hq - lq"] = samples["hq"] - samples["lq"]
-    limits = {name: np.quantile(rows, [0.025, 0.975], axis=0).T.tolist() for name, rows in samples.items()}
+    scores["hq - lq"], drawn["hq - lq"] = scores["hq"] - scores["lq"], drawn["hq"] - drawn["lq"]
+    limits = {name: np.quantile(rows, [0.025, 0.975], axis=0).T.tolist() for name, rows in drawn.items()}
     return {
-        name: {"scores": values, "intervals": dict(zip(values, limits[name], strict=True))}
+        name: {"scores": dict(zip(SCORES, values.tolist(), strict=True)),
+               "intervals": dict(zip(SCORES, limits[name], strict=True))}
         for name, values in scores.items()
-    }
+    }  # fmt: skip
 
 
-def measure_text(prior: Prior, output: Path, prompts: int) -> dict[str, Any]:
+def measure_text(prior: Prior, prompts: int) -> dict[str, Any]:
     """Shares of samples whose class, material and paint are the prompt's; see text_control."""
     results = text_control.measure(
-        text_control.load_references(output),
-        lambda texts, keys, scale: pictures.generate(prior, texts, keys, scale),
-        lambda images: pictures.reconstruct(prior, images),
+        text_control.make_references(),
+        lambda texts, keys, scale: generate(prior, texts, keys, scale),
+        lambda images: reconstruct(prior, images),
         prompts,
     )
     rows = [
@@ -219,10 +202,9 @@ def measure_text(prior: Prior, output: Path, prompts: int) -> dict[str, Any]:
 
 def draw_samples(prior: Prior, output: Path) -> dict[str, Any]:
     """The sheet of samples for 24 prompts."""
-    prompts = [*pictures.MATERIAL_PROMPTS, *pictures.SCENE_PROMPTS]
-    images = pictures.generate(prior, prompts, prompts, guidance_scale=3.0)
-    write_png(pictures.sheet(images, prompts, columns=6), output / "samples.png")
-    _print("Samples", ("prompts", "guidance scale", "file"), [(str(len(prompts)), "3", str(output / "samples.png"))])
+    prompts = [*MATERIAL_PROMPTS, *SCENE_PROMPTS]
+    write_png(sheet(generate(prior, prompts, prompts, cfg_scale=3.0), prompts, columns=6), output / "samples.png")
+    print(f"samples of {len(prompts)} prompts: {output / 'samples.png'}")
     return {"prompts": prompts, "guidance_scale": 3.0, "file": "samples.png"}
 
 
@@ -238,14 +220,14 @@ def _print(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) ->
 
 
 def write_part(path: Path, part: str, about: dict[str, Any], results: dict[str, Any]) -> None:
-    """Put one part's results, with where they come from, into the JSON file; the other parts stay."""
+    """Replace one part's results, with where they come from, in the JSON file."""
     record = json.loads(path.read_text()) if path.is_file() else {}
     record[part] = {"about": about, "results": results}
     write_whole(path, (json.dumps(record, indent=2) + "\n").encode())
 
 
 def main() -> None:
-    """Measure the parts that are asked for, one after the other."""
+    """Measure the parts that are named, one after the other."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prior", default="tiny", help="as `megasr fit` takes it: tiny, or a diffusers folder")
     parser.add_argument("--clip", default="tiny", help="tiny, or the export folder of `megasr pretrain`")
@@ -254,25 +236,24 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=200, help="held-out prompts of the text part")
     parser.add_argument("--device", default="cpu", help="of the prior, as torch names it")
     args = parser.parse_args()
-    prior = load_prior(args.prior)
-    about = {"prior": args.prior, "fingerprint": prior.fingerprint()}
-    prior.to(args.device)
-    for part in args.parts:
-        if part == "clip":
-            from megasr.semantics.clip import load_clip
+    from megasr.semantics.clip import load_clip
 
-            results, source = measure_clip(load_clip(args.clip)), {"clip": args.clip, "degradation": DEGRADATION}
-        else:
-            source = about | {"num_steps": pictures.NUM_STEPS, "noise_seed": pictures.NOISE_SEED}
-            if part == "autoencoder":
-                results, source = measure_autoencoder(prior, args.output), about
-            elif part == "text":
-                results = measure_text(prior, args.output, args.prompts)
-            else:
-                results = draw_samples(prior, args.output)
-        hardware = {"cpu": cpu_name(), "cores": len(os.sched_getaffinity(0))}
-        where = provenance(args.device, hardware=hardware, size_px=SIZE_PX, eval_seed=EVAL_SEED, **source)
-        write_part(args.output / "prior.json", part, where, results)
+    prior = load_prior(args.prior)
+    of_prior = {"prior": args.prior, "fingerprint": prior.fingerprint()}
+    of_samples = of_prior | {"num_steps": NUM_STEPS, "noise_seed": NOISE_SEED}
+    prior.to(args.device)
+    measures = {
+        "autoencoder": (of_prior, lambda: measure_autoencoder(prior, args.output)),
+        "clip": ({"clip": args.clip, "degradation": DEGRADATION}, lambda: measure_clip(load_clip(args.clip))),
+        "text": (of_samples, lambda: measure_text(prior, args.prompts)),
+        "samples": (of_samples, lambda: draw_samples(prior, args.output)),
+    }
+    hardware = {"cpu": cpu_name(), "cores": len(os.sched_getaffinity(0))}
+    for part in args.parts:
+        source, measure = measures[part]
+        results = measure()
+        about = provenance(args.device, hardware=hardware, size_px=SIZE_PX, eval_seed=EVAL_SEED, **source)
+        write_part(args.output / "prior.json", part, about, results)
 
 
 if __name__ == "__main__":

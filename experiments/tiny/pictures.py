@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from textwrap import wrap
 
 import numpy as np
 import torch
@@ -52,30 +53,26 @@ def reconstruct(prior: Prior, images: Sequence[np.ndarray]) -> list[np.ndarray]:
 
 
 @torch.no_grad()
-def generate(prior: Prior, prompts: Sequence[str], keys: Sequence[str], guidance_scale: float) -> list[np.ndarray]:
+def generate(prior: Prior, prompts: Sequence[str], keys: Sequence[str], cfg_scale: float) -> list[np.ndarray]:
     """Pictures (128, 128, 3) uint8 of N prompts by the prior alone: DDIM, 50 steps, from pure noise.
 
     Args:
         prior: of any size.
         prompts: N texts; "" is the prompt that training drops to.
         keys: N names that the noise depends on, and on nothing else.
-        guidance_scale: classifier-free guidance; 1 is none.
+        cfg_scale: of classifier-free guidance; 1 is none.
     """
     device, pictures = next(prior.parameters()).device, []
     shape = prior.encode(torch.zeros(1, 3, SIZE_PX, SIZE_PX, device=device)).shape[1:]
     alphas_cumprod = prior.scheduler.alphas_cumprod.to(device)
     timesteps = spaced_timesteps(NUM_STEPS, 1.0, len(alphas_cumprod))
-    for start in track(range(0, len(prompts), BATCH_SIZE), f"sampling, guidance scale {guidance_scale:g}"):
+    for start in track(range(0, len(prompts), BATCH_SIZE), f"sampling, guidance scale {cfg_scale:g}"):
         part = slice(start, start + BATCH_SIZE)
         words, nothing = prior.text_encoder(prompts[part]), prior.text_encoder([""] * len(prompts[part]))
 
-        def denoise(
-            z: torch.Tensor, t: torch.Tensor, words: torch.Tensor = words, nothing: torch.Tensor = nothing
-        ) -> torch.Tensor:
+        def denoise(z: torch.Tensor, t: torch.Tensor, words=words, nothing=nothing) -> torch.Tensor:  # type: ignore[no-untyped-def]
             conditional = prior.unet(z, t, words).sample
-            if guidance_scale == 1:
-                return conditional
-            return guided(conditional, prior.unet(z, t, nothing).sample, guidance_scale)
+            return conditional if cfg_scale == 1 else guided(conditional, prior.unet(z, t, nothing).sample, cfg_scale)
 
         noise = keyed_normal(NOISE_SEED, keys[part], shape, "text_to_image").to(device)
         z = ddim(denoise, alphas_cumprod, prior.scheduler.config.prediction_type, noise, timesteps)
@@ -87,7 +84,7 @@ def sheet(tiles: Sequence[np.ndarray], captions: Sequence[str], columns: int) ->
     """Pictures of one size, twice enlarged, row by row, each with its caption below: (H, W, 3) uint8."""
     height, width = (_LARGER * n for n in tiles[0].shape[:2])
     font = ImageFont.load_default(size=12)
-    lines = [_wrapped(caption, font, width) for caption in captions]
+    lines = [wrap(caption, width // 6) or [""] for caption in captions]  # a letter has 6 px
     row_px = height + _LINE_PX * max(map(len, lines)) + 2 * _MARGIN_PX
     rows = -(-len(tiles) // columns)
     page = Image.new("RGB", (columns * (width + _MARGIN_PX) + _MARGIN_PX, rows * row_px + _MARGIN_PX), "white")
@@ -99,15 +96,3 @@ def sheet(tiles: Sequence[np.ndarray], captions: Sequence[str], columns: int) ->
         for i, line in enumerate(text):
             draw.text((left, top + height + 3 + i * _LINE_PX), line, fill="black", font=font)
     return np.asarray(page)
-
-
-def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width_px: int) -> list[str]:
-    """The text in lines that are no wider than a picture."""
-    lines = [""]
-    for word in text.split():
-        longer = f"{lines[-1]} {word}".strip()
-        if font.getlength(longer) <= width_px or not lines[-1]:
-            lines[-1] = longer
-        else:
-            lines.append(word)
-    return lines

@@ -22,24 +22,21 @@ finest detail, which no autoencoder keeps. On 400 held-out renders the chosen on
 
 from __future__ import annotations
 
-import hashlib
-import io
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 from rich.progress import track
+from scipy.spatial.distance import cdist
+from scipy.stats import binomtest
 
 from data_pipelines.data_module import EVAL_SEED
 from data_pipelines.scenes.layouts import compose
 from data_pipelines.scenes.materials import PAINTS
 from data_pipelines.scenes.rendering import render_scene
-from megasr.files import write_whole
 
 SIZE_PX = 128
 REFERENCE_SCENES = 6000  # of the training seed that are searched for bare surfaces; about 1,300 are
@@ -107,8 +104,7 @@ def paint_and_material(name: str) -> tuple[str, str]:
     return (first, rest) if first in PAINTS and rest else ("", name)
 
 
-@dataclass(frozen=True)
-class BareSurface:
+class BareSurface(NamedTuple):
     """A scene with one tag."""
 
     index: int
@@ -117,7 +113,7 @@ class BareSurface:
 
 
 def bare_surfaces(seed: int, scenes: range | itertools.count[int]) -> Iterator[BareSurface]:
-    """Those of the scenes that show one thing; composing is quick, so what has many solids is not rendered."""
+    """Those of the scenes that show one thing; scenes of many solids are not even rendered."""
     for index in scenes:
         if len(compose(np.random.default_rng([seed, index])).solids) <= _BARE_SOLIDS:
             scene = render_scene(index, seed, SIZE_PX)
@@ -125,25 +121,15 @@ def bare_surfaces(seed: int, scenes: range | itertools.count[int]) -> Iterator[B
                 yield BareSurface(index, scene.tags[0], scene.hq)
 
 
-@dataclass(frozen=True)
-class References:
-    """Pictures whose class is known.
-
-    Attributes:
-        descriptors: (N, D).
-        names: N classes.
-    """
+class References(NamedTuple):
+    """Pictures whose class is known: descriptors (N, D), and N classes."""
 
     descriptors: np.ndarray
     names: np.ndarray
 
     def nearest(self, descriptors: np.ndarray) -> list[str]:
-        """The class of each of (M, D) descriptors: that with the smallest mean distance to its two nearest references.
-
-        A class with one reference is as far as that one.
-        """
-        squared = (descriptors**2).sum(1)[:, None] + (self.descriptors**2).sum(1) - 2 * descriptors @ self.descriptors.T
-        distance = np.sqrt(np.maximum(squared, 0))
+        """The class of each of (M, D) descriptors, by the mean distance to the (up to) two nearest references of it."""
+        distance = cdist(descriptors, self.descriptors)
         classes = np.unique(self.names)
         near = [np.sort(distance[:, self.names == name], axis=1)[:, :_NEIGHBOURS].mean(1) for name in classes]
         return [str(name) for name in classes[np.argmin(near, axis=0)]]
@@ -154,44 +140,16 @@ def describe_all(images: Sequence[np.ndarray]) -> np.ndarray:
     return np.stack([describe(image) for image in images])
 
 
-def load_references(cache: Path) -> References:
-    """References of the training seed, from `cache` when neither the world nor this file has changed since."""
-    path = cache / f"references-{_fingerprint()}.npz"
-    if path.is_file():
-        stored = np.load(path)
-        return References(stored["descriptors"], stored["names"])
-    found = bare_surfaces(TRAIN_SEED, range(REFERENCE_SCENES))
-    described = [(describe(s.hq), surface_class(s.tag)) for s in track(found, "rendering references", total=None)]
-    references = References(np.stack([d for d, _ in described]), np.array([name for _, name in described]))
-    content = io.BytesIO()
-    np.savez(content, descriptors=references.descriptors, names=references.names)
-    write_whole(path, content.getvalue())
-    return references
+def make_references(scenes: int = REFERENCE_SCENES) -> References:
+    """Render the references, bare surfaces of the training seed: one or two minutes."""
+    surfaces = track(bare_surfaces(TRAIN_SEED, range(scenes)), "rendering references", total=None)
+    described = [(describe(s.hq), surface_class(s.tag)) for s in surfaces]
+    return References(np.stack([d for d, _ in described]), np.array([name for _, name in described]))
 
 
-def _fingerprint() -> str:
-    """12 hex digits of the code that makes the references."""
-    world = Path(compose.__code__.co_filename).parent
-    parts = [path for kind in ("scene", "material", "texture") for path in sorted(world.glob(f"{kind}*.py"))]
-    return hashlib.sha256(b"".join(path.read_bytes() for path in [Path(__file__), *parts])).hexdigest()[:12]
-
-
-def wilson(right: int, of: int) -> tuple[float, float]:
-    """95 % interval of a share (Wilson 1927)."""
-    z = 1.959964
-    share, scale = right / of, 1 + z * z / of
-    middle, half = share + z * z / (2 * of), z * math.sqrt(share * (1 - share) / of + z * z / (4 * of * of))
-    return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
-
-
-def score(found: Sequence[str], wanted: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Shares of pictures whose class, material and paint (of classes that name one) are right, with intervals.
-
-    Args:
-        found: N nearest classes.
-        wanted: N classes that the prompts name.
-    """
-    pairs = [(paint_and_material(a), paint_and_material(b)) for a, b in zip(found, wanted, strict=True)]
+def score(predicted: Sequence[str], prompted: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Shares of N pictures whose class, material and paint (of classes that name one) are right, with intervals."""
+    pairs = [(paint_and_material(a), paint_and_material(b)) for a, b in zip(predicted, prompted, strict=True)]
     right = {
         "class": [a == b for a, b in pairs],
         "material": [a[1] == b[1] for a, b in pairs],
@@ -200,14 +158,13 @@ def score(found: Sequence[str], wanted: Sequence[str]) -> dict[str, dict[str, fl
     shares = {}
     for name, hits in right.items():
         if hits:
-            low, high = wilson(sum(hits), len(hits))
+            low, high = binomtest(sum(hits), len(hits)).proportion_ci(method="wilson")
             shares[name] = {"share": sum(hits) / len(hits), "low": low, "high": high, "pictures": len(hits)}
     return shares
 
 
-Generate = Callable[
-    [Sequence[str], Sequence[str], float], list[np.ndarray]
-]  # prompts, keys, guidance scale -> pictures
+# prompts, keys, scale of classifier-free guidance -> pictures
+Generate = Callable[[Sequence[str], Sequence[str], float], list[np.ndarray]]
 Reconstruct = Callable[[Sequence[np.ndarray]], list[np.ndarray]]
 
 
@@ -215,16 +172,16 @@ def measure(references: References, generate: Generate, reconstruct: Reconstruct
     """Shares right of held-out renders (the ceiling), of the same through the autoencoder, and of samples.
 
     Args:
-        references: from load_references.
+        references: of make_references.
         generate: the prior; the same keys give the same noise.
         reconstruct: its autoencoder.
-        count: held-out scenes, whose tags are the prompts. Scenes of a class without references are passed over.
+        count: held-out scenes, whose tags are the prompts. Scenes of a class without references are left out.
     """
     known = set(references.names.tolist())
     held_out = (s for s in bare_surfaces(EVAL_SEED, itertools.count()) if surface_class(s.tag) in known)
     scenes = list(itertools.islice(held_out, count))
     renders, prompts = [s.hq for s in scenes], [s.tag for s in scenes]
-    wanted, keys = [surface_class(tag) for tag in prompts], [f"eval-scene/{s.index}" for s in scenes]
+    keys = [f"eval-scene/{s.index}" for s in scenes]
     pictures = {
         "held-out renders": renders,
         "through the autoencoder": reconstruct(renders),
@@ -232,14 +189,14 @@ def measure(references: References, generate: Generate, reconstruct: Reconstruct
         "samples, guidance scale 1": generate(prompts, keys, 1.0),
         "samples of the empty prompt": generate([""] * count, keys, 1.0),
     }
-    found = {name: references.nearest(describe_all(images)) for name, images in pictures.items()}
+    predicted = {name: references.nearest(describe_all(images)) for name, images in pictures.items()}
+    classes = [surface_class(tag) for tag in prompts]
+    drawn = zip(prompts, predicted["samples, guidance scale 3"], strict=True)
     return {
         "references": len(references.names),
         "classes": len(known),
         "prompts": count,
         "distinct_prompts": len(set(prompts)),
-        "shares": {name: score(classes, wanted) for name, classes in found.items()},
-        "pictures": [
-            {"prompt": prompt, "found": found["samples, guidance scale 3"][i]} for i, prompt in enumerate(prompts)
-        ],
+        "shares": {name: score(answers, classes) for name, answers in predicted.items()},
+        "pictures": [{"prompt": prompt, "found": answer} for prompt, answer in drawn],
     }

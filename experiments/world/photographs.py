@@ -1,9 +1,8 @@
-"""Fetch the photographs that the next tiny prior is trained on, from Debian packages, and say who made them.
+"""Fetch the photographs that the next tiny prior is trained on from Debian packages, with their licences.
 
-The packages hold wallpapers and the pictures of a children's learning program, under free licences; photographs.csv
-names the photographs among them and what they show. They are stored lossily, so they are halved, which hides it, and
-written as PNG with their tags beside them, as FolderDataModule reads them. ATTRIBUTION.csv names the licence and the
-authors of each, as the package's copyright file says.
+The packages hold wallpapers and the pictures of a children's learning program; photographs.csv names the photographs
+among them and what they show. They are halved, which hides their compression, and written as PNG with their tags beside
+them, as FolderDataModule reads them. ATTRIBUTION.csv has the licence and the authors of each.
 
 `python -m experiments.world.photographs --output runs/world/photographs`
 """
@@ -78,21 +77,21 @@ def licence_of(copyright_file: str, source: str) -> tuple[str, str]:
 
 
 def download(packages: list[str], folder: Path) -> None:
-    """`apt-get download`, which needs neither root nor installs anything.
-
-    Raises:
-        MegaSRError: this machine has no apt-get, or it does not find a package.
-    """
+    """`apt-get download`, which needs no root and installs nothing. Raises MegaSRError when it fails."""
     if shutil.which("apt-get") is None:
         raise MegaSRError(f"apt-get was not found: {_HELP}")
-    done = subprocess.run(["apt-get", "download", *packages], cwd=folder, capture_output=True, text=True)
+    _run(["apt-get", "download", *packages], f"; try apt-get update, or {_HELP}", cwd=folder)
+
+
+def _run(command: list[str], advice: str = "", cwd: Path | None = None) -> None:
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise MegaSRError(f"apt-get download {' '.join(packages)}: {last}; try apt-get update, or {_HELP}")
+        raise MegaSRError(f"{' '.join(command)}: {last}{advice}")
 
 
 def unpack(package: str, packages: Path, folder: Path) -> dict[str, bytes]:
-    """Path -> content of every file of a package, archives in it opened.
+    """Path -> content of every file of a package, with those of Qt resource archives in it.
 
     Raises:
         MegaSRError: the package is not in the folder, or cannot be unpacked.
@@ -100,13 +99,12 @@ def unpack(package: str, packages: Path, folder: Path) -> dict[str, bytes]:
     archives = sorted(packages.glob(f"{package}_*.deb"))
     if not archives:
         raise MegaSRError(f"{packages} holds no {package}_*.deb: {_HELP}")
-    done = subprocess.run(["dpkg-deb", "-x", archives[-1], folder / package], capture_output=True, text=True)
-    if done.returncode:
-        raise MegaSRError(f"{archives[-1].name} cannot be unpacked: {done.stderr.strip()}")
-    files = {str(p.relative_to(folder / package)): p for p in (folder / package).rglob("*") if p.is_file()}
-    content = {name: path.read_bytes() for name, path in files.items() if not name.endswith(".rcc")}
-    for name in sorted(name for name in files if name.endswith(".rcc")):
-        content |= dict(resources(files[name].read_bytes()))
+    root = folder / package
+    _run(["dpkg-deb", "-x", str(archives[-1]), str(root)])
+    content: dict[str, bytes] = {}
+    for path in sorted(path for path in root.rglob("*") if path.is_file()):
+        data = path.read_bytes()
+        content |= dict(resources(data)) if path.suffix == ".rcc" else {str(path.relative_to(root)): data}
     return content
 
 
@@ -124,7 +122,7 @@ def halve(content: bytes, name: str) -> np.ndarray:
 
 
 def write_photographs(packages: Path, folder: Path) -> int:
-    """Write NAME.png and NAME.txt for every row of photographs.csv, and ATTRIBUTION.csv; how many there are.
+    """Write NAME.png and NAME.txt for every row of photographs.csv, and ATTRIBUTION.csv; returns their number.
 
     Raises:
         MegaSRError: a package or a photograph is missing.

