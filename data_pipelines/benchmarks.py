@@ -31,16 +31,16 @@ class Benchmark:
     """A named set of evaluation images.
 
     Attributes:
-        name: what `--data` and results call it.
+        name: in `--data` and in results.
         count: number of images.
-        lq_px: height and width of every lq as it is distributed; None when they differ.
+        lq_px: height and width of every lq as distributed; None when they differ.
         has_hq: there is ground truth, scale_factor times as large as lq.
-        protocol: name of the evaluation protocol that the field takes on it.
+        protocol: the field's evaluation protocol for it.
         obtain: where to download it.
-        folders: what its folder is called there.
+        folders: names of its folder there.
         crop_px: height and width of the centre of lq that is restored; None restores all of it.
         scale_factor: size of sr over size of lq.
-        caveat: what else goes by this name.
+        caveat: what else has this name.
         licence: of the images; none of these sets states one.
     """
 

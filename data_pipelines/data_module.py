@@ -61,11 +61,11 @@ _HELP = {
 
 
 class SRDataModule(lightning.LightningDataModule):
-    """Loaders of training draws and of an evaluation set, of whole images or of what subclasses make.
+    """Loaders of training draws and of an evaluation set.
 
-    By default training draws are random crops of `train`, whose unusable images are left out and counted, and
-    evaluation takes centre crops of `evaluation`. Subclasses without sources implement train_sample, eval_sample and
-    eval_key. The other arguments are those that all data modules share; a degradation of None leaves lq to the samples.
+    Training draws are random crops of `train`, whose unusable images are left out and counted; evaluation takes centre
+    crops of `evaluation`. Subclasses without sources implement train_sample and eval_sample instead. A degradation of
+    None leaves lq to the samples; see the data modules for the other arguments.
 
     Raises:
         UsageError: a value cannot be used.

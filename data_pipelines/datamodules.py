@@ -49,13 +49,7 @@ __all__ = [
 def open_source(
     location: str, cache_dir: str | None = None, cache_gb: float = 50.0, shuffle_shards: int = 16
 ) -> FolderSource | ShardSource:
-    """A shard set where there is a manifest or the location is not a local folder; else a folder of images.
-
-    Args:
-        location: folder, http(s):// address or pipe: command.
-        cache_dir: see ShardSource, as the others.
-        cache_gb: size of the copies, in 1e9 bytes.
-        shuffle_shards: number of shards between which samples are shuffled.
+    """A folder of images, or a shard set (see ShardSource): a remote location, or a folder with a manifest.
 
     Raises:
         UsageError: there is no such folder, or it holds no image.
@@ -68,11 +62,7 @@ def open_source(
 
 
 def check_apart(train: Source, evaluation: Source) -> None:
-    """Refuse to evaluate on training images, where it can be seen: the same files, or the same tars.
-
-    Raises:
-        UsageError: the two share some.
-    """
+    """Raise UsageError when two folders share files, or two shard sets tars."""
     if isinstance(train, FolderSource) and isinstance(evaluation, FolderSource):
         check_disjoint(dict(train.files), dict(evaluation.files))
     if isinstance(train, ShardSource) and isinstance(evaluation, ShardSource):
@@ -233,7 +223,7 @@ class MixtureDataModule(SRDataModule):
     Args:
         parts: what is mixed. Their images are called 0:..., 1:... in the order of the list.
         eval_url: shard set or folder of images of the evaluation. None keeps every twentieth image of every part but
-            scenes for it, at most eval_samples of each, and trains on the others.
+            scenes for it, at most eval_samples of each, numbered without scenes, and trains on the others.
     """
 
     def __init__(
@@ -258,7 +248,7 @@ class MixtureDataModule(SRDataModule):
                 place, size_px = parts[number].source, eval_crop_size_px or crop_size_px
                 finite[number], held_out = keep_some(source, "eval_url", place, eval_samples, size_px)
                 kept.append(held_out)
-            evaluation = EvalMixture(kept, [str(number) for number in finite])
+            evaluation = EvalMixture(kept)
         else:
             evaluation = open_source(eval_url, cache_dir, cache_gb)
             for source in finite.values():

@@ -36,11 +36,7 @@ def index_folder(root: str | Path) -> dict[str, Path]:
 
 
 def check_disjoint(train: dict[str, Path], evaluation: dict[str, Path]) -> None:
-    """Refuse to evaluate on training images.
-
-    Raises:
-        UsageError: the two sets share files; lists the first.
-    """
+    """Raise UsageError when training and evaluation share files."""
     shared = sorted({p.resolve() for p in train.values()} & {p.resolve() for p in evaluation.values()})
     if shared:
         raise UsageError(

@@ -90,35 +90,29 @@ class MixtureSource:
     """Sources in sequence, each with its own order, drawn in fixed shares (see QuotaOrder).
 
     Args:
-        sources: what is mixed.
+        sources: what is mixed; the number of the source is the prefix of its keys.
         weights: relative share of each, positive, whatever the sizes of the sources.
-        names: prefix of each source's keys, so that they stay unique; None numbers them.
 
     Raises:
-        UsageError: the numbers of sources, weights and names differ, a weight is not positive, a source is empty, or a
-            name comes twice or holds a colon.
+        UsageError: the numbers of sources and weights differ, a weight is not positive, or a source is empty.
     """
 
-    def __init__(self, sources: Sequence[Source], weights: Sequence[float], names: Sequence[str] | None = None) -> None:
-        names = [str(number) for number in range(len(sources))] if names is None else names
-        if not 1 <= len(sources) == len(weights) == len(names):
-            counts = f"{len(sources)} sources, {len(weights)} weights and {len(names)} names"
-            raise UsageError(f"a mixture needs as many weights and names as sources, got {counts}")
-        if len(set(names)) < len(names) or any(":" in name for name in names):
-            raise UsageError(f"names of a mixture must differ and hold no colon, got {', '.join(names)}")
-        for name, weight, source in zip(names, weights, sources, strict=True):
+    def __init__(self, sources: Sequence[Source], weights: Sequence[float]) -> None:
+        if not 1 <= len(sources) == len(weights):
+            raise UsageError(f"a mixture needs as many weights as sources, got {len(weights)} for {len(sources)}")
+        for number, (weight, source) in enumerate(zip(weights, sources, strict=True)):
             if not (math.isfinite(weight) and weight > 0):
-                raise UsageError(f"the weight of source {name!r} must be positive, got {weight}")
+                raise UsageError(f"the weight of source {number} must be positive, got {weight}")
             if len(source) == 0:
-                raise UsageError(f"source {name!r} of a mixture is empty")
-        self.sources, self.weights, self.names = list(sources), list(weights), list(names)
+                raise UsageError(f"source {number} of a mixture is empty")
+        self.sources, self.weights = list(sources), list(weights)
         self.offsets = [0, *accumulate(len(source) for source in sources)]
 
     @property
     def fingerprint(self) -> str:
         """Of all sources and their weights."""
-        parts = zip(self.names, self.weights, self.sources, strict=True)
-        return names_fingerprint(f"{name} {weight} {source.fingerprint}" for name, weight, source in parts)
+        parts = enumerate(zip(self.weights, self.sources, strict=True))
+        return names_fingerprint(f"{number} {weight} {source.fingerprint}" for number, (weight, source) in parts)
 
     def __len__(self) -> int:
         return self.offsets[-1]
@@ -131,12 +125,11 @@ class MixtureSource:
     def read(self, index: int) -> Sample:
         """Image `index`. Raises UnusableSampleError when its source cannot read it."""
         number, own = self.locate(index)
-        name = self.names[number]
         try:
             sample = self.sources[number].read(own)
         except UnusableSampleError as error:
-            raise UnusableSampleError(f"{name}:{error.key}", error.reason, error.detail, error.damaged) from error
-        return replace(sample, key=f"{name}:{sample.key}")
+            raise UnusableSampleError(f"{number}:{error.key}", error.reason, error.detail, error.damaged) from error
+        return replace(sample, key=f"{number}:{sample.key}")
 
     def order(self, draw: int, seed: int) -> int:
         """The image of training draw `draw`."""
@@ -145,13 +138,13 @@ class MixtureSource:
 
 
 class EvalMixture(MixtureSource):
-    """A mixture of sources that name their images."""
+    """A mixture to evaluate on: its sources name their images."""
 
-    def __init__(self, sources: Sequence[NamedSource], names: Sequence[str]) -> None:
-        super().__init__(sources, [1.0] * len(sources), names)
+    def __init__(self, sources: Sequence[NamedSource]) -> None:
+        super().__init__(sources, [1.0] * len(sources))
         self.named = list(sources)
 
     def key(self, index: int) -> str:
         """Key of image `index`."""
         number, own = self.locate(index)
-        return f"{self.names[number]}:{self.named[number].key(own)}"
+        return f"{number}:{self.named[number].key(own)}"

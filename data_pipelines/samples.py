@@ -106,11 +106,10 @@ class NamedSource(Source, EvalSet, Protocol):
 
 
 class SampleSet(torch.utils.data.Dataset):
-    """A map-style set: `make(index)` gives sample `index`. A training set has no end: its indices are draws."""
+    """A map-style set: `make(index)` gives sample `index`. The indices of a training set are draws, without end."""
 
     def __init__(self, make: Callable[[int], object], length: int) -> None:
-        self.make = make
-        self.length = length
+        self.make, self.length = make, length
 
     def __len__(self) -> int:
         return self.length
@@ -130,7 +129,7 @@ class DrawSampler(torch.utils.data.DistributedSampler[int]):
     draws than the epoch has left: Lightning counts batches and stops by itself.
 
     Args:
-        position: gives the samples that all processes together have consumed; called when an epoch starts or resumes.
+        position: samples that all processes together have consumed; called when an epoch starts or resumes.
         epoch_length: draws per epoch of all processes together, a multiple of world_size.
         rank: of this process.
         world_size: number of processes.
@@ -156,11 +155,7 @@ class SampleLoader(torch.utils.data.DataLoader):
 
 
 class DrawLoader(SampleLoader):
-    """A loader with an (empty) state, so that Lightning resumes it within an epoch.
-
-    The position is kept by the data module, in samples: after a change of batch size or of the number of processes no
-    draw is repeated or left out.
-    """
+    """A loader with an (empty) state, so that Lightning resumes within an epoch; the data module has the position."""
 
     def state_dict(self) -> dict[str, int]:
         """Nothing."""

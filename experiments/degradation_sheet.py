@@ -70,7 +70,7 @@ def sheet(hq: np.ndarray, preset: str, scale_factor: int, num_draws: int) -> np.
 
 def main() -> None:
     """Write one sheet per preset."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, required=True, help="folder of the pictures")
     parser.add_argument("--photo", default="chelsea", help="one of data_pipelines.photos")
     parser.add_argument("--draws", type=int, default=12, help="draws per preset")

@@ -1,4 +1,4 @@
-"""Encode pictures of the tiny world once, so that the U-Net's training needs neither a renderer nor the autoencoder.
+"""Encode pictures of the tiny world once, for the training of the U-Net.
 
 `python -m experiments.world.encode --vae runs/world/vae --photos runs/world/photographs --output runs/world/latents`
 """

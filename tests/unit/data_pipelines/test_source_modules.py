@@ -279,3 +279,23 @@ def test_shards_keep_the_last_of_every_shard_for_evaluation(shards: Path, monkey
     assert next(iter(data.val_dataloader()))["keys"] == data.eval_keys()
     with pytest.raises(UsageError, match="name others for evaluation in data.eval_url"):
         ShardDataModule(url, baked="any")
+
+
+def test_pairs_and_mixtures_keep_a_part_of_themselves_for_evaluation(shards: Path, tmp_path: Path) -> None:
+    for n in range(24):
+        lq = pixels(n, 20, 24)
+        write_png(lq, tmp_path / "pairs" / "lq" / f"{n}.png")
+        write_png(np.kron(lq, np.ones((4, 4, 1), np.uint8)), tmp_path / "pairs" / "hq" / f"{n}.png")
+    settings = {"crop_size_px": 32, "batch_size": 2, "train_samples": 4}
+    paired = PairedDataModule(str(tmp_path / "pairs"), **settings)
+    (key,) = paired.eval_keys()
+    assert paired.error_budget.samples == 23 and key not in {paired.train_source.read(n).key for n in range(23)}
+    assert [k for batch in paired.val_dataloader() for k in batch["keys"]] == [key]
+
+    parts = [Part("scenes"), Part(str(shards)), Part(str(tmp_path / "pairs" / "hq"))]
+    mixture = MixtureDataModule(parts, **settings)
+    assert mixture.eval_keys() == [f"0:{ShardSource(str(shards)).key(11)}", f"1:{key}"]
+    assert [k for batch in mixture.val_dataloader() for k in batch["keys"]] == mixture.eval_keys()
+    assert mixture.error_budget.samples == 11 + 23
+    with pytest.raises(UsageError, match="scenes alone .* set data.eval_url"):
+        MixtureDataModule([Part("scenes")], **settings)

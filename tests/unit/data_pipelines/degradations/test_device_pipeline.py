@@ -66,6 +66,8 @@ def test_lq_has_its_size_and_range(preset: str, scale_factor: int, height: int, 
     assert torch.equal((lq * 255).round() / 255, lq)
     reference = torch.stack([degradation.apply_image(image, one) for image, one in zip(hq, params, strict=True)])
     assert (lq - reference).abs().mean() < 2 / 255
+    assert torch.equal((reference * 255).round() / 255, reference)
+    assert torch.equal(degradation.apply_image(hq[0], params[0]), reference[0]), "replay is bit-equal"
 
 
 def test_neither_hq_nor_the_kind_of_computing_matters() -> None:
