@@ -1,4 +1,4 @@
-"""CLIP: checkpoints in open_clip's and transformers' formats, and the tower of the image tokens."""
+"""CLIP in open_clip's format: loading, saving, embeddings, and the vision tower of the image tokens."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from megasr.configs import read_config
 from megasr.errors import MegaSRError, UsageError, unknown_name
 from megasr.files import read_safetensors, read_saved
 from megasr.semantics.vocabulary import load_tokenizer, make_tokenizer, save_merges
-from megasr.weights import MANIFEST
+from megasr.weights import MANIFEST, require
 
 # The shipped ones: trained on clean images, and the same with its vision tower tuned for degraded ones.
 _ASSETS = Path(__file__).parent.parent / "assets"
@@ -29,11 +29,7 @@ _CLIP_PIXELS = {"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954,
 
 
 class Clip(nn.Module):
-    """A frozen CLIP.
-
-    Args:
-        model: open_clip's.
-    """
+    """A frozen open_clip model."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -113,8 +109,6 @@ def find_clip(source: str) -> Path:
     Raises:
         MegaSRError: a known weight is not on this machine.
     """
-    from megasr.weights import MANIFEST, require
-
     return require(source) if source in MANIFEST else FOLDERS.get(source, Path(source))
 
 
@@ -159,10 +153,15 @@ def encode_patches(model: Any, images: torch.Tensor) -> tuple[torch.Tensor, torc
 
 def tokens_and_embedding(model: Any, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """(B, 3, H, W) in [0, 1] -> patch tokens (B, N, D) as an adapter reads them, images (B, E) of unit length."""
-    found = model.visual.forward_intermediates(
-        prepare_images(model.visual, images), indices=1, normalize_intermediates=True, output_fmt="NLC"
+    outputs = _intermediates(model.visual, images)
+    return outputs["image_intermediates"][-1], F.normalize(outputs["image_features"], dim=-1)
+
+
+def _intermediates(visual: Any, images: torch.Tensor, **more: bool) -> dict[str, Any]:
+    """Tokens of the last layer after the final norm, without the class token."""
+    return visual.forward_intermediates(
+        prepare_images(visual, images), indices=1, normalize_intermediates=True, output_fmt="NLC", **more
     )
-    return found["image_intermediates"][-1], F.normalize(found["image_features"], dim=-1)
 
 
 def encode_texts(model: Any, texts: Sequence[str]) -> torch.Tensor:
@@ -179,7 +178,7 @@ class VisionConfig:
 
     Args:
         weights: checkpoint file of an open_clip model (open_clip's format, safetensors or pickle).
-        model: open_clip model name, as SD 2.x was trained with ViT-H-14's text tower; or, without weights, `tiny` or
+        model: open_clip model name (SD 2.x was trained with ViT-H-14's text tower); or, without weights, `tiny` or
             `tiny_lq` (the shipped ones), `clip-vit-h14` (megasr weights) or a folder in open_clip's local-dir format.
 
     Raises:
@@ -190,20 +189,30 @@ class VisionConfig:
     model: str = "ViT-H-14"
 
     def __post_init__(self) -> None:
-        if self.brings_weights and self.weights:
-            raise UsageError(f"vision.model {self.model!r} brings its own weights: leave out vision.weights")
-        if not self.brings_weights and not self.weights:
-            raise UsageError(f"vision.weights: name the checkpoint of {self.model}, or set vision.model to tiny")
+        check_weights("vision", self.model, self.weights)
 
     @property
     def brings_weights(self) -> bool:
         """The model is a shipped one, one of the manifest, or a folder."""
-        return self.model in (*FOLDERS, *MANIFEST) or "/" in self.model or Path(self.model).is_dir()
+        return brings_weights(self.model)
 
     @property
     def weights_file(self) -> Path:
         """Where the weights are."""
         return find_clip(self.model) / WEIGHTS if self.brings_weights else Path(self.weights)
+
+
+def brings_weights(model: str) -> bool:
+    """Whether a model is a shipped one, one of the manifest, or a folder, and not a name of open_clip's."""
+    return model in (*FOLDERS, *MANIFEST) or "/" in model or Path(model).is_dir()
+
+
+def check_weights(section: str, model: str, weights: str) -> None:
+    """Refuse a name of open_clip's without weights, and a model that brings them with others. Raises UsageError."""
+    if brings_weights(model) and weights:
+        raise UsageError(f"{section}.model {model!r} brings its own weights: leave out {section}.weights")
+    if not brings_weights(model) and not weights:
+        raise UsageError(f"{section}.weights: name the checkpoint of {model}, or set {section}.model to tiny")
 
 
 class VisionEncoder(nn.Module):
@@ -216,8 +225,7 @@ class VisionEncoder(nn.Module):
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
-        model = load_open_clip(config.model) if config.brings_weights else _create(config)
-        self.visual = model.visual.requires_grad_(False).eval()
+        self.visual = load_any(config.model, config.weights).visual.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> VisionEncoder:
         """Frozen: stays in evaluation mode."""
@@ -226,22 +234,29 @@ class VisionEncoder(nn.Module):
     @torch.no_grad()
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """(B, 3, H, W) in [0, 1] -> (B, N, E)."""
-        features = self.visual.forward_intermediates(
-            prepare_images(self.visual, image), indices=1, normalize_intermediates=True, intermediates_only=True,
-            output_fmt="NLC",
-        )  # fmt: skip
-        return features["image_intermediates"][-1]
+        return _intermediates(self.visual, image, intermediates_only=True)["image_intermediates"][-1]
 
 
-def _create(config: VisionConfig) -> Any:
-    """A model that open_clip knows by name, with the weights of a file."""
+def load_any(name: str, weights: str) -> Any:
+    """An open_clip model in float32 with its tokenizer: one that brings its weights, or one of open_clip's with a file.
+
+    Raises:
+        UsageError: open_clip does not know the model.
+        MegaSRError: the weights are missing or belong to another model.
+    """
+    if brings_weights(name):
+        return load_open_clip(name)
     import open_clip
 
-    if config.model not in open_clip.list_models():
-        raise unknown_name("open_clip model", config.model, ["tiny", *open_clip.list_models()])
+    if name not in open_clip.list_models():
+        raise unknown_name("open_clip model", name, [*FOLDERS, *open_clip.list_models()])
     try:
-        if Path(config.weights).is_file() and Path(config.weights).suffix not in (".safetensors", ".npz", ".npy"):
-            read_saved(Path(config.weights))  # open_clip would pass on torch's advice to read what could run code
-        return open_clip.create_model(config.model, pretrained=config.weights)
+        if Path(weights).is_file() and Path(weights).suffix not in (".safetensors", ".npz", ".npy"):
+            read_saved(Path(weights))  # open_clip would pass on torch's advice to read what could run code
+        with torch.random.fork_rng(devices=[]):
+            model = open_clip.create_model(name, pretrained=weights)
+        model.tokenizer = open_clip.get_tokenizer(name)
     except (OSError, RuntimeError, ValueError, KeyError) as error:
-        raise MegaSRError(f"vision weights {config.weights!r} for {config.model} cannot be loaded: {error}") from error
+        reason = " ".join(str(error).split())
+        raise MegaSRError(f"CLIP weights {weights!r} for {name} cannot be loaded: {reason}") from error
+    return model.float()

@@ -25,12 +25,10 @@ State = dict[str, torch.Tensor]
 
 _HEADS = 4  # of the tagging head's attention; weights do not tell
 _ENCODER, _HEAD = "visual_encoder.", "tagging_head.encoder.layer."
-# Buffers that older checkpoints carry; they follow from the sizes.
-_COMPUTED = ("relative_position_index", "attn_mask")
 
 
 class TagLayer(nn.Module):
-    """BERT's layer without self-attention (Query2Label, 2107.10834): labels look at the image, then an MLP.
+    """BERT's layer without self-attention (Query2Label, 2107.10834): labels attend to the image, then an MLP.
 
     Args:
         width: of the labels.
@@ -40,24 +38,21 @@ class TagLayer(nn.Module):
 
     def __init__(self, width: int, context_width: int, hidden: int) -> None:
         super().__init__()
-        look = {name: nn.Linear(wide, width) for name, wide in _projections(width, context_width).items()}
-        self.crossattention = nn.ModuleDict({"self": nn.ModuleDict(look), "output": _residual(width, width)})
+        widths = {"query": width, "key": context_width, "value": context_width}
+        attention = nn.ModuleDict({name: nn.Linear(wide, width) for name, wide in widths.items()})
+        self.crossattention = nn.ModuleDict({"self": attention, "output": _residual(width, width)})
         self.intermediate = nn.ModuleDict({"dense": nn.Linear(width, hidden)})
         self.output = _residual(hidden, width)
 
     def forward(self, labels: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
         """Labels (B, T, W) that attend to image tokens (B, N, C) -> (B, T, W)."""
-        look, output = self.crossattention["self"], self.crossattention["output"]
-        parts = (look["query"](labels), look["key"](image), look["value"](image))
+        attention, output = self.crossattention["self"], self.crossattention["output"]
+        parts = (attention["query"](labels), attention["key"](image), attention["value"](image))
         query, key, value = (part.unflatten(-1, (_HEADS, -1)).transpose(1, 2) for part in parts)
-        seen = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
-        labels = output["LayerNorm"](output["dense"](seen) + labels)
+        attended = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+        labels = output["LayerNorm"](output["dense"](attended) + labels)
         hidden = F.gelu(self.intermediate["dense"](labels))
         return self.output["LayerNorm"](self.output["dense"](hidden) + labels)
-
-
-def _projections(width: int, context_width: int) -> dict[str, int]:
-    return {"query": width, "key": context_width, "value": context_width}
 
 
 def _residual(inputs: int, width: int) -> nn.ModuleDict:
@@ -72,10 +67,12 @@ class Ram(nn.Module):
     """
 
     def __init__(self, state: Mapping[str, torch.Tensor]) -> None:
+        from timm.models.swin_transformer import SwinTransformer
+
         super().__init__()
         encoder = swin_sizes(state)
         self.size_px: int = encoder["img_size"]
-        self.visual_encoder = _build_swin(encoder)
+        self.visual_encoder = SwinTransformer(**encoder, num_classes=0, drop_path_rate=0.0)
         context, encoder_width = state["image_proj.weight"].shape
         count, label_width = state["label_embed"].shape
         width = state["fc.weight"].shape[1]
@@ -130,12 +127,6 @@ def swin_sizes(state: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     }
 
 
-def _build_swin(sizes: dict[str, Any]) -> Any:
-    from timm.models.swin_transformer import SwinTransformer
-
-    return SwinTransformer(**sizes, num_classes=0, drop_path_rate=0.0)
-
-
 def _public_name(name: str) -> str:
     """A parameter's name in the checkpoint: timm's stages merge patches when they begin, the original's as they end."""
     return re.sub(r"^(visual_encoder\.layers\.)(\d+)(\.downsample\.)", lambda m: f"{m[1]}{int(m[2]) - 1}{m[3]}", name)
@@ -153,9 +144,7 @@ def load_ram(weights: Path, lora: Path | None = None) -> Ram:
     """
     state = {name.replace("vision_multi.", "tagging_head."): value for name, value in _read(weights, "RAM").items()}
     if "reweight_scale" in state:
-        raise MegaSRError(
-            f"RAM weights {weights}: this is RAM++, whose tags are another model's: give RAM's checkpoint"
-        )
+        raise MegaSRError(f"RAM weights {weights}: this is RAM++, another model: give RAM's checkpoint")
     if lora is not None:
         _merge_lora(state, _read(lora, "RAM LoRA"), f"RAM LoRA {lora}")
     try:
@@ -176,7 +165,7 @@ def save_ram(ram: Ram, file: Path) -> None:
 
 
 def _read(file: Path, what: str) -> State:
-    """Floating-point tensors of a checkpoint, which may be wrapped in `model`."""
+    """The tensors of a checkpoint, which may be wrapped in `model`."""
     if not file.is_file():
         raise MegaSRError(f"{what} weights {file}: there is no such file")
     try:
@@ -185,45 +174,30 @@ def _read(file: Path, what: str) -> State:
     except OSError as error:
         raise MegaSRError(f"{what} weights {file} cannot be read as plain tensors: {error}") from error
     content = content.get("model", content) if isinstance(content, dict) else {}
-    named = {name: value for name, value in content.items() if isinstance(value, torch.Tensor)}
-    return {name: value for name, value in named.items() if not name.endswith(_COMPUTED)}
+    return {name: value for name, value in content.items() if isinstance(value, torch.Tensor)}
 
 
 def _merge_lora(state: State, lora: State, what: str) -> None:
     """Add B A / r to every weight that the update names (LoRA, 2106.09685, with alpha 1 as SeeSR trains it).
 
-    It must cover what DAPE covers: query and value of Swin, query and key of the tagging head. The caption towers'
-    part of DAPE.pth is passed over: it was never trained.
+    DAPE tunes query and value of Swin, query and key of the tagging head; the caption towers' part of the file was
+    never trained. A fused query-key-value has one pair for the query and one for the value, stacked, and none for the
+    key.
     """
     stems = {name.rpartition(".")[0] for name in lora if name.startswith((_ENCODER, _HEAD)) and ".lora_" in name}
-    expected = {name.rpartition(".")[0] for name in state if re.search(_TUNED, name)}
+    tuned = re.compile(rf"{_ENCODER}layers\..*\.attn\.qkv|{_HEAD}.*\.crossattention\.self\.(query|key)")
+    expected = {name.removesuffix(".weight") for name in state if tuned.fullmatch(name.removesuffix(".weight"))}
     if stems != expected:
-        example = min(stems ^ expected)
-        why = "lacks" if example in expected else "has, unlike RAM,"
-        raise MegaSRError(f"{what}: {why} {example}.lora_A: expected an update of the RAM that weights name")
+        raise MegaSRError(f"{what}: no update of the RAM that weights name: {min(stems ^ expected)} is not in both")
     for stem in sorted(stems):
         weight = f"{stem}.weight"
         try:
-            delta = _delta(lora[f"{stem}.lora_A"].float(), lora[f"{stem}.lora_B"].float(), stem.endswith(".qkv"))
-            if delta.shape != state[weight].shape:
-                raise ValueError(f"makes {tuple(delta.shape)}, the weight is {tuple(state[weight].shape)}")
+            a, b = lora[f"{stem}.lora_A"].float(), lora[f"{stem}.lora_B"].float()
+            if stem.endswith(".qkv"):
+                query, value = (up @ down for up, down in zip(b.chunk(2), a.split(b.shape[1]), strict=True))
+                delta = torch.cat([query, torch.zeros_like(query), value])
+            else:
+                delta = b @ a
+            state[weight] = state[weight].float() + delta / b.shape[1]
         except (KeyError, RuntimeError, ValueError) as error:
             raise MegaSRError(f"{what}: the update of {weight} does not fit: {error}") from error
-        state[weight] = state[weight].float() + delta
-
-
-_TUNED = (
-    r"^visual_encoder\.layers\..*\.attn\.qkv\.weight$|^tagging_head\..*\.crossattention\.self\.(query|key)\.weight$"
-)
-
-
-def _delta(a: torch.Tensor, b: torch.Tensor, fused: bool) -> torch.Tensor:
-    """The change of a weight: (R, in) and (out, r) -> (out, in).
-
-    A fused query-key-value has one pair for the query and one for the value, stacked (R = 2 r), and none for the key.
-    """
-    rank = b.shape[1]
-    if not fused:
-        return b @ a / rank
-    query, value = (up @ down for up, down in zip(b.chunk(2), a.split(rank), strict=True))
-    return torch.cat([query, torch.zeros_like(query), value]) / rank

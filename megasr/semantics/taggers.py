@@ -17,7 +17,7 @@ _TEXTS_AT_ONCE = 64
 
 
 class Tagger(nn.Module):
-    """Images, and what the data say of them -> tag lists."""
+    """Images, and the tags that the data bring -> tag lists."""
 
     def forward(self, images: torch.Tensor, given: Sequence[str] | None = None) -> list[str]:
         """Tag lists of a batch.
@@ -32,8 +32,18 @@ class Tagger(nn.Module):
         raise NotImplementedError
 
 
+def _given_tags(images: torch.Tensor, given: Sequence[str] | None) -> list[str]:
+    """The tag list of every image, "" where the data bring none."""
+    check_image(images, "tagger image")
+    if given is None:
+        return [""] * len(images)
+    if isinstance(given, str) or len(given) != len(images):
+        raise UsageError(f"tagger: {len(given)} given tag lists for {len(images)} images")
+    return list(given)
+
+
 class GivenTagger(Tagger):
-    """What comes with the data.
+    """The tags that come with the data.
 
     Args:
         required: an image without tags is an error.
@@ -94,25 +104,18 @@ class LabelTagger(Tagger):
         tags = _given_tags(images, given)
         places = [place for place, text in enumerate(tags) if not (self.keep_given and text.strip())]
         if places:
-            found = self.choose(self.logits(images[places]))
-            for place, text in zip(places, found, strict=True):
+            for place, text in zip(places, self.choose(self.logits(images[places])), strict=True):
                 tags[place] = text
         return tags
 
     def choose(self, logits: torch.Tensor) -> list[str]:
-        """Tag lists of (B, T) logits; of equally probable labels the earlier one goes first.
-
-        Raises:
-            UsageError: a logit is not finite, as of an image that is not.
-        """
+        """Tag lists of (B, T) logits; of equally probable labels the earlier one goes first."""
         logits = logits.detach().float().cpu()
-        if not logits.isfinite().all():
-            raise UsageError("tagger: an image, or the tagger's weights, hold values that are not finite")
         probable = self.probabilities(logits) >= self._thresholds
         ranked = logits.sort(dim=1, descending=True, stable=True).indices
-        chosen = [
+        chosen = (
             [i for i in row.tolist() if known[i]][: self.max_tags] for row, known in zip(ranked, probable, strict=True)
-        ]
+        )
         return [SEPARATOR.join(self.labels[i] for i in row) for row in chosen]
 
     def train(self, mode: bool = True) -> LabelTagger:
@@ -121,9 +124,7 @@ class LabelTagger(Tagger):
 
 
 class ClipTagger(LabelTagger):
-    """A CLIP that compares the image with every phrase of a vocabulary.
-
-    The phrases are embedded once: tuning the text tower has no effect on them.
+    """A CLIP that compares the image with every phrase of a vocabulary; the phrases are embedded once.
 
     Args:
         clip: open_clip's model with its `tokenizer`; it is frozen.
@@ -142,25 +143,16 @@ class ClipTagger(LabelTagger):
         self.is_sigmoid = getattr(clip, "logit_bias", None) is not None
         template = template or ("{}" if self.is_sigmoid else "a photo of {}")
         texts = [template.replace("{}", label) for label in self.labels]
-        parts = [texts[i : i + _TEXTS_AT_ONCE] for i in range(0, len(texts), _TEXTS_AT_ONCE)]
         with torch.no_grad():
-            embedded = torch.cat([encode_texts(clip, part) for part in parts])
+            starts = range(0, len(texts), _TEXTS_AT_ONCE)
+            embedded = torch.cat([encode_texts(clip, texts[i : i + _TEXTS_AT_ONCE]) for i in starts])
         self.register_buffer("embedded", embedded, persistent=False)  # (T, E) of unit length
 
     def logits(self, images: torch.Tensor) -> torch.Tensor:
         return self._compare(encode_images(self.clip, images.to(self.embedded)))
 
     def analyse(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Patch tokens as an adapter reads them (B, N, D), and logits.
-
-        Raises:
-            UsageError: the vision tower is no vision transformer.
-        """
-        from open_clip.transformer import VisionTransformer
-
-        if not isinstance(self.clip.visual, VisionTransformer):
-            tower = type(self.clip.visual).__name__
-            raise UsageError(f"tagger.model: patch tokens are those of a vision transformer, this tower is a {tower}")
+        """Patch tokens of the vision transformer as an adapter reads them (B, N, D), and logits."""
         tokens, whole = tokens_and_embedding(self.clip, images.to(self.embedded))
         return tokens, self._compare(whole)
 
@@ -169,7 +161,7 @@ class ClipTagger(LabelTagger):
         return logits + self.clip.logit_bias if self.is_sigmoid else logits
 
     def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
-        # softmax(l) / max softmax(l) of a CLIP that was trained to compare texts: how true a text is it cannot say.
+        # softmax(l) / max softmax(l): a CLIP that was trained to compare texts gives no probability of a single one.
         return torch.sigmoid(logits) if self.is_sigmoid else (logits - logits.amax(1, keepdim=True)).exp()
 
 
@@ -196,13 +188,3 @@ class RamTagger(LabelTagger):
     def analyse(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         features = self.features(images)
         return features, self.ram.logits(features)
-
-
-def _given_tags(images: torch.Tensor, given: Sequence[str] | None) -> list[str]:
-    """The tag list of every image, "" where the data bring none."""
-    check_image(images, "tagger image")
-    if given is None:
-        return [""] * len(images)
-    if isinstance(given, str) or len(given) != len(images):
-        raise UsageError(f"tagger: {len(given)} given tag lists for {len(images)} images")
-    return list(given)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
 from megasr.errors import MegaSRError, UsageError, unknown_name
-from megasr.semantics.clip import FOLDERS, load_open_clip
+from megasr.semantics.clip import check_weights, load_any
 from megasr.semantics.taggers import ClipTagger, GivenTagger, RamTagger, Tagger
 
 VOCABULARIES = Path(__file__).parent.parent / "assets" / "vocabularies"
@@ -21,20 +21,14 @@ def list_vocabularies() -> list[str]:
 
 
 def load_vocabulary(source: str) -> tuple[str, ...]:
-    """The phrases of a vocabulary.
-
-    Args:
-        source: `tiny`, `general`, or a file (see read_phrases).
+    """The phrases of a vocabulary: `tiny`, `general`, or a file (see read_phrases).
 
     Raises:
         UsageError: it is neither, or a line cannot be used.
     """
-    shipped = VOCABULARIES / f"{source}.txt"
-    if source in list_vocabularies():
-        return read_phrases(shipped)
-    if not Path(source).is_file():
+    if source not in list_vocabularies() and not Path(source).is_file():
         raise UsageError(f"vocabulary {source!r} is neither {', '.join(list_vocabularies())} nor a file")
-    return read_phrases(Path(source))
+    return read_phrases(VOCABULARIES / f"{source}.txt" if source in list_vocabularies() else Path(source))
 
 
 def read_phrases(file: Path) -> tuple[str, ...]:
@@ -46,19 +40,15 @@ def read_phrases(file: Path) -> tuple[str, ...]:
     """
     lines: dict[str, int] = {}
     phrases = []
-    every = _read_lines(file)
-    for number, line in enumerate(every, 1):
+    for number, line in enumerate(_read_lines(file), 1):
         phrase = " ".join(line.partition("#")[0].split())
-        if not phrase:
-            continue
-        if "," in phrase:
-            raise UsageError(f"{file}, line {number}: {phrase!r} holds a comma: one phrase per line, without commas")
-        first = lines.setdefault(phrase.casefold(), number)
-        if first != number:
-            raise UsageError(f"{file}, line {number}: {phrase!r} is in line {first} already: leave one out")
-        phrases.append(phrase)
+        first = lines.setdefault(phrase.casefold(), number) if phrase else number
+        if "," in phrase or first != number:
+            problem = "holds a comma: one phrase per line" if "," in phrase else f"is in line {first} already"
+            raise UsageError(f"{file}, line {number}: {phrase!r} {problem}")
+        phrases += [phrase] if phrase else []
     if not phrases:
-        raise UsageError(f"{file}: none of its {len(every)} lines has a phrase")
+        raise UsageError(f"{file}: none of its lines has a phrase")
     return tuple(phrases)
 
 
@@ -67,19 +57,15 @@ def read_thresholds(file: Path, count: int) -> torch.Tensor:
 
     Raises:
         MegaSRError: the file cannot be read.
-        UsageError: a line is no number from 0 to 1, or there are more or fewer of them. Names the line.
+        UsageError: it holds something else, or more or fewer numbers.
     """
-    values = []
-    for number, line in enumerate(_read_lines(file), 1):
-        try:
-            values.append(float(line))
-        except ValueError:
-            raise UsageError(f"{file}, line {number}: {line!r} is no number") from None
-        if not 0 <= values[-1] <= 1:
-            raise UsageError(f"{file}, line {number}: the threshold is {line}, but must be from 0 to 1")
-    if len(values) != count:
-        raise UsageError(f"{file}: {len(values)} lines of thresholds for {count} labels")
-    return torch.tensor(values)
+    try:
+        values = torch.tensor([float(line) for line in _read_lines(file)])
+    except ValueError as error:
+        raise UsageError(f"{file}: one threshold per line, but {error}") from error
+    if len(values) != count or not ((values >= 0) & (values <= 1)).all():
+        raise UsageError(f"{file}: {len(values)} lines of thresholds for {count} labels; each must be from 0 to 1")
+    return values
 
 
 def _read_lines(file: Path) -> list[str]:
@@ -162,24 +148,14 @@ class TaggerConfig:
             raise UsageError(f"tagger.max_tags is {self.max_tags}, but must be at least 1")
         if self.template and self.template.count("{}") != 1:
             raise UsageError(f"tagger.template {self.template!r} must hold {{}} once, where the phrase goes")
-        self._check_weights()
-
-    def _check_weights(self) -> None:
-        if self.kind == "clip" and self.brings_weights and self.weights:
-            raise UsageError(f"tagger.model {self.model!r} brings its own weights: leave out tagger.weights")
-        if self.kind == "clip" and not self.brings_weights and not self.weights:
-            raise UsageError(f"tagger.weights: name the checkpoint of {self.model}, or set tagger.model to tiny_lq")
+        if self.kind == "clip":
+            check_weights("tagger", self.model, self.weights)
         if self.kind == "ram" and not (self.weights and self.labels):
             raise UsageError(
                 "tagger.kind ram needs tagger.weights (ram_swin_large_14m.pth) and tagger.labels (its list)"
             )
         if self.label_thresholds and self.threshold is not None:
             raise UsageError("tagger.label_thresholds has a threshold for every label: leave out tagger.threshold")
-
-    @property
-    def brings_weights(self) -> bool:
-        """The CLIP is a shipped one, one of the manifest, or a folder."""
-        return self.model in FOLDERS or Path(self.model).is_dir()
 
 
 def build_tagger(config: TaggerConfig) -> Tagger:
@@ -194,25 +170,9 @@ def build_tagger(config: TaggerConfig) -> Tagger:
     if config.kind == "ram":
         return _build_ram(config)
     phrases = load_vocabulary(config.vocabulary)
-    clip = load_open_clip(config.model) if config.brings_weights else _named_clip(config.model, config.weights)
     threshold = 0.5 if config.threshold is None else config.threshold
+    clip = load_any(config.model, config.weights)
     return ClipTagger(clip, phrases, config.template, threshold, config.max_tags, config.keep_given)
-
-
-def _named_clip(name: str, weights: str) -> Any:
-    """A model that open_clip knows by name, with the weights of a file and its tokenizer."""
-    import open_clip
-
-    if name not in open_clip.list_models():
-        raise unknown_name("open_clip model", name, [*FOLDERS, *open_clip.list_models()])
-    try:
-        with torch.random.fork_rng(devices=[]):
-            model = open_clip.create_model(name, pretrained=weights)
-        model.tokenizer = open_clip.get_tokenizer(name)
-    except (OSError, RuntimeError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())
-        raise MegaSRError(f"tagger.weights {weights!r} for {name} cannot be loaded: {reason}") from error
-    return model.float()
 
 
 def _build_ram(config: TaggerConfig) -> RamTagger:

@@ -1,8 +1,4 @@
-"""Text semantics: prompts in, token embeddings e_t out, for both kinds of text encoder that a prior folder may hold.
-
-SD 2.x ships a transformers CLIPTextModel; the tiny prior an open_clip TextTransformer, whose BPE vocabulary comes with
-the open_clip library, so that its folder needs no tokenizer files.
-"""
+"""Text encoders of a prior folder: SD 2.x's transformers CLIPTextModel, the tiny prior's open_clip TextTransformer."""
 
 from __future__ import annotations
 
@@ -16,6 +12,7 @@ from torch import nn
 
 from megasr.configs import read_config
 from megasr.files import read_safetensors
+from megasr.semantics.clip import find_clip, load_open_clip
 from megasr.semantics.vocabulary import load_tokenizer, save_merges
 
 
@@ -63,8 +60,6 @@ class OpenClipTextEncoder(TextEncoder):
     @classmethod
     def from_clip(cls, source: str) -> OpenClipTextEncoder:
         """The text tower of a CLIP (see megasr.semantics.clip.load_clip)."""
-        from megasr.semantics.clip import find_clip, load_open_clip
-
         model = load_open_clip(source)
         config = model.config["text_cfg"]
         sizes = {name: config[name] for name in ("context_length", "width", "heads", "layers")}

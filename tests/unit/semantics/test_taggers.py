@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from data_pipelines.scenes.rendering import render_scene
-from megasr.errors import UsageError
 from megasr.images import from_uint8
 from megasr.semantics.clip import encode_images, encode_texts, load_clip
 from megasr.semantics.taggers import ClipTagger, LabelTagger
@@ -90,11 +89,6 @@ def test_equally_probable_labels_keep_the_order_of_the_vocabulary() -> None:
 def test_each_label_may_have_its_own_threshold() -> None:
     chooser = LabelTagger(["a", "b"], torch.tensor([0.6, 0.9]), 3, keep_given=True)
     assert chooser.choose(torch.tensor([[1.0, 2.0], [0.0, 3.0]])) == ["a", "b"]
-
-
-def test_values_that_are_not_finite_are_refused(tagger: ClipTagger) -> None:
-    with pytest.raises(UsageError, match="not finite"):
-        tagger(torch.full((1, 3, 32, 32), float("nan")))
 
 
 def test_only_images_without_tags_are_looked_at(tagger: ClipTagger, scenes: Any) -> None:
@@ -208,19 +202,6 @@ def test_a_folder_without_a_bias_is_compared_as_well(tmp_path: Path, softmax_cli
     tagger = build_tagger(TaggerConfig(kind="clip", model=str(tmp_path), vocabulary=softmax_clip.vocabulary))
     assert isinstance(tagger, ClipTagger) and not tagger.is_sigmoid
     torch.testing.assert_close(tagger.embedded, build_tagger(softmax_clip).embedded)
-
-
-def test_a_tower_without_patches_tags_but_has_no_tokens(softmax_clip: TaggerConfig) -> None:
-    with torch.random.fork_rng(devices=[]):
-        model: Any = open_clip.CLIP(
-            16, {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "head_width": 8}, SIZES["text_cfg"]
-        )
-    model.tokenizer = open_clip.SimpleTokenizer(context_length=16)
-    tagger = ClipTagger(model, ["cat", "dog"], "", 0.5, 10, True)
-    images = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    assert tagger(images)[0]
-    with pytest.raises(UsageError, match="this tower is a ModifiedResNet"):
-        tagger.features(images)
 
 
 def test_more_texts_than_are_read_at_once_are_all_read(tagger: ClipTagger) -> None:

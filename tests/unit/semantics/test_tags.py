@@ -103,6 +103,6 @@ def test_what_is_not_there_is_one_clear_error(tmp_path: Any) -> None:
         build_tagger(TaggerConfig(kind="clip", model="tiny", vocabulary="tinny"))
     with pytest.raises(UsageError, match="unknown open_clip model 'ViT-B-23'; did you mean"):
         build_tagger(TaggerConfig(kind="clip", model="ViT-B-23", weights="x"))
-    with pytest.raises(MegaSRError, match="tagger.weights .*absent.pt' for RN50 cannot be loaded") as error:
+    with pytest.raises(MegaSRError, match="CLIP weights .*absent.pt' for RN50 cannot be loaded") as error:
         build_tagger(TaggerConfig(kind="clip", model="RN50", weights=str(tmp_path / "absent.pt")))
     assert "\n" not in str(error.value)
