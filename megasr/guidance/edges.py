@@ -114,10 +114,7 @@ class _Block(nn.Module):
 
 
 def load_hed(source: str) -> HedNetwork:
-    """A frozen HED network in float32.
-
-    Args:
-        source: a name of the weights manifest, ControlNet's ControlNetHED.pth, an exported file, or the folder of one.
+    """A frozen HED network in float32: of the weights manifest, of a ControlNetHED.pth, an export, or a folder of one.
 
     Raises:
         MegaSRError: the file is missing, broken, or of another network.
@@ -230,10 +227,7 @@ def _up(width_in: int, width: int) -> tuple[nn.Module, ...]:
 
 
 def load_sketch(source: str) -> SketchNetwork:
-    """A frozen line-drawing network in float32.
-
-    Args:
-        source: a name of the weights manifest, the public sk_model.pth, an exported file, or the folder of one.
+    """A frozen line-drawing network in float32: of the manifest, of an sk_model.pth, an export, or a folder of one.
 
     Raises:
         MegaSRError: the file is missing, broken, or of another network.

@@ -26,8 +26,8 @@ from megasr.guidance.extractors import (
 from megasr.images import from_uint8, resize, to_uint8
 from megasr.rng import keyed_normal
 
-# Height of the whole range in shorter sides of the image. Of 0.1 to 40, the best on rendered scenes with exact inverse
-# depth: 14 to 16 degrees from the true normals on average, where a map that faces the viewer everywhere is 33 away.
+# Height of the whole range in shorter sides of the image: the best of 0.1 to 40 on rendered scenes with exact inverse
+# depth, 14 to 16 degrees from the true normals on average (a map that faces the viewer everywhere: 33).
 RELIEF = 0.7
 
 
@@ -82,10 +82,7 @@ class DepthNetwork(MapNetwork):
         self.preprocessing = preprocessing
 
     def encode(self, views: Views) -> tuple[torch.Tensor, ...]:
-        """Four maps (B, C, h / patch, w / patch) from layers of growing depth, all of one size.
-
-        The network's decoder ignores the class token, so the maps are without it.
-        """
+        """Four maps (B, C, h / patch, w / patch) from layers of growing depth, without the class token."""
         image = self.preprocessing.prepare(views, self.model.config.patch_size).to(self.device, self.dtype)
         rows = image.shape[-2] // self.model.config.patch_size
         tokens = self.model.backbone.forward_with_filtered_kwargs(image).feature_maps
@@ -96,7 +93,7 @@ class DepthNetwork(MapNetwork):
         grid = representation[0].shape[-2:]
         tokens = [F.pad(x.flatten(2).transpose(1, 2), (0, 0, 1, 0)) for x in representation]
         fused = [x.float() for x in self.model.neck(tokens, *grid)]
-        # The head in float32: depth in bfloat16 is a flight of stairs, and normals are its derivative.
+        # The head in float32: depth in bfloat16 has steps, and normals are its derivative.
         weights = {name: value.float() for name, value in self.model.head.named_parameters()}
         with torch.autocast(self.device.type, enabled=False):
             depth = torch.func.functional_call(self.model.head, weights, (fused, *grid))
@@ -124,10 +121,7 @@ def normalise_depth(depth: torch.Tensor) -> torch.Tensor:
 
 
 def load_depth(source: str) -> DepthNetwork:
-    """A frozen depth network in float32.
-
-    Args:
-        source: a name of the weights manifest, a hub id that is in the local cache, or a transformers folder.
+    """A frozen depth network in float32 from a name of the weights manifest, a cached hub id or a transformers folder.
 
     Raises:
         MegaSRError: the folder is missing, broken, of another architecture, or of a network of metric depth.
@@ -150,8 +144,7 @@ _LEAST_PROBABILITY = 1e-6
 def ade20k_classes() -> tuple[tuple[str, tuple[int, int, int]], ...]:
     """Names and colours (RGB, 0...255) of ADE20K's classes (Zhou et al. 2017) in the order of the labels.
 
-    The colours are those of the data set's own tools, of mmsegmentation and of ControlNet; road and skyscraper share
-    one.
+    The colours are those of the data set's tools and of ControlNet; road and skyscraper share one.
     """
     return tuple((entry["name"], tuple(entry["rgb"])) for entry in json.loads(CLASSES_FILE.read_text()))
 
@@ -245,10 +238,7 @@ ARCHITECTURES: dict[str, type[SegmentationNetwork]] = {
 
 
 def load_segmentation(source: str) -> SegmentationNetwork:
-    """A frozen segmenter in float32.
-
-    Args:
-        source: a name of the weights manifest, a hub id that is in the local cache, or a transformers folder.
+    """A frozen segmenter in float32 from a name of the weights manifest, a cached hub id or a transformers folder.
 
     Raises:
         MegaSRError: the folder is missing, broken, or of an unknown architecture.
@@ -329,7 +319,7 @@ def _smooth(saliency: torch.Tensor) -> torch.Tensor:
 
 
 _PIXELS_PER_REGION = 256
-# After three iterations the regions hardly move any more, and the connectivity pass would take longer than SLIC itself.
+# After three iterations regions hardly move, and the connectivity pass would take longer than SLIC itself.
 _ITERATIONS = 3
 
 

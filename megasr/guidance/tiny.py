@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,25 +31,6 @@ _HEAD_WIDTH = 24
 _COLOR_TOLERANCE = 0.01
 
 
-@dataclass(frozen=True)
-class TinyConfig:
-    """Sizes of the network and what its segmentation tells apart.
-
-    Args:
-        classes: names of the classes.
-        colors: one RGB triple in [0, 1] per class.
-        widths: channels at 1/2, 1/4, 1/8 and 1/16 of the image.
-        blocks: residual blocks at each of these.
-        pyramid_width: channels of the feature pyramid.
-    """
-
-    classes: tuple[str, ...]
-    colors: tuple[tuple[float, float, float], ...]
-    widths: tuple[int, ...] = (24, 48, 96, 128)
-    blocks: tuple[int, ...] = (1, 2, 2, 2)
-    pyramid_width: int = 48
-
-
 class _Block(nn.Module):
     """Pre-activation residual block of two 3x3 convolutions."""
 
@@ -70,36 +50,45 @@ class TinyMaps(MapNetwork):
     """Edges (borders and creases of objects), depth, normals and segmentation of the rendered scenes.
 
     Args:
-        config: sizes and classes.
+        classes: names of the classes.
+        colors: one RGB triple in [0, 1] per class.
+        widths: channels at 1/2, 1/4, 1/8 and 1/16 of the image.
+        blocks: residual blocks at each of these.
+        pyramid_width: channels of the feature pyramid.
     """
 
     gives = outputs = ("hed", "depth", "normal", "segmentation")
     relative_depth = False  # the nearest pixel of a scene has depth 1, the sky 0
 
-    def __init__(self, config: TinyConfig) -> None:
+    colors: torch.Tensor
+
+    def __init__(
+        self,
+        classes: Sequence[str],
+        colors: Sequence[Sequence[float]],
+        widths: Sequence[int] = (24, 48, 96, 128),
+        blocks: Sequence[int] = (1, 2, 2, 2),
+        pyramid_width: int = 48,
+    ) -> None:
         super().__init__()
-        self.config = config
-        widths, pyramid = config.widths, config.pyramid_width
-        before = (12, *widths[:-1])
+        colors = [[round(float(value), 4) for value in color] for color in colors]
+        sizes = {"widths": list(widths), "blocks": list(blocks), "pyramid_width": pyramid_width}
+        self.config: dict[str, Any] = {"classes": list(classes), "colors": colors, **sizes}
         self.downs = nn.ModuleList(
             nn.Conv2d(low, high, 3, stride=1 if level == 0 else 2, padding=1)
-            for level, (low, high) in enumerate(zip(before, widths, strict=True))
+            for level, (low, high) in enumerate(zip((12, *widths[:-1]), widths, strict=True))
         )
         self.stages = nn.ModuleList(
-            nn.Sequential(*(_Block(width) for _ in range(count)))
-            for width, count in zip(widths, config.blocks, strict=True)
+            nn.Sequential(*(_Block(width) for _ in range(count))) for width, count in zip(widths, blocks, strict=True)
         )
         self.context = nn.Linear(widths[-1], widths[-1])  # depth is a matter of the whole picture
-        self.laterals = nn.ModuleList(nn.Conv2d(width, pyramid, 1) for width in widths)
-        self.smooth = _Block(pyramid)
-        channels = {"hed": 1, "depth": 1, "normal": 3, "segmentation": len(config.classes)}
+        self.laterals = nn.ModuleList(nn.Conv2d(width, pyramid_width, 1) for width in widths)
+        self.smooth = _Block(pyramid_width)
         # Edges need the finest pixels, so four of them come from each pixel at 1/2; the others are as fine as 1/2.
-        self.heads = nn.ModuleDict(
-            {name: _head(pyramid, count * (4 if name == "hed" else 1)) for name, count in channels.items()}
-        )
-        self.colors: torch.Tensor
+        channels = {"hed": 4, "depth": 1, "normal": 3, "segmentation": len(classes)}
+        self.heads = nn.ModuleDict({name: _head(pyramid_width, count) for name, count in channels.items()})
         # uint8, so that a cast of the network leaves the colours as they are.
-        levels = torch.tensor([[round(value * 255) for value in color] for color in config.colors], dtype=torch.uint8)
+        levels = torch.tensor([[round(value * 255) for value in color] for color in colors], dtype=torch.uint8)
         self.register_buffer("colors", levels, persistent=False)
 
     def encode(self, views: Views) -> tuple[torch.Tensor, ...]:
@@ -166,8 +155,7 @@ class TinyMaps(MapNetwork):
         from safetensors.torch import save_file
 
         folder.mkdir(parents=True, exist_ok=True)
-        colors = [[round(value, 4) for value in color] for color in self.config.colors]
-        (folder / CONFIG).write_text(json.dumps(asdict(self.config) | {"colors": colors}) + "\n")
+        (folder / CONFIG).write_text(json.dumps(self.config) + "\n")
         save_file({k: v.detach().half().contiguous().cpu() for k, v in self.state_dict().items()}, folder / WEIGHTS)
 
 
@@ -202,7 +190,5 @@ def load_tiny(source: str) -> TinyMaps:
 
 def build_tiny(classes: Sequence[str], colors: Sequence[Sequence[float]], **sizes: Any) -> TinyMaps:
     """A network with random weights; the global random state is left alone."""
-    lists: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in sizes.items()}
-    triples = tuple((float(r), float(g), float(b)) for r, g, b in colors)
     with torch.random.fork_rng(devices=[]):
-        return TinyMaps(TinyConfig(tuple(classes), triples, **lists))
+        return TinyMaps(classes, colors, **sizes)

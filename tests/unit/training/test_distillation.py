@@ -170,7 +170,7 @@ def test_a_whole_run_logs_the_errors_before_and_after(small: str, tmp_path: Path
     assert len(curve.losses) == 2
     for name in ("hed", "depth", "normal", "segmentation"):
         assert trainer.callback_metrics[f"val/{name}_error"] != trainer.callback_metrics[f"val/{name}_error_before"]
-    assert load_tiny(str(tmp_path / "out")).config.classes
+    assert load_tiny(str(tmp_path / "out")).config["classes"]
 
 
 # The losses
