@@ -256,7 +256,7 @@ def load_transformers(source: str, what: str, architectures: Iterable[str]) -> t
     except Exception as error:  # OSError, SafetensorError, UnpicklingError, ...: a broken file can raise anything
         raise MegaSRError(f"{what} in {folder} cannot be read: {one_line(error)}") from error
     missing = [name for name in loaded["missing_keys"] if not _UNUSED.search(name)]
-    missing += [str(key[0]) for key in loaded["mismatched_keys"]]
+    missing = sorted([*missing, *(str(key[0]) for key in loaded["mismatched_keys"])])
     if missing:
         raise MegaSRError(f"{what} in {folder} lacks weights, or has others of their shape: {', '.join(missing[:3])}")
     return folder, model

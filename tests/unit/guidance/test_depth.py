@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from megasr.errors import MegaSRError
 from megasr.guidance.extractors import Views
 from megasr.guidance.regions import DepthNetwork, load_depth, normalise_depth, normals_from_depth
-from megasr.provenance import weights_digest
 from tests.helpers.extractor_checkpoints import random_pictures, write_depth
 
 BOTH = ("depth", "normal")
@@ -70,39 +69,10 @@ def test_shapes_and_ranges(network: DepthNetwork, size: tuple[int, int], grid: t
         assert image.dtype == torch.float32 and image.min() >= 0 and image.max() <= 1
 
 
-def test_an_image_does_not_see_its_batch(network: DepthNetwork) -> None:
-    image = random_pictures(3)
-    together, alone = network(Views(image), BOTH), network(Views(image[1:2]), BOTH)
-    for name in BOTH:
-        torch.testing.assert_close(together[name][1:2], alone[name], atol=1e-4, rtol=0)
-
-
-def test_bfloat16_stays_close_and_its_depth_has_no_stairs(network: DepthNetwork, checkpoint: Path) -> None:
-    views = Views(random_pictures())
-    half = load_depth(str(checkpoint)).to(torch.bfloat16)
-    assert half.encode(views)[0].dtype == torch.bfloat16
-    raw = half.decode(half.encode(views), ("depth",))["depth"]
-    assert raw.dtype == torch.float32
-    assert not torch.equal(raw, raw.bfloat16().float())
-    exact, found = network(views, BOTH), half(views, BOTH)
-    for name in BOTH:
-        assert found[name].dtype == torch.float32
-        assert (found[name] - exact[name]).abs().mean() < 0.02
-
-
 def test_the_head_computes_in_float32_under_autocast(network: DepthNetwork) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         raw = network.decode(network.encode(Views(random_pictures(1))), ("depth",))["depth"]
     assert raw.dtype == torch.float32 and not torch.equal(raw, raw.bfloat16().float())
-
-
-def test_gradients_reach_backbone_and_head(network: DepthNetwork) -> None:
-    assert not network.train().training
-    network.requires_grad_(True)
-    network.decode(network.encode(Views(random_pictures(1))), ("depth",))["depth"].std().backward()
-    grads = {name: p.grad for name, p in network.model.named_parameters() if p.grad is not None}
-    for part in ("backbone.embeddings.patch", "backbone.encoder.layer.3", "neck", "head.conv1", "head.conv3"):
-        assert any(name.startswith(part) and grad.abs().sum() > 0 for name, grad in grads.items()), part
 
 
 def test_normalised_per_image_with_near_bright() -> None:
@@ -131,25 +101,6 @@ def test_size_and_normalisation_come_with_the_network(copied: Path) -> None:
     assert network.encode(Views(image))[0].shape[-2:] == (2, 2)
     (copied / "preprocessor_config.json").unlink()
     assert load_depth(str(copied)).preprocessing.shorter_px == 518
-
-
-def test_export_loads_as_the_same_network(network: DepthNetwork, checkpoint: Path, tmp_path: Path) -> None:
-    with torch.no_grad():
-        network.model.head.conv1.weight.add_(0.1)  # what fine-tuning does
-    network.export(tmp_path / "out")
-    again = load_depth(str(tmp_path / "out"))
-    assert weights_digest(again) == weights_digest(network)
-    assert again.preprocessing == network.preprocessing
-    views = Views(random_pictures(1))
-    assert torch.equal(again(views, ("depth",))["depth"], network(views, ("depth",))["depth"])
-    written = "".join(path.read_text() for path in (tmp_path / "out").glob("*.json"))
-    assert "_name_or_path" not in written and str(checkpoint) not in written
-
-
-def test_loading_draws_nothing(checkpoint: Path) -> None:
-    before = torch.get_rng_state()
-    load_depth(str(checkpoint))
-    assert torch.equal(before, torch.get_rng_state())
 
 
 def test_metric_depth_is_refused(tmp_path: Path) -> None:
