@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import struct
 from collections.abc import Mapping
 
 import cv2
@@ -13,7 +12,6 @@ import torch
 from data_pipelines.samples import Sample, UnusableSampleError
 from megasr.errors import MegaSRError
 from megasr.guidance.registry import is_made_from_lq
-from megasr.image_decoding import MAX_PIXELS, PNG_SIGNATURE, refuse_long_png
 from megasr.images import decode_image, from_integers
 
 IMAGE_FIELDS = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff")
@@ -55,27 +53,20 @@ def decode_sample(key: str, files: Mapping[str, bytes]) -> Sample:
 
 
 def decode_map(content: bytes, height: int | None = None, width: int | None = None) -> torch.Tensor:
-    """A guidance map: 8- or 16-bit PNG, grey or RGB -> (C, H, W) float32 in [0, 1], C = 1 or 3.
-
-    Args:
-        content: of the file.
-        height: of the image; None takes any.
-        width: of the image; None takes any.
+    """A guidance map: 8- or 16-bit PNG, grey or RGB, of the image's size -> (C, H, W) float32 in [0, 1], C = 1 or 3.
 
     Raises:
-        ValueError: it is something else.
+        ValueError: it is something else, or of another height or width (None takes any).
     """
-    if content[:8] != PNG_SIGNATURE or len(content) < 24:
-        raise ValueError("not a PNG")
-    columns, rows = struct.unpack(">II", content[16:24])
+    try:
+        pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error as error:  # empty, or too large
+        raise ValueError(f"cannot be decoded: {error.err}") from error
+    if pixels is None or pixels.dtype not in (np.uint8, np.uint16) or pixels.shape[2:] not in ((), (3,)):
+        raise ValueError("not an 8- or 16-bit PNG, grey or RGB")
+    rows, columns = pixels.shape[:2]
     if (rows, columns) != (height or rows, width or columns):
         raise ValueError(f"{columns}x{rows} px, the image has {width}x{height}")
-    if columns * rows > MAX_PIXELS:
-        raise ValueError(f"{columns}x{rows} px are more than {MAX_PIXELS} px")
-    refuse_long_png(content)
-    pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
-    if pixels is None or (pixels.ndim == 3 and pixels.shape[2] != 3):
-        raise ValueError("cannot be decoded as grey or RGB")
     return from_integers(pixels[..., None] if pixels.ndim == 2 else pixels[..., ::-1])
 
 

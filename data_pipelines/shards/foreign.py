@@ -12,11 +12,9 @@ from data_pipelines.shards.fields import IMAGE_FIELDS
 from data_pipelines.shards.manifest import Manifest, ShardEntry, write_manifest
 from data_pipelines.shards.pack import PLAN
 from data_pipelines.shards.parallel import Progress, map_ordered, no_progress
-from data_pipelines.shards.tar import IndexedSample, Member, dump_index, index_name, scan_tar
+from data_pipelines.shards.tar import IndexedSample, Member, digest, dump_index, index_name, scan_tar
 from megasr.errors import MegaSRError, UsageError
 from megasr.files import locked_folder, write_whole
-
-_BLOCK_BYTES = 2**24
 
 
 def index_shards(folder: Path, licence: str, workers: int = 1, progress: Progress = no_progress) -> Manifest:
@@ -66,10 +64,5 @@ def _index_tar(path: Path) -> tuple[ShardEntry, list[IndexedSample]]:
 
 
 def _with_digest(file: BinaryIO, member: Member) -> Member:
-    """See tar.digest; block by block, as tars hold videos, too."""
     file.seek(member.offset)
-    sha256, left = hashlib.sha256(), member.size
-    while left and (block := file.read(min(left, _BLOCK_BYTES))):
-        sha256.update(block)
-        left -= len(block)
-    return member._replace(digest=sha256.hexdigest()[:16])
+    return member._replace(digest=digest(file.read(member.size)))

@@ -83,25 +83,9 @@ class Plan:
         """Reason -> number of images."""
         return dict(sorted(Counter(reason for _, reason, _ in self.dropped).items()))
 
-    def to_json(self) -> str:
-        """The text of plan.json, one line per image."""
-        head = json.dumps({"format": PLAN_FORMAT, "options": asdict(self.options)})
-        samples, dropped = (",\n".join(map(json.dumps, rows)) for rows in (self.samples, self.dropped))
-        return f'{head[:-1]}, "samples": [\n{samples}\n], "dropped": [\n{dropped}\n]}}\n'
-
-    def dropped_csv(self) -> str:
-        """The text of dropped.csv."""
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows([("key", "reason", "detail"), *self.dropped])
-        return text.getvalue()
-
 
 def read_plan(path: Path) -> Plan:
-    """Read plan.json.
-
-    Raises:
-        MegaSRError: it cannot be read or is no plan.
-    """
+    """Read plan.json; a MegaSRError says that it cannot be read or is no plan."""
     try:
         content = json.loads(path.read_text())
         if content["format"] != PLAN_FORMAT:
@@ -113,16 +97,8 @@ def read_plan(path: Path) -> Plan:
         raise MegaSRError(f"{path}: not the plan of a shard set ({error!r}); pack into another folder") from error
 
 
-@dataclass(frozen=True)
-class PackResult:
-    """What pack did: the manifest, and False when the set had been finished before."""
-
-    manifest: Manifest
-    written: bool
-
-
-def pack(options: PackOptions, output: Path, workers: int = 1, progress: Progress = no_progress) -> PackResult:
-    """Make a shard set, or finish one that was begun with the same options and images.
+def pack(options: PackOptions, output: Path, workers: int = 1, progress: Progress = no_progress) -> Manifest:
+    """Make a shard set, or finish one that was begun with the same options and images; a finished one is not read.
 
     Args:
         options: what decides the content.
@@ -142,7 +118,7 @@ def pack(options: PackOptions, output: Path, workers: int = 1, progress: Progres
         parts = [plan.samples[start : start + step] for start in range(0, len(plan.samples), step)]
         paths = [output / f"shard-{number:06d}.tar" for number in range(len(parts))]
         if (finished := _finished(output, paths)) is not None:
-            return PackResult(finished, written=False)
+            return finished
         shards: list[ShardEntry] = []
         jobs = list(zip(paths, parts, strict=True))
         for entry in map_ordered(partial(_write_shard, options.maps, images), jobs, workers):
@@ -151,8 +127,7 @@ def pack(options: PackOptions, output: Path, workers: int = 1, progress: Progres
             progress("writing shards", done, len(plan.samples), size)
         fields = Counter(name for _, digests in plan.samples for name in digests)
         command = _command(options)
-        manifest = write_manifest(output, shards, fields, options.licence, command, plan.drop_counts)
-        return PackResult(manifest, written=True)
+        return write_manifest(output, shards, fields, options.licence, command, plan.drop_counts)
 
 
 def _find_images(folders: tuple[str, ...]) -> dict[str, Path]:
@@ -175,8 +150,11 @@ def _planned(options: PackOptions, images: dict[str, Path], output: Path, worker
     if present := sorted(output.glob("*.tar")) + sorted(output.glob(MANIFEST)):
         raise UsageError(f"{output} holds {present[0].name}, which has no plan: give another --output")
     plan = _make_plan(options, images, workers, progress)
-    write_whole(output / DROPPED, plan.dropped_csv().encode(errors="backslashreplace"), durable=True)
-    write_whole(output / PLAN, plan.to_json().encode(), durable=True)
+    table = io.StringIO()
+    csv.writer(table, lineterminator="\n").writerows([("key", "reason", "detail"), *plan.dropped])
+    write_whole(output / DROPPED, table.getvalue().encode(errors="backslashreplace"), durable=True)
+    content = json.dumps({"format": PLAN_FORMAT} | asdict(plan))
+    write_whole(output / PLAN, content.encode(), durable=True)
     return plan
 
 
@@ -232,25 +210,19 @@ def _look_at(
 
 def _read_fields(key: str, path: Path, maps: Mapping[str, str]) -> dict[str, bytes]:
     """Field -> content of one sample: the image's file as it is, its tags if it has any, its maps."""
-    contents = {path.suffix[1:].lower(): _read(key, path, "image")}
+    what = "image"
     try:
-        tags = read_tags(path)
+        contents = {path.suffix[1:].lower(): path.read_bytes()}
+        what = "tags"
+        if tags := read_tags(path):
+            contents[TAGS_FIELD] = tags.encode()
+        for name, folder in sorted(maps.items()):
+            what = f"{name} map"
+            contents[map_field(name)] = Path(folder, f"{key}.png").read_bytes()
     except (MegaSRError, OSError) as error:
-        raise UnusableSampleError(key, "unreadable tags", str(error)) from error
-    if tags:
-        contents[TAGS_FIELD] = tags.encode()
-    for name, folder in sorted(maps.items()):
-        contents[map_field(name)] = _read(key, Path(folder) / f"{key}.png", f"{name} map")
+        reason = "no" if isinstance(error, FileNotFoundError) else "unreadable"
+        raise UnusableSampleError(key, f"{reason} {what}", str(error)) from error
     return contents
-
-
-def _read(key: str, path: Path, what: str) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError as error:
-        raise UnusableSampleError(key, f"no {what}", str(path)) from error
-    except OSError as error:
-        raise UnusableSampleError(key, f"unreadable {what}", str(error)) from error
 
 
 def _check_pixels(

@@ -14,7 +14,7 @@ from typing import Any
 from data_pipelines.mixture import permuted
 from data_pipelines.samples import Sample, UnusableSampleError
 from data_pipelines.shards.fields import decode_sample
-from data_pipelines.shards.manifest import MANIFEST, Manifest
+from data_pipelines.shards.manifest import MANIFEST, Manifest, ShardEntry
 from data_pipelines.shards.storage import MissingFileError, ShortReadError, open_storage
 from data_pipelines.shards.tar import IndexedSample, digest, index_name, load_index
 from megasr.errors import MegaSRError, UsageError
@@ -108,16 +108,12 @@ class ShardSource:
             raise MegaSRError(f"{url}: the set is empty")
         self.draws = ShardOrder([shard.samples for shard in self.manifest.shards], shuffle_shards)
         self.starts: list[int] | None = None  # position in every shard from which a part of the set begins
-        self._fetched_anew: set[int] = set()
         self._keep_indices()
-        self._check_cache()
-
-    def _check_cache(self) -> None:
-        """A cache that does not hold one window would fetch a whole shard for almost every image."""
-        sizes = sorted((shard.bytes for shard in self.manifest.shards), reverse=True)[: self.draws.window]
-        if not self.storage.has_ranges and sum(sizes) > self.cache_gb * 1e9:
+        # A cache that does not hold one window would fetch a whole shard for almost every image.
+        sizes = sorted((shard.bytes for shard in self.manifest.shards), reverse=True)[:shuffle_shards]
+        if not self.storage.has_ranges and sum(sizes) > cache_gb * 1e9:
             raise UsageError(
-                f"cache_gb {self.cache_gb:g} is less than the {sum(sizes) / 1e9:.3g} GB of {len(sizes)} shards, which "
+                f"cache_gb {cache_gb:g} is less than the {sum(sizes) / 1e9:.3g} GB of {len(sizes)} shards, which "
                 "are read at a time; raise cache_gb or lower shuffle_shards"
             )
 
@@ -163,7 +159,7 @@ class ShardSource:
             UnusableSampleError: the index is damaged or missing.
             MegaSRError: the place cannot be reached.
         """
-        return self._find(*self._locate(index)).key
+        return self._find(index)[1].key
 
     def read(self, index: int) -> Sample:
         """Image `index` with its tags and maps.
@@ -180,32 +176,7 @@ class ShardSource:
         Raises:
             UnusableSampleError, MegaSRError: see read.
         """
-        number, position = self._locate(index)
-        try:
-            return self._files(number, position)
-        except UnusableSampleError:
-            if not self._fetch_anew(number):
-                raise
-            return self._files(number, position)
-
-    def _locate(self, index: int) -> tuple[int, int]:
-        """(shard, position in it) of image `index`."""
-        number, position = self.draws.locate(index)
-        return number, position + (self.starts[number] if self.starts else 0)
-
-    def _fetch_anew(self, number: int) -> bool:
-        """Forget the copies of a shard, once: the damage may be theirs, or mended where they come from."""
-        if number in self._fetched_anew:
-            return False
-        self._fetched_anew.add(number)
-        shard = self.manifest.shards[number]
-        forgotten = [self.storage.forget(name, shard.sha256) for name in (shard.name, index_name(shard.name))]
-        self._index.cache_clear()
-        return any(forgotten)
-
-    def _files(self, number: int, position: int) -> tuple[str, dict[str, bytes]]:
-        shard = self.manifest.shards[number]
-        sample = self._find(number, position)
+        shard, sample = self._find(index)
         members = sample.files.values()
         start = min((member.offset for member in members), default=0)
         end = max((member.offset + member.size for member in members), default=0)
@@ -223,11 +194,15 @@ class ShardSource:
                 raise UnusableSampleError(sample.key, "damaged content", f"{field!r} is not what was packed")
         return sample.key, files
 
-    def _find(self, number: int, position: int) -> IndexedSample:
+    def _find(self, index: int) -> tuple[ShardEntry, IndexedSample]:
+        """The shard that image `index` lies in, and where."""
+        number, position = self.draws.locate(index)
+        position += self.starts[number] if self.starts else 0
+        shard = self.manifest.shards[number]
         try:
-            return self._index(number)[position]
-        except _IndexError as error:  # which names no key
-            raise UnusableSampleError(f"{self.manifest.shards[number].name}#{position}", *error.args) from error
+            return shard, self._index(number)[position]
+        except _IndexError as error:  # without its index a sample has no key
+            raise UnusableSampleError(f"{shard.name}#{position}", *error.args) from error
 
     def _load_index(self, number: int) -> list[IndexedSample]:
         shard = self.manifest.shards[number]

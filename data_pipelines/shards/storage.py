@@ -9,7 +9,6 @@ import shlex
 import shutil
 import subprocess
 import time
-import weakref
 import zlib
 from collections.abc import Callable
 from contextlib import suppress
@@ -54,17 +53,13 @@ class FileCache:
         self.folder = folder
         self.limit_bytes = limit_bytes
 
-    def path(self, name: str, version: str) -> Path:
-        """Where the copy of a file lies; another version (sha256) is another copy."""
-        return self.folder / f"{version[:16]}-{name}"
-
     def open(self, name: str, version: str, fetch: Callable[[BinaryIO], None]) -> BinaryIO:
         """Open the copy of a file; `fetch` writes it into an open, empty file when there is none.
 
         Raises:
             MegaSRError: it cannot be fetched or written.
         """
-        path = self.path(name, version)
+        path = self.folder / f"{version[:16]}-{name}"
         try:
             with suppress(FileNotFoundError):
                 return path.open("rb")
@@ -92,7 +87,7 @@ class FileCache:
 class Storage:
     """Files of one place, by name. Pickled and forked objects make their connections and open files anew.
 
-    Subclasses read ranges and whole files; where the place has no ranges, whole files are copied to the cache.
+    Subclasses read ranges; where has_ranges is False, whole files are copied to the cache.
 
     Args:
         url: of the folder, for messages.
@@ -106,13 +101,13 @@ class Storage:
         self.cache = cache
 
     def read(self, name: str, start: int, end: int, version: str = "") -> bytes:
-        """Bytes `start` to `end` of a file.
+        """Bytes `start` to `end` (exclusive) of a file.
 
         Args:
             name: of the file.
             start: first byte.
             end: the byte after the last one.
-            version: changes with the file (its sha256): what copies are told apart by.
+            version: changes with the file (the sha256 of its shard): another version is another copy.
 
         Raises:
             MissingFileError: there is no such file.
@@ -120,7 +115,7 @@ class Storage:
             MegaSRError: the place cannot be reached, refuses, or fails; names the URL and what it said.
         """
         if self.has_ranges:
-            content = self._read_range(name, start, end)
+            content = self._cat(name, start, end)
         else:
             with self._open_copy(name, version) as file:
                 file.seek(start)
@@ -138,62 +133,43 @@ class Storage:
             MissingFileError, MegaSRError: see read.
         """
         if self.has_ranges or not version:
-            return self._read_whole(name)
+            return self._cat(name)
         with self._open_copy(name, version) as file:
             return file.read()
-
-    def forget(self, name: str, version: str) -> bool:
-        """Remove the copy of a file that turned out to be damaged; False when there was none."""
-        if self.cache is None or not (path := self.cache.path(name, version)).exists():
-            return False
-        path.unlink(missing_ok=True)
-        return True
 
     def _open_copy(self, name: str, version: str) -> BinaryIO:
         assert self.cache is not None
         return self.cache.open(name, version, partial(self._fetch, name))
 
-    def _read_range(self, name: str, start: int, end: int) -> bytes:
-        raise NotImplementedError
-
-    def _read_whole(self, name: str) -> bytes:
+    def _cat(self, name: str, start: int | None = None, end: int | None = None) -> bytes:
+        """A range of a file, or all of it."""
         raise NotImplementedError
 
     def _fetch(self, name: str, file: BinaryIO) -> None:
+        """Write a whole file into an open, empty one."""
         raise NotImplementedError
 
 
-class _Descriptor:
-    """A file open for reading, closed when its last user lets go of it: another thread may still be reading."""
-
-    def __init__(self, path: Path) -> None:
-        self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        weakref.finalize(self, os.close, self.number)
-
-
 class LocalStorage(Storage):
-    """Files of a local folder, read with pread through descriptors that stay open (the OPEN_FILES last used).
+    """Files of a local folder, read with pread; the OPEN_FILES last used stay open.
 
-    Opening a file for every sample would ask a network file system once more each time.
+    Opening a file for every sample would cost a network file system a request more each time.
     """
 
     def __init__(self, folder: Path) -> None:
         super().__init__(str(folder))
-        self._opened = lru_cache(OPEN_FILES)(_Descriptor)
+        self._opened = lru_cache(OPEN_FILES)(partial(open, mode="rb", buffering=0))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (Path(self.url),)
 
-    def _read_range(self, name: str, start: int, end: int) -> bytes:
-        return self._named(name, lambda path: os.pread(self._opened(path).number, end - start, start))
-
-    def _read_whole(self, name: str) -> bytes:
-        return self._named(name, Path.read_bytes)
-
-    def _named(self, name: str, read: Callable[[Path], bytes]) -> bytes:
+    def _cat(self, name: str, start: int | None = None, end: int | None = None) -> bytes:
         path = Path(self.url, name)
         try:
-            return read(path)
+            if start is None or end is None:
+                return path.read_bytes()
+            file = self._opened(path)  # stays open until the read is done, whatever other threads open
+            return os.pread(file.fileno(), end - start, start)
         except FileNotFoundError as error:
             raise MissingFileError(f"{path}: no such file") from error
         except OSError as error:
@@ -210,44 +186,42 @@ class RemoteStorage(Storage):
 
     def __init__(self, url: str, cache: FileCache) -> None:
         super().__init__(url.rstrip("/"), cache)
-        self.scheme = url.partition(":")[0]
         try:
-            self._files()
+            self._file_system()
         except (ImportError, ValueError) as error:
             raise UsageError(
                 f"{url}: {error}; or use pipe: with a client, such as pipe:aws s3 cp {self.url}/{{name}} -"
             ) from error
-        self.has_ranges = len(self._read_range(MANIFEST, 0, 1)) == 1
+        self.has_ranges = len(self._cat(MANIFEST, 0, 1)) == 1
 
-    def _files(self) -> Any:
-        """The fsspec file system: one per process, which fsspec keeps; connections do not survive a fork."""
+    def _file_system(self) -> Any:
+        """fsspec keeps one per process: connections do not survive a fork."""
         import fsspec
 
-        if self.scheme not in ("http", "https"):
-            return fsspec.filesystem(self.scheme)
+        scheme = self.url.partition(":")[0]
+        if not self._is_http():
+            return fsspec.filesystem(scheme)
         from aiohttp import ClientTimeout
 
         timeout = ClientTimeout(total=None, sock_connect=60, sock_read=60)  # of a stall; shards are large
-        return fsspec.filesystem(self.scheme, client_kwargs={"timeout": timeout})
+        return fsspec.filesystem(scheme, client_kwargs={"timeout": timeout})
+
+    def _is_http(self) -> bool:
+        return self.url.startswith(("http:", "https:"))
 
     def _path(self, name: str) -> str:
-        return f"{self.url}/{quote(name) if self.scheme.startswith('http') else name}"
+        return f"{self.url}/{quote(name) if self._is_http() else name}"
 
-    def _read_range(self, name: str, start: int | None, end: int | None) -> bytes:
+    def _cat(self, name: str, start: int | None = None, end: int | None = None) -> bytes:
         path = self._path(name)
-        return _retried(path, lambda: bytes(self._files().cat_file(path, start=start, end=end)))
-
-    def _read_whole(self, name: str) -> bytes:
-        return self._read_range(name, None, None)
+        return _retried(path, lambda: bytes(self._file_system().cat_file(path, start=start, end=end)))
 
     def _fetch(self, name: str, file: BinaryIO) -> None:
-        path = self._path(name)
-
         def copy() -> None:
             _empty(file)
-            self._files().get_file(path, file)
+            self._file_system().get_file(self._path(name), file)
 
-        _retried(path, copy)
+        _retried(self._path(name), copy)
 
 
 class PipeStorage(Storage):
@@ -277,20 +251,17 @@ class PipeStorage(Storage):
             raise UsageError(f"{self.url}: {{start}} and {{end}} go together")
         self.has_ranges = len(places) == 3
 
-    def _read_range(self, name: str, start: int, end: int) -> bytes:
-        return self._run(name, start, end - 1)
-
-    def _read_whole(self, name: str) -> bytes:
-        return self._run(name)
+    def _cat(self, name: str, start: int | None = None, end: int | None = None) -> bytes:
+        return self._run(name, start or 0, (end or _MAX_OFFSET) - 1)
 
     def _fetch(self, name: str, file: BinaryIO) -> None:
-        self._run(name, into=file)
+        self._run(name, 0, _MAX_OFFSET, file)
 
-    def _run(self, name: str, start: int = 0, end: int = _MAX_OFFSET, into: BinaryIO | None = None) -> bytes:
+    def _run(self, name: str, first: int, last: int, into: BinaryIO | None = None) -> bytes:
         # Names come from the manifest: inside a word that a shell reads, or as an option, they could act.
         if shlex.quote(name) != name or name.startswith("-"):
             raise MegaSRError(f"{self.url}: the set names a file {name!r}, which is no plain name for a command")
-        values = {"{name}": name, "{start}": str(start), "{end}": str(end)}
+        values = {"{name}": name, "{start}": str(first), "{end}": str(last)}
         words = [re.sub(r"\{(name|start|end)\}", lambda place: values[place[0]], word) for word in self.words]
 
         def run() -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
@@ -39,15 +39,27 @@ class Finding:
     detail: str
 
 
-@dataclass(frozen=True)
+@dataclass
 class ShardReport:
-    """A tar's name, the keys that should be in it, field -> number of samples, its size in bytes, and what is wrong."""
+    """What one tar holds and what is wrong with it.
+
+    Args:
+        name: of the tar.
+        keys: of the samples that should be in it.
+        fields: field -> number of samples that have it.
+        bytes: size of the tar.
+        findings: inside it.
+    """
 
     name: str
-    keys: list[str]
-    fields: Counter[str]
-    bytes: int
-    findings: list[Finding]
+    keys: list[str] = field(default_factory=list)
+    fields: Counter[str] = field(default_factory=Counter)
+    bytes: int = 0
+    findings: list[Finding] = field(default_factory=list)
+
+    def add(self, kind: str, detail: str, key: str = "", where: str = "") -> None:
+        """Add a finding about the tar, or about another file."""
+        self.findings.append(Finding(kind, where or self.name, key, detail))
 
 
 def verify(folder: Path, workers: int = 1, progress: Progress = no_progress) -> list[Finding]:
@@ -58,162 +70,146 @@ def verify(folder: Path, workers: int = 1, progress: Progress = no_progress) -> 
     """
     if not folder.is_dir():
         raise MegaSRError(f"{folder}: no such folder")
-    findings: list[Finding] = []
-    manifest = _read_manifest(folder, findings)
+    whole = ShardReport(MANIFEST)
+    manifest = None
+    try:
+        manifest = Manifest.from_json((folder / MANIFEST).read_text(), MANIFEST)
+    except FileNotFoundError:
+        whole.add("no manifest", "the set is unfinished: run the command that makes it")
+    except (OSError, UnicodeDecodeError, MegaSRError) as error:
+        whole.add("damaged manifest", str(error))
     listed = {shard.name: shard for shard in manifest.shards} if manifest else {}
     names = sorted(listed.keys() | {path.name for path in folder.glob("[!.]*.tar")})
-    if manifest:
-        findings += [Finding("extra shard", name, "", "not in the manifest") for name in names if name not in listed]
-    indexes = {index_name(name) for name in names}
-    extra = sorted({path.name for path in folder.glob(index_name("*"))} - indexes)
-    findings += [Finding("extra index", name, "", "there is no such shard") for name in extra]
+    for name in names:
+        if manifest and name not in listed:
+            whole.add("extra shard", "not in the manifest", where=name)
+    for name in sorted({path.name for path in folder.glob(index_name("*"))} - set(map(index_name, names))):
+        whole.add("extra index", "there is no such shard", where=name)
     reports: list[ShardReport] = []
     for report in map_ordered(partial(_check_shard, folder), [(name, listed.get(name)) for name in names], workers):
         reports.append(report)
         progress("verifying shards", len(reports), len(names), sum(done.bytes for done in reports))
-        findings += report.findings
-    findings += _duplicates(reports, baked=(folder / BAKED).is_file())
-    return findings + (_wrong_counts(manifest, reports) if manifest else [])
-
-
-def _read_manifest(folder: Path, findings: list[Finding]) -> Manifest | None:
-    try:
-        return Manifest.from_json((folder / MANIFEST).read_text(), MANIFEST)
-    except FileNotFoundError:
-        findings.append(Finding("no manifest", MANIFEST, "", "the set is unfinished: run the command that makes it"))
-    except (OSError, UnicodeDecodeError, MegaSRError) as error:
-        findings.append(Finding("damaged manifest", MANIFEST, "", str(error)))
-    return None
+        whole.findings += report.findings
+    _check_duplicates(whole, reports, baked=(folder / BAKED).is_file())
+    if manifest:
+        counts = sum((report.fields for report in reports if report.name in listed), Counter[str]())
+        for name in sorted(manifest.fields.keys() | counts):
+            if (expected := manifest.fields.get(name, 0)) != counts[name]:
+                whole.add("wrong count", f"{expected} samples with {name!r}, the tars have {counts[name]}")
+    return whole.findings
 
 
 def _check_shard(folder: Path, shard: tuple[str, ShardEntry | None]) -> ShardReport:
     """Compare a tar with its index and with the manifest, and decode all its images."""
     name, entry = shard
-    findings: list[Finding] = []
-    indexed, index_sha256 = _read_index(folder, name, findings)
-    samples, size = list(indexed or []), 0
+    report = ShardReport(name)
+    indexed, index_sha256 = _read_index(folder, report)
+    samples = list(indexed or [])
     try:
         with (folder / name).open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-            size = file.tell()
-            findings += _check_whole(name, entry, index_sha256, sha256, size)
-            scanned = _scan(file, name, findings)
-            if scanned is not None:
-                findings += [] if indexed is None else _compare(name, indexed, scanned)
-                known = {sample.key for sample in samples}
-                samples += [sample for sample in scanned if sample.key not in known]
+            report.bytes = file.tell()
+            if entry is not None and report.bytes != entry.bytes:
+                report.add("wrong size", f"{report.bytes} bytes, the manifest has {entry.bytes}")
+            for place, recorded in (("manifest", entry.sha256 if entry else ""), ("index", index_sha256)):
+                if recorded and sha256 != recorded:
+                    report.add("wrong sha256", f"{sha256}, the {place} has {recorded}")
+                    break
+            try:
+                samples += _compare(report, indexed, scan_tar(file, name))
+            except MegaSRError as error:
+                report.add("damaged tar", str(error))
             for sample in samples:
-                findings += _check_sample(file, name, sample, size)
+                _check_sample(report, file, sample)
     except FileNotFoundError:
-        findings.append(Finding("missing shard", name, "", f"{entry.samples if entry else len(samples)} samples"))
-        findings += [Finding("missing sample", name, sample.key, "its shard is missing") for sample in samples]
+        report.add("missing shard", f"{entry.samples if entry else len(samples)} samples")
+        for sample in samples:
+            report.add("missing sample", "its shard is missing", sample.key)
     except OSError as error:
-        findings.append(Finding("unreadable shard", name, "", error.strerror or str(error)))
+        report.add("unreadable shard", error.strerror or str(error))
     if entry is not None and samples and len(samples) != entry.samples:
-        findings.append(Finding("wrong count", name, "", f"{len(samples)} samples, the manifest has {entry.samples}"))
-    fields = Counter(field for sample in samples for field in sample.files)
-    return ShardReport(name, [sample.key for sample in samples], fields, size, findings)
+        report.add("wrong count", f"{len(samples)} samples, the manifest has {entry.samples}")
+    report.keys = [sample.key for sample in samples]
+    report.fields = Counter(name for sample in samples for name in sample.files)
+    return report
 
 
-def _read_index(folder: Path, name: str, findings: list[Finding]) -> tuple[list[IndexedSample] | None, str]:
+def _read_index(folder: Path, report: ShardReport) -> tuple[list[IndexedSample] | None, str]:
     """(samples or None, sha256 of the tar or "")."""
-    path = folder / index_name(name)
+    path = folder / index_name(report.name)
     try:
         return load_index(path.read_text(), path.name)
     except FileNotFoundError:
-        findings.append(Finding("missing index", path.name, "", f"of {name}"))
+        report.add("missing index", f"of {report.name}", where=path.name)
     except (OSError, UnicodeDecodeError, MegaSRError) as error:
-        findings.append(Finding("damaged index", path.name, "", str(error)))
+        report.add("damaged index", str(error), where=path.name)
     return None, ""
 
 
-def _check_whole(name: str, entry: ShardEntry | None, index_sha256: str, sha256: str, size: int) -> Iterator[Finding]:
-    if entry is not None and size != entry.bytes:
-        yield Finding("wrong size", name, "", f"{size} bytes, the manifest has {entry.bytes}")
-    if entry is not None and sha256 != entry.sha256:
-        yield Finding("wrong sha256", name, "", f"{sha256}, the manifest has {entry.sha256}")
-    elif index_sha256 and sha256 != index_sha256:
-        yield Finding("wrong sha256", name, "", f"{sha256}, the index has {index_sha256}")
+def _compare(
+    report: ShardReport, indexed: Sequence[IndexedSample] | None, scanned: Sequence[IndexedSample]
+) -> list[IndexedSample]:
+    """Compare the index with what is in the tar; the samples that the index lacks."""
+    in_tar = {sample.key: sample for sample in scanned}
+    for sample in indexed or ():
+        files = in_tar.pop(sample.key).files if sample.key in in_tar else {}
+        for name in sorted(files.keys() | sample.files.keys()):
+            if name not in files:
+                report.add("missing sample", f"{name} is in the index, not in the tar", sample.key)
+            elif name not in sample.files:
+                report.add("wrong index", f"{name} is in the tar, not in the index", sample.key)
+            elif files[name][:2] != sample.files[name][:2]:
+                report.add("wrong index", f"{name} lies elsewhere in the tar", sample.key)
+    if indexed is not None:
+        for key in in_tar:
+            report.add("wrong index", "is in the tar, not in the index", key)
+    return list(in_tar.values())
 
 
-def _scan(file: BinaryIO, name: str, findings: list[Finding]) -> list[IndexedSample] | None:
-    try:
-        return scan_tar(file, name)
-    except MegaSRError as error:
-        findings.append(Finding("damaged tar", name, "", str(error)))
-        return None
-
-
-def _compare(name: str, indexed: Sequence[IndexedSample], scanned: Sequence[IndexedSample]) -> Iterator[Finding]:
-    in_tar = {sample.key: sample.files for sample in scanned}
-    for sample in indexed:
-        files = in_tar.pop(sample.key, {})
-        for field in sorted(files.keys() | sample.files.keys()):
-            if field not in files:
-                yield Finding("missing sample", name, sample.key, f"{field} is in the index, not in the tar")
-            elif field not in sample.files:
-                yield Finding("wrong index", name, sample.key, f"{field} is in the tar, not in the index")
-            elif files[field][:2] != sample.files[field][:2]:
-                yield Finding("wrong index", name, sample.key, f"{field} lies elsewhere in the tar")
-    for key in in_tar:
-        yield Finding("wrong index", name, key, "is in the tar, not in the index")
-
-
-def _check_sample(file: BinaryIO, name: str, sample: IndexedSample, size: int) -> Iterator[Finding]:
+def _check_sample(report: ShardReport, file: BinaryIO, sample: IndexedSample) -> None:
     unusable = PARAMS_FIELD in sample.files  # a baked set keeps the place of an original that could not be used
-    if not unusable and not any(_is_image(field) and not field.startswith("map.") for field in sample.files):
-        yield Finding("no image", name, sample.key, f"only {', '.join(sorted(sample.files)) or 'nothing'}")
-    for field, (offset, length, packed) in sample.files.items():
-        if offset + length > size:
-            yield Finding("missing sample", name, sample.key, f"{field} is cut off")
+    if not unusable and not any(_is_image(name) and not name.startswith("map.") for name in sample.files):
+        report.add("no image", f"only {', '.join(sorted(sample.files)) or 'nothing'}", sample.key)
+    for name, member in sample.files.items():
+        if member.offset + member.size > report.bytes:
+            report.add("missing sample", f"{name} is cut off", sample.key)
             continue
-        file.seek(offset)
-        content = file.read(length)
-        if packed and digest(content) != packed:
-            yield Finding("damaged sample", name, sample.key, f"{field} is not what was packed")
-        elif problem := _undecodable(field, content):
-            yield Finding("damaged sample", name, sample.key, f"{field}: {problem}")
+        file.seek(member.offset)
+        content = file.read(member.size)
+        if member.digest and digest(content) != member.digest:
+            report.add("damaged sample", f"{name} is not what was packed", sample.key)
+        elif problem := _undecodable(name, content):
+            report.add("damaged sample", f"{name}: {problem}", sample.key)
 
 
-def _is_image(field: str) -> bool:
+def _is_image(name: str) -> bool:
     """A photograph, a map, or the lq of a baked variant."""
-    return field.rpartition(".")[2] in IMAGE_FIELDS
+    return name.rpartition(".")[2] in IMAGE_FIELDS
 
 
-def _undecodable(field: str, content: bytes) -> str:
+def _undecodable(name: str, content: bytes) -> str:
     """Why the content of a field cannot be used, "" when it can."""
     try:
-        if field.startswith("map."):
+        if name.startswith("map."):
             decode_map(content)
-        elif _is_image(field):
+        elif _is_image(name):
             decode_image(content, "")
-        elif field == TAGS_FIELD:
+        elif name == TAGS_FIELD:
             content.decode()
     except (MegaSRError, ValueError) as error:
         return " ".join(str(error).removeprefix("cannot read image :").split())
     return ""
 
 
-def _duplicates(reports: Iterable[ShardReport], baked: bool) -> Iterator[Finding]:
+def _check_duplicates(whole: ShardReport, reports: Iterable[ShardReport], baked: bool) -> None:
     """A baked set holds every key once per variant, in tars whose names end in the variant."""
     first: dict[tuple[str, str], str] = {}
     for report in reports:
         variant = report.name.rpartition("-")[2] if baked else ""
         for key in report.keys:
             if (variant, key) in first:
-                yield Finding("duplicate key", report.name, key, f"is in {first[variant, key]} too")
+                whole.add("duplicate key", f"is in {first[variant, key]} too", key, where=report.name)
             first.setdefault((variant, key), report.name)
-
-
-def _wrong_counts(manifest: Manifest, reports: Iterable[ShardReport]) -> list[Finding]:
-    listed = {shard.name for shard in manifest.shards}
-    present = sum((report.fields for report in reports if report.name in listed), Counter[str]())
-    counts = [(name, manifest.fields.get(name, 0), present[name]) for name in sorted(manifest.fields.keys() | present)]
-    return [
-        Finding("wrong count", MANIFEST, "", f"{expected} samples with {name!r}, the tars have {count}")
-        for name, expected, count in counts
-        if expected != count
-    ]
 
 
 def describe(folder: Path) -> Iterator[tuple[str, str]]:
@@ -247,6 +243,6 @@ def _image_sizes(source: ShardSource) -> Iterator[tuple[int, int]]:
     """(height, width) of images from all over the set."""
     for index in range(0, len(source), -(-len(source) // _MEASURED)):
         key, files = source.files(index)
-        if (field := image_field(files)) is not None:
-            height, width = decode_image(files[field], key).shape[:2]
+        if (name := image_field(files)) is not None:
+            height, width = decode_image(files[name], key).shape[:2]
             yield height, width

@@ -105,10 +105,8 @@ def run_pack(arguments: argparse.Namespace) -> None:
         seed=arguments.seed,
     )
     with _progress() as progress:
-        result = pack(options, arguments.output, _workers(arguments), progress)
-    manifest = result.manifest
-    state = "" if result.written else " is finished already, unread"
-    print(f"{arguments.output}{state}: {_size(manifest)}")
+        manifest = pack(options, arguments.output, _workers(arguments), progress)
+    print(f"{arguments.output}: {_size(manifest)}")
     if manifest.dropped:
         total = manifest.samples + sum(manifest.dropped.values())
         print(f"{describe_drops(manifest.dropped, total)}; each is listed in {arguments.output / DROPPED}")

@@ -25,7 +25,9 @@ def test_pack_verify_info(tmp_path: Path, capsys: pytest.CaptureFixture[str], mo
     assert re.search(r"looking at images .* 12/12 ", err)
     assert re.search(r"writing shards .* 11/11 ", err)
     assert cli.main(pack) == 0
-    assert "set is finished already, unread: 11 samples in 3 shards" in capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert "set: 11 samples in 3 shards" in out
+    assert "writing shards" not in err, "a finished set is not read"
 
     assert cli.main(["shards", "verify", "set"]) == 0
     assert "nothing is damaged, missing or there twice" in capsys.readouterr().out

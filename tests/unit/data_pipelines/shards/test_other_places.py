@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_pipelines.samples import UnusableSampleError
 from data_pipelines.shards.bake import bake
 from data_pipelines.shards.baked import BakedSource, BakeOptions
 from data_pipelines.shards.foreign import index_shards
@@ -37,30 +36,6 @@ def test_tars_whose_headers_spell_names_in_ascii(tmp_path: Path) -> None:
     samples = [ShardSource(str(tmp_path)).read(number) for number in range(3)]
     assert [sample.key for sample in samples] == ["café", "plain", "日本"]
     assert all(np.array_equal(sample.hq, pixels(number)) for number, sample in enumerate(samples))
-
-
-def test_a_copy_that_went_bad_is_fetched_anew_once(tmp_path: Path) -> None:
-    make_shards(tmp_path / "shards", [3])
-    source = ShardSource(f"pipe:cat {tmp_path}/shards/{{name}}", tmp_path / "cache")
-    assert np.array_equal(source.read(1).hq, pixels(1))
-    (copy,) = tmp_path.glob("cache/*/*.tar")
-    whole = copy.read_bytes()
-    image = encoded(pixels(1))
-    bad = whole.replace(image, image[:-9] + b"x" + image[-8:])
-    copy.write_bytes(bad)
-    assert np.array_equal(source.read(1).hq, pixels(1)), "the place that it came from is well"
-    assert copy.read_bytes() == whole
-    for path in (copy, tmp_path / "shards" / "shard-000000.tar"):
-        path.write_bytes(bad)
-    again = ShardSource(source.url, tmp_path / "cache")
-    for _ in range(2):
-        with pytest.raises(UnusableSampleError, match="damaged content"):
-            again.read(1)
-    assert np.array_equal(again.read(2).hq, pixels(2))
-    copy.write_bytes(whole)
-    copy.unlink()
-    with pytest.raises(UnusableSampleError, match="damaged content"):
-        ShardSource(source.url, tmp_path / "cache").read(1)
 
 
 def test_names_that_are_not_utf8_are_drawn_like_others(tmp_path: Path) -> None:
