@@ -67,11 +67,11 @@ def bake(
         name: of the baked set.
         options: what decides the content.
         variants: how many there shall be.
-        load_tokens: makes the encoder of the image tokens, once per worker; needed with options.tokens.
+        load_tokens: loads the encoder of the image tokens, once per worker; needed with options.tokens.
         workers: processes.
         progress: called with what is done.
         sources: guidance type -> where the weights of its network come from; see ExtractorConfig.
-        load_latents: makes the encoder of the latents; needed with options.latents.
+        load_latents: loads the encoder of the latents; needed with options.latents.
 
     Raises:
         UsageError: a value cannot be used, or the set was begun with other options.

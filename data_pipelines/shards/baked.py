@@ -64,16 +64,11 @@ class BakeOptions:
 
 def dump_options(options: BakeOptions, originals: str) -> str:
     """The text of baked.json: the options and the fingerprint of the originals (originals_fingerprint)."""
-    content = {"format": BAKED_FORMAT, "originals": originals, "options": asdict(options)}
-    return json.dumps(content, indent=2) + "\n"
+    return json.dumps({"format": BAKED_FORMAT, "originals": originals, "options": asdict(options)}, indent=2) + "\n"
 
 
 def load_options(text: str, where: str) -> tuple[BakeOptions, str]:
-    """(options, fingerprint of the originals) of the baked.json at `where`.
-
-    Raises:
-        MegaSRError: it is something else.
-    """
+    """(options, fingerprint of the originals) of the baked.json at `where`; a MegaSRError where it is none."""
     try:
         content = json.loads(text)
         if content["format"] != BAKED_FORMAT:

@@ -197,15 +197,18 @@ def _look_at(
 ) -> tuple[tuple[str, dict[str, str]], int, tuple[str, str, str] | None]:
     """((key, field -> digest), bytes that were read, (key, reason, detail) of an image that is dropped)."""
     key, path = image
-    size = 0
+    contents: dict[str, bytes] = {}
+    dropped = None
     try:
         contents = _read_fields(key, path, maps)
-        size = sum(map(len, contents.values()))
         _check_pixels(key, path, contents, maps, keep)
     except UnusableSampleError as error:
-        detail = str(error).removeprefix(f"{key}: {error.reason}")[2:-1]
-        return (key, {}), size, (key, error.reason, detail)
-    return (key, {name: digest(content) for name, content in contents.items()}), size, None
+        dropped = key, error.reason, str(error).removeprefix(f"{key}: {error.reason}")[2:-1]
+    return (
+        (key, {name: digest(content) for name, content in contents.items()}),
+        sum(map(len, contents.values())),
+        dropped,
+    )
 
 
 def _read_fields(key: str, path: Path, maps: Mapping[str, str]) -> dict[str, bytes]:
@@ -262,23 +265,19 @@ def _write_shard(
         entry, samples = finished
         if [(s.key, {name: m.digest for name, m in s.files.items()}) for s in samples] == planned:
             return entry
-    return write_tar(path, ((key, _planned_fields(path, key, images[key], maps, want)) for key, want in planned))[0]
+    return write_tar(path, ((key, _planned_fields(key, images[key], maps, digests)) for key, digests in planned))[0]
 
 
-def _planned_fields(
-    shard: Path, key: str, path: Path, maps: Mapping[str, str], planned: Mapping[str, str]
-) -> dict[str, bytes]:
+def _planned_fields(key: str, path: Path, maps: Mapping[str, str], planned: Mapping[str, str]) -> dict[str, bytes]:
+    changed = "restore it, or delete the output folder and pack again"
     try:
         contents = _read_fields(key, path, maps)
     except UnusableSampleError as error:
-        raise MegaSRError(f"{path} was changed while it was packed: {error}") from error
+        raise MegaSRError(f"{path} was changed after {PLAN} was made ({error}): {changed}") from error
     digests = {name: digest(content) for name, content in contents.items()}
     if digests != planned:
-        changed = sorted(name for name in digests.keys() | planned.keys() if digests.get(name) != planned.get(name))
-        raise MegaSRError(
-            f"{path} was changed after {shard.parent / PLAN} was made ({', '.join(changed)} differs): "
-            "restore it, or delete that folder and pack again"
-        )
+        names = sorted(name for name in digests.keys() | planned.keys() if digests.get(name) != planned.get(name))
+        raise MegaSRError(f"{path} was changed after {PLAN} was made ({', '.join(names)} differs): {changed}")
     return contents
 
 

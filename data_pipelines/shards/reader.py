@@ -26,8 +26,7 @@ _MAX_SAMPLE_BYTES = 2**31
 class ShardOrder:
     """Draw -> image. Every epoch puts the shards in a new order and permutes the samples inside every `window` shards.
 
-    Nearby draws so come from few shards, which keeps indices and copies few, and a shard meets other neighbours in
-    every epoch. A draw costs O(log shards); the shard order of two epochs is kept.
+    Nearby draws so come from few shards, and a shard has other neighbours in every epoch. A draw costs O(log shards).
 
     Args:
         samples: number of samples of every shard.

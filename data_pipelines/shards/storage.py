@@ -85,13 +85,9 @@ class FileCache:
 
 
 class Storage:
-    """Files of one place, by name. Pickled and forked objects make their connections and open files anew.
+    """Files of one place, by name. Where has_ranges is False, whole files are copied to the cache.
 
-    Subclasses read ranges; where has_ranges is False, whole files are copied to the cache.
-
-    Args:
-        url: of the folder, for messages.
-        cache: of whole files; None where it is not needed.
+    Pickled and forked objects make their connections and open files anew.
     """
 
     has_ranges = True
@@ -101,13 +97,7 @@ class Storage:
         self.cache = cache
 
     def read(self, name: str, start: int, end: int, version: str = "") -> bytes:
-        """Bytes `start` to `end` (exclusive) of a file.
-
-        Args:
-            name: of the file.
-            start: first byte.
-            end: the byte after the last one.
-            version: changes with the file (the sha256 of its shard): another version is another copy.
+        """Bytes `start` to `end` (exclusive) of a file; another version (sha256 of its shard) is another copy.
 
         Raises:
             MissingFileError: there is no such file.
@@ -177,12 +167,7 @@ class LocalStorage(Storage):
 
 
 class RemoteStorage(Storage):
-    """Files of a place that fsspec reads. An HTTP server that ignores ranges has its files copied to the cache.
-
-    Raises:
-        UsageError: fsspec does not know the scheme, or needs a package for it.
-        MegaSRError: the place cannot be reached, or holds no manifest.
-    """
+    """Files of a place that fsspec reads. Those of an HTTP server that ignores ranges are copied to the cache."""
 
     def __init__(self, url: str, cache: FileCache) -> None:
         super().__init__(url.rstrip("/"), cache)
@@ -203,7 +188,7 @@ class RemoteStorage(Storage):
             return fsspec.filesystem(scheme)
         from aiohttp import ClientTimeout
 
-        timeout = ClientTimeout(total=None, sock_connect=60, sock_read=60)  # of a stall; shards are large
+        timeout = ClientTimeout(total=None, sock_connect=60, sock_read=60)  # a whole shard may take longer
         return fsspec.filesystem(scheme, client_kwargs={"timeout": timeout})
 
     def _is_http(self) -> bool:
@@ -225,15 +210,14 @@ class RemoteStorage(Storage):
 
 
 class PipeStorage(Storage):
-    """Files by name through a command.
+    """Files by name through a command, without a shell.
 
     Args:
         template: the command, with {name} and, where it can read ranges, {start} and {end} (the first and last byte).
         cache: of whole files, for commands without ranges.
 
     Raises:
-        UsageError: commands are forbidden, {name} is missing, one of {start} and {end} is missing, or the quotes do not
-            match.
+        UsageError: commands are forbidden, or this one has no {name}, half a range, or quotes that do not match.
     """
 
     def __init__(self, template: str, cache: FileCache) -> None:

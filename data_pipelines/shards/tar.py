@@ -38,6 +38,9 @@ class IndexedSample:
     files: dict[str, Member]
 
 
+Samples = Sequence[IndexedSample]
+
+
 def digest(content: bytes) -> str:
     """The first 16 hexadecimal digits of the sha256, which tell damaged content from the original."""
     return hashlib.sha256(content).hexdigest()[:16]
@@ -46,7 +49,7 @@ def digest(content: bytes) -> str:
 def encode_key(key: str) -> str:
     """Percent-encode all but ASCII letters, digits, "/", "_" and "-", so that webdataset's first dot ends the key.
 
-    A component that begins with two underscores would be taken for webdataset's own files: the first is encoded too.
+    Two leading underscores mark webdataset's own files: the first of them is encoded too.
     """
     encoded = quote(key, safe="/", errors="surrogateescape").replace(".", "%2E").replace("~", "%7E")
     return re.sub(r"(^|/)__", r"\1%5F_", encoded)
@@ -63,13 +66,7 @@ def index_name(shard_name: str) -> str:
 
 
 def dump_index(samples: Iterable[IndexedSample], shard_name: str, sha256: str = "") -> str:
-    """The text of the index file of a shard.
-
-    Args:
-        samples: in the order of the tar.
-        shard_name: file name of the tar.
-        sha256: of the tar, so that a finished shard can be told from a damaged one without a manifest.
-    """
+    """The text of a shard's index. The tar's sha256 tells a finished shard from a damaged one without a manifest."""
     rows = ",\n".join(json.dumps([sample.key, sample.files]) for sample in samples)
     head = {"format": INDEX_FORMAT, "shard": shard_name, "sha256": sha256, "digest": digest(rows.encode())}
     return f'{json.dumps(head)[:-1]}, "samples": [\n{rows}\n]}}\n'
@@ -115,13 +112,13 @@ def _points_outside(path: str) -> bool:
 
 
 def scan_tar(file: BinaryIO, where: str) -> list[IndexedSample]:
-    """The samples of an open, seekable tar, without digests. Reads headers only, seeking over contents.
+    """The samples of an open, seekable tar, without digests, from its headers.
 
     Directories, webdataset's own files, hidden files and files without a suffix are no samples.
 
     Raises:
-        MegaSRError: `where` is not a tar, is truncated or damaged, has members that are no plain files below the
-            top, the same file twice, or a sample whose files are not next to each other.
+        MegaSRError: it is no whole tar, has members that are no plain files below the top, a file twice, or a sample
+            whose files are not next to each other.
     """
     file.seek(0)
     try:
@@ -177,14 +174,8 @@ def _check_end(file: BinaryIO, offset: int) -> None:
         raise ValueError(f"something follows the end of the archive at byte {offset}")
 
 
-def write_tar(
-    path: Path, samples: Iterable[tuple[str, Mapping[str, bytes]]]
-) -> tuple[ShardEntry, Sequence[IndexedSample]]:
-    """Write a tar, then its index: (its entry, its samples), as finished_tar returns them.
-
-    Args:
-        path: of the tar.
-        samples: (key, field -> content) of each.
+def write_tar(path: Path, samples: Iterable[tuple[str, Mapping[str, bytes]]]) -> tuple[ShardEntry, Samples]:
+    """Write a tar of samples (key, field -> content), then its index: (its entry, its samples).
 
     Raises:
         MegaSRError: the place cannot be written to; nothing is left behind.
@@ -205,7 +196,7 @@ def write_tar(
     return ShardEntry(path.name, len(indexed), path.stat().st_size, sha256), indexed
 
 
-def finished_tar(path: Path) -> tuple[ShardEntry, Sequence[IndexedSample]] | None:
+def finished_tar(path: Path) -> tuple[ShardEntry, Samples] | None:
     """The entry and the samples of a tar that write_tar has finished and nothing has damaged since; else None."""
     index = path.with_name(index_name(path.name))
     try:

@@ -82,12 +82,7 @@ def _add_bake(actions: Any) -> argparse.ArgumentParser:
 
 
 def run_pack(arguments: argparse.Namespace) -> None:
-    """Pack, and say what was made and what was dropped.
-
-    Raises:
-        UsageError: an option cannot be used, or the folder holds another set.
-        MegaSRError: an image changed, or the disk is full.
-    """
+    """Pack, and say what was made and what was dropped."""
     from data_pipelines.filters import describe_drops
     from data_pipelines.shards.pack import DROPPED, PackOptions, pack
 
@@ -113,12 +108,7 @@ def run_pack(arguments: argparse.Namespace) -> None:
 
 
 def run_bake(arguments: argparse.Namespace) -> None:
-    """Bake, and say what there is.
-
-    Raises:
-        UsageError: an option cannot be used, or the baked set was made with others.
-        MegaSRError: the shards or the disk fail.
-    """
+    """Bake, and say what there is."""
     from data_pipelines.shards.bake import bake
     from data_pipelines.shards.baked import BakeOptions
 
@@ -150,11 +140,7 @@ def run_bake(arguments: argparse.Namespace) -> None:
 
 
 def run_verify(arguments: argparse.Namespace) -> None:
-    """Print one line per finding and the counts per kind.
-
-    Raises:
-        MegaSRError: something is wrong with the set.
-    """
+    """Print one line per finding and the counts per kind."""
     from data_pipelines.shards.verify import verify
 
     with _progress() as progress:

@@ -188,7 +188,7 @@ def test_a_baked_variant_that_is_no_image_costs_one_sample(tmp_path: Path) -> No
 
 
 def test_names_do_nothing_to_the_terminal(shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    edit_index(shards, "\x1b[2J\udcff", **{"\x1b]0;title\x07": [512, 3, ""]})
+    edit_index(shards, "\x1b[2J\udcff", **{"\x1b]0;title\x07": [512, 3, "another"]})
     manifest = json.loads((shards / MANIFEST).read_text())
     (shards / MANIFEST).write_text(json.dumps(manifest | {"licence": "\x1b[31m\udcff"}))
     assert cli.main(["shards", "verify", str(shards)]) == 1

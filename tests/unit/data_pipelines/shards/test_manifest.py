@@ -38,14 +38,13 @@ def shard(**changes: Any) -> dict[str, Any]:
         ({"licence": ...}, "lacks 'licence'"),
         ({"samples": 4}, "samples is 4, its shards add up to 3"),
         ({"bytes": 1}, "bytes is 1, its shards add up to 150"),
-        ({"fields": {"jpg": 4}}, "4 samples have 'jpg', there are only 3"),
         ({"fields": {"jpg": "3"}}, "jpg should be a count, is '3'"),
         ({"dropped": []}, "not a shard manifest"),
         (shard(name="../shard.tar"), "'../shard.tar' is not the file name of a shard"),
         (shard(samples=-3), "samples should be a count, is -3"),
         (shard(sha256="A" * 64), "is not a sha256"),
         (shard(more=1), "unexpected keyword argument 'more'"),
-        ({"shards": shard()["shards"] * 2, "samples": 6, "bytes": 300}, "shard-000000.tar is listed more than once"),
+        ({"shards": shard()["shards"] * 2, "samples": 6, "bytes": 300}, "a shard is listed more than once"),
     ],
 )
 def test_refuses(changes: dict[str, Any], says: str) -> None:

@@ -94,7 +94,7 @@ def test_an_image_that_changed_after_the_plan_is_named(harm: str, photos: Path, 
             pack(pack_options(photos), tmp_path / "set")
     if harm == "changed":
         (photos / "c/2.jpg").write_bytes(encoded(pixels(77), ".jpg"))
-        with pytest.raises(MegaSRError, match=r"c/2\.jpg was changed after .*plan\.json was made \(jpg differs\)"):
+        with pytest.raises(MegaSRError, match=r"c/2\.jpg was changed after plan\.json was made \(jpg differs\)"):
             pack(pack_options(photos), tmp_path / "set")
     else:
         (photos / "c/2.jpg").unlink()
