@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Mapping
 
 import cv2
@@ -17,12 +18,11 @@ from megasr.images import decode_image, from_integers
 IMAGE_FIELDS = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff")
 TAGS_FIELD = "txt"
 LQ_FIELD, TOKENS_FIELD, LATENTS_FIELD, PARAMS_FIELD = "lq.png", "tokens.npy", "latents.npy", "params.json"  # baked
-_MAP_PREFIX, _MAP_SUFFIX = "map.", ".png"
 
 
 def map_field(guidance: str) -> str:
     """The field of a guidance map."""
-    return f"{_MAP_PREFIX}{guidance}{_MAP_SUFFIX}"
+    return f"map.{guidance}.png"
 
 
 def image_field(fields: Mapping[str, object]) -> str | None:
@@ -45,7 +45,7 @@ def decode_sample(key: str, files: Mapping[str, bytes]) -> Sample:
         reason = "unreadable tags"
         tags = files.get(TAGS_FIELD, b"").decode().strip()
         reason = "unreadable map"
-        names = [name[len(_MAP_PREFIX) : -len(_MAP_SUFFIX)] for name in files if name.startswith(_MAP_PREFIX)]
+        names = [match[1] for name in files if (match := re.fullmatch(r"map\.(.+)\.png", name))]
         maps = {n: decode_map(files[map_field(n)], *hq.shape[:2]) for n in names if not is_made_from_lq(n)}
     except (MegaSRError, ValueError) as error:
         raise UnusableSampleError(key, reason, str(error)) from error
