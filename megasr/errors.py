@@ -19,6 +19,11 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message; its type where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 # What other projects call some settings, and what they are called here.
 _ALIASES = {
     "lr": "learning_rate", "wd": "weight_decay", "warmup": "warmup_steps", "bs": "batch_size", "workers": "num_workers",

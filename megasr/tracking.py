@@ -1,7 +1,7 @@
-"""Weights & Biases: who is logged in, and how a run is opened there. Never asks, never stops a run.
+"""Weights & Biases: the login, and opening runs. Never asks a question, never stops a run.
 
-The mode is WANDB_MODE or WANDB_DISABLED when it is set, else what `wandb offline` or `wandb disabled` has switched to;
-else online for who is logged in, else offline (the files lie in the run's folder and `wandb sync` sends them later).
+The mode is WANDB_MODE or WANDB_DISABLED, else what `wandb offline` or `wandb disabled` has switched to, else online for
+who is logged in, else offline (`wandb sync` sends the files in the run's folder later).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
-from megasr.errors import UsageError
+from megasr.errors import UsageError, first_line
 
 _MODES = {"online": "online", "offline": "offline", "disabled": "disabled", "run": "online", "dryrun": "offline"}
 _CONNECT_S = 20
@@ -31,21 +31,18 @@ def wandb_mode() -> str:
 
 
 def describe_wandb() -> str:
-    """The mode and where it comes from, for people."""
+    """The mode and what set it, for `megasr doctor`."""
     try:
         mode = wandb_mode()
     except UsageError as error:
         return str(error)
     if chosen_by := _choice()[1]:
         return f"{mode} ({chosen_by})"
-    account = _account()
-    if account is None:
-        return "offline, not logged in (`wandb login`); `wandb sync` sends later what a run has recorded"
-    return f"{mode}, {account}"
+    return f"{mode}, {_account() or 'not logged in (`wandb login`); `wandb sync` sends later what a run has recorded'}"
 
 
 def _choice() -> tuple[str, str]:
-    """(mode, who chose it): a variable, or W&B's settings files of the user and of the folder; empty for nobody."""
+    """(mode, what set it): a variable, or W&B's settings files of the user and of the folder; empty for neither."""
     if mode := os.environ.get("WANDB_MODE", "").lower():
         return mode, "WANDB_MODE"
     if os.environ.get("WANDB_DISABLED", "").lower() in ("1", "true", "yes", "on"):
@@ -74,7 +71,7 @@ def _account() -> str | None:
 
 
 class WandbRuns:
-    """Opens W&B runs, one after another or side by side. What did not work once is not tried again.
+    """Opens W&B runs; a mode that failed once is not tried again.
 
     Args:
         tell: prints one line for the user.
@@ -82,28 +79,24 @@ class WandbRuns:
 
     def __init__(self, tell: Callable[[str], None]) -> None:
         self.mode = wandb_mode()
-        self._tell = tell
+        self._print = tell
 
     def open(self, folder: Path, logger_class: type | None = None, **arguments: Any) -> Any | None:
         """A WandbLogger whose run has started, or None when W&B is disabled or cannot be used (said in one line).
 
         Args:
             folder: for W&B's files.
-            logger_class: a subclass of Lightning's WandbLogger; None takes that one.
+            logger_class: a subclass of Lightning's WandbLogger; None is that one.
             arguments: of the class, and through it of wandb.init.
         """
-        if self.mode == "online":
+        while self.mode != "disabled":
             try:
-                return _start(folder, "online", logger_class, arguments)
+                return _start(folder, self.mode, logger_class, arguments)
             except Exception as error:  # W&B raises its own, requests' and the operating system's errors
-                self.mode = "offline"
-                self._tell(f"W&B cannot be used online ({first_line(error)}); logging offline into {folder.parent}")
-        if self.mode == "offline":
-            try:
-                return _start(folder, "offline", logger_class, arguments)
-            except Exception as error:
-                self.mode = "disabled"
-                self._tell(f"W&B cannot log ({first_line(error)}); going on without it")
+                online, reason = self.mode == "online", first_line(error)
+                self.mode = "offline" if online else "disabled"
+                text = f"be used online ({reason}); logging offline into {folder.parent}"
+                self._print(f"W&B cannot {text if online else f'log ({reason}); going on without it'}")
         return None
 
 
@@ -130,8 +123,3 @@ def _start(folder: Path, mode: str, logger_class: type | None, arguments: dict[s
     )
     logger.experiment  # noqa: B018  starts the run, so that a failure shows here
     return logger
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says, in one line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

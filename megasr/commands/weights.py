@@ -1,4 +1,4 @@
-"""`megasr weights list | fetch | verify`: the external weights: which there are, and putting them on this machine."""
+"""`megasr weights list | fetch | verify`: which external weights there are, and putting them on this machine."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megasr.console import progress_bars
 from megasr.errors import MegaSRError
 
 if TYPE_CHECKING:
@@ -22,10 +21,8 @@ def add_parser(commands: Any) -> None:
     """Declare `weights` and its actions."""
     parser = commands.add_parser("weights", help="list, download and check external weights", description=__doc__)
     actions = parser.add_subparsers(dest="action", required=True, metavar="action")
-    show = actions.add_parser("list", help="say what every weight is for, its licence, and whether it is here")
-    fetch = actions.add_parser(
-        "fetch", help="download weights; run it again after an interruption, it goes on", description=_WHERE
-    )
+    show = actions.add_parser("list", help="print purpose, licence and size of every weight, and whether it is here")
+    fetch = actions.add_parser("fetch", help="download weights; again after an interruption", description=_WHERE)
     fetch.add_argument("names", metavar="NAME", nargs="+", help="of `megasr weights list`")
     fetch.add_argument("--to", metavar="DIR", type=Path, help="another folder for weights, as for a machine offline")
     verify = actions.add_parser("verify", help="compare the files that are here with the published sha256")
@@ -38,21 +35,18 @@ def run_list(arguments: argparse.Namespace) -> None:
     """Print one line per weight: those of models, then those of metrics."""
     from megasr.weights import MANIFEST
 
-    rows = [
-        ("name", "here", "size", "licence", "purpose"),
-        *(
-            (weight.name, state_of(weight), size_of(weight), licence_of(weight), weight.purpose)
-            for weight in sorted(MANIFEST.values(), key=lambda weight: bool(weight.place))
-        ),
-    ]
+    rows = [("name", "here", "size", "licence", "purpose")]
+    for weight in sorted(MANIFEST.values(), key=lambda weight: bool(weight.place)):
+        licence = f"nc {weight.licence}" if weight.non_commercial else weight.licence
+        rows.append((weight.name, _state(weight), _size(weight), licence, weight.purpose))
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     for *cells, purpose in rows:
         print("  ".join([f"{cell:<{width}}" for cell, width in zip(cells, widths, strict=True)] + [purpose]))
     print(f"\nnc: the licence forbids commercial use. {_WHERE}")
 
 
-def state_of(weight: Weight) -> str:
-    """here, missing, or damaged when a file has another size than the published one."""
+def _state(weight: Weight) -> str:
+    """`here`, `missing`, or `damaged` when a file has another size than the published one."""
     from megasr.weights import find_local
 
     try:
@@ -61,38 +55,26 @@ def state_of(weight: Weight) -> str:
         return "damaged"
 
 
-def size_of(weight: Weight) -> str:
-    """Size of all files of a weight, for people; ~ when it is a round figure, ? when none is known."""
+def _size(weight: Weight) -> str:
+    """Size of all files, for people: `29 MB`, `~5.2 GB` for a round figure, `?` when not known."""
     sizes = [file.size for file in weight.files]
-    known = sum(size for size in sizes if size)
-    total = weight.about or known
-    if not total:
-        return "?"
-    about = "" if sizes and all(sizes) else "~"
-    return f"{about}{total / 1e9:.1f} GB" if total >= 1e9 else f"{about}{total / 1e6:.0f} MB"
-
-
-def licence_of(weight: Weight) -> str:
-    """The licence, with `nc` in front of a non-commercial one."""
-    return f"nc {weight.licence}" if weight.non_commercial else weight.licence
+    total = weight.about or sum(size or 0 for size in sizes)
+    text = f"{total / 1e9:.1f} GB" if total >= 1e9 else f"{total / 1e6:.0f} MB"
+    return f"{'' if all(sizes) else '~'}{text}" if total else "?"
 
 
 def run_fetch(arguments: argparse.Namespace) -> None:
-    """Download weights, and say of each where it is and under which licence.
+    """Download weights, and print where each is and under which licence.
 
     Raises:
         UsageError: there is no such weight.
         MegaSRError: this machine is offline, no mirror gives a file, or the disk fails.
     """
-    from rich.progress import BarColumn, DownloadColumn, TransferSpeedColumn
-
     from megasr.weights.download import fetch
     from megasr.weights.local import FOLDER_VARIABLE, named_weights
 
     for weight in named_weights(arguments.names):  # all names are known before the first gigabyte
-        with progress_bars(BarColumn(), DownloadColumn(), TransferSpeedColumn()) as report:
-            path = fetch(weight.name, arguments.to, report)
-        print(f"{path}: {weight.name}, licence: {weight.terms}")
+        print(f"{fetch(weight.name, arguments.to)}: {weight.name}, licence: {weight.terms}", flush=True)
     if arguments.to is not None:
         print(f"To use it from there: {FOLDER_VARIABLE}={arguments.to}")
 
@@ -102,7 +84,7 @@ def run_verify(arguments: argparse.Namespace) -> None:
 
     Raises:
         UsageError: there is no such weight.
-        MegaSRError: a file is wrong, or lacks.
+        MegaSRError: a file is wrong or missing.
     """
     from megasr.weights.local import named_weights, verify
 
@@ -111,8 +93,8 @@ def run_verify(arguments: argparse.Namespace) -> None:
         print("no weight is on this machine")
     bad = 0
     for weight in weights:
-        for finding in verify(weight):
-            print(f"{finding.state:<7}  {finding.weight}  {finding.detail}")
-            bad += finding.state in ("wrong", "missing")
+        for state, detail in verify(weight):
+            print(f"{state:<7}  {weight.name}  {detail}")
+            bad += state in ("wrong", "missing")
     if bad:
         raise MegaSRError(f"{bad} files of weights are wrong or missing; `megasr weights fetch NAME` replaces them")

@@ -1,23 +1,21 @@
-"""Weights on this machine: where they lie, and whether they are what they should be."""
+"""Weights on this machine: where they lie, and whether they are the published ones."""
 
 from __future__ import annotations
 
 import difflib
-import hashlib
 import json
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from megasr.errors import MegaSRError, UsageError, unknown_name
-from megasr.files import file_sha256, home_folder, write_whole
+from megasr.errors import MegaSRError, unknown_name
+from megasr.files import file_sha256, home_folder
 from megasr.weights.manifest import MANIFEST, PublishedFile, Weight
 
 FOLDER_VARIABLE = "MEGASR_WEIGHTS"
+TINY_FOLDER = Path(__file__).parents[1] / "assets" / "tiny_prior"
 
 
 def weights_folder() -> Path:
@@ -29,17 +27,6 @@ def weights_folder() -> Path:
 def folder_of(weight: Weight, root: Path | None = None) -> Path:
     """Where the files of a weight lie below the folder for weights (or below `root`)."""
     return (root or weights_folder()) / weight.name.replace("/", "--")
-
-
-def known_weight(name: str) -> Weight:
-    """The weight of that name.
-
-    Raises:
-        UsageError: the manifest has none; says the nearest names.
-    """
-    if name not in MANIFEST:
-        raise unknown_name("weight", name, MANIFEST)
-    return MANIFEST[name]
 
 
 def mirrors_of(name: str) -> tuple[str, ...]:
@@ -57,7 +44,7 @@ def files_here(weight: Weight, folder: Path) -> Iterator[tuple[PublishedFile, Pa
 
 
 def folders_with(weight: Weight, hub_cache: Path | None = None) -> Iterator[Path]:
-    """The folders that hold at least a part of a weight, in the order in which they are looked at."""
+    """The folders that hold at least a part of a weight, in the order in which they are searched."""
     for folder in _places(weight, hub_cache):
         if any(path for _, path in files_here(weight, folder)):
             yield folder
@@ -75,7 +62,7 @@ def _places(weight: Weight, hub_cache: Path | None) -> Iterator[Path]:
 
 
 def _torch_cache() -> Path:
-    """`torch.hub.get_dir()`, but torch is not imported for it: that takes seconds."""
+    """`torch.hub.get_dir()` without importing torch, which takes seconds."""
     if "torch" in sys.modules:
         from torch.hub import get_dir
 
@@ -89,18 +76,17 @@ def _snapshot(hub_id: str, hub_cache: Path | None, allow_patterns: list[str] | N
     from huggingface_hub import snapshot_download
 
     try:
-        found = snapshot_download(hub_id, cache_dir=hub_cache, local_files_only=True, allow_patterns=allow_patterns)
-        return Path(found)
+        return Path(
+            snapshot_download(hub_id, cache_dir=hub_cache, local_files_only=True, allow_patterns=allow_patterns)
+        )
     except (OSError, ValueError):
         return None
 
 
 def find_folder(weight: Weight, hub_cache: Path | None = None) -> Path | None:
     """The first folder that holds every file of a weight, whatever is in them; None when there is none."""
-    for folder in folders_with(weight, hub_cache):
-        if all(path for _, path in files_here(weight, folder)):
-            return folder
-    return None
+    folders = folders_with(weight, hub_cache)
+    return next((f for f in folders if all(path for _, path in files_here(weight, f))), None)
 
 
 def find_local(name: str, cache_folder: Path | None = None) -> Path | None:
@@ -137,12 +123,67 @@ def target_of(weight: Weight, folder: Path) -> Path:
     return paths[0] if len(weight.files) == 1 and paths else folder
 
 
+def require(name: str) -> Path:
+    """The local file or folder of a weight: a name of the manifest, a path, or a hub id.
+
+    Raises:
+        MegaSRError: it is not on this machine, or a file has another size than the published one.
+    """
+    path = find_local(name)
+    if path is None:
+        raise missing_weight(name)
+    return path
+
+
 def wrong_size(file: PublishedFile, path: Path) -> str:
     """What is wrong with the size of a file, in words; empty when it is the published one or that is not known."""
     size = path.stat().st_size
     if file.size is None or size == file.size:
         return ""
     return f"is {'truncated: has' if size < file.size else 'another file: has'} {size} of {file.size} bytes"
+
+
+def check_file(file: PublishedFile, path: Path) -> str:
+    """What is wrong with the size or the sha256 of a file, in words; empty when nothing is."""
+    if fault := wrong_size(file, path):
+        return fault
+    sha256 = file_sha256(path) if file.sha256 else ""
+    return "" if sha256.startswith(file.sha256) else f"sha256 expected {file.sha256}, found {sha256}"
+
+
+def verify(weight: Weight) -> Iterator[tuple[str, str]]:
+    """Hash every file of a weight that is here.
+
+    Yields:
+        (`ok`, `wrong`, `missing`, or `unknown` where no sha256 is published; the path and what is wrong with it).
+    """
+    folder = find_folder(weight) or next(folders_with(weight), None)
+    if folder is None:
+        yield "missing", "not on this machine"
+        return
+    for file, path in files_here(weight, folder):
+        if path is None:
+            yield "missing", str(folder / file.name)
+        elif fault := check_file(file, path):
+            yield "wrong", f"{path}: {fault}"
+        elif file.sha256:
+            yield "ok", str(path)
+        else:
+            yield "unknown", f"{path}: sha256 {file_sha256(path)}, none is published"
+
+
+def named_weights(names: Sequence[str]) -> list[Weight]:
+    """The weights of these names, or all that are at least partly here when none is named.
+
+    Raises:
+        UsageError: the manifest does not know a name.
+    """
+    for name in names:
+        if name not in MANIFEST:
+            raise unknown_name("weight", name, MANIFEST)
+    if names:
+        return [MANIFEST[name] for name in names]
+    return [weight for weight in MANIFEST.values() if next(folders_with(weight), None) is not None]
 
 
 def fetch_command(name: str) -> str:
@@ -158,36 +199,17 @@ def missing_weight(name: str) -> MegaSRError:
         hint = f"did you mean {near[0]}?" if near else f"known: tiny, {', '.join(models)}"
         return MegaSRError(f"no file, folder, hub id or known weight is called {name!r}; {hint}")
     weight = MANIFEST.get(name)
-    places = ", ".join(mirrors_of(name)) + (f" ({weight.elsewhere})" if weight and weight.elsewhere else "")
+    places, lacks, terms = ", ".join(mirrors_of(name)), "", ""
+    if weight is not None:
+        places += f" ({weight.elsewhere})" if weight.elsewhere else ""
+        terms = f"; licence: {weight.terms}"
+        if folder := next(folders_with(weight), None):
+            absent = [file.name for file, path in files_here(weight, folder) if path is None]
+            lacks = f" ({folder} lacks {', '.join(absent)})"
     return MegaSRError(
-        f"{name} is not on this machine{_partly(weight)}. Fetch it with `{fetch_command(name)}`, or give the path of a "
-        f"copy. Hosted as: {places}{f'; licence: {weight.terms}' if weight else ''}"
+        f"{name} is not on this machine{lacks}. Fetch it with `{fetch_command(name)}`, or give the path of a copy. "
+        f"Hosted as: {places}{terms}"
     )
-
-
-def _partly(weight: Weight | None) -> str:
-    if weight is None:
-        return ""
-    for folder in folders_with(weight):
-        lacks = [file.name for file, path in files_here(weight, folder) if path is None]
-        return f" ({folder} lacks {', '.join(lacks)})" if lacks else ""
-    return ""
-
-
-def named_weights(names: Sequence[str]) -> list[Weight]:
-    """The weights of these names, or all that are at least partly here when none is named.
-
-    Raises:
-        UsageError: the manifest does not know a name, or it is given twice.
-    """
-    if len(set(names)) < len(names):
-        raise UsageError(f"weights {', '.join(names)}: a name occurs twice")
-    if names:
-        return [known_weight(name) for name in names]
-    return [weight for weight in MANIFEST.values() if next(folders_with(weight), None) is not None]
-
-
-TINY_FOLDER = Path(__file__).parents[1] / "assets" / "tiny_prior"
 
 
 def find_prior(source: str) -> Path:
@@ -198,12 +220,7 @@ def find_prior(source: str) -> Path:
     """
     if source == "tiny":
         return TINY_FOLDER
-    if Path(source).is_dir():
-        return Path(source)
-    folder = find_local(source)
-    if folder is None:
-        raise missing_weight(source)
-    return folder
+    return Path(source) if Path(source).is_dir() else require(source)
 
 
 def downsampling(vae: Mapping[str, Any]) -> int:
@@ -223,119 +240,3 @@ def read_size_multiple(folder: Path) -> int | None:
         return size_multiple(vae, unet)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None  # whoever loads it says what is wrong with it
-
-
-RECORDS = ".hashes"
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What `verify` says of one file.
-
-    Attributes:
-        weight: name of the weight.
-        state: ok, wrong, missing, or unknown where no sha256 is published.
-        detail: the path and what was found, in words.
-    """
-
-    weight: str
-    state: Literal["ok", "wrong", "unknown", "missing"]
-    detail: str
-
-
-def require(name: str) -> Path:
-    """The local file or folder of a weight. A file with a known sha256 is hashed once, and again when it changes.
-
-    Args:
-        name: a name of the manifest, a path, or a hub id.
-
-    Raises:
-        MegaSRError: it is not on this machine, or a file is not the published one.
-    """
-    found = find_local(name)
-    if found is None:
-        raise missing_weight(name)
-    if name in MANIFEST:
-        refuse_altered(MANIFEST[name], found if found.is_dir() else _folder_above(MANIFEST[name], found))
-    return found
-
-
-def _folder_above(weight: Weight, path: Path) -> Path:
-    depth = weight.files[0].name.count("/")
-    return path.parents[depth]
-
-
-def refuse_altered(weight: Weight, folder: Path) -> None:
-    """Compare the known sha256 of the files in a folder.
-
-    Raises:
-        MegaSRError: one is not the published file.
-    """
-    for file, path in files_here(weight, folder):
-        if path is not None and file.sha256 and not (found := remembered_sha256(path)).startswith(file.sha256):
-            raise MegaSRError(
-                f"{weight.name}: {path} is not the published file: its sha256 is {found}, not {file.sha256}; "
-                f"run `{fetch_command(weight.name)}`"
-            )
-
-
-def verify(weight: Weight) -> Iterator[Finding]:
-    """Hash every file of a weight where it was found, whatever is remembered of it."""
-    folder = find_folder(weight) or next(folders_with(weight), None)
-    if folder is None:
-        yield Finding(weight.name, "missing", "not on this machine")
-    else:
-        for file, path in files_here(weight, folder):
-            yield _verify_file(weight, file, path) if path else Finding(weight.name, "missing", f"{folder / file.name}")
-
-
-def _verify_file(weight: Weight, file: PublishedFile, path: Path) -> Finding:
-    if fault := wrong_size(file, path):
-        return Finding(weight.name, "wrong", f"{path} {fault}")
-    found = fresh_sha256(path)
-    if not file.sha256:
-        return Finding(weight.name, "unknown", f"{path}: sha256 {found}, none is published")
-    if not found.startswith(file.sha256):
-        return Finding(weight.name, "wrong", f"{path}: sha256 expected {file.sha256}, found {found}")
-    return Finding(weight.name, "ok", f"{path}")
-
-
-def remembered_sha256(path: Path) -> str:
-    """64 hexadecimal digits of a file's content; read only when its size or time of change is not the remembered one.
-
-    Raises:
-        MegaSRError: it cannot be read.
-    """
-    state = _state(path)
-    try:
-        record = json.loads(_record_of(path).read_text())
-    except (OSError, ValueError):
-        return fresh_sha256(path)
-    same = isinstance(record, dict) and {key: record.get(key) for key in state} == state
-    return str(record["sha256"]) if same and record.get("sha256") else fresh_sha256(path)
-
-
-def fresh_sha256(path: Path) -> str:
-    """Read a file, and remember its sha256 if the folder for weights can be written to.
-
-    Raises:
-        MegaSRError: it cannot be read.
-    """
-    state = _state(path)
-    sha256 = file_sha256(path)
-    with suppress(MegaSRError):  # a cache that others own: hash again next time
-        write_whole(_record_of(path), json.dumps({**state, "sha256": sha256}).encode())
-    return sha256
-
-
-def _state(path: Path) -> dict[str, str | int]:
-    try:
-        about = os.stat(path)
-    except OSError as error:
-        raise MegaSRError(f"cannot read {path}: {error.strerror or error}") from error
-    return {"path": str(path.resolve()), "size": about.st_size, "mtime_ns": about.st_mtime_ns}
-
-
-def _record_of(path: Path) -> Path:
-    name = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:32]
-    return weights_folder() / RECORDS / f"{name}.json"

@@ -1,4 +1,4 @@
-"""A web server of files, with the troubles that real ones have."""
+"""A web server of files, as the Hugging Face hub serves them, with connections that break."""
 
 from __future__ import annotations
 
@@ -21,45 +21,33 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         server, asked = self.server, self.headers.get("Range", "")
-        server.requests.append((self.path, asked))
-        if server.moved_to and not self.path.startswith("/moved/"):
-            return self.reply(302, b"", {"Location": server.moved_to})
+        if self.command == "GET":
+            server.requests.append((self.path, asked))
         content = server.files.get(self.path.partition("?")[0])
         if content is None:
-            return self.reply(404, b"not here", {})
-        etag = f'"{hashlib.sha256(content).hexdigest()[:8]}"' if server.etags else ""
-        start = re.fullmatch(r"bytes=(\d+)-", asked) if server.ranges else None
-        condition = self.headers.get("If-Range", etag) if server.knows_if_range else etag
-        if start is None or condition != etag:
-            return self.reply(200, content, {"ETag": etag})
-        if int(start[1]) >= len(content):
-            return self.reply(416, b"", {"Content-Range": f"bytes */{len(content)}"})
-        rest = content[int(start[1]) :]
+            return self.reply(404, b"not here", {"X-Error-Code": "EntryNotFound"})
+        etag = f'"{hashlib.sha256(content).hexdigest()}"'
+        start = re.fullmatch(r"bytes=(\d+)-\d*", asked)
+        if start is None:
+            return self.reply(200, content, {"ETag": etag, "Accept-Ranges": "bytes"})
         place = f"bytes {start[1]}-{len(content) - 1}/{len(content)}"
-        return self.reply(206, rest, {"ETag": etag, "Content-Range": place})
+        return self.reply(206, content[int(start[1]) :], {"ETag": etag, "Content-Range": place})
 
     def do_HEAD(self) -> None:
         self.do_GET()
 
     def reply(self, status: int, body: bytes, headers: dict[str, str]) -> None:
-        server = self.server
+        fixed = {"X-Repo-Commit": COMMIT, "Content-Length": str(len(body)), "Connection": "close"}
         self.send_response(status)
-        self.send_header("X-Repo-Commit", COMMIT)
-        length = server.claims or len(body)
-        for name, value in {**headers, "Content-Type": server.kind, "Content-Length": str(length)}.items():
-            if value and not (name == "Content-Length" and server.hides_length):
-                self.send_header(name, value)
-        self.send_header("Connection", "close")
+        for name, value in {**headers, **fixed, "Content-Type": "application/octet-stream"}.items():
+            self.send_header(name, value)
         self.end_headers()
         if self.command == "HEAD":
             return
-        cut = server.cuts.pop(0) if server.cuts and status in (200, 206) else len(body)
-        for begin in range(0, len(body[:cut]), 1 << 14):
+        cut = self.server.cuts.pop(0) if self.server.cuts and status in (200, 206) else len(body)
+        for begin in range(0, cut, 1 << 14):
             self.wfile.write(body[begin : min(begin + (1 << 14), cut)])
-            time.sleep(server.pause_s)
-        while server.endless and not server.stopping:
-            self.wfile.write(body[: 1 << 14])
-            time.sleep(server.pause_s)
+            time.sleep(self.server.pause_s)
 
     def log_message(self, *arguments: object) -> None:
         pass
@@ -69,11 +57,9 @@ class WeightServer(http.server.ThreadingHTTPServer):
     """Files by path.
 
     Attributes:
-        requests: (path, Range header) of every request.
+        requests: (path, Range header) of every GET.
         cuts: bytes of the body after which the next answers break off; a whole answer when none is left.
-        claims: a Content-Length that is not the body's.
-        endless: the body is repeated for ever.
-        moved_to: where all requests are sent.
+        pause_s: seconds after every 16 KiB.
     """
 
     daemon_threads = True
@@ -83,18 +69,16 @@ class WeightServer(http.server.ThreadingHTTPServer):
         self.files: dict[str, bytes] = {}
         self.requests: list[tuple[str, str]] = []
         self.cuts: list[int] = []
-        self.ranges = self.etags = self.knows_if_range = True
-        self.hides_length = self.endless = self.stopping = False
-        self.moved_to = ""
-        self.claims, self.pause_s, self.kind = 0, 0.0, "application/octet-stream"
+        self.pause_s = 0.0
         self.url = f"http://127.0.0.1:{self.server_port}"
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """A client that has seen enough is no trouble."""
+        """A client that has gone away is no trouble."""
 
     def host(self, hub_id: str, files: dict[str, bytes]) -> None:
         """Serve files as the Hugging Face hub serves those of a repository."""
         self.files |= {f"/{hub_id}/resolve/main/{name}": content for name, content in files.items()}
+        self.files |= {f"/{hub_id}/resolve/{COMMIT}/{name}": content for name, content in files.items()}
 
     def ranges_of(self, name: str) -> list[str]:
         """The Range headers of the requests for a file."""
@@ -110,7 +94,6 @@ def weight_server() -> Iterator[WeightServer]:
     try:
         yield server
     finally:
-        server.stopping = True
         server.shutdown()
         thread.join()
         server.server_close()

@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,6 +28,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WeightSe
     """A hub with one weight; nothing else is on this machine."""
     for variable in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
         monkeypatch.delenv(variable)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
@@ -41,7 +40,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WeightSe
 
 
 def is_whole(folder: Path) -> bool:
-    files = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != ".lock"}
+    files = {path.name: path.read_bytes() for path in folder.iterdir() if path.name not in (".lock", ".cache")}
     return files == FILES
 
 
@@ -59,9 +58,7 @@ def test_list_fetch_verify(server: WeightServer, tmp_path: Path, capsys: pytest.
     assert "1 files of weights are wrong or missing" in err
 
     assert cli.main(["weights", "fetch", NAME]) == 0
-    out, err = capsys.readouterr()
-    assert out == f"{folder}: {NAME}, licence: CC-BY-NC-4.0 (non-commercial)\n"
-    assert re.search(r"model.safetensors .*1\.0/1\.0 MB", err)
+    assert capsys.readouterr().out == f"{folder}: {NAME}, licence: CC-BY-NC-4.0 (non-commercial)\n"
     assert is_whole(folder)
 
     assert cli.main(["weights", "list"]) == 0
@@ -78,7 +75,7 @@ def test_verify_finds_what_is_wrong(server: WeightServer, tmp_path: Path, capsys
     assert cli.main(["weights", "verify"]) == 1
     out, err = capsys.readouterr()
     assert (
-        f"wrong    controlnet-hed  {tmp_path}/weights/controlnet-hed/{hed.name} is truncated: has 2 of 29444406" in out
+        f"wrong    controlnet-hed  {tmp_path}/weights/controlnet-hed/{hed.name}: is truncated: has 2 of 29444406" in out
     )
     assert re.search(rf"^wrong    {lpips}  .*: sha256 expected df73285e[0-9a-f]+, found 44136fa3", out, re.MULTILINE)
     assert f"missing  {NAME}  {tmp_path}/weights/{NAME}/model.safetensors\n" in out
@@ -92,39 +89,6 @@ def test_verify_finds_what_is_wrong(server: WeightServer, tmp_path: Path, capsys
 def test_nothing_to_verify(server: WeightServer, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["weights", "verify"]) == 0
     assert capsys.readouterr().out == "no weight is on this machine\n"
-
-
-def test_a_full_disk_keeps_what_arrived(
-    server: WeightServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    limited = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000)); "
-    run = f"{limited}from megasr.cli import main; sys.exit(main(['weights', 'fetch', '{NAME}']))"
-    done = subprocess.run([sys.executable, "-c", run], capture_output=True, text=True, check=False)
-    part = tmp_path / "weights" / NAME / "model.safetensors.part"
-    assert done.returncode == 1
-    assert done.stderr.splitlines()[-1] == (
-        f"megasr: error: cannot write {part}: File too large; what arrived is kept, run the command again"
-    )
-    assert part.read_bytes() == FILES["model.safetensors"][:300_000]
-    assert cli.main(["weights", "fetch", NAME]) == 0
-    assert server.ranges_of("model.safetensors") == ["", "bytes=300000-"]
-    assert is_whole(tmp_path / "weights" / NAME)
-
-
-def test_a_killed_fetch_goes_on(server: WeightServer, tmp_path: Path) -> None:
-    server.pause_s = 0.05
-    part = tmp_path / "weights" / NAME / "model.safetensors.part"
-    process = subprocess.Popen(FETCH, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
-    while (not part.exists() or part.stat().st_size < 50_000) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    arrived = part.stat().st_size
-    server.pause_s = 0.0
-    assert cli.main(["weights", "fetch", NAME]) == 0
-    assert server.ranges_of("model.safetensors") == ["", f"bytes={arrived}-"]
-    assert is_whole(tmp_path / "weights" / NAME)
 
 
 def test_many_at_once_fetch_it_once(server: WeightServer, tmp_path: Path) -> None:
@@ -152,7 +116,6 @@ def test_a_repository_goes_into_the_cache_of_its_library(server: WeightServer, t
     name = "timm/vit_base_patch8_224.augreg2_in21k_ft_in1k"
     files = {"config.json": b"{}", "model.safetensors": b"weights", "pytorch_model.bin": b"the same again"}
     server.host(name, files)
-    server.files |= {path.replace("/main/", f"/{COMMIT}/"): content for path, content in server.files.items()}
     index = {"id": name, "sha": COMMIT, "siblings": [{"rfilename": file} for file in files]}
     server.files[f"/api/models/{name}/revision/main"] = json.dumps(index).encode()
     tree = [{"type": "file", "path": file, "size": len(content), "oid": "0"} for file, content in files.items()]
@@ -177,8 +140,7 @@ def test_a_repository_goes_into_the_cache_of_its_library(server: WeightServer, t
         ("fetch", 2, "required: NAME"),
         ("fetch controlnet_hed", 2, "unknown weight 'controlnet_hed'; did you mean controlnet-hed"),
         ("verify RN50.pth", 2, "unknown weight 'RN50.pth'; did you mean RN50.pt"),
-        ("verify dape dape", 2, "a name occurs twice"),
-        ("fetch controlnet-hed", 1, "cannot fetch controlnet-hed, ControlNetHED.pth: http://127.0.0.1"),
+        ("fetch controlnet-hed", 1, "cannot fetch controlnet-hed, ControlNetHED.pth: lllyasviel/Annotators: 404"),
         ("remove dape", 2, "invalid choice: 'remove'"),
     ],
 )
