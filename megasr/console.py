@@ -1,4 +1,4 @@
-"""What a command says: progress, and none of the libraries' noise. Imports nothing but the standard library."""
+"""Progress bars, and libraries' warnings that do not concern a user. Imports the standard library only."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import re
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, Protocol
+from typing import Any
 
-# What libraries say of how this project uses them. MEGASR_DEBUG=1 shows it.
+# Warnings about how this project uses libraries. MEGASR_DEBUG=1 shows them.
 NOISE = (
     r"module.s. in eval mode",  # the frozen prior
     r"isinstance.treespec",  # Lightning's own use of torch
@@ -34,12 +34,12 @@ _OUTDATED = (DeprecationWarning, PendingDeprecationWarning, FutureWarning)
 
 
 def is_noise(message: str, category: type[Warning]) -> bool:
-    """Whether a warning is for the authors of a program, not for those who use it."""
+    """Whether a warning is for developers, not for users."""
     return issubclass(category, _OUTDATED) or _NOISE.search(message) is not None
 
 
 def quiet_warnings() -> None:
-    """From here on a warning is one line without its place in the code, and noise is not shown at all."""
+    """Show warnings in one line without their place in the code, and noise not at all."""
     if os.environ.get("MEGASR_DEBUG") == "1":
         return
 
@@ -51,7 +51,7 @@ def quiet_warnings() -> None:
 
 
 def quiet_lightning() -> None:
-    """Leave out what Lightning tells of hardware, seeds and products; what this project tells through it stays."""
+    """Hide Lightning's own messages below warnings (hardware, seeds, tips); ours through its logger stay."""
     for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
         for handler in logging.getLogger(name).handlers:
             handler.addFilter(_is_shown)  # once, however often it is called
@@ -65,20 +65,16 @@ LINE_EVERY_S = 60.0
 _REDRAW_S = 0.1
 
 
-class Advance(Protocol):
-    """Called as the work goes on; the first call for a name adds its bar."""
-
-    def __call__(self, name: str, done: int, total: int | None, **fields: Any) -> None:
-        """`done` of `total` units, and what the columns show besides (TextColumn("{task.fields[x]}"))."""
+# (name, done, total, **fields): the first call for a name adds its bar; columns show fields as {task.fields[x]}.
+Advance = Callable[..., None]
 
 
 @contextmanager
 def progress_bars(*columns: Any) -> Iterator[Advance]:
     """A bar per name on stderr, with these columns of rich and the time left.
 
-    Where stderr is no terminal it is a line per name and minute, and one when the work is done.
-
-    No thread redraws them: worker processes are forked, and a fork copies the locks that other threads hold.
+    Where stderr is no terminal it is a line per name and minute, and one at the end. No thread redraws them: workers
+    are forked, and a fork copies locks that other threads hold.
     """
     from rich.console import Console
     from rich.progress import Progress, TextColumn, TimeRemainingColumn
@@ -88,17 +84,17 @@ def progress_bars(*columns: Any) -> Iterator[Advance]:
     live = console.is_terminal
     bar = Progress(name, *columns, TimeRemainingColumn(), console=console, auto_refresh=False, disable=not live)
     tasks: dict[str, Any] = {}
-    shown: dict[str, float] = {}
+    drawn: dict[str, float] = {}
 
     def advance(name: str, done: int, total: int | None, **fields: Any) -> None:
         if name not in tasks:
             bar.start()
-            tasks[name], shown[name] = bar.add_task(name, total=total, **fields), time.monotonic()
+            tasks[name], drawn[name] = bar.add_task(name, total=total, **fields), time.monotonic()
         ended = bar.tasks[tasks[name]].finished
         bar.update(tasks[name], completed=done, total=total, **fields)
         ends = bar.tasks[tasks[name]].finished and not ended
-        if ends or time.monotonic() - shown[name] > (_REDRAW_S if live else LINE_EVERY_S):
-            shown[name] = time.monotonic()
+        if ends or time.monotonic() - drawn[name] > (_REDRAW_S if live else LINE_EVERY_S):
+            drawn[name] = time.monotonic()
             bar.refresh() if live else _print_line(bar.tasks[tasks[name]], bar.columns)
 
     try:
@@ -109,7 +105,6 @@ def progress_bars(*columns: Any) -> Iterator[Advance]:
 
 
 def _print_line(task: Any, columns: Sequence[Any]) -> None:
-    """What the columns show, without bars."""
     from rich.progress import BarColumn, TimeRemainingColumn
 
     texts = [column.render(task) for column in columns if not isinstance(column, BarColumn | TimeRemainingColumn)]

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import hashlib
 import os
 import re
 import shutil
-import time
 import warnings
 import zipfile
 from collections.abc import Iterator
@@ -21,7 +18,6 @@ from megasr.errors import MegaSRError, UsageError
 PART = ".part"
 LOCK = ".lock"
 _LOCK_WAIT_S = 3.0  # the workers of a killed process hold its lock until they notice
-_NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP)  # Lustre, unless it is mounted with them
 
 
 def home_folder() -> Path:
@@ -37,23 +33,24 @@ def home_folder() -> Path:
 
 
 def at_home(path: str) -> str:
-    """A path with the home folder for a leading ~/, which shells do not put in YAML and behind a =."""
+    """A path with the home folder for a leading ~/, which shells leave in YAML and behind a =."""
     return os.path.expanduser(path) if path.startswith("~/") else path
 
 
 @contextmanager
 def open_whole(path: Path, durable: bool = True) -> Iterator[BinaryIO]:
-    """Write a file piece by piece, making its folder. A reader sees the old file, the new one or none, never a part.
+    """A file to write, which takes its place whole when the block ends without an error; makes its folder.
 
     Args:
-        path: where the file appears when the block ends without an error.
-        durable: the file also survives a power cut from then on.
+        path: where it appears.
+        durable: it also survives a power cut from then on.
 
     Raises:
         MegaSRError: the place cannot be written to; nothing is left behind, but a part if the process is killed.
     """
     # Not tempfile: its files are readable by their owner only, and results are shared.
-    temporary = path.with_name(f"{_short(path.name)}.{os.getpid()}{PART}")
+    short = f"{path.name[:40]}.{os.getpid()}-{hash(path.name) & 0xFFFFFF:x}{PART}"  # 255 bytes hold 83 characters
+    temporary = path.with_name(short)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -64,7 +61,9 @@ def open_whole(path: Path, durable: bool = True) -> Iterator[BinaryIO]:
                     os.fsync(file.fileno())
             os.replace(temporary, path)
             if durable:
-                _sync_folder(path.parent)
+                descriptor = os.open(path.parent, os.O_RDONLY)
+                os.fsync(descriptor)
+                os.close(descriptor)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
@@ -72,28 +71,10 @@ def open_whole(path: Path, durable: bool = True) -> Iterator[BinaryIO]:
         raise MegaSRError(f"cannot write {path}: {error.strerror or error}") from error
 
 
-def _short(name: str) -> str:
-    """A name that leaves room for an ending in the 255 bytes that a file system has: 83 characters of Chinese."""
-    digest = hashlib.sha256(os.fsencode(name)).hexdigest()
-    return name if len(name) <= 60 else f"{name[:40]}-{digest[:16]}{Path(name).suffix[:8]}"
-
-
 def write_whole(path: Path, content: bytes, durable: bool = False) -> None:
-    """Write a file, making its folder: open_whole for content that is at hand.
-
-    Raises:
-        MegaSRError: the place cannot be written to; nothing is left behind.
-    """
+    """Write a file whole or not at all, making its folder; raises MegaSRError as open_whole does."""
     with open_whole(path, durable) as file:
         file.write(content)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def file_sha256(path: Path) -> str:
@@ -110,10 +91,10 @@ def file_sha256(path: Path) -> str:
 
 
 def read_safetensors(path: Path) -> dict[str, Any]:
-    """Name -> float32 tensor of a .safetensors file, whatever precision it holds.
+    """Name -> float32 tensor of a .safetensors file.
 
     Raises:
-        OSError: it is missing, cut short or damaged: the library has an error of its own for that, which is none.
+        OSError: it is missing, cut short or damaged.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -125,14 +106,14 @@ def read_safetensors(path: Path) -> dict[str, Any]:
 
 
 def read_saved(path: Path, mmap: bool = False) -> Any:
-    """Tensors and plain data of a file that torch.save wrote. Other objects are not read: they could run code.
+    """Tensors and plain data of a file that torch.save wrote; other objects could run code and are refused.
 
     Args:
         path: the file.
         mmap: leave the tensors on the disk until they are used; only for zips, which torch writes since 1.6.
 
     Raises:
-        OSError: it is missing, damaged, or holds other objects, in one line without torch's advice to read it unsafely.
+        OSError: it is missing, damaged, or holds other objects.
     """
     import torch
 
@@ -153,9 +134,7 @@ def read_saved(path: Path, mmap: bool = False) -> Any:
 
 
 def damaged_record(file: Path | BinaryIO) -> str | None:
-    """The first record that has changed since torch.save wrote it, None when none has.
-
-    Every record carries its CRC32, which torch.load does not compare: torch's zip reader is built without.
+    """The first record of a torch.save file whose CRC32 is wrong, None when all are right; torch.load compares none.
 
     Raises:
         OSError: it cannot be read, is cut off, or is not a file of torch.save.
@@ -175,7 +154,7 @@ _FOREIGN = "it is cut off or damaged, or not one that torch.save wrote"
 
 
 def identify_folder(folder: Path) -> str:
-    """12 hexadecimal digits over the beginning of every file of weights below a folder: cheap, whatever their size."""
+    """12 hexadecimal digits over the beginning of every file of weights below a folder."""
     digest = hashlib.sha256()
     for path in sorted(p for p in folder.rglob("*") if p.suffix in (".json", ".safetensors", ".bin", ".pth")):
         with path.open("rb") as file:
@@ -196,33 +175,20 @@ def locked_folder(folder: Path) -> Iterator[None]:
     Raises:
         MegaSRError: another process works there, or the folder cannot be made.
     """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(folder / LOCK, timeout=_LOCK_WAIT_S)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # A file, and open for writing: on NFS a folder cannot be locked.
-        descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+        lock.acquire()
+    except Timeout as error:
+        raise MegaSRError(f"another process is writing to {folder}; wait for it, or end it") from error
     except OSError as error:
         raise MegaSRError(f"cannot use the folder {folder}: {error.strerror or error}") from error
     try:
-        _lock(descriptor, folder)
         yield
     finally:
-        os.close(descriptor)
-
-
-def _lock(descriptor: int, folder: Path) -> None:
-    deadline = time.monotonic() + _LOCK_WAIT_S
-    while True:
-        try:
-            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            if time.monotonic() > deadline:
-                raise MegaSRError(f"another process is writing to {folder}; wait for it, or end it") from error
-            time.sleep(0.05)
-        except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                raise MegaSRError(f"cannot lock {folder}: {error.strerror or error}") from error
-            warnings.warn(f"{folder}: its file system has no locks; let one process write there", stacklevel=2)
-            return None
+        lock.release()
 
 
 def part_of(folder: Path) -> Path:

@@ -1,7 +1,7 @@
-"""Image bytes to pixels: the formats people have, and refusal of everything that is not a whole image.
+"""Image bytes to pixels: the formats people have; whatever is not a whole image is refused.
 
-Plain JPEGs (8-bit RGB or grey, upright, whole) are decoded by OpenCV, in half of Pillow's time; all else by Pillow.
-Both use libjpeg-turbo and give the same pixels. Which of them decodes depends on the bytes alone.
+Plain JPEGs (8-bit RGB or grey, upright) are decoded by OpenCV in half of Pillow's time, 16-bit colours by OpenCV
+because Pillow cuts them to 8 bits, all else by Pillow. For plain JPEGs both give the same pixels (libjpeg-turbo).
 """
 
 from __future__ import annotations
@@ -9,11 +9,10 @@ from __future__ import annotations
 import io
 import os
 import struct
-import threading
 import warnings
 import zlib
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,19 +24,14 @@ if TYPE_CHECKING:
     from PIL import Image
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
-# Half a GiB of RGB: above every camera's 8-bit frame, below what a loader worker can afford, and exactly where Pillow
-# itself refuses, so that both decoders have one limit.
-MAX_PIXELS = 2**29 // 3
+MAX_PIXELS = 2**29 // 3  # half a GiB of RGB, and exactly where Pillow itself refuses
 # Not all that Pillow knows: its EPS reader runs Ghostscript, and nobody trains on PDFs.
 _FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")
 _ORIENTATION = 0x0112
-_START, _SCAN, _END = b"\xff\xd8\xff", b"\xff\xda", b"\xff\xd9"
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by the kind of colour
 _PNG_HEADER_BYTES = 33  # signature and IHDR
-_BLOCK_BYTES = 2**20
-_ROWS = 256  # of float32 pixels at a time
 _MAX_SCANS = 200  # every scan of a progressive JPEG is a pass over all pixels; encoders write about ten
+warnings.filterwarnings("ignore", module=r"PIL\.")  # of metadata and sizes; the size is checked here
 
 
 class DecodingError(ValueError):
@@ -52,19 +46,26 @@ def decode(content: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """
     if not content:
         raise DecodingError("the file is empty")
-    size = plain_jpeg_size(content) if content.startswith(_START) else None
-    if size is None:
-        return _decode_with_pillow(content, max_pixels)
-    import cv2
+    with _header(content, max_pixels) as image:
+        if _is_plain_jpeg(image, content):
+            return _decode_plain_jpeg(content, image.height, image.width)
+        deep = _has_deep_colours(image, content)
+        image.load()  # before the orientation is asked for: it turns a TIFF upright and drops the tag
+        return _to_rgb(_deep_to_8_bit(content) if deep else image, orientation(image))
 
-    _check_size(*size, max_pixels)
-    try:
-        pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
-    except cv2.error as error:
-        raise DecodingError(f"damaged JPEG: {error.err}") from error
-    if pixels is None or pixels.shape != (*size, 3):
-        raise DecodingError("damaged JPEG")
-    return pixels
+
+@contextmanager
+def opened(content: bytes, max_pixels: int = MAX_PIXELS) -> Iterator[tuple[Image.Image, bool]]:
+    """A whole image, loaded by Pillow, and whether its colours are deeper than the 8 bits Pillow gives.
+
+    Raises:
+        DecodingError: it is not a whole image of an accepted kind, too large, or the block raised anything.
+    """
+    with _header(content, max_pixels) as image:
+        _is_plain_jpeg(image, content)  # refuses one that lost its end
+        deep = _has_deep_colours(image, content)
+        image.load()
+        yield image, deep
 
 
 def size_from_header(path: Path) -> tuple[int, int]:
@@ -84,103 +85,26 @@ def size_from_header(path: Path) -> tuple[int, int]:
     return height, width
 
 
-def plain_jpeg_size(content: bytes) -> tuple[int, int] | None:
-    """(height, width) of a JPEG that needs nothing but decoding, from its header; None when Pillow has to look at it.
-
-    Raises:
-        DecodingError: the end marker is missing, so the file lost its tail. Entropy-coded data cannot contain the
-            marker (ITU-T T.81, B.1.1.5), so no truncated file passes; a file that lost its middle does.
-    """
-    size, plain, place = None, True, 2
-    while place + 10 <= len(content) and content[place] == 0xFF:
-        marker, length = content[place + 1], int.from_bytes(content[place + 2 : place + 4])
-        segment = content[place + 4 : place + 2 + length]
-        if marker == _SCAN[1]:
-            if content.rfind(_END, place) < 0:
-                raise DecodingError("truncated: the JPEG has no end marker")
-            return size if plain else None
-        if marker in (0xC0, 0xC1, 0xC2):  # baseline, extended, progressive; the other frames are Pillow's
-            size = int.from_bytes(content[place + 5 : place + 7]), int.from_bytes(content[place + 7 : place + 9])
-            plain = plain and content[place + 4] == 8 and content[place + 9] in (1, 3) and min(size) > 0
-            if marker == 0xC2 and content.count(_SCAN) > _MAX_SCANS:
-                raise DecodingError(f"a progressive JPEG of more than {_MAX_SCANS} scans")
-        elif marker == 0xE1:
-            plain = plain and _is_upright(segment)
-        elif marker in (0x01, 0xFF) or (0xC3 <= marker <= 0xDF and marker not in (0xC4, 0xDB, 0xDD)):
-            return None
-        place += 2 + length
-    return None
-
-
-def _is_upright(segment: bytes) -> bool:
-    """True when a JPEG's APP1 segment asks for no rotation."""
-    if not segment.startswith(b"Exif\0\0"):
-        return b"Orientation" not in segment  # XMP can ask for one, too
+@contextmanager
+def _header(content: bytes, max_pixels: int) -> Iterator[Image.Image]:
     from PIL import Image
 
-    exif = Image.Exif()
-    try:
-        with _strict_pillow:
-            exif.load(segment)
-            return exif.get(_ORIENTATION, 1) == 1
-    except Exception:
-        return False  # damaged: Pillow's path decides what it means
-
-
-def _check_size(height: int, width: int, max_pixels: int) -> None:
-    if height * width > max_pixels:
-        raise DecodingError(f"{width}x{height} px are more than {max_pixels} px")
-
-
-class _StrictPillow:
-    """Pillow as it is by default, whatever was imported: pyiqa, for one, tells it to fill up truncated images.
-
-    Its settings are the whole process's: the first thread to read sets them, the last one puts back what was there.
-    """
-
-    def __init__(self) -> None:
-        self._lock, self._readers, self._settings = threading.Lock(), 0, ExitStack()
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if self._readers == 0:
-                self._settings.enter_context(_strict_settings())
-            self._readers += 1
-
-    def __exit__(self, *error: object) -> None:
-        with self._lock:
-            self._readers -= 1
-            if self._readers == 0:
-                self._settings.close()
-
-
-@contextmanager
-def _strict_settings() -> Iterator[None]:
-    from PIL import ImageFile, PngImagePlugin
-
-    before = ImageFile.LOAD_TRUNCATED_IMAGES, PngImagePlugin.MAX_TEXT_CHUNK
-    ImageFile.LOAD_TRUNCATED_IMAGES = False
-    # One compressed text, or profile, may be as large as all together: programs write their whole workflow into PNGs.
-    PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about metadata and sizes; the size is checked here
-            yield
-    finally:
-        ImageFile.LOAD_TRUNCATED_IMAGES, PngImagePlugin.MAX_TEXT_CHUNK = before
-
-
-_strict_pillow = _StrictPillow()
+    with _pillow_errors(), Image.open(io.BytesIO(content), formats=_FORMATS) as image:
+        if image.height * image.width > max_pixels:
+            raise DecodingError(f"{image.width}x{image.height} px are more than {max_pixels} px")
+        yield image
 
 
 @contextmanager
 def _pillow_errors() -> Iterator[None]:
     """Strict Pillow, whatever it raises as a DecodingError."""
-    from PIL import UnidentifiedImageError
+    from PIL import ImageFile, PngImagePlugin, UnidentifiedImageError
 
+    ImageFile.LOAD_TRUNCATED_IMAGES = False  # pyiqa, when it is imported, lets Pillow fill up truncated images
+    # One compressed text, or profile, may be as large as all together: programs write their whole workflow into PNGs.
+    PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
     try:
-        with _strict_pillow:
-            yield
+        yield
     except DecodingError:
         raise
     except UnidentifiedImageError as error:
@@ -190,35 +114,39 @@ def _pillow_errors() -> Iterator[None]:
         raise DecodingError(str(error) or type(error).__name__) from error
 
 
-@contextmanager
-def opened(content: bytes, max_pixels: int = MAX_PIXELS) -> Iterator[tuple[Image.Image, bool]]:
-    """A whole image, loaded by strict Pillow, and whether its colours are deeper than the 8 bits Pillow gives.
+def _is_plain_jpeg(image: Image.Image, content: bytes) -> bool:
+    """Whether an opened JPEG needs nothing but decoding.
 
     Raises:
-        DecodingError: it is not a whole image of an accepted kind, too large, or the block raised anything.
+        DecodingError: the end marker is missing, so the file lost its tail. Entropy-coded data cannot contain the
+            marker (ITU-T T.81, B.1.1.5), so no truncated file passes; a file that lost its middle does.
     """
-    from PIL import Image
+    if image.format != "JPEG":
+        return False
+    scan = image.fp.tell()  # type: ignore[attr-defined]  # Pillow has read up to the first scan
+    if content.rfind(b"\xff\xd9", scan) < 0:
+        raise DecodingError("truncated: the JPEG has no end marker")
+    if "progressive" in image.info and content.count(b"\xff\xda", scan) > _MAX_SCANS:
+        raise DecodingError(f"a progressive JPEG of more than {_MAX_SCANS} scans")
+    return image.mode in ("L", "RGB") and orientation(image) == 1
 
-    with _pillow_errors(), Image.open(io.BytesIO(content), formats=_FORMATS) as image:
-        _check_size(image.height, image.width, max_pixels)
-        deep = _has_deep_colours(image, content)
-        # Before anything is asked of it: loading turns a TIFF upright and drops its orientation.
-        image.load()
-        yield image, deep
 
+def _decode_plain_jpeg(content: bytes, height: int, width: int) -> np.ndarray:
+    import cv2
 
-def _decode_with_pillow(content: bytes, max_pixels: int) -> np.ndarray:
-    with opened(content, max_pixels) as (image, deep):
-        return _to_rgb(_decode_deep(content) if deep else image, orientation(image))
+    pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+    if pixels is None or pixels.shape != (height, width, 3):
+        raise DecodingError("damaged JPEG")
+    return pixels
 
 
 def orientation(image: Image.Image) -> int:
     """EXIF orientation, 1 to 8; 1 when there is none or the metadata are damaged: the pixels may still be right."""
     try:
-        found = image.getexif().get(_ORIENTATION, 1)
+        value = image.getexif().get(_ORIENTATION, 1)
     except Exception:
         return 1
-    return found if found in range(1, 9) else 1
+    return value if value in range(1, 9) else 1
 
 
 def _has_deep_colours(image: Image.Image, content: bytes) -> bool:
@@ -268,49 +196,34 @@ def refuse_long_png(content: bytes) -> None:
         return
     if len(content) < _PNG_HEADER_BYTES:
         raise DecodingError("damaged PNG: its header is cut off")
-    width, height, bits, kind = struct.unpack_from(">IIBB", content, 16)
-    most = 2 * height * (1 + width * bits * _PNG_CHANNELS.get(kind, 4) // 8) + _BLOCK_BYTES  # interlaced, it is more
-    unpacked, unpack = 0, zlib.decompressobj()
-    for packed in _packed_pieces(content):
-        while packed and unpacked <= most:
-            try:
-                unpacked += len(unpack.decompress(packed, _BLOCK_BYTES))
-            except zlib.error as error:
-                raise DecodingError(f"damaged PNG: {error}") from error
-            packed = unpack.unconsumed_tail
-    if unpacked > most:
-        raise DecodingError(f"more data than a PNG of {width}x{height} px has")
-
-
-def _packed_pieces(content: bytes) -> Iterator[bytes]:
-    """What the IDAT chunks of a PNG hold, in small pieces: zlib copies what it leaves of one whenever it is called."""
-    place = len(PNG_SIGNATURE)
+    width, height, bits = struct.unpack_from(">IIB", content, 16)
+    most = 2 * height * (1 + width * bits // 2) + 2**20  # four channels; interlaced, it is more
+    packed, place = [], len(PNG_SIGNATURE)
     while place + 12 <= len(content):
-        begin, end = place + 8, place + 8 + int.from_bytes(content[place : place + 4])
-        if content[place + 4 : begin] == b"IDAT":
-            for piece in range(begin, end, _BLOCK_BYTES):
-                yield content[piece : min(piece + _BLOCK_BYTES, end)]
+        end = place + 8 + int.from_bytes(content[place : place + 4])
+        if content[place + 4 : place + 8] == b"IDAT":
+            packed.append(content[place + 8 : end])
         place = end + 4
+    try:
+        if len(zlib.decompressobj().decompress(b"".join(packed), most + 1)) > most:
+            raise DecodingError(f"more data than a PNG of {width}x{height} px has")
+    except zlib.error as error:
+        raise DecodingError(f"damaged PNG: {error}") from error
 
 
-def _decode_deep(content: bytes) -> Image.Image:
+def _deep_to_8_bit(content: bytes) -> Image.Image:
     """16-bit RGB, with or without alpha -> 8-bit RGB on white."""
     from PIL import Image
 
     pixels = decode_deep_colours(content)
     if pixels.shape[2] == 4:
-        pixels = np.concatenate([_on_white(rows) for rows in np.array_split(pixels, -(-len(pixels) // _ROWS))])
+        alpha = pixels[..., 3:].astype(np.float32) / 65535
+        pixels = (pixels[..., :3] * alpha + 65535 * (1 - alpha)).round().astype(np.uint16)
     return Image.fromarray(_to_8_bit(pixels))
 
 
-def _on_white(pixels: np.ndarray) -> np.ndarray:
-    """(H, W, 4) uint16 -> (H, W, 3) uint16."""
-    alpha = pixels[..., 3:].astype(np.float32) / 65535
-    return (pixels[..., :3] * alpha + 65535 * (1 - alpha)).round().astype(np.uint16)
-
-
 def _to_8_bit(pixels: np.ndarray) -> np.ndarray:
-    """uint16 -> uint8, rounded to nearest, without a float copy of what may be a very large image."""
+    """uint16 -> uint8, rounded to nearest."""
     import cv2
 
     return cv2.convertScaleAbs(pixels, alpha=1 / 257)
@@ -357,10 +270,7 @@ def check_grey(image: Image.Image) -> np.ndarray:
 
 
 def list_images(folder: str | Path) -> list[Path]:
-    """Every image file below `folder`, sorted by path.
-
-    Links are followed, to folders too: sets are often put together of them. Hidden files and folders are left out:
-    they are other programs' (macOS's ._photo.png, Jupyter's .ipynb_checkpoints).
+    """Every image file below `folder`, sorted by path. Links are followed; hidden files and folders are left out.
 
     Raises:
         UsageError: the folder does not exist or holds no image.

@@ -6,6 +6,8 @@ Tensors are (B, 3, H, W) or (3, H, W) float32 in [0, 1]; arrays are (H, W, 3) ui
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -19,27 +21,27 @@ from megasr.image_decoding import MAX_PIXELS, DecodingError, decode, size_from_h
 
 def from_uint8(array: np.ndarray) -> torch.Tensor:
     """(..., H, W, 3) uint8 -> (..., 3, H, W) float32 in [0, 1]."""
-    # A copy in any case: Pillow's arrays cannot be written to, and torch warns of these.
-    return torch.from_numpy(np.array(np.moveaxis(array, -1, -3), order="C")).float() / 255
+    return from_integers(array)
 
 
 def from_integers(array: np.ndarray) -> torch.Tensor:
     """(..., H, W, C) uint8 or uint16 -> (..., C, H, W) float32 in [0, 1]."""
-    if array.dtype == np.uint8:
-        return from_uint8(array)
-    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(array, -1, -3)).astype(np.float32)) / 65535
+    most = 255 if array.dtype == np.uint8 else 65535
+    return torch.from_numpy(np.moveaxis(array, -1, -3).astype(np.float32, order="C")) / most
 
 
 def to_uint8(image: torch.Tensor) -> np.ndarray:
-    """(..., 3, H, W) in [0, 1] -> (..., H, W, 3) uint8, rounded to nearest and clipped."""
-    pixels = (image.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
-    return np.moveaxis(pixels.cpu().numpy(), -3, -1)
+    """(..., C, H, W) in [0, 1] -> (..., H, W, C) uint8, rounded to nearest and clipped."""
+    return np.moveaxis(_rounded(image, 255).to(torch.uint8).cpu().numpy(), -3, -1)
 
 
 def to_uint16(image: torch.Tensor) -> np.ndarray:
     """(..., C, H, W) in [0, 1] -> (..., H, W, C) uint16, rounded to nearest and clipped."""
-    pixels = (image.detach().float().clamp(0, 1) * 65535).round().cpu().numpy().astype(np.uint16)
-    return np.moveaxis(pixels, -3, -1)
+    return np.moveaxis(_rounded(image, 65535).cpu().numpy().astype(np.uint16), -3, -1)
+
+
+def _rounded(image: torch.Tensor, most: int) -> torch.Tensor:
+    return (image.detach().float().clamp(0, 1) * most).round()
 
 
 def quantise(image: torch.Tensor) -> torch.Tensor:
@@ -82,23 +84,20 @@ def pad_to_multiple(image: torch.Tensor, multiple: int) -> torch.Tensor:
 def decode_image(content: bytes, name: str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Decode a JPEG, PNG, WebP, TIFF, BMP or GIF file's bytes to (H, W, 3) uint8 RGB, upright.
 
-    Greyscale is replicated to three channels, 16-bit is rounded to 8, alpha is composited on white (what a viewer
-    shows), palette and CMYK (inverted in JPEGs, as Adobe has it) are converted, of an animation the first frame is
-    taken. Colour profiles are not applied.
+    Greyscale is replicated, 16-bit rounded to 8, alpha composited on white, palettes and CMYK (inverted in JPEGs, as
+    Adobe has it) converted; of an animation it is the first frame. Colour profiles are not applied.
 
     Args:
         content: the bytes of the file.
         name: what errors call it.
-        max_pixels: the size, read from the header, above which nothing is decoded; no more than MAX_PIXELS.
+        max_pixels: above it nothing is decoded; at most MAX_PIXELS.
 
     Raises:
         MegaSRError: it is empty, truncated, damaged, too large or not an image. Damage inside the compressed data of a
-            JPEG can stay unnoticed, because the format has no checksum.
+            JPEG can stay unnoticed: the format has no checksum.
     """
-    try:
+    with _named(name):
         return decode(content, max_pixels)
-    except DecodingError as error:
-        raise MegaSRError(f"cannot read image {name}: {error}") from error
 
 
 def read_image(path: str | Path) -> np.ndarray:
@@ -107,11 +106,8 @@ def read_image(path: str | Path) -> np.ndarray:
     Raises:
         MegaSRError: the file is missing or cannot be decoded.
     """
-    try:
-        content = Path(path).read_bytes()
-    except OSError as error:
-        raise MegaSRError(f"cannot read image {path}: {error.strerror or error}") from error
-    return decode_image(content, str(path))
+    with _named(path):
+        return decode(Path(path).read_bytes())
 
 
 def read_size(path: str | Path) -> tuple[int, int]:
@@ -120,12 +116,17 @@ def read_size(path: str | Path) -> tuple[int, int]:
     Raises:
         MegaSRError: the file is missing or not an image. Damage behind the header stays unnoticed.
     """
-    try:
+    with _named(path):
         return size_from_header(Path(path))
-    except OSError as error:
-        raise MegaSRError(f"cannot read image {path}: {error.strerror or error}") from error
-    except DecodingError as error:
-        raise MegaSRError(f"cannot read image {path}: {error}") from error
+
+
+@contextmanager
+def _named(name: str | Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, DecodingError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else "") or error
+        raise MegaSRError(f"cannot read image {name}: {reason}") from error
 
 
 def write_png(array: np.ndarray, path: str | Path) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import platform
 import subprocess
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,9 @@ _SAMPLES = 64  # values read per tensor: enough to tell any two trained networks
 
 
 def weights_digest(module: nn.Module, also: bytes = b"") -> str:
-    """64 hexadecimal digits over samples of every tensor of a module, after what else identifies it.
+    """64 hexadecimal digits over samples of every tensor of a module, and over `also`.
 
-    Values are compared as float16, so that a network and its fp16 copy are the same. To be taken before a network is
-    cast to another dtype.
+    Values are compared as float16: a network and its fp16 copy have one digest. Take it before a cast to another dtype.
     """
     digest = hashlib.sha256(also)
     for name, tensor in sorted(module.state_dict().items()):
@@ -35,7 +35,7 @@ _PACKAGES = ("torch", "torchvision", "lightning", "diffusers", "pyiqa", "numpy")
 
 
 def provenance(device: str, **more: Any) -> dict[str, Any]:
-    """What is written beside numbers: commit, versions, machine, device, UTC time, and `more`."""
+    """Commit, versions, machine, device and UTC time, written beside numbers, and `more`."""
     return {
         "commit": git_commit(),
         "versions": versions(),
@@ -48,13 +48,8 @@ def provenance(device: str, **more: Any) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Versions of the packages that make the numbers; packages that are not installed are left out."""
-    found = {}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+    installed = {name: importlib.util.find_spec(name) for name in _PACKAGES}
+    return {name: version(name) for name, spec in installed.items() if spec}
 
 
 @cache

@@ -1,7 +1,6 @@
 """Random numbers as a function of (seed, key, ...): the only place where generators are made.
 
-Nothing in this project draws from a global generator. A draw is keyed by what it is for, so it does not depend on the
-batch size, the device count, the worker or how often the run was resumed.
+A draw is keyed by its purpose, so it does not depend on batch size, device count, worker or resumes.
 """
 
 from __future__ import annotations
@@ -45,10 +44,9 @@ def keyed_uniform(seed: int, keys: Sequence[str], *purpose: Key) -> torch.Tensor
 
 @contextmanager
 def seeded_initialisation(seed: int, *key: Key) -> Iterator[None]:
-    """Inside, torch's layers initialise themselves as a function of (seed, key...); the global state is left as it was.
+    """Initialise torch's layers as a function of (seed, key...), without a trace in the global generator.
 
-    torch's initialisers know the global generator only. Keyed by the layer's place, a part has the same initial weights
-    in every ablation of a seed, whatever else the network contains.
+    Keyed by its place, a layer has the same initial weights in every ablation of a seed.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "init", *key))
