@@ -18,7 +18,7 @@ from typing import Any
 
 from ablations.identity import identify_weights
 from ablations.registry import Config, Study, apply_changes, check_diff, flatten
-from megasr.configs import limit_jsonargparse, load_yaml
+from megasr.configs import load_yaml
 from megasr.errors import MegaSRError, UsageError
 
 BICUBIC = "bicubic"
@@ -107,7 +107,6 @@ def build_parser(components: Components, sections: tuple[str, ...] = ("model", "
     """The jsonargparse parser over the sections of a config."""
     from jsonargparse import ArgumentParser
 
-    limit_jsonargparse()
     parser = ArgumentParser(exit_on_error=False)
     for section in sections:
         if section == "data":

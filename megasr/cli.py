@@ -1,39 +1,30 @@
-"""The `megasr` command: one parser for every command, and the one place where errors become exit codes.
+"""The `megasr` command: the parser of all commands, and exit codes.
 
 0: done. 1: something is missing, broken or not permitted. 2: what was typed or configured cannot be used. 130: Ctrl-C.
-Nothing heavy is imported before a command runs, so that `--help` answers at once.
+Nothing heavy is imported before a command runs.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import io
 import logging
 import os
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, NoReturn
 
 from megasr import __version__
-from megasr.commands import (
-    compare,
-    demo,
-    doctor,
-    evaluate,
-    export,
-    params,
-    pretrain,
-    shards,
-    study,
-    training,
-    upscale,
-    weights,
-)
+from megasr.commands import adapter, compare, doctor, evaluate, shards, study, training, upscale, weights
 from megasr.console import quiet_warnings
 from megasr.errors import MegaSRError, UsageError, printable
+from megasr.names import split_names
+from megasr.plugins import VARIABLE, use_working_directory
 
-COMMANDS = (training, pretrain, study, upscale, demo, export, evaluate, compare, shards, weights, params, doctor)
+COMMANDS = (training, study, upscale, adapter, evaluate, compare, shards, weights, doctor)
 
 
 class Parser(argparse.ArgumentParser):
@@ -51,6 +42,8 @@ def build_parser() -> Parser:
     """The parser of every command. `fit`, `validate` and `test` leave their options to LightningCLI."""
     parser = Parser(prog="megasr", description="Real-world image super-resolution with guided diffusion priors.")
     parser.add_argument("--version", action="version", version=f"megasr {__version__}")
+    modules = "import these modules of yours first: they add to the registries, or hold classes of the configuration"
+    parser.add_argument("--import", dest="modules", default="", metavar="MODULE[,MODULE]", help=modules)
     commands = parser.add_subparsers(dest="command", required=True, metavar="command", parser_class=Parser)
     for command in COMMANDS:
         command.add_parser(commands)
@@ -61,11 +54,28 @@ def run(argv: Sequence[str]) -> None:
     """Parse and run one command. Errors travel up as exceptions."""
     parser = build_parser()
     arguments, rest = parser.parse_known_args(argv)
+    _add_plugins(arguments.modules)
     if arguments.passes_options_on:
         arguments.rest = rest
     elif rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     arguments.run(arguments)
+
+
+def _add_plugins(modules: str) -> None:
+    """Name the modules of --import in MEGASR_IMPORT, which the processes of this command inherit.
+
+    The working directory is importable, as with `python -m`: class_paths of a configuration may lie there.
+    """
+    use_working_directory()
+    for name in split_names(modules):
+        with suppress(ImportError, ValueError):
+            if importlib.util.find_spec(name) is not None:
+                continue
+        raise UsageError(f"--import {name}: no such module in {os.getcwd()} or among the installed packages")
+    names = dict.fromkeys((*split_names(os.environ.get(VARIABLE, "")), *split_names(modules)))
+    if names:
+        os.environ[VARIABLE] = ",".join(names)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -76,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         run(sys.argv[1:] if argv is None else argv)
     except SystemExit as exit_request:
-        return _code(exit_request)
+        return exit_request.code if isinstance(exit_request.code, int) else int(exit_request.code is not None)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
     except UsageError as error:
@@ -93,10 +103,6 @@ def _make_robust() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be UTF-8, nor terminals
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # other libraries import it, nothing here draws with it
-
-
-def _code(exit_request: SystemExit) -> int:
-    return exit_request.code if isinstance(exit_request.code, int) else int(exit_request.code is not None)
 
 
 def _fail(message: str, code: int) -> int:

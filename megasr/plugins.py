@@ -10,11 +10,13 @@ from __future__ import annotations
 import functools
 import importlib
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import TypeVar
 
 from megasr.errors import UsageError, unknown_name
+from megasr.names import split_names
 
 GROUP, VARIABLE = "megasr", "MEGASR_IMPORT"
 Entry = TypeVar("Entry")
@@ -72,9 +74,7 @@ def import_plugins() -> None:
     Raises:
         UsageError: one cannot be imported.
     """
-    modules = {entry.value: f"entry point {entry.name}" for entry in _entry_points()}
-    modules |= dict.fromkeys(filter(None, os.environ.get(VARIABLE, "").replace(" ", "").split(",")), "--import")
-    for module, source in modules.items():
+    for module, source in plugin_modules().items():
         if module in _imported:
             continue
         _imported.add(module)  # first: the module asks the registries itself
@@ -86,9 +86,16 @@ def import_plugins() -> None:
             raise UsageError(f"cannot import {module} ({source}): {reason}; mend it or leave it out") from error
 
 
-def has_plugins() -> bool:
-    """Whether any module of a user's is named; imports none."""
-    return bool(_entry_points() or os.environ.get(VARIABLE, "").strip())
+def plugin_modules() -> dict[str, str]:
+    """Module -> what names it; not imported."""
+    modules = {entry.value: f"entry point {entry.name}" for entry in _entry_points()}
+    return modules | dict.fromkeys(split_names(os.environ.get(VARIABLE, "")), "--import")
+
+
+def use_working_directory() -> None:
+    """Let modules in the working directory be imported, those that are installed first."""
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""`megasr doctor`: what this machine has: versions, devices, tracking, priors. Changes nothing, needs no network.
+"""`megasr doctor`: versions, devices, tracking, priors and metrics of this machine; needs no network.
 
 With --config: the memory that training with a recipe needs on each GPU, and what to change so that it fits. Any option
 of `megasr fit` may follow (--data.batch_size 4).
@@ -45,11 +45,11 @@ def run(arguments: argparse.Namespace) -> None:
     from megasr.tracking import describe_wandb
 
     sections = {
-        "versions": package_versions(),
-        "devices": devices(),
+        "versions": _versions(),
+        "devices": _devices(),
         "tracking": [("W&B", describe_wandb())],
-        "priors and weights": weights(),
-        "metrics": metrics(),
+        "priors and weights": _weights(),
+        "metrics": _metrics(),
     }
     for title, rows in sections.items():
         print(title)
@@ -57,8 +57,7 @@ def run(arguments: argparse.Namespace) -> None:
             print(f"  {name:<24} {finding}")
 
 
-def package_versions() -> Iterator[tuple[str, str]]:
-    """(package, version) of Python and of what the commands need."""
+def _versions() -> Iterator[tuple[str, str]]:
     yield "python", platform.python_version()
     for package in PACKAGES:
         try:
@@ -67,8 +66,7 @@ def package_versions() -> Iterator[tuple[str, str]]:
             yield package, "missing: reinstall megasr"
 
 
-def devices() -> Iterator[tuple[str, str]]:
-    """(device, its memory) of the processor and of every accelerator that torch sees."""
+def _devices() -> Iterator[tuple[str, str]]:
     import torch
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -84,8 +82,7 @@ def devices() -> Iterator[tuple[str, str]]:
         yield "accelerator", "none: training and upscaling run on the processor"
 
 
-def weights() -> Iterator[tuple[str, str]]:
-    """(weight, where it is or how to get it) of the shipped prior and of the manifest's models."""
+def _weights() -> Iterator[tuple[str, str]]:
     from megasr.weights.local import TINY_FOLDER
 
     present = (TINY_FOLDER / "model_index.json").is_file()
@@ -98,14 +95,14 @@ def weights() -> Iterator[tuple[str, str]]:
 def place_of(name: str) -> str:
     """Where a weight is, how to get it, or what is wrong with the copy that is here."""
     try:
-        found = find_local(name)
+        path = find_local(name)
     except MegaSRError as error:
         return str(error)
-    return f"{found}" if found else f"not on this machine: `{fetch_command(name)}`"
+    return f"{path}" if path else f"not on this machine: `{fetch_command(name)}`"
 
 
-def metrics() -> Iterator[tuple[str, str]]:
-    """(metric, the files of weights it lacks) of every metric of the protocols, then where to get these."""
+def _metrics() -> Iterator[tuple[str, str]]:
+    """(metric, the files it lacks) of every metric of the protocols, then where to get these."""
     from megasr.evaluation.metrics import missing_files, source_of
     from megasr.evaluation.protocol import PROTOCOLS
 

@@ -19,21 +19,15 @@ import data_pipelines.datamodules  # noqa: F401  --data takes the names of class
 import megasr.pretraining.autoencoder
 import megasr.pretraining.clip
 import megasr.pretraining.text_to_image  # noqa: F401
-from data_pipelines.benchmarks import BENCHMARKS
-from megasr.commands.benchmark_options import (
-    arguments_of_data,
-    expand_benchmark,
-    scale_factor_of_data,
-    take_protocol_of_benchmark,
-)
-from megasr.commands.early import DATA_MODULES, check_crops, check_scale_factors, data_modules
+from data_pipelines.benchmarks import BENCHMARKS, get_benchmark
+from megasr.commands.early import NAME_LISTS, read_settings
+from megasr.commands.schema import DATA_MODULES, class_schema, data_modules
 from megasr.commands.shards import tower_name
-from megasr.commands.signatures import parameters
-from megasr.configs import check_config_files, limit_jsonargparse
 from megasr.console import quiet_lightning
 from megasr.errors import MegaSRError, UsageError, unknown_name
 from megasr.files import at_home
 from megasr.names import split_names
+from megasr.plugins import import_plugins
 from megasr.pretraining.module import Export, PretrainingModule
 from megasr.semantics.clip import VisionConfig
 from megasr.training.checkpoint import CONFIG, GLOBAL_BATCH, find_adapter, plain, refuse_changed_batch
@@ -46,6 +40,7 @@ from megasr.training.probes import global_batch
 from megasr.training.protocol_metrics import ProtocolMetrics
 from megasr.training.run import call_trainer
 from megasr.training.sharding import ShardedStrategy
+from megasr.weights.local import find_prior, read_size_multiple
 
 _UNKNOWN_KEY = re.compile(
     r"unrecognized arguments: --([^\s=]+)|not accept option '([^']+)'|Option '([^']+)' is not accepted"
@@ -58,17 +53,11 @@ _CLASS_PATH = re.compile(r"Problem with given class_path '([^']+)'")
 class SaveResolvedConfig(SaveConfigCallback):
     """Writes config.yaml (fit), config.validate.yaml or config.test.yaml into the run's folder.
 
-    A fit that starts anew refuses a folder that holds another run's checkpoints or numbers; one that resumes
-    (ckpt_path) replaces the file.
+    A fit that does not resume refuses a folder with another run's checkpoints or numbers (UsageError).
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write the file when the run starts.
-
-        Raises:
-            UsageError: the folder already holds another run.
-            MegaSRError: the file cannot be written.
-        """
+        """Write the file when the run starts."""
         command = TrainerFn(stage).value
         self.config_filename = "config.yaml" if command == "fit" else f"config.{command}.yaml"
         existing = Path(trainer.log_dir or ".") / self.config_filename
@@ -81,36 +70,28 @@ class SaveResolvedConfig(SaveConfigCallback):
             raise MegaSRError(f"cannot write {existing}: {error.strerror or error}") from error
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """A checkpoint says what it was made with, wherever it is taken."""
+        """Put the configuration and the global batch into the checkpoint."""
         checkpoint[CONFIG] = plain(self.config.as_dict())
         checkpoint[GLOBAL_BATCH] = global_batch(trainer, getattr(trainer, "datamodule", None))
 
 
 class OneLineCLI(LightningCLI):
-    """LightningCLI whose arguments are given, not taken from sys.argv, and whose errors are one line.
-
-    It runs the command when it is constructed; the folder of a fit is locked until the end.
-    """
+    """LightningCLI whose errors are one line. Constructing it runs the command and locks the folder of a fit."""
 
     def __init__(self, *settings: Any, **named: Any) -> None:
         quiet_lightning()
+        import_plugins()
         with ExitStack() as self._held:
             super().__init__(*settings, **named)
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Every command reads the configuration that a fit has written, with all of its options, within limits."""
-        limit_jsonargparse()
+        """Let every command read the configuration that a fit has written."""
         super().add_default_arguments_to_parser(parser)
         help_text = "let fit go on from ckpt_path with another configuration than it was trained with"
         parser.add_argument("--allow_changed_config", type=bool, default=False, help=help_text)
 
     def instantiate_classes(self) -> None:
-        """Build trainer, module and data.
-
-        Raises:
-            UsageError: the checkpoint is to be read in a way that could run code.
-            UsageError, MegaSRError: what a class has to say, without what jsonargparse puts around it.
-        """
+        """Build trainer, module and data. Raises a class's own UsageError or MegaSRError, not jsonargparse's."""
         options = self.config[self.config.subcommand]
         if options.weights_only is False:
             raise UsageError("--weights_only false lets a checkpoint run code: leave it out, they are read without")
@@ -124,7 +105,7 @@ class OneLineCLI(LightningCLI):
             raise
 
     def instantiate_trainer(self, **settings: Any) -> Trainer:
-        """The trainer, with what a fit records in its folder unless it is told otherwise."""
+        """The trainer with the loggers and callbacks of megasr.training.loggers.trainer_defaults."""
         command = self.config.subcommand
         config = self.config[command].as_dict()
         defaults = trainer_defaults(command, self.config_init[command], config, self._held)
@@ -133,27 +114,20 @@ class OneLineCLI(LightningCLI):
         return trainer
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse `args`.
-
-        Raises:
-            UsageError: instead of jsonargparse's usage text.
-        """
-        check_config_files(args)
+        """Parse `args`. Raises UsageError in place of jsonargparse's usage text."""
+        list(read_settings(args))  # names the file that is no YAML, as jsonargparse does not
         options = self._subcommand_parsers[args[0]]
         options.allow_abbrev = False  # an abbreviation hides a misspelt key
         try:
             self.config = _all_at_home(parser.parse_args(args))
         except argparse.ArgumentError as error:
             raise explain(str(error), options.get_defaults().keys()) from error
-        _list_names(self.config[args[0]])
+        for key in NAME_LISTS:  # a file may give them as one string: equal settings are one configuration
+            if isinstance(names := self.config[args[0]].get(key), str):
+                self.config[args[0]][key] = list(split_names(names))
 
     def _check_checkpoint(self, command: str) -> None:
-        """Check how the checkpoint that trainer_defaults has chosen is read, and what it was trained with.
-
-        Raises:
-            UsageError: the strategy or a plugin would run code of it, or a fit's optimizer steps had another number of
-                images.
-        """
+        """Refuse a strategy or plugin that could run code of the checkpoint, and another global batch (UsageError)."""
         options, strategy = self.config_init[command], self.trainer.strategy
         if options.ckpt_path is None:
             return
@@ -170,47 +144,32 @@ class OneLineCLI(LightningCLI):
             refuse_changed_batch(path, global_batch(self.trainer, self.datamodule), options)
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Run it. Raises the error that ended it, whatever else went wrong after that; see FirstError."""
+        """Run it. Raises the first error, whatever else went wrong after that; see FirstError."""
         self._check_checkpoint(subcommand)
         if subcommand == "fit":
             self.config.fit.allow_changed_config = False  # it is no part of the run: the next resume asks again
         call_trainer(self.trainer, super()._run_subcommand, subcommand)
 
     def _parse_ckpt_path(self) -> None:
-        """What was typed or configured holds: Lightning would silently replace it by the checkpoint's hyper-parameters.
-
-        A checkpoint of another adapter is refused when its weights are loaded.
-        """
+        """Do nothing: Lightning would silently replace the configuration by the checkpoint's hyper-parameters."""
 
 
 class MegaSRCLI(OneLineCLI):
     """`megasr fit | validate | test`: MegaSRModule with any data module."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """What Lightning seeds follows the module's seed; the data have their own."""
+        """Let Lightning seed with the module's seed, and declare the evaluation and the monitor."""
         parser.link_arguments("model.seed", "seed_everything")
         parser.add_lightning_class_args(ProtocolMetrics, "evaluation")
         parser.add_lightning_class_args(TrainingMonitor, "monitor")
 
     def before_instantiate_classes(self) -> None:
-        """Check what no single class can.
-
-        Raises:
-            UsageError: the module and the data disagree on the scale factor.
-        """
-        config = self.config[self.config.subcommand]
-        check_scale_factors(config.model.scale_factor, scale_factor_of_data(config))
+        """Refuse a module and data that disagree on the scale factor."""
+        _check_scale_factors(self.config[self.config.subcommand])
 
     def instantiate_classes(self) -> None:
-        """Build trainer, module and data.
-
-        Raises:
-            UsageError: what a class has to say, the prior cannot encode the crops, or the data's baked tokens or
-                latents are those of another vision tower or prior.
-            MegaSRError: what a class has to say.
-        """
-        command = self.config.subcommand
-        check_crops(command, self.config[command].model.prior, arguments_of_data(self.config[command]))
+        """Build trainer, module and data; refuse crops and baked tokens or latents that do not fit."""
+        _check_crops(self.config.subcommand, self.config[self.config.subcommand])
         super().instantiate_classes()
         baked = getattr(self.datamodule, "baked", None)
         if baked is not None and baked.options.tokens:
@@ -219,15 +178,15 @@ class MegaSRCLI(OneLineCLI):
             _check_prior(self.model, baked.options.latents)
 
     def before_test(self) -> None:
-        """Tell the evaluation which configuration its numbers come from."""
+        """Put the configuration into the provenance of the evaluation."""
         config = self.config.test
         self.config_init.test.evaluation.config = {"model": config.model.as_dict(), "data": config.data.as_dict()}
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse `args`, and take the protocol of the benchmark set that they name. Raises as OneLineCLI."""
+        """Parse `args`, and take the protocol of the benchmark set that they name."""
         super().parse_arguments(parser, args)
         options = self._subcommand_parsers[args[0]]
-        take_protocol_of_benchmark(self.config[args[0]], args, options.get_defaults().evaluation.protocol)
+        _take_protocol_of_benchmark(self.config[args[0]], args, options.get_defaults().evaluation.protocol)
 
 
 def _all_at_home(value: Any) -> Any:
@@ -243,28 +202,19 @@ def _all_at_home(value: Any) -> Any:
 
 
 def _check_tower(vision: Any, tokens: str) -> None:
-    """Refuse to train on baked tokens of one vision tower and to validate with another.
-
-    Raises:
-        UsageError: model.vision is another tower than the one that made the tokens, or none.
-        MegaSRError: its weights cannot be read.
-    """
+    """Refuse baked tokens of another vision tower than model.vision (UsageError)."""
     file = None if vision is None else VisionConfig(vision.weights, vision.model).weights_file
-    found = "not set" if file is None else tower_name(vision.model, file)
-    if found != tokens:
-        raise UsageError(f"the baked image tokens are those of {tokens}, model.vision is {found}: make them equal")
+    current = "not set" if file is None else tower_name(vision.model, file)
+    if current != tokens:
+        raise UsageError(f"the baked image tokens are those of {tokens}, model.vision is {current}: make them equal")
 
 
 def _check_prior(module: LightningModule, latents: str) -> None:
-    """Refuse to train one prior on the baked latents of another.
-
-    Raises:
-        UsageError: the module's prior is not the one that made the latents.
-    """
-    found = getattr(module, "prior_fingerprint", latents)  # other modules have no use for latents
-    if found != latents:
+    """Refuse baked latents of another prior than model.prior (UsageError)."""
+    current = getattr(module, "prior_fingerprint", latents)  # other modules have no use for latents
+    if current != latents:
         raise UsageError(
-            f"the baked latents are those of the prior {latents}, model.prior is {found}: bake another set with "
+            f"the baked latents are those of the prior {latents}, model.prior is {current}: bake another set with "
             "--latents of this prior"
         )
 
@@ -276,7 +226,8 @@ def explain(message: str, keys: Iterable[str]) -> UsageError:
         owner = _CLASS_PATH.search(message)
         if owner:
             module, _, class_name = owner.group(1).rpartition(".")
-            return unknown_name(f"key of {class_name}", got, parameters(module or DATA_MODULES, class_name) or ())
+            known = class_schema(module or DATA_MODULES, class_name).get("properties", ())
+            return unknown_name(f"key of {class_name}", got, known)
         return unknown_name("key", got, keys)
     if match := _UNKNOWN_CLASS.search(message):
         return unknown_name("data module", match.group(1), [*data_modules(), *BENCHMARKS])
@@ -285,31 +236,114 @@ def explain(message: str, keys: Iterable[str]) -> UsageError:
     return UsageError(_LITERAL.sub(r"one of \1", message.split("Given value type:")[0]).replace("Parser key", "key"))
 
 
-def _list_names(config: Any) -> None:
-    """Write names that a file gives as one string ("hed,depth") as a list: equal settings are one configuration."""
-    for key in ("model.adapter.guidance", "model.sampler.shown_guidance", "evaluation.metrics"):
-        if isinstance(names := config.get(key), str):
-            config[key] = list(split_names(names))
+def expand_benchmark(args: Sequence[str]) -> list[str]:
+    """Write `--data NAME --root DIR` of a benchmark set as the options of BenchmarkDataModule.
+
+    Args:
+        args: [command, options...] as they were typed.
+
+    Raises:
+        UsageError: one of --data NAME and --root comes without the other, or the command is `fit`.
+    """
+    words: list[str] = []
+    for arg in args:  # each option with its value in one word
+        bare = words and words[-1] in ("--data", "--root") and not arg.startswith("--")
+        words = [*words[:-1], f"{words[-1]}={arg}"] if bare else [*words, arg]
+    data, root = (
+        next((w for w in reversed(words) if w.partition("=")[0] == name), "") for name in ("--data", "--root")
+    )
+    name, folder = data.partition("=")[2], root.partition("=")[2]
+    for option, value in ((data, name), (root, folder)):
+        if option and not value:
+            raise UsageError(f"{option} needs a value")
+    if name not in BENCHMARKS:
+        if root and data:
+            raise unknown_name("benchmark", name, BENCHMARKS)
+        if root:
+            raise UsageError(f"--root is the folder of a benchmark: give --data one of {', '.join(BENCHMARKS)} with it")
+        return list(args)
+    if args[0] == "fit":
+        raise UsageError(f"{name} is a benchmark: it is not for training, nor for choosing checkpoints")
+    if not root and not any(word.startswith("--data.root") for word in words):
+        raise UsageError(f"--data {name} needs --root, the folder of its images; {get_benchmark(name)}")
+    expanded = ["--data=BenchmarkDataModule", f"--data.benchmark={name}", *([f"--data.root={folder}"] if root else [])]
+    # In the place of --data: the options of the data module that follow must find its class.
+    return [w for word in words for w in (expanded if word == data else [] if word == root else [word])]
+
+
+def _take_protocol_of_benchmark(config: Any, args: Sequence[str], default: str | None) -> None:
+    """Measure a benchmark set under its own protocol, unless another was typed.
+
+    A file that names the default has not chosen it: every run writes it into its own.
+    """
+    name = _data_arguments(config).get("benchmark")
+    typed = any(arg.partition("=")[0] == "--evaluation.protocol" for arg in args)
+    if name is not None and not typed and config.evaluation.protocol == default:
+        config.evaluation.protocol = get_benchmark(name).protocol
+
+
+def _data_arguments(config: Any) -> Any:
+    return config.data.get("init_args") or {}
+
+
+def _check_scale_factors(config: Any) -> None:
+    """Refuse a module and data that disagree (UsageError)."""
+    arguments, model = _data_arguments(config), config.model.scale_factor
+    benchmark = arguments.get("benchmark")
+    data = get_benchmark(benchmark).scale_factor if benchmark else arguments.get("scale_factor", model)
+    if model != data:
+        raise UsageError(f"model.scale_factor is {model}, data.scale_factor is {data}: make them equal")
+
+
+def _check_crops(command: str, config: Any) -> None:
+    """Refuse crops that the prior cannot encode, before it is loaded (UsageError); `test` restores any size."""
+    encoded = {"fit": ("crop_size_px", "eval_crop_size_px"), "validate": ("eval_crop_size_px",)}
+    multiple = read_size_multiple(find_prior(config.model.prior))
+    for name in encoded.get(command, ()):
+        size = _data_arguments(config).get(name) or 0
+        if multiple and size > 0 and size % multiple:
+            near = " or ".join(str(n) for n in (size // multiple * multiple, -(-size // multiple) * multiple) if n)
+            raise UsageError(
+                f"data.{name} {size}: the prior {config.model.prior} needs multiples of {multiple} px; take {near}"
+            )
 
 
 class NothingRun(OneLineCLI):
     """Reads and checks a command line to its end, and builds nothing."""
 
     def _set_seed(self) -> None:
-        """Nothing is drawn."""
+        pass
 
     def instantiate_classes(self) -> None:
-        """Nothing is built."""
+        """Build nothing."""
 
     def after_instantiate_classes(self) -> None:
         """Nothing was built."""
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Nothing is run."""
+        pass
 
 
 class ParsedCLI(NothingRun, MegaSRCLI):
     """Reads and checks a recipe as `megasr fit` does."""
+
+
+class PretrainingCLI(OneLineCLI):
+    """`megasr pretrain`: any pretraining module with any data module."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Let Lightning seed with the module's seed, and declare the export."""
+        parser.link_arguments("model.init_args.seed", "seed_everything")
+        parser.add_lightning_class_args(Export, "export")
+
+
+_SETTINGS: dict[str, Any] = {
+    "subclass_mode_data": True,
+    "parser_kwargs": {"exit_on_error": False},
+    "save_config_callback": SaveResolvedConfig,
+    "trainer_defaults": {"default_root_dir": "runs"},
+    "auto_configure_optimizers": False,
+}
 
 
 def run_lightning(args: Sequence[str]) -> None:
@@ -322,50 +356,14 @@ def run_lightning(args: Sequence[str]) -> None:
 
 
 def read_fit(args: Sequence[str]) -> dict[str, Any]:
-    """The resolved configuration of `megasr fit` with these options, as plain data.
-
-    Raises:
-        UsageError: an option, a key of the configuration or a value cannot be used.
-    """
+    """The resolved configuration of `megasr fit` with these options, as plain data; raises as run_lightning."""
     return _call(ParsedCLI, ["fit", *args]).config.fit.as_dict()
 
 
 def _call(cli: type[MegaSRCLI], args: Sequence[str]) -> MegaSRCLI:
-    return cli(
-        MegaSRModule,
-        LightningDataModule,
-        subclass_mode_data=True,
-        args=expand_benchmark(args),
-        parser_kwargs={"exit_on_error": False},
-        save_config_callback=SaveResolvedConfig,
-        trainer_defaults={"default_root_dir": "runs"},
-        auto_configure_optimizers=False,
-    )
-
-
-class PretrainingCLI(OneLineCLI):
-    """`megasr pretrain`: any pretraining module with any data module."""
-
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """What Lightning seeds follows the module's seed."""
-        parser.link_arguments("model.init_args.seed", "seed_everything")
-        parser.add_lightning_class_args(Export, "export")
+    return cli(MegaSRModule, LightningDataModule, args=expand_benchmark(args), **_SETTINGS)
 
 
 def run_pretraining(args: Sequence[str], cli: type[PretrainingCLI] = PretrainingCLI) -> PretrainingCLI:
-    """Parse and run a pretraining, or what else `cli` does; returns what was built.
-
-    Raises:
-        UsageError: an option, a key of the configuration or a value cannot be used.
-    """
-    return cli(
-        PretrainingModule,
-        LightningDataModule,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        args=["fit", *args],
-        parser_kwargs={"exit_on_error": False},
-        save_config_callback=SaveResolvedConfig,
-        trainer_defaults={"default_root_dir": "runs"},
-        auto_configure_optimizers=False,
-    )
+    """Parse and run a pretraining, or what else `cli` does; returns what was built. Raises as run_lightning."""
+    return cli(PretrainingModule, LightningDataModule, subclass_mode_model=True, args=["fit", *args], **_SETTINGS)

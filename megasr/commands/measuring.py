@@ -1,4 +1,4 @@
-"""What the commands that measure images have in common: options, the evaluator, the bar."""
+"""Options, evaluator and progress bar of the commands that measure images."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megasr.console import progress_bars
-from megasr.errors import UsageError
+from megasr.errors import UsageError, first_line
 from megasr.names import split_names
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ Progress = Callable[[str, int, int], None]  # what is done, how much of it, of h
 
 
 def add_measuring_options(parser: argparse.ArgumentParser, *, missing: Missing) -> None:
-    """Declare how is measured; `missing` is what holds where --missing is not given."""
+    """Declare the options; `missing` is the default of --missing."""
     parser.add_argument("--metrics", metavar="A,B", help="which metrics of the protocol (default: all)")
     parser.add_argument("--weights-dir", metavar="DIR", type=Path, help="where weights of metrics are looked for first")
     parser.add_argument(
@@ -47,7 +47,7 @@ def check_metrics(protocol: str, metrics: str | None) -> list[str] | None:
 
 
 def make_evaluator(arguments: argparse.Namespace, protocol: str, *, missing: Missing) -> Evaluator:
-    """The evaluator that the options ask for; `missing` holds where --missing is not given.
+    """The evaluator of the options; `missing` is the default of --missing.
 
     Raises:
         UsageError, MegaSRError: as Evaluator does, or the device cannot be used.
@@ -77,7 +77,7 @@ def usable_device(name: str | None) -> str:
     try:
         torch.empty(1, device=name)
     except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
-        raise UsageError(f"--device {name} cannot be used: {str(error).splitlines()[0]}") from error
+        raise UsageError(f"--device {name} cannot be used: {first_line(error)}") from error
     return name
 
 

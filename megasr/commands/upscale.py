@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import glob
+import math
 import sys
+import tempfile
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -18,8 +21,17 @@ if TYPE_CHECKING:
     from megasr.inference.upscale import Job, Outcome, Settings
 
 
+def add_parser(commands: Any) -> None:
+    """Declare `upscale`."""
+    parser = commands.add_parser("upscale", help="upscale photographs, folders and globs", description=__doc__)
+    parser.add_argument("inputs", nargs="+", metavar="IN", help="a file, a folder or a glob in quotes")
+    parser.add_argument("output", type=Path, metavar="OUT", help="a folder; or a file, when IN is one file")
+    add_options(parser)
+    parser.set_defaults(run=run, passes_options_on=False)
+
+
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Declare them."""
+    """Declare the options."""
     add_model_options(parser)
     devices = "as torch names them, a process each; default: cuda where there is one, else cpu"
     parser.add_argument("--device", "--devices", metavar="DEVICE[,DEVICE]", help=devices)
@@ -36,13 +48,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--scale-factor", type=float, help="size of sr over that of the image; default: the training's")
     how.add_argument("--color-fix", choices=("adain", "wavelet"), help="give sr the colours of the image")
     add_tile_option(how)
-    how.add_argument(
-        "--batch-size", type=int, default=1, help="images of one size at once, tiled ones aside (default: 1)"
-    )
+    batch = "images of one size at once, tiled ones aside (default: 1)"
+    how.add_argument("--batch-size", type=int, default=1, help=batch)
     files = parser.add_argument_group("files")
-    files.add_argument(
-        "--format", choices=("png", "jpg", "webp", "tif", "bmp"), help="of all outputs; default: each input's own"
-    )
+    formats = "of all outputs; default: each input's own"
+    files.add_argument("--format", choices=("png", "jpg", "webp", "tif", "bmp"), help=formats)
     files.add_argument("--overwrite", action="store_true", help="make again what is there, whoever made it")
     files.add_argument("--max-pixels", type=int, help="larger photographs are refused (default: 178956970)")
     files.add_argument("--compare", type=Path, metavar="FILE.html", help="also write a page with a divider for each")
@@ -62,55 +72,90 @@ def add_tile_option(parser: Any) -> None:
     parser.add_argument("--tile", type=int, metavar="PX", help=text)
 
 
-def check_tile_option(arguments: argparse.Namespace) -> None:
-    """Check --tile.
+def check_positive(arguments: argparse.Namespace, *names: str) -> None:
+    """Check numbers before anything is loaded; --tile may be 0, for whole images.
 
     Raises:
-        UsageError: it is below 0.
+        UsageError: one is out of range.
     """
     if arguments.tile is not None and arguments.tile < 0:
         raise UsageError(f"--tile is {arguments.tile}, must be greater than 0, or 0 for whole images")
-
-
-def check_options(arguments: argparse.Namespace) -> None:
-    """Refuse, before anything is loaded, what cannot be used.
-
-    Raises:
-        UsageError: a number is out of range.
-    """
-    check_tile_option(arguments)
-    for name in ("steps", "batch_size", "max_pixels", "scale_factor"):
+    for name in names:
         value = getattr(arguments, name)
         if value is not None and value <= 0:
             raise UsageError(f"--{name.replace('_', '-')} is {value}, must be greater than 0")
-    if arguments.compare is not None and (arguments.compare.is_dir() or not arguments.compare.suffix):
-        raise UsageError(f"--compare {arguments.compare}: name an HTML file")
-    arguments.strength = parse_strengths(arguments.strength)
 
 
-def parse_strengths(given: str) -> dict[str, float]:
-    """`hed=0.5,depth=0` -> {"hed": 0.5, "depth": 0.0}.
+def run(arguments: argparse.Namespace) -> None:
+    """Upscale what is to be done.
 
     Raises:
-        UsageError: one is not a type and a number.
+        UsageError: an option cannot be used, or an output cannot take its place.
+        MegaSRError: the checkpoint or the prior cannot be read, or an image failed; the others are done.
     """
+    check_positive(arguments, "steps", "batch_size", "max_pixels", "scale_factor")
+    if arguments.compare is not None and (arguments.compare.is_dir() or not arguments.compare.suffix):
+        raise UsageError(f"--compare {arguments.compare}: name an HTML file")
+    strengths = _strengths(arguments.strength)
+    _check_inputs(arguments.inputs)
+    find_checkpoint(arguments.checkpoint)
+    from megasr.files import locked_folder
+    from megasr.inference.upscale import is_one_file, list_jobs, load_pipeline
+
+    jobs = list_jobs(arguments.inputs, arguments.output, arguments.format and f".{arguments.format}")
+    folder = None if is_one_file(arguments.inputs, arguments.output) else arguments.output
+    settings = _settings(arguments, strengths, folder)
+    if arguments.dry_run:
+        plan = _plan(jobs, settings, arguments.overwrite)
+        _show_plan(plan, load_pipeline(settings, arguments.device[0]), settings)
+        return
+    _check_writable(arguments.output.parent if folder is None else folder)
+    with locked_folder(folder) if folder else nullcontext():
+        plan = _plan(jobs, settings, arguments.overwrite)
+        failed = {outcome.job: outcome.error for outcome in _upscale(plan, settings, arguments) if outcome.error}
+    if arguments.compare:
+        _compare([job for job in jobs if job not in failed], arguments)
+    for job, error in failed.items():
+        print(printable(f"failed: {job.source}: {error}"), file=sys.stderr)
+    if failed:
+        raise MegaSRError(f"{len(failed)} of {len(jobs)} images failed; they are listed above")
+
+
+def _strengths(text: str) -> dict[str, float]:
+    """`hed=0.5,depth=0` -> {"hed": 0.5, "depth": 0.0}; raises UsageError."""
     strengths = {}
-    for text in filter(None, given.split(",")):
-        name, _, value = text.strip().partition("=")
+    for item in filter(None, text.split(",")):
+        name, _, value = item.strip().partition("=")
         try:
             strengths[name] = float(value)
         except ValueError as error:
-            raise UsageError(f"--strength {text}: write TYPE=NUMBER, such as hed=0.5") from error
+            raise UsageError(f"--strength {item}: write TYPE=NUMBER, such as hed=0.5") from error
     return strengths
 
 
-def make_settings(arguments: argparse.Namespace, folder: Path | None) -> Settings:
-    """How images are restored. Sets the devices that are used.
+def _check_inputs(inputs: Sequence[str]) -> None:
+    """Name inputs that are not there before torch is imported; raises UsageError."""
+    from megasr.image_decoding import list_images
 
-    Raises:
-        UsageError: a device cannot be used.
-        MegaSRError: the checkpoint cannot be read.
-    """
+    for text in inputs:
+        if Path(text).is_dir():
+            list_images(text)
+        elif not Path(text).exists() and not glob.has_magic(text):
+            raise UsageError(f"{text}: no such file or folder")
+
+
+def _check_writable(folder: Path) -> None:
+    """Before hours of work, not after."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise MegaSRError(f"cannot write to {folder}: {error.strerror or error}") from error
+
+
+def _settings(arguments: argparse.Namespace, strengths: dict[str, float], folder: Path | None) -> Settings:
+    """How images are restored. Makes a list of arguments.device; raises UsageError when it cannot be used."""
     from megasr import __version__
     from megasr.commands.measuring import usable_device
     from megasr.files import file_sha256, identify_folder
@@ -120,21 +165,11 @@ def make_settings(arguments: argparse.Namespace, folder: Path | None) -> Setting
     names = arguments.device.split(",") if arguments.device else [None]
     # Several are tried by their processes: CUDA, once used here, could not be used in a fork.
     arguments.device = [usable_device(names[0])] if len(names) == 1 else names
-    options: dict[str, Any] = {
-        "num_inference_steps": arguments.steps,
-        "guidance_scale": arguments.guidance_scale,
-        "guidance": arguments.strength or None,
-        "prompt": arguments.prompt,
-        "negative_prompt": arguments.negative_prompt,
-        "seed": arguments.seed,
-        "tile": arguments.tile,
-        "color_fix": arguments.color_fix,
-        "scale_factor": arguments.scale_factor,
-        "preset": arguments.preset,
-    }
+    options: dict[str, Any] = {"num_inference_steps": arguments.steps, "guidance": strengths or None}
+    for name in ("guidance_scale", "prompt", "negative_prompt", "seed", "tile", "color_fix", "scale_factor", "preset"):
+        options[name] = getattr(arguments, name)
     options = {name: value for name, value in options.items() if value is not None}
-    checkpoint = Path(arguments.checkpoint)
-    identity = arguments.checkpoint
+    checkpoint, identity = Path(arguments.checkpoint), arguments.checkpoint
     if checkpoint.exists():
         identity = identify_folder(checkpoint) if checkpoint.is_dir() else file_sha256(checkpoint)
     described = {"checkpoint": identity, "prior": arguments.prior, "megasr": __version__, **options}
@@ -143,26 +178,26 @@ def make_settings(arguments: argparse.Namespace, folder: Path | None) -> Setting
 
 
 @dataclass(frozen=True)
-class Planned:
+class _Planned:
     """A job, and what is known before it is done.
 
     Attributes:
         job: source and target.
         is_done: its output is there, made from the same photograph with the same settings.
-        size: (height, width) of the photograph; None when its header cannot be read, which its turn will say.
+        size: (height, width) of the photograph; (0, 0) when its header cannot be read, which its turn will say.
     """
 
     job: Job
     is_done: bool
-    size: tuple[int, int] | None
+    size: tuple[int, int]
 
     @property
     def pixels(self) -> int:
         """Of the photograph: how much work it is."""
-        return self.size[0] * self.size[1] if self.size else 0
+        return math.prod(self.size)
 
 
-def make_plan(jobs: Sequence[Job], settings: Settings, overwrite: bool) -> list[Planned]:
+def _plan(jobs: Sequence[Job], settings: Settings, overwrite: bool) -> list[_Planned]:
     """Look at every photograph and at what is there already.
 
     Raises:
@@ -177,9 +212,9 @@ def make_plan(jobs: Sequence[Job], settings: Settings, overwrite: bool) -> list[
         try:
             size = read_size(job.source)
         except MegaSRError:
-            size = None
-        is_done = record is not None and size is not None and record.is_done(job.target, job.source, settings.described)
-        plan.append(Planned(job, is_done, size))
+            size = (0, 0)
+        is_done = bool(record and any(size) and record.is_done(job.target, job.source, settings.described))
+        plan.append(_Planned(job, is_done, size))
         if record is not None and not is_done and job.target.exists() and record.find(job.target) is None:
             foreign.append(str(job.target))
     if foreign:
@@ -191,17 +226,17 @@ def make_plan(jobs: Sequence[Job], settings: Settings, overwrite: bool) -> list[
     return plan
 
 
-def show_plan(plan: Sequence[Planned], pipeline: MegaSRPipeline, settings: Settings) -> None:
+def _show_plan(plan: Sequence[_Planned], pipeline: MegaSRPipeline, settings: Settings) -> None:
     """Print sizes, tiles and outputs of all files, and the memory of the weights."""
     from megasr.inference.photographs import check_fits
     from megasr.inference.upscale import sr_size
 
     for planned in plan:
         what = "is done"
-        if planned.size is None:
+        if not planned.pixels:
             what = "cannot be read"
         elif planned.pixels > settings.max_pixels:
-            what = f"{_text(planned.size)} px, more than --max-pixels {settings.max_pixels}: refused"
+            what = f"{_px(planned.size)} px, more than --max-pixels {settings.max_pixels}: refused"
         elif not planned.is_done:
             enlarged = sr_size(pipeline, settings, planned.size)
             try:
@@ -210,10 +245,9 @@ def show_plan(plan: Sequence[Planned], pipeline: MegaSRPipeline, settings: Setti
                 print(printable(f"{planned.job.source}: {error}: refused"))
                 continue
             tiles = _count_tiles(pipeline, settings, planned.size, enlarged)
-            what = f"{_text(planned.size)} to {_text(enlarged)} px, {tiles} tile{'s' * (tiles > 1)}"
+            what = f"{_px(planned.size)} to {_px(enlarged)} px, {tiles} tile{'s' * (tiles > 1)}"
         print(printable(f"{planned.job.source}: {what}; {planned.job.target}"))
-    left = sum(not planned.is_done for planned in plan)
-    print(f"{len(plan)} images, {left} to do. Time: unknown before the first is done.")
+    print(f"{len(plan)} images, {sum(not planned.is_done for planned in plan)} to do")
     weights = sum(p.numel() * p.element_size() for p in pipeline.module.parameters())
     print(f"Memory: {weights / 2**30:.2f} GiB for the weights; tiles are halved where the rest does not fit.")
 
@@ -229,66 +263,11 @@ def _count_tiles(pipeline: MegaSRPipeline, settings: Settings, size: tuple[int, 
     return sum(len(group) for group in Tiling(tile).grid(height, width, multiple).groups)
 
 
-def _text(size: tuple[int, int]) -> str:
+def _px(size: tuple[int, int]) -> str:
     return f"{size[1]}x{size[0]}"
 
 
-def add_parser(commands: Any) -> None:
-    """Declare `upscale`."""
-    parser = commands.add_parser("upscale", help="upscale photographs, folders and globs", description=__doc__)
-    parser.add_argument("inputs", nargs="+", metavar="IN", help="a file, a folder or a glob in quotes")
-    parser.add_argument("output", type=Path, metavar="OUT", help="a folder; or a file, when IN is one file")
-    add_options(parser)
-    parser.set_defaults(run=run, passes_options_on=False)
-
-
-def run(arguments: argparse.Namespace) -> None:
-    """Upscale what is to be done.
-
-    Raises:
-        UsageError: an option cannot be used, or an output cannot take its place.
-        MegaSRError: the checkpoint or the prior cannot be read, or an image failed; the others are done.
-    """
-    check_options(arguments)
-    from megasr.inference.upscale import is_one_file, list_jobs
-
-    jobs = list_jobs(arguments.inputs, arguments.output, arguments.format and f".{arguments.format}")
-    find_checkpoint(arguments.checkpoint)
-    from megasr.files import locked_folder
-    from megasr.inference.upscale import load_pipeline
-
-    folder = None if is_one_file(arguments.inputs, arguments.output) else arguments.output
-    settings = make_settings(arguments, folder)
-    if arguments.dry_run:
-        plan = make_plan(jobs, settings, arguments.overwrite)
-        show_plan(plan, load_pipeline(settings, arguments.device[0]), settings)
-        return
-    _check_writable(arguments.output.parent if folder is None else folder)
-    with locked_folder(folder) if folder else nullcontext():
-        plan = make_plan(jobs, settings, arguments.overwrite)
-        outcomes = _upscale(plan, settings, arguments)
-    failed = {outcome.job: outcome.error for outcome in outcomes if outcome.error}
-    if arguments.compare:
-        _compare([job for job in jobs if job not in failed], arguments)
-    for job, error in failed.items():
-        print(printable(f"failed: {job.source}: {error}"), file=sys.stderr)
-    if failed:
-        raise MegaSRError(f"{len(failed)} of {len(jobs)} images failed; they are listed above")
-
-
-def _check_writable(folder: Path) -> None:
-    """Before hours of work, not after."""
-    import tempfile
-
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise MegaSRError(f"cannot write to {folder}: {error.strerror or error}") from error
-
-
-def _upscale(plan: Sequence[Planned], settings: Settings, arguments: argparse.Namespace) -> list[Outcome]:
+def _upscale(plan: Sequence[_Planned], settings: Settings, arguments: argparse.Namespace) -> list[Outcome]:
     """Restore what the plan has left, with a bar of its pixels and the time left."""
     from rich.progress import BarColumn, TextColumn
 
@@ -304,32 +283,24 @@ def _upscale(plan: Sequence[Planned], settings: Settings, arguments: argparse.Na
     if not left:
         return []
     pixels = {planned.job: planned.pixels for planned in left}
-    batches = _batches(left, arguments.batch_size)
-    done = 0.0
+    shares: dict[Job, float] = {}  # of the work on every image
     outcomes: list[Outcome] = []
-    going: dict[Job, float] = {}  # pixels of what is being restored, on any device
-    count = TextColumn("{task.fields[files]} of {task.fields[all]} images")
-    with progress_bars(BarColumn(), count) as advance:
-
-        def show() -> None:
-            so_far = int(done + sum(going.values()))
-            advance("upscaling", so_far, sum(pixels.values()), files=len(outcomes), all=len(left))
+    with progress_bars(BarColumn(), TextColumn("{task.fields[files]} of {task.fields[all]} images")) as advance:
 
         def on_share(batch: Sequence[Job], share: float) -> None:
-            going.update({job: share * pixels[job] for job in batch})
-            show()
+            shares.update(dict.fromkeys(batch, share))
+            done = int(sum(share * pixels[job] for job, share in shares.items()))
+            advance("upscaling", done, sum(pixels.values()), files=len(outcomes), all=len(left))
 
-        for outcome in restore_all(batches, settings, arguments.device, on_share):
+        for outcome in restore_all(_batches(left, arguments.batch_size), settings, arguments.device, on_share):
             outcomes.append(outcome)
-            going.pop(outcome.job, None)
-            done += pixels[outcome.job]
-            show()
+            on_share([outcome.job], 1.0)
             if outcome.error is None:
                 print(printable(str(outcome.job.target)))
     return outcomes
 
 
-def _batches(plan: Sequence[Planned], size: int) -> list[list[Job]]:
+def _batches(plan: Sequence[_Planned], size: int) -> list[list[Job]]:
     """Images of one size together, at most `size` of them."""
     by_size: dict[object, list[Job]] = {}
     for planned in plan:
@@ -338,7 +309,7 @@ def _batches(plan: Sequence[Planned], size: int) -> list[list[Job]]:
 
 
 def _compare(jobs: Sequence[Job], arguments: argparse.Namespace) -> None:
-    """The page with a divider between every photograph and its sr."""
+    """Write the page with a divider between every photograph and its sr."""
     from megasr.evaluation.comparison import Method, write_page
     from megasr.evaluation.protocol import get_protocol
     from megasr.evaluation.result import Evaluation
@@ -346,16 +317,13 @@ def _compare(jobs: Sequence[Job], arguments: argparse.Namespace) -> None:
     if not jobs:
         return
     root = None if arguments.output.is_file() else arguments.output
-    keys = {job: job.target.relative_to(root).as_posix() if root else job.target.name for job in jobs}
+    keys = [job.target.relative_to(root).as_posix() if root else job.target.name for job in jobs]
     protocol = get_protocol("weight-free-v1")  # nothing is measured: there is no hq
-    nothing = Evaluation(protocol.name, protocol.fingerprint, tuple({"key": key} for key in keys.values()), {})
-    sr, lq = ({keys[job]: path for job, path in pairs} for pairs in _files(jobs))
+    nothing = Evaluation(protocol.name, protocol.fingerprint, tuple({"key": key} for key in keys), {})
+    sr = {key: job.target for key, job in zip(keys, jobs, strict=True)}
+    lq = {key: job.source for key, job in zip(keys, jobs, strict=True)}
     try:
         write_page(arguments.compare, [Method("restored", nothing, sr)], lq=lq, webp_quality=90)
     except UsageError as error:
         raise MegaSRError(f"the comparison page could not be made: {error}") from error
     print(arguments.compare)
-
-
-def _files(jobs: Sequence[Job]) -> tuple[list[tuple[Job, Path]], list[tuple[Job, Path]]]:
-    return [(job, job.target) for job in jobs], [(job, job.source) for job in jobs]

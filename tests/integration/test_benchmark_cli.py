@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from megasr import cli
-from megasr.commands.benchmark_options import expand_benchmark
+from megasr.commands.lightning_cli import expand_benchmark
 from megasr.errors import UsageError
 from megasr.evaluation.result import read_evaluation
 from megasr.images import write_png

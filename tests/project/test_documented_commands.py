@@ -19,8 +19,15 @@ from PIL import Image
 
 from ablations.studies import get_study
 from megasr.cli import build_parser
-from megasr.commands.benchmark_options import expand_benchmark
-from megasr.commands.lightning_cli import NothingRun, OneLineCLI, ParsedCLI, PretrainingCLI, _call, run_pretraining
+from megasr.commands.lightning_cli import (
+    NothingRun,
+    OneLineCLI,
+    ParsedCLI,
+    PretrainingCLI,
+    _call,
+    expand_benchmark,
+    run_pretraining,
+)
 from megasr.errors import UsageError
 from megasr.inference.pipeline import MegaSRPipeline
 from megasr.networks.config import AdapterConfig

@@ -16,7 +16,7 @@ LIGHT = (
     "megasr.errors",
     "megasr.files",
     "megasr.names",
-    "megasr.console",
+    "megasr.plugins",
     "megasr.weights",
     "megasr.training.folders",
 )

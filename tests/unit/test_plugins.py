@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from megasr import plugins
+from megasr import cli, plugins
 from megasr.errors import UsageError
 from megasr.plugins import Registry
 
@@ -56,3 +57,19 @@ def test_a_module_that_cannot_be_imported_is_one_error(tmp_path: Path, monkeypat
         for _ in range(2):  # and again, not only the first time
             with pytest.raises(UsageError, match=f"cannot import {module} .*{reason}"):
                 NAMES["one"]
+
+
+def test_the_command_line_names_modules_of_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = "from tests.unit.test_plugins import NAMES\nNAMES.register('two', 2)\n"
+    (tmp_path / "own_numbers.py").write_text(code)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+    monkeypatch.setenv(plugins.VARIABLE, "json")
+    assert cli.main(["--import", "own_numbers", "study", "list", "nothing"]) == 2
+    assert os.environ[plugins.VARIABLE] == "json,own_numbers"  # which the processes of a study inherit
+    assert "two" in NAMES
+    capsys.readouterr()
+    assert cli.main(["--import", "own_numbrs", "study", "list"]) == 2
+    assert f"--import own_numbrs: no such module in {tmp_path}" in capsys.readouterr().err
