@@ -69,15 +69,12 @@ class EvalSet(Protocol):
 
     def __len__(self) -> int:
         """Number of images."""
-        ...
 
     def key(self, index: int) -> str:
         """The key of read(index)."""
-        ...
 
     def read(self, index: int) -> Sample:
         """Image `index`. Raises UnusableSampleError when this one cannot be used."""
-        ...
 
 
 class Source(Protocol):
@@ -86,19 +83,15 @@ class Source(Protocol):
     @property
     def fingerprint(self) -> str:
         """Changes with everything that the order depends on; a resumed run needs the same."""
-        ...
 
     def __len__(self) -> int:
         """Number of images."""
-        ...
 
     def read(self, index: int) -> Sample:
         """Image `index`, whole. Raises UnusableSampleError when this one cannot be used."""
-        ...
 
     def order(self, draw: int, seed: int) -> int:
         """The image of training draw `draw`, a function of (seed, draw): each image once before any comes again."""
-        ...
 
 
 class NamedSource(Source, EvalSet, Protocol):

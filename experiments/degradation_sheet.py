@@ -38,33 +38,25 @@ def describe(op: dict[str, Any]) -> str:
     return f"{op['op'].replace('_', ' ')} {strength}{' grey' if op['grey'] else ''}"
 
 
-def tile(hq: np.ndarray, preset: str, scale_factor: int, key: str, num_lines: int) -> Image.Image:
-    """lq_up of one draw, and its parameters below."""
+def draw_sheet(hq: np.ndarray, preset: str, scale_factor: int, count: int) -> np.ndarray:
+    """hq, then lq_up of the draws with their parameters below, as one picture."""
     degradation = get_degradation(preset, scale_factor)
-    (params,) = degradation.sample_params(0, [key])
-    lq_up = upsample_lq(degradation.apply_image(hq, params)[None], scale_factor)
-    image = Image.new("RGB", (CROP_PX, CROP_PX + LINE_PX * num_lines + MARGIN_PX), "white")
-    image.paste(Image.fromarray(to_uint8(lq_up)[0]), (0, 0))
-    lines = [describe(op) for op in params.get("ops", []) if op is not None] or [preset]
-    draw, font = ImageDraw.Draw(image), ImageFont.load_default(size=11)
-    for number, line in enumerate(lines):
-        draw.text((2, CROP_PX + 3 + LINE_PX * number), line, fill="black", font=font)
-    return image
+    params = degradation.sample_params(0, [str(number) for number in range(count)])
+    row_px = CROP_PX + LINE_PX * len(params[0].get("ops", [0])) + 2 * MARGIN_PX
+    picture = Image.new("RGB", ((CROP_PX + MARGIN_PX) * (COLUMNS + 1), row_px * -(-count // COLUMNS)), "white")
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(size=11)
 
+    def place(image: np.ndarray, lines: list[str], row: int, column: int) -> None:
+        left, top = column * (CROP_PX + MARGIN_PX), row * row_px
+        picture.paste(Image.fromarray(image), (left, top))
+        for number, line in enumerate(lines):
+            draw.text((left + 2, top + CROP_PX + 3 + LINE_PX * number), line, fill="black", font=font)
 
-def sheet(hq: np.ndarray, preset: str, scale_factor: int, num_draws: int) -> np.ndarray:
-    """hq, then the draws, as one picture."""
-    num_lines = len(get_degradation(preset, scale_factor).sample_params(0, ["0"])[0].get("ops", [0]))
-    tiles = [tile(hq, preset, scale_factor, str(draw), num_lines) for draw in range(num_draws)]
-    width, height = (n + MARGIN_PX for n in tiles[0].size)
-    rows = -(-len(tiles) // COLUMNS)
-    picture = Image.new("RGB", (width * (COLUMNS + 1), height * rows), "white")
-    picture.paste(Image.fromarray(hq), (0, 0))
-    caption = f"hq, and lq_up of {preset} x{scale_factor}"
-    ImageDraw.Draw(picture).text((2, CROP_PX + 3), caption, fill="black", font=ImageFont.load_default(size=11))
-    for number, one in enumerate(tiles):
-        row, column = divmod(number, COLUMNS)
-        picture.paste(one, ((column + 1) * width, row * height))
+    place(hq, [f"hq, and lq_up of {preset} x{scale_factor}"], 0, 0)
+    for number, one in enumerate(params):
+        lq_up = to_uint8(upsample_lq(degradation.apply_image(hq, one)[None], scale_factor))[0]
+        lines = [describe(op) for op in one.get("ops", []) if op is not None] or [preset]
+        place(lq_up, lines, number // COLUMNS, number % COLUMNS + 1)
     return np.asarray(picture)
 
 
@@ -81,7 +73,9 @@ def main() -> None:
         num_draws = arguments.draws if "ops" in get_degradation(preset, scale_factor).sample_params(0, ["0"])[0] else 1
         path = arguments.output / f"{preset}.jpg"
         encoded = io.BytesIO()
-        Image.fromarray(sheet(hq, preset, scale_factor, num_draws)).save(encoded, "JPEG", quality=90, subsampling=0)
+        Image.fromarray(draw_sheet(hq, preset, scale_factor, num_draws)).save(
+            encoded, "JPEG", quality=90, subsampling=0
+        )
         write_whole(path, encoded.getvalue())
         print(f"{path}: {num_draws} draws")
 

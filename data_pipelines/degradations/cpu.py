@@ -187,8 +187,5 @@ def jpeg(image: np.ndarray, op: Op) -> np.ndarray:
 
 
 _OPERATIONS: dict[str, Callable[[np.ndarray, Op], np.ndarray]] = {
-    "blur": blur,
-    "gaussian_noise": gaussian_noise,
-    "poisson_noise": poisson_noise,
-    "jpeg": jpeg,
-}
+    "blur": blur, "gaussian_noise": gaussian_noise, "poisson_noise": poisson_noise, "jpeg": jpeg,
+}  # fmt: skip

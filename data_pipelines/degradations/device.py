@@ -27,7 +27,7 @@ from data_pipelines.degradations.cpu import (
     poisson_table,
     quantile_bank,
     scaled,
-)
+)  # fmt: skip
 from data_pipelines.degradations.sampling import Op, make_kernel, trim
 from megasr.errors import UsageError
 from megasr.images import quantise
@@ -377,8 +377,5 @@ def _jpeg(images: list[torch.Tensor], ops: list[Op]) -> list[torch.Tensor]:
 
 
 _OPERATIONS: dict[str, Callable[[list[torch.Tensor], list[Op]], list[torch.Tensor]]] = {
-    "blur": _blur,
-    "gaussian_noise": _gaussian_noise,
-    "poisson_noise": _poisson_noise,
-    "jpeg": _jpeg,
-}
+    "blur": _blur, "gaussian_noise": _gaussian_noise, "poisson_noise": _poisson_noise, "jpeg": _jpeg,
+}  # fmt: skip

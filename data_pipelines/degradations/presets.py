@@ -28,24 +28,19 @@ class Degradation(Protocol):
     @property
     def name(self) -> str:
         """Of the preset."""
-        ...
 
     @property
     def scale_factor(self) -> int:
         """Size of hq over size of lq."""
-        ...
 
     def sample_params(self, seed: int, keys: Sequence[str], variant: int = 0) -> list[Params]:
         """One parameter set per sample, a function of (seed, key, variant); a variant is another draw for the image."""
-        ...
 
     def apply(self, hq: torch.Tensor, params: Sequence[Params]) -> torch.Tensor:
         """The `device` back end: hq (B, 3, H, W) in [0, 1] -> lq (B, 3, H / scale_factor, W / scale_factor)."""
-        ...
 
     def apply_image(self, hq: np.ndarray, params: Params) -> torch.Tensor:
         """The `cpu` back end, for loader workers: hq (H, W, 3) uint8 -> lq (3, H / scale_factor, W / scale_factor)."""
-        ...
 
 
 class Bicubic:
@@ -133,36 +128,26 @@ class HighOrder:
 
 def _realesrgan_strong(scale_factor: int) -> HighOrder:
     """Real-ESRGAN x4plus, section 4.1, with SeeSR's q >= 30 in both orders (utils_data/make_paired_data.py)."""
-    first = Order(
-        Blur(sigma=(0.2, 3.0), beta_generalized=(0.5, 4.0), beta_plateau=(1.0, 2.0)),
-        Noise(sigma=(1, 30), poisson_scale=(0.05, 3.0)),
-        Jpeg((30, 95)),
-        Resize(up=0.2, down=0.7, scales=(0.15, 1.5)),
+    blur = Blur(sigma=(0.2, 3.0), beta_generalized=(0.5, 4.0), beta_plateau=(1.0, 2.0))
+    weaker = replace(blur, sigma=(0.2, 1.5), probability=0.8)
+    first, second = Noise(sigma=(1, 30), poisson_scale=(0.05, 3.0)), Noise(sigma=(1, 25), poisson_scale=(0.05, 2.5))
+    orders = (
+        Order(blur, first, Jpeg((30, 95)), Resize(up=0.2, down=0.7, scales=(0.15, 1.5))),
+        Order(weaker, second, Jpeg((30, 95)), Resize(up=0.3, down=0.4, scales=(0.3, 1.2))),
     )
-    second = Order(
-        replace(first.blur, sigma=(0.2, 1.5), probability=0.8),
-        Noise(sigma=(1, 25), poisson_scale=(0.05, 2.5)),
-        Jpeg((30, 95)),
-        Resize(up=0.3, down=0.4, scales=(0.3, 1.2)),
-    )
-    return HighOrder("realesrgan_strong", scale_factor, (first, second))
+    return HighOrder("realesrgan_strong", scale_factor, orders)
 
 
 def _stablesr_mild(scale_factor: int) -> Degradation:
     """StableSR's, which also made DIV2K-Val (its params_realesrgan.yml and configs/stableSRdata)."""
-    first = Order(
-        Blur(sigma=(0.2, 1.5), beta_generalized=(0.5, 2.0), beta_plateau=(1.0, 1.5)),
-        Noise(sigma=(1, 15), poisson_scale=(0.05, 2.0)),
-        Jpeg((60, 95)),
-        Resize(up=0.2, down=0.7, scales=(0.3, 1.5)),
+    blur = Blur(sigma=(0.2, 1.5), beta_generalized=(0.5, 2.0), beta_plateau=(1.0, 1.5))
+    weaker = replace(blur, sigma=(0.2, 1.0), probability=0.5)
+    first, second = Noise(sigma=(1, 15), poisson_scale=(0.05, 2.0)), Noise(sigma=(1, 12), poisson_scale=(0.05, 1.0))
+    orders = (
+        Order(blur, first, Jpeg((60, 95)), Resize(up=0.2, down=0.7, scales=(0.3, 1.5))),
+        Order(weaker, second, Jpeg((60, 100)), Resize(up=0.3, down=0.4, scales=(0.6, 1.2))),
     )
-    second = Order(
-        replace(first.blur, sigma=(0.2, 1.0), probability=0.5),
-        Noise(sigma=(1, 12), poisson_scale=(0.05, 1.0)),
-        Jpeg((60, 100)),
-        Resize(up=0.3, down=0.4, scales=(0.6, 1.2)),
-    )
-    return HighOrder("stablesr_mild", scale_factor, (first, second), untouched_probability=0.01)
+    return HighOrder("stablesr_mild", scale_factor, orders, untouched_probability=0.01)
 
 
 def _first_order(scale_factor: int) -> Degradation:
@@ -174,24 +159,12 @@ DEGRADATIONS: Registry[Callable[[int], Degradation]] = Registry("degradation")
 
 
 def register_degradation(name: str, build: Callable[[int], Degradation]) -> None:
-    """Add a degradation, also from a user's package (see megasr.plugins).
-
-    Args:
-        name: what `data.degradation` calls it.
-        build: scale factor -> degradation.
-
-    Raises:
-        UsageError: the name is taken.
-    """
+    """Add a degradation, built of its scale factor, from a user's package too (see megasr.plugins)."""
     DEGRADATIONS.register(name, build)
 
 
 def get_degradation(name: str, scale_factor: int) -> Degradation:
-    """Build a degradation by its name.
-
-    Args:
-        name: one of DEGRADATIONS.
-        scale_factor: size of hq over size of lq: 2, 3, 4 or 8; 1 for `none`.
+    """Build a degradation by its name, for a scale factor of 2, 3, 4 or 8; 1 for `none`.
 
     Raises:
         UsageError: there is no such degradation (shows the nearest names), or it does not do this scale factor.
