@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy import ndimage
+from scipy.integrate import trapezoid
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import maximum_bipartite_matching
 from scipy.spatial import KDTree
@@ -94,10 +95,10 @@ def match(predicted: np.ndarray, truth: np.ndarray, tolerance_px: float) -> tupl
     Returns:
         Which predicted and which true pixels are matched, (H, W) bool, equally many.
     """
+    if predicted.sum() > truth.sum():  # paths are searched from the side with fewer pixels: fewer stay unmatched there
+        return match(truth, predicted, tolerance_px)[::-1]
     matched = np.zeros_like(predicted), np.zeros_like(truth)
     places = np.argwhere(predicted), np.argwhere(truth)
-    if not all(map(len, places)):
-        return matched
     near = KDTree(places[0]).sparse_distance_matrix(KDTree(places[1]), tolerance_px, output_type="coo_matrix")
     if not near.nnz:
         return matched
@@ -204,7 +205,7 @@ def _area(total: np.ndarray) -> float | None:
     points = np.unique(recall)
     if len(points) < 2:
         return None
-    return float(np.trapezoid([precision[recall == point].max() for point in points], points))
+    return float(trapezoid([precision[recall == point].max() for point in points], points))
 
 
 def ods_intervals(

@@ -73,8 +73,7 @@ def _last(possible: Callable[[float], bool]) -> float:
 def table(folder: Path) -> str:
     """Markdown: the gain of every arm in every metric, and what survives of the oracle's."""
     scores = read_scores(folder)
-    lines = [f"| metric | {' | '.join(f'gain of {a}' for a in ARMS)} | plain keeps | pgft keeps |"]
-    lines.append("|" + " --- |" * 6)
+    lines = [f"| metric | {' | '.join(f'gain of {a}' for a in ARMS)} | plain keeps | pgft keeps |", "|" + " --- |" * 6]
     for metric in scores.metrics:
         values = [gains(scores, arm, metric) for arm in ARMS]
         cells = []
@@ -83,13 +82,10 @@ def table(folder: Path) -> str:
             cells.append(f"{i.mean:+.4f} [{i.low:+.4f}, {i.high:+.4f}]")
         oracle = values[0][0]
         for differences, keys in values[1:]:
-            cells.append(_share(*survival(differences, oracle, keys)) if oracle.mean() > 0 else "nothing to keep")
+            share, low, high = survival(differences, oracle, keys) if oracle.mean() > 0 else (0.0, 0.0, 0.0)
+            cells.append(f"{share:.0%} [{low:.0%}, {high:.0%}]" if oracle.mean() > 0 else "nothing to keep")
         lines.append(f"| {metric} | {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def _share(share: float, low: float, high: float) -> str:
-    return f"{share:.0%} [{low:.0%}, {high:.0%}]"
 
 
 def main() -> None:

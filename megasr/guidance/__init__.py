@@ -1,1 +1,1 @@
-"""Structural guidance: maps that tell the prior where things are. One file per extractor, one registry."""
+"""Structural guidance: maps that tell the prior where things are; formulas and extractors that make them."""
