@@ -8,9 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from ablations.launch.slots import Slot
 
-from ablations.runner import open_study
 from megasr import plugins
 from megasr.cli import main
 from megasr.errors import MegaSRError, UsageError
@@ -19,7 +17,7 @@ from megasr.evaluation.protocol import METRICS, PROTOCOLS, WEIGHT_FREE_V1, Metri
 from megasr.evaluation.result import read_evaluation
 from megasr.training.protocol_metrics import ProtocolMetrics
 from tests.helpers.evaluation_sets import Enlarger, NamedPictures, quiet_trainer
-from tests.helpers.tiny_study import TINY_STUDY, tiny_components, write_recipe
+from tests.helpers.tiny_study import TINY_STUDY, run_tiny
 
 IMAGES = Path(__file__).parents[2] / "golden" / "images"
 OWN = """
@@ -74,9 +72,7 @@ def test_a_test_measures_it(tmp_path: Path) -> None:
 
 
 def test_a_study_measures_it(tmp_path: Path) -> None:
-    protocol = get_protocol("mine-v1")
-    given = {"seeds": [0], "protocol": protocol, "components": tiny_components()}
-    result = open_study(TINY_STUDY, write_recipe(tmp_path), tmp_path / "out", **given).run([Slot("cpu0", 1)])  # type: ignore[arg-type]
+    result = run_tiny(TINY_STUDY, tmp_path, seeds=[0], protocol=get_protocol("mine-v1"))
     assert all(set(run.summary) == {"psnr_y", "ssim_y", "contrast", "brightness"} for run in result.runs)
 
 
