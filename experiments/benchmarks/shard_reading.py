@@ -12,14 +12,12 @@ each with the same loader, workers, batches, crops and order, and the files in t
 A rate is taken between a reader's first and last batch. `ratio` is shards over the faster of the others, of the medians
 of all rounds. `cpu_ratio` compares processor time per image in one process, the least of many rounds over the same
 images, which other users of the machine disturb less. Then the time from nothing (no source, no workers) to the first
-batch at three places of an epoch, and the memory of spawned workers (forked ones copy the parent's pages bit by bit,
-whatever they read) along three epochs: of reading alone, and with the batches that are collated and sent.
+batch at three places of an epoch.
 """
 
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import os
 import shutil
 import statistics
@@ -89,9 +87,7 @@ class Readers:
         return crop_sample(Sample(f"{key}/{draw}", hq), self.crop_px, SEED, key, draw)
 
 
-def loader(
-    make: Make, start: int, draws: int, batch_size: int, workers: int, context: str = "fork"
-) -> Iterator[SRBatch]:
+def loader(make: Make, start: int, draws: int, batch_size: int, workers: int) -> Iterator[SRBatch]:
     """Batches of draws start, start + 1, ..."""
     return iter(
         torch.utils.data.DataLoader(
@@ -100,7 +96,7 @@ def loader(
             sampler=DrawSampler(lambda: start, draws),
             num_workers=workers,
             collate_fn=collate,
-            multiprocessing_context=context,
+            multiprocessing_context="fork",
         )
     )
 
@@ -130,28 +126,6 @@ def read_shards(source: ShardSource, crop_px: int, draw: int) -> Sample:
     """Training draw `draw` of a shard set."""
     sample = read_or_next(source, draw, SEED)
     return crop_sample(Sample(f"{sample.key}/{draw}", sample.hq), crop_px, SEED, sample.key, draw)
-
-
-def read_and_drop(source: ShardSource, crop_px: int, draw: int) -> Sample:
-    """The same, and one pixel of it."""
-    sample = read_shards(source, crop_px, draw)
-    return Sample(sample.key, sample.hq[:1, :1])
-
-
-def memory(make: Make, draws: int, batch_size: int, workers: int) -> list[float]:
-    """MiB of all workers together that are theirs alone, at ten places."""
-    found, others = [], {child.pid for child in multiprocessing.active_children()}
-    marks = {draws // batch_size * tenth // 10 - 1 for tenth in range(1, 11)}
-    for number, _ in enumerate(loader(make, 0, draws, batch_size, workers, "spawn")):
-        if number in marks:
-            pids = {child.pid for child in multiprocessing.active_children()} - others
-            found.append(round(sum(map(_private_mib, pids)), 1))
-    return found
-
-
-def _private_mib(pid: int | None) -> float:
-    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) / 1024
 
 
 def first_batch(shards: Path, start: int, crop_px: int, batch_size: int, workers: int) -> float:
@@ -190,10 +164,6 @@ def measure(arguments: argparse.Namespace, images: Path, shards: Path) -> dict[s
         "ratio": round(medians["shards"] / max(medians["mapped"], medians["files"]), 3),
         "cpu_ms_per_image": times,
         "cpu_ratio": round(min(times["mapped"], times["files"]) / times["shards"], 3),
-        "private_mib_of_workers": {
-            name: memory(partial(make, readers.source, arguments.crop_px), 3 * total, batch_size, workers)
-            for name, make in (("reading", read_and_drop), ("with_batches", read_shards))
-        },
         "first_batch_s": {name: round(statistics.median(found), 3) for name, found in starts.items()},
     }
 

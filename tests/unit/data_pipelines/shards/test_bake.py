@@ -23,11 +23,13 @@ from data_pipelines.samples import Sample, UnusableSampleError
 from data_pipelines.shards.bake import bake
 from data_pipelines.shards.baked import BakeOptions, cut_variant
 from data_pipelines.shards.verify import verify
-from megasr.commands.shards import load_vision
+from megasr.commands.shards import load_latents, load_vision
 from megasr.errors import MegaSRError, UsageError
 from megasr.guidance.extract import extract_guidance
 from megasr.guidance.registry import resolve_guidance
+from megasr.guidance.sources import ExtractorConfig, Networks
 from megasr.images import upsample_lq
+from megasr.prior import load_prior
 from tests.helpers.shard_sets import (
     SIZES,
     encoded,
@@ -287,3 +289,30 @@ def test_every_option_changes_what_is_baked(shards: Path, field: str) -> None:
     assert content(shards / "baked" / "a").keys() == content(shards / "baked" / "b").keys()
     for tar, (bytes_a, _) in content(shards / "baked" / "a").items():
         assert bytes_a != content(shards / "baked" / "b")[tar][0]
+
+
+def test_baked_maps_say_which_weights_made_them(shards: Path) -> None:
+    """Other weights make other maps: they do not go into the same set, and one that is not used is an error."""
+    options = BakeOptions("bicubic", 4, 32, maps=("depth",))
+    bake(shards, "deep", options, 1, sources={"depth": "tiny"})
+    for batch in shard_module(shards, baked="deep").train_dataloader():
+        stored = {"keys": batch["keys"], "lq": batch["lq"]}
+        networks = Networks(ExtractorConfig({"depth": "tiny"}))
+        expected = extract_guidance(stored, resolve_guidance(["depth"]), 4, networks)["depth"]
+        assert (expected - batch["maps"]["depth"]).abs().max() <= 0.5 / 255 + 1e-4
+    with pytest.raises(UsageError, match="begun as another set: extractors was"):
+        bake(shards, "deep", options, 2)
+    with pytest.raises(UsageError, match="names hed, which"):
+        bake(shards, "other", options, 1, sources={"hed": "tiny"})
+
+
+def test_latents_are_those_that_training_would_have_made(shards: Path) -> None:
+    load, prior = partial(load_latents, "tiny"), load_prior()
+    bake(shards, "latents", BakeOptions("bicubic", 4, 32, latents="tiny"), 1, load_latents=load)
+    batch = next(iter(shard_module(shards, baked="latents").train_dataloader()))
+    torch.testing.assert_close(batch["latents"], prior.encode(batch["hq"]))
+    mixed = shard_module(shards, baked="latents", baked_share=0.5, train_samples=30).train_dataloader()
+    found = [(all(key.count("/") == 2 for key in batch["keys"]), "latents" in batch) for batch in mixed]
+    assert all(baked == kept for baked, kept in found) and len({kept for _, kept in found}) == 2
+    with pytest.raises(UsageError, match="latents are '', and there is an encoder"):
+        bake(shards, "other", BakeOptions("bicubic", 4, 32), 1, load_latents=load)

@@ -76,7 +76,7 @@ def keys_of(batch: list[Sample]) -> list[str]:
     return [sample.key for sample in batch]
 
 
-@pytest.mark.parametrize(("world_size", "workers"), [(1, 0), (1, 2), (2, 1), (3, 2), (4, 0), (8, 0)])
+@pytest.mark.parametrize(("world_size", "workers"), [(1, 0), (1, 2), (3, 1), (8, 0)])
 def test_every_image_once_per_epoch(folder: Path, world_size: int, workers: int) -> None:
     source = ShardSource(str(folder), shuffle_shards=2)
     for epoch in (0, 5):
@@ -85,7 +85,7 @@ def test_every_image_once_per_epoch(folder: Path, world_size: int, workers: int)
         assert Counter(seen) == Counter(KEYS)
 
 
-@pytest.mark.parametrize(("before", "stop", "after"), [((3, 2), 6, (2, 1)), ((2, 0), 20, (4, 0)), ((1, 0), 9, (3, 0))])
+@pytest.mark.parametrize(("before", "stop", "after"), [((3, 1), 6, (2, 0)), ((2, 0), 20, (4, 0)), ((1, 0), 9, (3, 0))])
 def test_resume_on_another_world_size(folder: Path, before: tuple[int, int], stop: int, after: tuple[int, int]) -> None:
     source = ShardSource(str(folder), shuffle_shards=2)
     seen = read_epoch(source, 0, stop, *before, seed=1)

@@ -23,7 +23,7 @@ from tests.helpers.shard_sets import Files, encoded, make_shards, pixels
 
 SIZES = (4, 5, 3)
 SAMPLES = sum(SIZES)
-CASES_PER_KIND = 14
+CASES_PER_KIND = 8
 TAR = "shard-000001.tar"
 INDEX = index_name(TAR)
 Mutation = Callable[[Path, np.random.Generator], None]
