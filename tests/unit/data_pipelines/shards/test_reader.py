@@ -48,7 +48,7 @@ def test_maps_and_unusual_names(tmp_path: Path) -> None:
 
     def make(number: int) -> tuple[str, Files]:
         maps = {"map.heat.png": encoded(grey), "map.bump.png": encoded(pixels(number + 9))}
-        return keys[number], {"jpg": encoded(pixels(number), ".jpg"), **maps, "map.jpg": b"", "map.bump.npy": b""}
+        return keys[number], {"jpg": encoded(pixels(number), ".jpg"), **maps, "map.jpg": b"", "map.other.npy": b""}
 
     make_shards(tmp_path, [3], make)
     source = ShardSource(str(tmp_path))

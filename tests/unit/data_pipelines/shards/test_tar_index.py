@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import tarfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -45,7 +46,9 @@ def test_a_key_survives_the_tar(key: str) -> None:
     assert sample.key == key == decode_key(encode_key(key))
     contents = {field: tar[m.offset : m.offset + m.size] for field, m in sample.files.items()}
     assert contents == {"jpg": b"image", "map.canny.png": b"map"}
-    assert load_index(dump_index([sample], "x.tar", "abc"), "x.index.json") == ([sample], "abc")
+    text = dump_index([sample], "x.tar", "abc")
+    for index in (text, re.sub(r', "digest": "\w+"', "", text)):  # as older versions wrote it
+        assert load_index(index, "x.index.json") == ([sample], "abc")
 
 
 def test_scan_of_a_tar_by_webdataset_finds_what_webdataset_finds(tmp_path: Path) -> None:
