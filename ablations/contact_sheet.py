@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+from PIL import Image
 
 from ablations.plan import BICUBIC
-from ablations.results import RunResult, StudyResult, values
+from ablations.results import StudyResult, values
 from megasr.evaluation.intervals import photograph
 from megasr.evaluation.protocol import MetricSpec
-from megasr.images import read_image, write_png
+from megasr.files import write_whole
+from megasr.images import read_image
 
 ROWS = 6
 _CELL_PX = 256  # pictures are enlarged to about this by whole factors, so that their pixels stay visible
 _GAP_PX, _MARGIN_PX, _HEADER_PX, _CAPTION_PX = 12, 36, 150, 36
-_PAPER, _INK, _GREY, _BEST = (255, 255, 255), (24, 26, 31), (120, 124, 133), (0, 122, 78)
+_INK, _GREY, _BEST = "#181a1f", "#787c85", "#007a4e"
 
 
 def write_contact_sheet(result: StudyResult, path: Path, rows: int = ROWS) -> None:
@@ -28,15 +32,25 @@ def write_contact_sheet(result: StudyResult, path: Path, rows: int = ROWS) -> No
     Raises:
         MegaSRError: a picture is missing or the file cannot be written.
     """
-    metric = result.protocol.metric(result.study.primary_metric)
-    bicubic = result.of(BICUBIC)[0]
-    names = [result.study.reference.name, *(ablation.name for ablation in result.study.ablations)]
-    runs = [bicubic, *(result.of(name)[0] for name in names)]
+    study, metric = result.study, result.protocol.metric(result.study.primary_metric)
+    names = [study.reference.name, *(ablation.name for ablation in study.ablations)]
+    bicubic, *runs = (result.of(name)[0] for name in (BICUBIC, *names))
     keys = _spread([row["key"] for row in bicubic.rows], rows)
-    labels = ["lq (nearest)", "bicubic", *(_label(result, name) for name in names), "hq"]
-    pictures = [_row_pictures(result.output, bicubic, runs, key) for key in keys]
-    captions = [_captions([values(run, metric.name)[key] for run in runs], metric) for key in keys]
-    write_png(np.asarray(_draw(_title(result), labels, keys, pictures, captions)), path)
+    folders = [(bicubic, "lq"), (bicubic, "sr"), *((run, "sr") for run in runs), (bicubic, "hq")]
+    paths = [result.output / run.run_id / folder for run, folder in folders]
+    images = [[read_image(path / f"{key}.png") for path in paths] for key in keys]
+    scores = [values(run, metric.name) for run in (bicubic, *runs)]
+    captions = [
+        [(key, False), *_captions([one[key] for one in scores], metric), ("ground truth", False)] for key in keys
+    ]
+    kinds = {name: f"{name}\n{kind} control" for name, kind in study.controls.items()}
+    labels = ["lq (nearest)", "bicubic", *(kinds.get(name, name.replace("+", " +\n")) for name in names), "hq"]
+    settings = f"{study.name} · {runs[0].steps} steps · seed {runs[0].seed}"
+    below = f"{settings} · {metric.name} below, best of the combinations in green"
+    figure = _draw((study.question, below), labels, images, captions)
+    file = io.BytesIO()
+    figure.savefig(file, format="png", metadata={"Software": None})
+    write_whole(path, file.getvalue())
 
 
 def _captions(scores: Sequence[float], metric: MetricSpec) -> list[tuple[str, bool]]:
@@ -55,69 +69,35 @@ def _spread(keys: list[str], count: int) -> list[str]:
     return [chosen[i] for i in np.linspace(0, len(chosen) - 1, min(count, len(chosen))).round().astype(int)]
 
 
-def _label(result: StudyResult, name: str) -> str:
-    kind = result.study.controls.get(name)
-    return f"{name}\n{kind} control" if kind else name.replace("+", " +\n")
-
-
-def _title(result: StudyResult) -> tuple[str, str]:
-    trained = result.of(result.study.reference.name)[0]
-    settings = f"{result.study.name} · {trained.steps} steps · seed {trained.seed}"
-    below = f"{settings} · {result.study.primary_metric} below, best of the combinations in green"
-    return result.study.question, below
-
-
-def _row_pictures(output: Path, bicubic: RunResult, runs: list[RunResult], key: str) -> list[Image.Image]:
-    base = output / bicubic.run_id
-    paths = [base / "lq" / f"{key}.png", *(output / run.run_id / "sr" / f"{key}.png" for run in runs)]
-    arrays = [read_image(path) for path in (*paths, base / "hq" / f"{key}.png")]
-    height, width = arrays[-1].shape[:2]
-    factor = max(1, _CELL_PX // max(height, width))
-    return [Image.fromarray(a).resize((width * factor, height * factor), Image.Resampling.NEAREST) for a in arrays]
-
-
+@rc_context({"text.parse_math": False})
 def _draw(
     title: tuple[str, str],
-    labels: list[str],
-    keys: list[str],
-    pictures: list[list[Image.Image]],
-    scores: list[list[tuple[str, bool]]],
-) -> Image.Image:
-    width, height = pictures[0][0].size
-    size = (
-        2 * _MARGIN_PX + len(labels) * (width + _GAP_PX) - _GAP_PX,
-        2 * _MARGIN_PX + _HEADER_PX + len(keys) * (height + _CAPTION_PX + _GAP_PX) - _GAP_PX,
-    )
-    sheet = Image.new("RGB", size, _PAPER)
-    draw = ImageDraw.Draw(sheet)
-    big, medium, small = (ImageFont.load_default(px) for px in (34, 24, 20))
-    draw.text((_MARGIN_PX, _MARGIN_PX + 12), title[0], _INK, big, anchor="ls")
-    draw.text((_MARGIN_PX, _MARGIN_PX + 46), title[1], _GREY, small, anchor="ls")
+    labels: Sequence[str],
+    images: Sequence[Sequence[np.ndarray]],
+    captions: Sequence[Sequence[tuple[str, bool]]],
+) -> Figure:
+    """Place the pictures pixel by pixel, with text around them."""
+    height, width = images[0][-1].shape[:2]
+    factor = max(1, _CELL_PX // max(height, width))
+    size = (width * factor, height * factor)
+    sheet_w = 2 * _MARGIN_PX + len(labels) * (size[0] + _GAP_PX) - _GAP_PX
+    sheet_h = 2 * _MARGIN_PX + _HEADER_PX + len(images) * (size[1] + _CAPTION_PX + _GAP_PX) - _GAP_PX
+    figure = Figure((sheet_w / 72, sheet_h / 72), dpi=72, facecolor="white")  # a point is a pixel
+
+    def write(x: int, y: int, text: str, size_px: int, color: str) -> None:
+        figure.text(x / sheet_w, 1 - y / sheet_h, text, fontsize=size_px, color=color)
+
+    write(_MARGIN_PX, _MARGIN_PX + 12, title[0], 30, _INK)
+    write(_MARGIN_PX, _MARGIN_PX + 46, title[1], 18, _GREY)
     for column, label in enumerate(labels):
-        lines = label.split("\n")
-        for line, text in enumerate(lines):
-            below = (len(lines) - 1 - line) * 26 + 12
-            x = _MARGIN_PX + column * (width + _GAP_PX)
-            font, colour = (small, _GREY) if text.endswith("control") else (medium, _INK)
-            draw.text((x, _MARGIN_PX + _HEADER_PX - below), text, colour, font, anchor="ls")
-    for row, (key, images, numbers) in enumerate(zip(keys, pictures, scores, strict=True)):
-        y = _MARGIN_PX + _HEADER_PX + row * (height + _CAPTION_PX + _GAP_PX)
-        captions = [(key, False), *numbers, ("ground truth", False)]
-        for column, (image, (caption, is_best)) in enumerate(zip(images, captions, strict=True)):
-            x = _MARGIN_PX + column * (width + _GAP_PX)
-            sheet.paste(image, (x, y))
-            draw.text(
-                (x, y + height + 25), _fit(draw, caption, small, width), _BEST if is_best else _GREY, small, anchor="ls"
-            )
-    return sheet
-
-
-def _fit(
-    draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width_px: int
-) -> str:
-    """The text, shortened from the left with an ellipsis until it fits."""
-    shown = text
-    while draw.textlength(shown, font) > width_px and len(text) > 1:
-        text = text[1:]
-        shown = "…" + text
-    return shown
+        x = _MARGIN_PX + column * (size[0] + _GAP_PX)
+        write(x, _MARGIN_PX + _HEADER_PX - 12, label, 20, _INK)
+        for row, (pictures, texts) in enumerate(zip(images, captions, strict=True)):
+            y = _MARGIN_PX + _HEADER_PX + row * (size[1] + _CAPTION_PX + _GAP_PX)
+            pixels = np.asarray(Image.fromarray(pictures[column]).resize(size, Image.Resampling.NEAREST))
+            figure.figimage(pixels, x, sheet_h - y - size[1], origin="upper")
+            text, is_best = texts[column]
+            most = int(size[0] / 11)
+            shown = text if len(text) <= most else f"…{text[1 - most :]}"
+            write(x, y + size[1] + 25, shown, 18, _BEST if is_best else _GREY)
+    return figure

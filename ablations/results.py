@@ -7,10 +7,11 @@ and whole: a folder without it is not a finished run, whatever else it holds.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+
+import pandas as pd
 
 from ablations.plan import RunPlan
 from ablations.registry import Study
@@ -126,5 +127,11 @@ def write_text(path: Path, text: str) -> None:
 
 def values(result: RunResult, metric: str) -> dict[str, float]:
     """Image key -> value of the metric."""
-    rows: Sequence[Mapping[str, Any]] = result.rows
-    return {row["key"]: row[metric] for row in rows}
+    return {row["key"]: row[metric] for row in result.rows}
+
+
+def tidy(result: StudyResult) -> pd.DataFrame:
+    """Every score: run_id, ablation, seed (missing for bicubic), key of the image, metric, value."""
+    about = ["run_id", "ablation", "seed"]
+    rows = [{**{name: getattr(run, name) for name in about}, **row} for run in result.runs for row in run.rows]
+    return pd.DataFrame(rows).astype({"seed": "Int64"}).melt([*about, "key"], var_name="metric")

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from ablations.page.content import StudyPage
+from ablations.page import StudyPage
 from ablations.plan import RunPlan
 from ablations.results import RunResult
-from ablations.study_run import study_media, study_summary
+from ablations.wandb_report import save_report, study_media, study_summary
 from megasr.images import to_uint8
 from megasr.tracking import WandbRuns, first_line
 from megasr.training.monitor import heat_map
@@ -94,21 +94,12 @@ class Tracker:
         except Exception as error:
             self._tell(f"W&B lost the end of {result.run_id} ({first_line(error)}); its results are on disk")
 
-    def report(
-        self,
-        columns: Sequence[str],
-        rows: Sequence[Sequence[object]],
-        page: StudyPage,
-        output: Path,
-        config: Mapping[str, Any],
-    ) -> None:
+    def report(self, page: StudyPage, output: Path, config: Mapping[str, Any]) -> None:
         """One more W&B run of the group, with the study's answer; the same one when the study is reported again.
 
         On-line there is a W&B Report as well.
 
         Args:
-            columns: of the final table.
-            rows: of the final table; None where there is no value.
             page: the answer.
             output: folder of the study, with contact_sheet.png, index.html and results.json; a copy of the last
                 becomes a file of the W&B run.
@@ -117,12 +108,9 @@ class Tracker:
         logger = self._open(f"{self._group}-study", page.title, "study", [page.title], config, output / "wandb")
         if logger is None:
             return
-        import wandb
-
         try:
             run = logger.experiment
-            table = wandb.Table(list(columns), [list(row) for row in rows], allow_mixed_types=True)
-            run.log({"results": table, **study_media(page, output / "contact_sheet.png", output / "index.html")})
+            run.log(study_media(page, output / "contact_sheet.png", output / "index.html"))
             run.summary.update(study_summary(page))
             copied = shutil.copy(
                 output / "results.json", run.dir
@@ -137,8 +125,6 @@ class Tracker:
             self._write(page, entity, project, output)
 
     def _write(self, page: StudyPage, entity: str, project: str, output: Path) -> None:
-        from ablations.wandb_report import save_report
-
         try:
             self._tell(f"W&B Report: {save_report(page, self._group, entity, project, output)}")
         except Exception as error:

@@ -61,8 +61,8 @@ def beside(evaluation: Evaluation, other: str, label: str) -> list[str]:
         return lines
     if path.suffix == ".csv":
         lines = [f"{label}, absolute deviation from {path}, over {len(evaluation.rows)} images:"]
-        for gap in deviations(evaluation, path):
-            lines.append(f"  {gap.metric:<12} largest {gap.largest:.2e} ({gap.key}), median {gap.median:.2e}")
+        for metric, gap in deviations(evaluation, path).iterrows():
+            lines.append(f"  {metric:<12} largest {gap.largest:.2e} ({gap.key}), median {gap['median']:.2e}")
         return lines
     return []
 
@@ -75,9 +75,11 @@ def write(found: Sequence[Labelled], path: Path, rows: Sequence[Any]) -> None:
 
     evaluation = found[0][1]
     texts: dict[str, Callable[[], str]] = {
-        ".csv": lambda: tables.rows_csv(evaluation) if len(found) == 1 else tables.means_csv(found, rows),
-        ".md": lambda: tables.markdown(found, rows, intervals=True),
-        ".tex": lambda: tables.latex(found, rows),
+        ".csv": lambda: (
+            tables.rows_csv(evaluation) if len(found) == 1 else tables.means_frame(found, rows).to_csv(index=False)
+        ),
+        ".md": lambda: tables.text_table(found, rows, intervals=True).markdown(),
+        ".tex": lambda: tables.text_table(found, rows).latex(),
     }
     if path.suffix == ".json":
         write_evaluation(evaluation, path)
@@ -127,9 +129,9 @@ def run(arguments: argparse.Namespace) -> None:
         _print_lines([f"{label}: {title}", *lines, ""])
     rows = _published(found) if "published" in arguments.against else ()
     if len(found) > 1 or rows:
-        from megasr.evaluation.tables import markdown
+        from megasr.evaluation.tables import text_table
 
-        _print_lines([*markdown(found, rows).splitlines(), ""])
+        print(text_table(found, rows).markdown())
     for path in arguments.out:  # before a comparison can fail: measuring may have taken hours
         write(found, path, rows)
         print(path)

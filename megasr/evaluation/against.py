@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from megasr.errors import MegaSRError, UsageError
 from megasr.evaluation.evaluator import check_keys
@@ -33,23 +33,6 @@ class Difference:
     verdict: str
 
 
-@dataclass(frozen=True)
-class Deviation:
-    """How far the scores of single images lie from published ones.
-
-    Attributes:
-        metric: its name.
-        largest: absolute.
-        median: absolute.
-        key: the image of the largest.
-    """
-
-    metric: str
-    largest: float
-    median: float
-    key: str
-
-
 def paired_differences(evaluation: Evaluation, other: Evaluation) -> list[Difference]:
     """Compare two methods on the same images, by the metrics both have.
 
@@ -66,54 +49,62 @@ def paired_differences(evaluation: Evaluation, other: Evaluation) -> list[Differ
     check_keys(other.keys, evaluation.keys)
     check_weights(evaluation, other)
     protocol = evaluation.get_protocol()
-    theirs = {row["key"]: row for row in other.rows}
     names = [name for name in evaluation.means if name in other.means]
     if not names:
         raise UsageError(f"no metric in common: {', '.join(evaluation.means)}; {', '.join(other.means)}")
-    found = []
+    mine, theirs = (pd.DataFrame(one.rows).set_index("key")[names] for one in (evaluation, other))
+    gaps = mine - theirs.loc[mine.index]
+    differences = []
     for name in names:
-        gaps = np.array([[row[name] - theirs[row["key"]][name] for row in evaluation.rows]])
-        interval = paired_bootstrap(gaps, evaluation.keys, numpy_generator(0, "against"))
+        interval = paired_bootstrap(gaps[name].to_numpy()[None], evaluation.keys, numpy_generator(0, "against"))
         better = (interval.mean > 0) == protocol.metric(name).higher_is_better
         shown = interval.excludes_zero and interval.p_value < ALPHA  # few photographs never show anything
         verdict = ("better" if better else "worse") if shown else "no difference shown"
-        found.append(Difference(name, interval, verdict))
-    return found
+        differences.append(Difference(name, interval, verdict))
+    return differences
 
 
-def deviations(evaluation: Evaluation, scores: Path) -> list[Deviation]:
-    """Compare with a CSV of published scores: a column of file names, then one column per metric, named as here.
+def deviations(evaluation: Evaluation, scores: Path) -> pd.DataFrame:
+    """How far the scores of single images lie from published ones.
+
+    Args:
+        evaluation: what was measured here.
+        scores: CSV with a column of file names, with or without their ending, then one column per metric, named as
+            here.
+
+    Returns:
+        One row per metric (the index) with the largest and the median absolute deviation, and the image (key) of the
+        largest.
 
     Raises:
         UsageError: the file lacks images that were measured (they are listed), or has no metric in common.
         MegaSRError: the file cannot be read.
     """
-    published = _read_scores(scores)
-    if missing := [key for key in evaluation.keys if key not in published]:
+    try:
+        published = pd.read_csv(scores, index_col=False, dtype=str)  # False: a comma too many at a line's end
+        published = published.set_index(published.columns[0])
+    except (OSError, ValueError) as error:
+        raise MegaSRError(f"{scores} is not a table of scores that can be read: {error}") from error
+    published.index = published.index.astype(str).map(_without_ending)
+    if missing := [key for key in evaluation.keys if key not in published.index]:
         raise UsageError(f"{scores} has no scores of {', '.join(missing[:20])}{' ...' * (len(missing) > 20)}")
-    columns = set.intersection(*(set(row) for row in published.values()))
-    names = [name for name in evaluation.means if name in columns]
+    names = [name for name in evaluation.means if name in published]
     if not names:
-        raise UsageError(f"{scores} has no column {' or '.join(evaluation.means)}; it has {', '.join(sorted(columns))}")
-    found = []
+        columns = ", ".join(sorted(published))
+        raise UsageError(f"{scores} has no column {' or '.join(evaluation.means)}; it has {columns}")
+    rows = {}
     for name in names:
         try:
-            gaps = [abs(row[name] - float(published[row["key"]][name])) for row in evaluation.rows]
+            values = np.array([float(published.loc[key, name]) for key in evaluation.keys])
         except (ValueError, TypeError) as error:
             raise MegaSRError(f"{scores}, column {name}: {error}") from error
-        worst = int(np.argmax(gaps))
-        found.append(Deviation(name, gaps[worst], float(np.median(gaps)), evaluation.keys[worst]))
-    return found
-
-
-def _read_scores(path: Path) -> dict[str, dict[str, str]]:
-    """Key -> column -> text; the first column is the name of the file, with or without its ending."""
-    try:
-        with path.open(newline="") as file:
-            rows = [list(row.items()) for row in csv.DictReader(file, strict=True)]
-        return {_without_ending(first[1]): {name: text for name, text in rest if name} for first, *rest in rows}
-    except (OSError, ValueError, TypeError, csv.Error) as error:
-        raise MegaSRError(f"{path} is not a table of scores that can be read: {error}") from error
+        if np.isnan(values).any():
+            raise MegaSRError(
+                f"{scores}, column {name}: {evaluation.keys[int(np.isnan(values).argmax())]} has no value"
+            )
+        gaps = np.abs(np.array([row[name] for row in evaluation.rows]) - values)
+        rows[name] = {"largest": gaps.max(), "median": np.median(gaps), "key": evaluation.keys[int(gaps.argmax())]}
+    return pd.DataFrame.from_dict(rows, orient="index")
 
 
 def _without_ending(name: str) -> str:

@@ -1,196 +1,37 @@
-"""The page that compares folders of restorations: one HTML file."""
+"""The page that compares folders of restorations: one HTML file with pictures, scores and a divider."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
 import io
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from importlib.resources import files
-from importlib.resources.abc import Traversable
 from pathlib import Path
-from string import Template
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined, Template
+from markupsafe import Markup
+from PIL import Image
 
 from megasr.errors import UsageError
 from megasr.evaluation.against import paired_differences
 from megasr.evaluation.evaluator import check_keys
 from megasr.evaluation.intervals import photograph
 from megasr.evaluation.result import Evaluation
+from megasr.evaluation.protocol import MetricSpec
 from megasr.files import open_whole
 from megasr.images import read_image, read_size
 
-if TYPE_CHECKING:
-    from PIL import Image
-
-
-ASSETS = files("megasr") / "assets" / "comparison"
-# Pictures, tables, divider with crops, and the keys: what every page with pictures is browsed with, in this order.
-VIEWER_SCRIPTS = tuple(ASSETS / name for name in ("pictures.js", "tables.js", "viewer.js", "browse.js"))
-
-
-def make_frame(
-    template: Traversable,
-    styles: Sequence[Traversable],
-    scripts: Sequence[Traversable],
-    facts: Mapping[str, Any],
-    **parts: str,
-) -> tuple[bytes, bytes]:
-    """The page before and after its pictures.
-
-    Args:
-        template: HTML with $style, $script, their hashes, $data, and <!-- pictures --> where the pictures come.
-        styles: style sheets, one after another.
-        scripts: scripts in their order; they share one scope.
-        facts: what the scripts read, as JSON takes it.
-        parts: other names of the template -> HTML, whose texts are escaped.
-    """
-    style = "\n".join(_text(sheet) for sheet in styles)
-    script = "\n".join(['"use strict";', *map(_text, scripts)])
-    page = Template(_text(template)).substitute(
-        parts,
-        style=style,
-        script=script,
-        style_hash=_csp_hash(style),
-        script_hash=_csp_hash(script),
-        # "<" could end the element it is in; JSON can write it as an escape.
-        data=json.dumps(facts, allow_nan=False).replace("<", "\\u003c"),
-    )
-    head, mark, tail = page.partition("<!-- pictures -->")
-    assert mark
-    return head.encode(), tail.encode()
-
-
-def viewer_html() -> str:
-    """The picture with its divider and crops, the table of images, and the list of keys."""
-    return _text(ASSETS / "viewer.html")
-
-
-def _text(asset: Traversable) -> str:
-    return asset.read_text(encoding="utf-8")
-
-
-def _csp_hash(text: str) -> str:
-    """The hash by which a Content-Security-Policy permits one inline element (CSP level 3, 2.3.1)."""
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
-
-
+LQ, HQ = "lq", "hq"
+Progress = Callable[[str, int, int], None]  # what is done, how many, of how many
 _ASPECT_TOLERANCE = 0.05  # lq of odd sizes is rounded; more than that is another crop
 _LOSSLESS_EFFORT = {"method": 3, "quality": 50}  # 1 % larger than the best, in a quarter of its time
-
-
-@dataclass(frozen=True)
-class Source:
-    """One column of pictures: lq, the sr of a method, or hq.
-
-    Attributes:
-        label: its name on the page.
-        paths: key of the image -> file.
-        method: number of the method, None for lq and hq.
-        is_lq: shown enlarged to the size of the others.
-    """
-
-    label: str
-    paths: Mapping[str, Path]
-    method: int | None = None
-    is_lq: bool = False
-
-
-def sizes(sources: Sequence[Source], keys: Sequence[str]) -> list[tuple[int, int]]:
-    """(height, width) of every image, from the headers of its files.
-
-    Raises:
-        UsageError: pictures of one image differ in size, or its lq is larger or of another shape.
-        MegaSRError: a file is missing or not an image.
-    """
-    found = []
-    full = [source for source in sources if not source.is_lq]
-    for key in keys:
-        size = read_size(full[0].paths[key])
-        for source in full[1:]:
-            if (other := read_size(source.paths[key])) != size:
-                raise UsageError(
-                    f"{key!r} is {_caption(size)} in {full[0].label} but {_caption(other)} in {source.label}: "
-                    "only pictures of one size can be laid over each other"
-                )
-        for source in (source for source in sources if source.is_lq):
-            _check_lq(key, read_size(source.paths[key]), size)
-        found.append(size)
-    return found
-
-
-def _check_lq(key: str, lq: tuple[int, int], size: tuple[int, int]) -> None:
-    if lq[0] > size[0] or lq[1] > size[1]:
-        raise UsageError(
-            f"lq of {key!r} is {_caption(lq)}, larger than its sr of {_caption(size)}: is --lq the right folder?"
-        )
-    if abs(lq[0] * size[1] / (lq[1] * size[0]) - 1) > _ASPECT_TOLERANCE:
-        raise UsageError(
-            f"lq of {key!r} is {_caption(lq)}, its sr {_caption(size)}: another shape, so not the same crop"
-        )
-
-
-def _caption(size: tuple[int, int]) -> str:
-    return f"{size[1]}x{size[0]} px"
-
-
-def encode(pixels: np.ndarray, webp_quality: int | None = None) -> tuple[str, bytes]:
-    """(H, W, 3) uint8 RGB -> (media type, file): the smaller of lossless WebP and PNG, or lossy WebP of a quality."""
-    from PIL import Image
-
-    image = Image.fromarray(pixels)
-    if max(pixels.shape) > 16383:  # what WebP can hold
-        return "image/png", _save(image, "PNG")
-    if webp_quality is not None:
-        return "image/webp", _save(image, "WEBP", quality=webp_quality)
-    webp = _save(image, "WEBP", lossless=True, **_LOSSLESS_EFFORT)
-    png = _save(image, "PNG")
-    return ("image/webp", webp) if len(webp) <= len(png) else ("image/png", png)
-
-
-def _save(image: Image.Image, form: str, **options: Any) -> bytes:
-    encoded = io.BytesIO()
-    image.save(encoded, format=form, **options)
-    return encoded.getvalue()
-
-
-def blocks(
-    sources: Sequence[Source],
-    keys: Sequence[str],
-    webp_quality: int | None,
-    progress: Callable[[str, int, int], None],
-) -> Iterator[bytes]:
-    """Every picture as an inert element of HTML, those of one image after another. One image is in memory at a time.
-
-    Args:
-        sources: the columns.
-        keys: the images.
-        webp_quality: 0 to 100 for lossy pictures, None for lossless ones.
-        progress: called with what is done, how many of how many.
-
-    Raises:
-        MegaSRError: a file cannot be decoded.
-    """
-    with ThreadPoolExecutor(min(len(sources), os.cpu_count() or 1)) as pool:
-        for number, key in enumerate(keys):
-            # Reading stays in this thread: the decoder changes a global setting of Pillow for its time.
-            pixels = [read_image(source.paths[key]) for source in sources]
-            encoded = pool.map(partial(encode, webp_quality=webp_quality), pixels)
-            for column, (media_type, content) in enumerate(encoded):
-                opening = f'<script type="text/plain" id="picture-{number}-{column}" data-type="{media_type}">'
-                yield opening.encode() + base64.b64encode(content) + b"</script>\n"
-            progress("pictures", number + 1, len(keys))
-
-
-LQ, HQ = "lq", "hq"
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -206,6 +47,44 @@ class Method:
     label: str
     evaluation: Evaluation
     pictures: Mapping[str, Path]
+
+
+@dataclass(frozen=True)
+class Source:
+    """One column of pictures: lq, the sr of a method, or hq.
+
+    Attributes:
+        label: its name on the page.
+        paths: key of the image -> file.
+        method: number of the method, None for what has no scores.
+        is_lq: shown enlarged to the size of the others.
+    """
+
+    label: str
+    paths: Mapping[str, Path]
+    method: int | None = None
+    is_lq: bool = False
+
+
+def load_template(name: str, *folders: tuple[str, str]) -> Template:
+    """A template that may extend base.html; text that is put into it is escaped.
+
+    Args:
+        name: of the file.
+        folders: (package, folder) to look in before megasr's own.
+    """
+    loaders = [PackageLoader(*place) for place in (*folders, ("megasr", "assets/comparison"))]
+    environment = Environment(
+        loader=ChoiceLoader(loaders), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.policies["json.dumps_kwargs"] = {"allow_nan": False}
+    environment.filters["csp"] = _csp_hash
+    return environment.get_template(name)
+
+
+def _csp_hash(text: str) -> Markup:
+    """The hash by which a Content-Security-Policy permits one inline element (CSP level 3, 2.3.1)."""
+    return Markup(f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'")
 
 
 def write_page(
@@ -234,16 +113,119 @@ def write_page(
         UsageError: labels are not distinct, or the methods differ in images, protocol or sizes.
         MegaSRError: a picture cannot be read, or the page cannot be written.
     """
-    keys = check_methods(methods, hq, lq)
+    keys = _check_methods(methods, hq, lq)
     sources = make_sources({method.label: method.pictures for method in methods}, hq, lq)
-    facts = page_data(methods, keys, sources, sizes(sources, keys), webp_quality)
-    scripts = (*VIEWER_SCRIPTS, ASSETS / "page.js")
-    head, tail = make_frame(ASSETS / "page.html", [ASSETS / "page.css"], scripts, facts, viewer=viewer_html())
+    data = _page_data(methods, keys) | viewer_data(sources, keys, webp_quality)
+    return write_html(out, load_template("compare.html"), data, pictures(sources, keys, webp_quality, progress))
+
+
+def write_html(out: Path, template: Template, data: Mapping[str, Any], elements: Iterator[Markup], **text: Any) -> int:
+    """Write a page with pictures, whole or not at all; one image is in memory at a time.
+
+    Args:
+        out: the HTML file.
+        template: see load_template.
+        data: what the scripts read, as JSON takes it.
+        elements: see pictures.
+        text: what else the template shows.
+
+    Returns:
+        Bytes written.
+
+    Raises:
+        MegaSRError: a picture cannot be read, or the page cannot be written.
+    """
     with open_whole(out) as file:
-        written = file.write(head)
-        for block in blocks(sources, keys, webp_quality, progress):
-            written += file.write(block)
-        return written + file.write(tail)
+        pieces = template.generate(data=data, pictures=elements, **text)
+        return sum(file.write(piece.encode("utf-8", "surrogateescape")) for piece in pieces)
+
+
+def viewer_data(sources: Sequence[Source], keys: Sequence[str], webp_quality: int | None) -> dict[str, Any]:
+    """What the viewer's scripts must know of the pictures.
+
+    Raises:
+        UsageError, MegaSRError: see sizes.
+    """
+    images = zip(keys, sizes(sources, keys), strict=True)
+    return {
+        "webpQuality": webp_quality,
+        "sources": [{"label": s.label, "method": s.method, "isLq": s.is_lq} for s in sources],
+        "images": [{"key": key, "width": width, "height": height} for key, (height, width) in images],
+    }
+
+
+def metric_data(metrics: Sequence[MetricSpec]) -> list[dict[str, Any]]:
+    """Names and directions as the scripts read them."""
+    return [{"name": metric.name, "higher": metric.higher_is_better} for metric in metrics]
+
+
+def sizes(sources: Sequence[Source], keys: Sequence[str]) -> list[tuple[int, int]]:
+    """(height, width) of every image, from the headers of its files.
+
+    Raises:
+        UsageError: pictures of one image differ in size, or its lq is larger or of another shape.
+        MegaSRError: a file is missing or not an image.
+    """
+    full = [source for source in sources if not source.is_lq]
+    return [_size(key, full, [source for source in sources if source.is_lq]) for key in keys]
+
+
+def _size(key: str, full: Sequence[Source], small: Sequence[Source]) -> tuple[int, int]:
+    def words(size: tuple[int, int]) -> str:
+        return f"{size[1]}x{size[0]} px"
+
+    size = read_size(full[0].paths[key])
+    for source in full[1:]:
+        if (other := read_size(source.paths[key])) != size:
+            raise UsageError(
+                f"{key!r} is {words(size)} in {full[0].label} but {words(other)} in {source.label}: "
+                "only pictures of one size can be laid over each other"
+            )
+    for lq in (read_size(source.paths[key]) for source in small):
+        if lq[0] > size[0] or lq[1] > size[1]:
+            raise UsageError(
+                f"lq of {key!r} is {words(lq)}, larger than its sr of {words(size)}: is --lq the right folder?"
+            )
+        if abs(lq[0] * size[1] / (lq[1] * size[0]) - 1) > _ASPECT_TOLERANCE:
+            raise UsageError(f"lq of {key!r} is {words(lq)}, its sr {words(size)}: another shape, so not the same crop")
+    return size
+
+
+def encode(pixels: np.ndarray, webp_quality: int | None = None) -> tuple[str, bytes]:
+    """(H, W, 3) uint8 RGB -> (media type, file): the smaller of lossless WebP and PNG, or lossy WebP of a quality."""
+
+    def save(form: str, **options: Any) -> tuple[str, bytes]:
+        encoded = io.BytesIO()
+        Image.fromarray(pixels).save(encoded, format=form, **options)
+        return f"image/{form.lower()}", encoded.getvalue()
+
+    if max(pixels.shape) > 16383:  # what WebP can hold
+        return save("PNG")
+    if webp_quality is not None:
+        return save("WEBP", quality=webp_quality)
+    return min(save("WEBP", lossless=True, **_LOSSLESS_EFFORT), save("PNG"), key=lambda one: len(one[1]))
+
+
+def pictures(
+    sources: Sequence[Source],
+    keys: Sequence[str],
+    webp_quality: int | None = None,
+    progress: Progress = lambda what, done, total: None,
+) -> Iterator[Markup]:
+    """Every picture as an inert element of HTML, those of one image after another.
+
+    Raises:
+        MegaSRError: a file cannot be decoded.
+    """
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for number, key in enumerate(keys):
+            # Reading stays in this thread: the decoder changes a global setting of Pillow for its time.
+            pixels = [read_image(source.paths[key]) for source in sources]
+            encoded = pool.map(partial(encode, webp_quality=webp_quality), pixels)
+            for column, (media_type, content) in enumerate(encoded):
+                opening = f'<script type="text/plain" id="picture-{number}-{column}" data-type="{media_type}">'
+                yield Markup(f"{opening}{base64.b64encode(content).decode()}</script>")
+            progress("pictures", number + 1, len(keys))
 
 
 def make_sources(
@@ -251,26 +233,16 @@ def make_sources(
     hq: Mapping[str, Path] | None = None,
     lq: Mapping[str, Path] | None = None,
 ) -> list[Source]:
-    """The columns of pictures: lq, the sr of every label, hq.
-
-    Args:
-        sr: label -> key -> file.
-        hq: key -> file, None when there are none.
-        lq: key -> file, None when they are not to be shown.
-    """
+    """The columns of pictures: lq, the sr of every label, hq; each as key -> file, None when it is not shown."""
     sources = [Source(LQ, lq, is_lq=True)] if lq is not None else []
     sources += [Source(label, paths, number) for number, (label, paths) in enumerate(sr.items())]
     return sources + ([Source(HQ, hq)] if hq is not None else [])
 
 
-def check_methods(
-    methods: Sequence[Method], hq: Mapping[str, Path] | None = None, lq: Mapping[str, Path] | None = None
+def _check_methods(
+    methods: Sequence[Method], hq: Mapping[str, Path] | None, lq: Mapping[str, Path] | None
 ) -> tuple[str, ...]:
-    """The keys that all methods share, in the order of the first.
-
-    Raises:
-        UsageError: no method, labels that are not distinct, or methods that cannot be compared.
-    """
+    """The keys that all methods share, in the order of the first."""
     if not methods:
         raise UsageError("nothing to compare: give at least one folder")
     check_labels([method.label for method in methods])
@@ -298,83 +270,59 @@ def check_labels(labels: Sequence[str]) -> None:
         )
 
 
-def page_data(
-    methods: Sequence[Method],
-    keys: Sequence[str],
-    sources: Sequence[Source],
-    image_sizes: Sequence[tuple[int, int]],
-    webp_quality: int | None,
-) -> dict[str, Any]:
-    """Everything the page's script shows, as JSON takes it."""
+def _page_data(methods: Sequence[Method], keys: Sequence[str]) -> dict[str, Any]:
+    """The numbers of the page, and where they come from."""
     first = methods[0].evaluation
-    protocol = first.get_protocol()
-    measured = [name for name in protocol.metric_names if all(name in method.evaluation.means for method in methods)]
-    of_set = [name for name in protocol.metric_names if all(name in m.evaluation.set_values for m in methods)]
-    skipped = {name: why for method in methods for name, why in method.evaluation.skipped.items()}
+    protocol, known = first.get_protocol(), first.provenance
+    metrics = [m for m in protocol.metrics if all(m.name in method.evaluation.means for method in methods)]
+    of_set = [m for m in protocol.metrics if all(m.name in method.evaluation.set_values for method in methods)]
+    versions = known.get("versions", {})
+    facts = {
+        "set": first.data,
+        "measured": str(known.get("time", ""))[:10],
+        "commit": known.get("commit"),
+        **{package: versions.get(package) for package in ("pyiqa", "torch")},
+        "device": known.get("device"),
+    }
     return {
         "protocol": {"name": first.protocol, "fingerprint": first.fingerprint},
-        "facts": _facts(first),
-        "skipped": [[name, why] for name, why in skipped.items()],
-        "webpQuality": webp_quality,
-        "metrics": [{"name": name, "higher": protocol.metric(name).higher_is_better} for name in measured],
-        "setMetrics": [{"name": name, "higher": protocol.metric(name).higher_is_better} for name in of_set],
-        "methods": _methods(methods, keys, measured, of_set),
-        "sources": [{"label": s.label, "method": s.method, "isLq": s.is_lq} for s in sources],
-        "images": [
-            {"key": key, "width": width, "height": height}
-            for key, (height, width) in zip(keys, image_sizes, strict=True)
+        "facts": [[name, str(value)] for name, value in facts.items() if value],
+        "skipped": list({name: [name, why] for m in methods for name, why in m.evaluation.skipped.items()}.values()),
+        "metrics": metric_data(metrics),
+        "setMetrics": metric_data(of_set),
+        "methods": [
+            method_data(method.label, pd.DataFrame(method.evaluation.rows).set_index("key").loc[list(keys)], metrics)
+            | {
+                "means": {m.name: method.evaluation.means[m.name] for m in metrics},
+                "intervals": {m.name: method.evaluation.intervals[m.name] for m in metrics}
+                if method.evaluation.intervals
+                else {},
+                "setValues": {m.name: method.evaluation.set_values[m.name] for m in of_set},
+                "differences": _differences(method.evaluation, first, [m.name for m in metrics]),
+            }
+            for method in methods
         ],
     }
 
 
-def _facts(evaluation: Evaluation) -> list[list[str]]:
-    """Where the numbers come from, as pairs of a word and a value."""
-    known = evaluation.provenance
-    versions = known.get("versions", {})
-    pairs = [
-        ("set", evaluation.data),
-        ("measured", str(known.get("time", ""))[:10]),
-        ("commit", known.get("commit")),
-        *((package, versions.get(package)) for package in ("pyiqa", "torch")),
-        ("device", known.get("device")),
-    ]
-    return [[name, str(value)] for name, value in pairs if value]
+def method_data(label: str, scores: pd.DataFrame, metrics: Sequence[MetricSpec]) -> dict[str, Any]:
+    """The scores of one method, images by metrics, and their means, as the scripts read them."""
+    scores = scores[[metric.name for metric in metrics]].astype(float)
+    return {"label": label, "scores": scores.to_dict("list"), "means": scores.mean().to_dict(), "setValues": {}}
 
 
-def _methods(
-    methods: Sequence[Method], keys: Sequence[str], measured: Sequence[str], of_set: Sequence[str]
-) -> list[dict[str, Any]]:
-    by_key = [{row["key"]: row for row in method.evaluation.rows} for method in methods]
-    scores = [np.array([[rows[key][name] for name in measured] for key in keys], float) for rows in by_key]
-    return [
-        {
-            "label": method.label,
-            "scores": dict(zip(measured, values.T.tolist(), strict=True)),
-            "means": {name: method.evaluation.means[name] for name in measured},
-            "intervals": {name: method.evaluation.intervals[name] for name in measured}
-            if method.evaluation.intervals
-            else {},
-            "setValues": {name: method.evaluation.set_values[name] for name in of_set},
-            "differences": _differences(method.evaluation, methods[0].evaluation, values - scores[0], measured),
-        }
-        for method, values in zip(methods, scores, strict=True)
-    ]
-
-
-def _differences(
-    evaluation: Evaluation, first: Evaluation, gaps: np.ndarray, measured: Sequence[str]
-) -> dict[str, dict[str, Any]]:
+def _differences(evaluation: Evaluation, first: Evaluation, names: Sequence[str]) -> dict[str, dict[str, Any]]:
     """metric -> mean, ends of the interval and verdict of the paired difference; one photograph has a mean only."""
-    if not measured:
+    if not names:
         return {}
-    means = dict(zip(measured, gaps.mean(0).tolist(), strict=True))
     if len({photograph(key) for key in first.keys}) < 2:
-        return {name: {"mean": mean, "ends": [], "verdict": ""} for name, mean in means.items()}
+        gaps = {name: evaluation.means[name] - first.means[name] for name in names}
+        return {name: {"mean": gap, "ends": [], "verdict": ""} for name, gap in gaps.items()}
     return {
-        found.metric: {
-            "mean": means[found.metric],
-            "ends": [found.interval.low, found.interval.high],
-            "verdict": found.verdict if found.verdict in ("better", "worse") else "",
+        one.metric: {
+            "mean": one.interval.mean,
+            "ends": [one.interval.low, one.interval.high],
+            "verdict": one.verdict if one.verdict in ("better", "worse") else "",
         }
-        for found in paired_differences(evaluation, first)
+        for one in paired_differences(evaluation, first)
     }

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 
-from ablations.page.page import write_page
+from ablations.page import write_page
 from tests.browser.conftest import Seen
 from tests.helpers.comparison_page import column, numbers, ready, state
 from tests.helpers.study_page import BEST, CONTROL, HOSTILE, REFERENCE, study_page, with_pictures
@@ -128,5 +128,5 @@ def test_narrow_screens(open_page: Callable[..., Page]) -> None:
 def test_figures_follow_the_colour_scheme(open_page: Callable[..., Page], scheme: Literal["dark", "light"]) -> None:
     page = open_page()
     page.emulate_media(color_scheme=scheme)
-    fill = "getComputedStyle(document.querySelector('#ranking .label')).fill.match(/\\d+/g).map(Number)"
+    fill = "getComputedStyle(document.querySelector('#ranking .plot text')).fill.match(/\\d+/g).map(Number)"
     assert (min(page.evaluate(fill)) > 128) == (scheme == "dark")

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
-from ablations.page.page import write_page as write_study_page
+from ablations.page import write_page as write_study_page
 from megasr.evaluation.comparison import Method, write_page
 from megasr.evaluation.protocol import get_protocol
 from megasr.evaluation.result import Evaluation
@@ -52,10 +53,8 @@ def hostile(value: Any) -> Any:
         return {hostile(key): hostile(one) for key, one in value.items()}
     if isinstance(value, tuple | list):
         return type(value)(map(hostile, value))
-    if is_dataclass(value) and not isinstance(value, type):
-        texts = {field.name: getattr(value, field.name) for field in fields(value) if field.init}
-        kept = {"kind", "means", "primary"} & texts.keys()  # of our own names
-        return replace(value, **{name: text if name in kept else hostile(text) for name, text in texts.items()})
+    if isinstance(value, pd.DataFrame):  # the columns of a table are our own
+        return value.map(hostile)
     return value
 
 
@@ -74,18 +73,28 @@ def check_same_elements(plain: str, broken: str) -> dict[str, Any]:
 
 def test_a_study_page_has_no_markup_of_others(tmp_path: Path) -> None:
     plain = with_pictures(study_page(), tmp_path / "pictures", 2)
-    scores = ({name + MARKUP: values for name, values in row.scores.items()} for row in plain.pictures)
-    paths = ({name + MARKUP: path for name, path in row.restorations.items()} for row in plain.pictures)
-    pictures = tuple(
-        replace(row, key=row.key + MARKUP, bicubic=None, scores=score, restorations=path)
-        for row, score, path in zip(plain.pictures, scores, paths, strict=True)
+    own = {"lq", "hq", "bicubic"}  # names of pictures
+
+    def label(name: str) -> str:
+        return name if name in own else name + MARKUP
+
+    texts = ("title", "question", "answer", "trust", "ranking", "hypotheses", "worth", "synergies", "curves_axis",
+             "curves_note", "failures", "notes", "provenance")  # fmt: skip
+    broken = replace(
+        plain,
+        **{name: hostile(getattr(plain, name)) for name in texts},
+        curves=plain.curves.rename(columns=label),
+        pictures={
+            label(name): {key + MARKUP: file for key, file in files.items()} for name, files in plain.pictures.items()
+        },
+        scores={label(name): scores.rename(index=lambda key: key + MARKUP) for name, scores in plain.scores.items()},
     )
-    plain = replace(plain, pictures=tuple(replace(row, bicubic=None) for row in plain.pictures))
-    broken = replace(hostile(replace(plain, pictures=())), pictures=pictures)
+    verdicts = broken.ranking["verdict"].str.replace("reference" + MARKUP, "reference", regex=False)
+    broken = replace(broken, ranking=broken.ranking.assign(verdict=verdicts))
     write_study_page(plain, tmp_path / "plain.html")
     write_study_page(broken, tmp_path / "broken.html")
     data = check_same_elements((tmp_path / "plain.html").read_text(), (tmp_path / "broken.html").read_text())
-    assert [image["key"] for image in data["images"]] == [row.key for row in pictures]
+    assert [image["key"] for image in data["images"]] == list(broken.pictures["hq"])
 
 
 def test_a_comparison_page_has_no_markup_of_others(tmp_path: Path) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 
@@ -13,9 +15,9 @@ from ablations import conclusions
 from ablations.conclusions import Comparison, Report, make_report
 from ablations.plan import BICUBIC
 from ablations.registry import Ablation, Study
-from ablations.report import _COLUMNS, _csv, _markdown
-from ablations.results import RunResult, StudyResult
+from ablations.results import RunResult, StudyResult, tidy
 from ablations.statistics import holm
+from ablations.tables import comparison_frame, ranking_frame, summary_table
 from megasr.errors import MegaSRError, UsageError
 from megasr.evaluation.intervals import Interval, paired_bootstrap
 from megasr.evaluation.protocol import WEIGHT_FREE_V1, Protocol
@@ -293,22 +295,46 @@ def test_the_report_is_the_same_every_time() -> None:
 def test_tables_hold_verdicts_and_mark_controls() -> None:
     result = _result(good=0.5)
     report = make_report(result)
-    markdown = _markdown(result, report)
-    assert "| noise (negative control) |" in markdown
-    assert "| | psnr_y ↑ primary | gmsd ↓ |" in markdown
+    markdown = summary_table(result, report).markdown()
+    assert "| noise (negative control) " in markdown
+    assert re.search(r"\| +psnr\\_y ↑ primary +\| +gmsd ↓ +\|", markdown)
     assert markdown.count(" better<br>") == 2  # good and oracle, in the primary metric
     assert markdown.count(" undecided<br>") == 1  # noise
     assert markdown.count(" *<br>") == 4  # good and oracle in the other metric, bicubic in both
-    rows = [dict(zip(_COLUMNS, line.split(","), strict=True)) for line in _csv(report).splitlines()]
-    good = [row for row in rows if row["row"] == "good" and row["reference"] == "none"]
-    assert [(row["metric"], row["verdict"], row["excludes_zero"]) for row in good] == [
-        ("psnr_y", "better", "True"),
-        ("gmsd", "exploratory", "True"),
+    assert "<br>[" not in summary_table(result, report, intervals=False).markdown()
+    rows = comparison_frame(report)
+    good = rows[(rows["row"] == "good") & (rows["reference"] == "none")]
+    assert good[["metric", "verdict", "excludes_zero"]].values.tolist() == [
+        ["psnr_y", "better", True],
+        ["gmsd", "exploratory", True],
     ]
-    assert good[0]["p_holm"] and not good[1]["p_holm"]
-    assert [row["difference"] for row in rows if row["row"] == "none"] == ["", ""]
+    assert good["p_holm"].isna().tolist() == [False, True]
+    assert rows[rows["row"] == "none"]["difference"].isna().tolist() == [True, True]
 
 
 def test_the_primary_metric_is_the_first_column() -> None:
     result = _result(replace(STUDY, primary_metric="gmsd"))
-    assert "| | gmsd ↓ primary | psnr_y ↑ |" in _markdown(result, make_report(result))
+    columns = list(summary_table(result, make_report(result)).cells)
+    assert columns == ["", "gmsd ↓\nprimary", "psnr_y ↑"]
+
+
+def test_the_ranking_is_turned_so_that_more_is_better() -> None:
+    result = _result(replace(STUDY, primary_metric="gmsd"), good=0.5, noise=-0.5)
+    ranking = ranking_frame(result, make_report(result)).set_index("label")
+    assert list(ranking.index) == ["oracle", "good", "none", "noise"]
+    assert ranking.loc["good", "difference"] == pytest.approx(0.005, abs=1e-3)
+    assert ranking.loc["good", "low"] < ranking.loc["good", "difference"] < ranking.loc["good", "high"]
+    assert ranking["verdict"].to_list() == ["control: gain", "better", "reference", "control: no gain"]
+    assert ranking.loc["oracle", "wins"] == 1 and pd.isna(ranking.loc["none", "wins"])
+    assert ranking.loc["noise", "cost_s"] == 2.0
+    assert list(ranking)[-2:] == ["gmsd", "psnr_y"]
+
+
+def test_scores_are_tidy() -> None:
+    result = _result()
+    scores = tidy(result)
+    assert list(scores) == ["run_id", "ablation", "seed", "key", "metric", "value"]
+    assert len(scores) == len(result.runs) * PHOTOS * 2
+    one = scores.query("ablation == 'good' and seed == 1 and key == 'p3/0-0' and metric == 'gmsd'")
+    assert one["value"].item() == result.of("good")[1].rows[3]["gmsd"]
+    assert scores[scores["ablation"] == BICUBIC]["seed"].isna().all()

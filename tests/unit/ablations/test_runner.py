@@ -17,6 +17,7 @@ from rich.console import Console
 
 from ablations.execute import execute_run
 from ablations.learning import learning_curves
+from ablations.page import StudyPage
 from ablations.plan import BICUBIC, RunPlan
 from ablations.report import write_report
 from ablations.results import METRICS_FILE, RunResult, StudyResult
@@ -265,31 +266,28 @@ def test_the_report_of_the_study(copy: Path, finished: StudyResult) -> None:
 def test_wandb_gets_the_report_of_new_runs_once(
     copy: Path, finished: StudyResult, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reports: list[tuple[str, list[list[object]], Path]] = []
+    reports: list[tuple[str, StudyPage, Path]] = []
 
-    def report(
-        self: Tracker, columns: tuple[str, ...], rows: list[list[object]], page: Any, folder: Path, _: Any
-    ) -> None:
-        assert {len(row) for row in rows} == {len(columns)}
-        reports.append((self._group, rows, folder))
+    def report(self: Tracker, page: StudyPage, folder: Path, _: Any) -> None:
+        reports.append((self._group, page, folder))
 
     monkeypatch.setattr(Tracker, "report", report)
     quiet = Console(quiet=True, width=140)
     write_report(finished, copy, quiet)
-    ((group, rows, folder),) = reports
+    ((group, page, folder),) = reports
     assert group == finished.group
-    assert len(rows) == (5 + 4) * 2 + 2
+    assert len(page.results) == (5 + 4) * 2 + 2
     assert all((folder / name).is_file() for name in ("contact_sheet.png", "index.html", "results.json"))
     write_report(_run(copy), copy, quiet)
     assert len(reports) == 1
 
 
 def test_learning_curves_are_differences_to_the_reference_of_the_same_seed(finished: StudyResult) -> None:
-    curves, (axis, note) = learning_curves(finished)
-    assert [curve.label for curve in curves] == ["canny", "superpixel", "canny+superpixel", "noise"]
+    curves, axis, note = learning_curves(finished)
+    assert list(curves) == ["canny", "superpixel", "canny+superpixel", "noise"]
     assert axis == "training loss minus none's"
     assert "same seed" in note
     own, reference = (read_losses(finished.output / finished.of(name)[0].run_id) for name in ("canny", "none"))
-    assert list(curves[0].steps) == [1, 2]
-    assert list(curves[0].losses) == pytest.approx([a[1] - b[1] for a, b in zip(own, reference, strict=True)])
-    assert curves[0].losses[0] != 0
+    assert list(curves.index) == [1, 2]
+    assert list(curves["canny"]) == pytest.approx([a[1] - b[1] for a, b in zip(own, reference, strict=True)])
+    assert curves["canny"][1] != 0

@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from ablations.page.content import StudyPage
-from ablations.page.page import write_page
+from ablations.page import StudyPage, write_page
 from ablations.plan import RunPlan
 from ablations.results import RunResult
 from ablations.tracking import Tracker
@@ -100,7 +99,7 @@ def test_the_run_of_a_study_holds_the_answer_and_is_one_however_often_it_is_repo
     output = tmp_path / "study"
     page = _answer(output)
     for _ in range(2):
-        Tracker("study-abcd", said.append).report(("row", "p"), [["canny", 0.5]], page, output, {"primary_metric": "x"})
+        Tracker("study-abcd", said.append).report(page, output, {"primary_metric": "x"})
     assert said == []
     first, second = offline_runs(output)
     (one,), (other,) = ([r["run"] for r in read_records(record) if r["type"] == "run"] for record in (first, second))
@@ -108,21 +107,21 @@ def test_the_run_of_a_study_holds_the_answer_and_is_one_however_often_it_is_repo
     assert (one["run_group"], one["job_type"], one["display_name"]) == ("study-abcd", "study", page.title)
     (row,) = [row for row in history(first) if "ranking._type" in row]
     kinds = {key.removesuffix("._type"): value for key, value in row.items() if key.endswith("._type")}
-    figures = {f"figures/{name}": "html-file" for name in ("ranking", "shapley", "synergy")}
+    figures = {f"figures/{name}": "image-file" for name in ("ranking", "shapley", "synergy")}
     tables = dict.fromkeys(("results", "ranking", "shapley", "synergy"), "table-file")
-    pictures = {f"pictures/{shown.key}": "images/separated" for shown in page.pictures}
+    pictures = {f"pictures/{key}": "images/separated" for key in page.pictures["hq"]}
     assert kinds == figures | tables | pictures | {"page": "html-file", "contact_sheet": "image-file"}
     files = first.parent / "files"
     ranking = json.loads((files / row["ranking.path"]).read_text())
-    assert [cells[0] for cells in ranking["data"]] == [ranked.label for ranked in page.ranked]
-    assert [cells[2:5] for cells in ranking["data"]] == [[r.mean, r.low, r.high] for r in page.ranked]
+    assert ranking["columns"] == list(page.ranking)
+    numbers = ["label", "verdict", "difference", "low", "high"]
+    assert [cells[1:6] for cells in ranking["data"]] == page.ranking[numbers].values.tolist()
     assert (files / row["page.path"]).read_text() == (output / "index.html").read_text()
-    shown = page.pictures[0]
-    assert row[f"pictures/{shown.key}.count"] == 2 + (shown.bicubic is not None) + len(shown.restorations)
+    assert {row[f"pictures/{key}.count"] for key in page.pictures["hq"]} == {len(page.pictures)}
     (output / "results.json").write_text("the next report")  # must not change what was logged
     assert (files / "results.json").read_text() == '{"trust": "care"}'
     summary = json.dumps([record for record in read_records(first) if record["type"] == "summary"])
-    assert page.trust in summary and page.ranked[0].label in summary
+    assert page.trust in summary and page.ranking["label"][0] in summary
 
 
 def test_failures_are_one_line_and_fall_back(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -157,7 +156,7 @@ def test_a_failure_at_the_end_does_not_lose_the_result(monkeypatch: pytest.Monke
     tracker.close(Broken(), RESULT, {}, {})
     tracker.abort(Broken())
     monkeypatch.setattr(tracker, "_open", lambda *_: Broken())
-    tracker.report((), [], study_page(), Path("report"), {})
+    tracker.report(study_page(), Path("report"), {})
     assert said == [
         f"W&B lost the end of {PLAN.run_id} (No space left on device); its results are on disk",
         "W&B lost the report (No space left on device); it is on disk",

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from wandb_workspaces.reports.v2 import interface
 
-from ablations.page.content import Failure
+from ablations.tables import ranking_table
 from ablations.tracking import Tracker
 from ablations.wandb_report import REPORT_FILE, save_report
 from tests.helpers.study_page import study_page, with_pictures
@@ -56,11 +56,14 @@ def test_it_says_the_answer_and_shows_the_runs_of_this_study(wandb: Answers, tmp
     spec = wandb.sent[0]["spec"]
     for sentence in (*page.answer, page.trust, *page.notes):
         assert json.dumps(sentence, ensure_ascii=False)[1:-1] in spec
-    for row in page.rows:
-        line = f"| {row.label} | {row.mean:+.4f} [{row.low:+.4f}, {row.high:+.4f}] | {row.verdict} |"
-        assert json.dumps(line, ensure_ascii=False)[1:-1] in spec
+    table = ranking_table(page.ranking, page.metrics, "Difference to none in lpips").markdown()
+    assert json.dumps(table, ensure_ascii=False)[1:-1] in spec
     assert spec.count('"value":"selection-1234"') == 2  # both sets of runs, and no others
-    for key in (*(f"test/{metric}" for metric in page.metrics), "figures/ranking", f"pictures/{page.pictures[0].key}"):
+    for key in (
+        *(f"test/{metric.name}" for metric in page.metrics),
+        "figures/ranking",
+        *(f"pictures/{key}" for key in page.pictures["hq"]),
+    ):
         assert key in spec
 
 
@@ -89,12 +92,11 @@ def test_a_report_that_wandb_refuses_is_one_line(
 def test_names_and_reasons_are_no_markup(wandb: Answers, tmp_path: Path) -> None:
     markup = "<img src=x onerror=alert(1)> [a](javascript:alert(1)) | b\n# c"
     escaped = r"\<img src=x onerror=alert(1)\> \[a\](javascript:alert(1)) \| b \# c"
-    rows = tuple(replace(row, label=f"{markup} {number}") for number, row in enumerate(PAGE.rows))
-    failures = (Failure("run", markup),)
-    page = replace(PAGE, answer=(markup,), trust=markup, rows=rows, notes=(markup,), failures=failures)
-    save_report(replace(page, provenance=((markup, "value"),)), "selection-1234", "lab", "megasr", tmp_path)
+    ranking = PAGE.ranking.assign(label=[f"{markup} {number}" for number in range(len(PAGE.ranking))])
+    page = replace(PAGE, answer=(markup,), trust=markup, ranking=ranking, notes=(markup,), failures={"run": markup})
+    save_report(replace(page, provenance={markup: "value"}), "selection-1234", "lab", "megasr", tmp_path)
     spec = wandb.sent[0]["spec"]
     text = json.dumps(escaped)[1:-1]
-    for line in (text, f"**Controls.** {text}", f"| {text} 0 | ", f"- {text}", f"- run: {text}", f"- {text}: value"):
+    for line in (text, f"**Controls.** {text}", f"| {text} 0 ", f"- {text}", f"- run: {text}", f"- {text}: value"):
         assert line in spec
     assert markup.split("|")[0] not in json.dumps(json.loads(spec)["blocks"])
