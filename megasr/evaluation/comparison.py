@@ -23,8 +23,8 @@ from megasr.errors import UsageError
 from megasr.evaluation.against import paired_differences
 from megasr.evaluation.evaluator import check_keys
 from megasr.evaluation.intervals import photograph
-from megasr.evaluation.result import Evaluation
 from megasr.evaluation.protocol import MetricSpec
+from megasr.evaluation.result import Evaluation
 from megasr.files import open_whole
 from megasr.images import read_image, read_size
 
