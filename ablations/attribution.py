@@ -1,8 +1,8 @@
-"""Which guidance types earn their place: Shapley values, synergies, ranks, and agreement of two rankings.
+"""Which guidance types help: Shapley values, pairwise synergies, ranks, and the agreement of two rankings.
 
-Scores are those of a game over guidance types: a subset of types, trained together, has the value that it measured.
-Shapley values and synergies are linear in the scores, so each is a mean of per-image contrasts, and its interval is
-that of any paired difference. Ranks and Kendall's tau are not, so theirs come from resampling the scores themselves.
+A study is a game over guidance types: a subset of types, trained together, has the value that it scored. Shapley values
+and synergies are linear in the scores, so their intervals are those of paired differences. Ranks and Kendall's tau are
+not; their intervals come from resampling the scores.
 """
 
 from __future__ import annotations
@@ -25,13 +25,7 @@ Scores = Mapping[Subset, np.ndarray]  # subset -> (S, I), seeds by images, large
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number with its 95 % interval.
-
-    Attributes:
-        mean: over all images and seeds.
-        low: lower end.
-        high: upper end.
-    """
+    """A mean over all images and seeds with the ends of its 95 % interval."""
 
     mean: float
     low: float
@@ -45,12 +39,12 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Attribution(Estimate):
-    """A Shapley value or a synergy, and how much of the game it rests on.
+    """A Shapley value or a synergy.
 
     Attributes:
         p_value: two-sided, not corrected; see `megasr.evaluation.intervals.Interval`.
         used: contrasts (pairs of subsets, or quadruples) that were run.
-        possible: contrasts there are in the full game; with used < possible it is not the exact value.
+        possible: contrasts in the full game; with used < possible it is not the exact value.
     """
 
     p_value: float
@@ -66,8 +60,7 @@ class Ranked:
         subset: the guidance types.
         mean: score over all images and seeds.
         rank: mean rank over the resamples; 1 is best, equal scores share their mean rank.
-        rank_low: lower end of the 95 % percentile interval of the rank.
-        rank_high: upper end.
+        rank_low, rank_high: its 95 % percentile interval.
         wins: share of resamples in which it is first; a shared first place counts in parts.
     """
 
@@ -92,11 +85,10 @@ def shapley(
     """
     types = _types(scores, keys)
     contrasts = {name: _contrasts(scores, (name,)) for name in types}
-    for name, pairs in contrasts.items():
-        if not pairs:
-            raise UsageError(
-                f"guidance type {name!r} has no pair of subsets that differ by it alone: run one, as none and {name}"
-            )
+    if alone := [name for name, pairs in contrasts.items() if not pairs]:
+        raise UsageError(
+            f"guidance type {alone[0]!r} has no pair of subsets that differ by it alone: run one, such as none and it"
+        )
     return _attributions(contrasts, 2 ** (len(types) - 1), keys, generator, resamples)
 
 
@@ -112,7 +104,7 @@ def synergy(
         UsageError: the scores do not fit together.
     """
     types = _types(scores, keys)
-    contrasts = {pair: found for pair in combinations(types, 2) if (found := _contrasts(scores, pair))}
+    contrasts = {pair: quadruples for pair in combinations(types, 2) if (quadruples := _contrasts(scores, pair))}
     return _attributions(contrasts, 2 ** (len(types) - 2), keys, generator, resamples)
 
 
@@ -135,22 +127,13 @@ def ranking(
     drawn = np.stack([resampler.means(scores[subset], seeds) for subset in subsets])  # (K, R)
     ranks = np.stack([1 + (drawn > own).sum(0) + ((drawn == own).sum(0) - 1) / 2 for own in drawn])
     first = drawn == drawn.max(0)
-    wins = (first / first.sum(0)).mean(1)
-    low, high = np.quantile(ranks, [0.025, 0.975], axis=1)
-    return [
-        Ranked(
-            subset, float(scores[subset].mean()), float(ranks[i].mean()), float(low[i]), float(high[i]), float(wins[i])
-        )
-        for i, subset in enumerate(subsets)
-    ]
+    means = [scores[subset].mean() for subset in subsets]
+    columns = (means, ranks.mean(1), *np.quantile(ranks, [0.025, 0.975], axis=1), (first / first.sum(0)).mean(1))
+    return [Ranked(subset, *map(float, row)) for subset, *row in zip(subsets, *columns, strict=True)]
 
 
 def kendall(
-    scores_a: Scores,
-    scores_b: Scores,
-    keys: Sequence[str],
-    generator: np.random.Generator,
-    resamples: int = 10_000,
+    scores_a: Scores, scores_b: Scores, keys: Sequence[str], generator: np.random.Generator, resamples: int = 10_000
 ) -> Estimate:
     """Kendall's tau-b of two rankings of the subsets common to both, in [-1, 1] (Kendall 1945).
 
@@ -211,33 +194,30 @@ def _contrasts(scores: Scores, joining: tuple[str, ...]) -> dict[int, list[np.nd
     """
     parts = [Subset(part) for size in range(len(joining) + 1) for part in combinations(joining, size)]
     signs = [(-1) ** (len(joining) - len(part)) for part in parts]
-    found: dict[int, list[np.ndarray]] = {}
+    contrasts: dict[int, list[np.ndarray]] = {}
     for base in sorted(scores, key=sorted):
         if not base & set(joining) and all(base | part in scores for part in parts):
             terms = [sign * scores[base | part] for sign, part in zip(signs, parts, strict=True)]
-            found.setdefault(len(base), []).append(np.sum(terms, axis=0))
-    return found
+            contrasts.setdefault(len(base), []).append(np.sum(terms, axis=0))
+    return contrasts
 
 
 def _attributions(
-    contrasts: Mapping[_Name, dict[int, list[np.ndarray]]],
-    possible: int,
-    keys: Sequence[str],
-    generator: np.random.Generator,
-    resamples: int,
-) -> dict[_Name, Attribution]:
+    contrasts: Mapping[_Name, dict[int, list[np.ndarray]]], possible: int, keys: Sequence[str],
+    generator: np.random.Generator, resamples: int,
+) -> dict[_Name, Attribution]:  # fmt: skip
     """For each name the mean over sizes of the mean within each size: with all subsets these are Shapley's weights."""
     means = {
         name: np.mean([np.mean(of_size, axis=0) for of_size in sizes.values()], axis=0)
         for name, sizes in contrasts.items()
     }
     pool = pool_of_contrasts(list(means.values())) if means else None
-    found = {}
+    attributions = {}
     for name, contrast in means.items():
         one = paired_bootstrap(contrast, keys, generator, resamples=resamples, pool=pool)
-        used = sum(len(of_size) for of_size in contrasts[name].values())
-        found[name] = Attribution(one.mean, one.low, one.high, one.p_value, used, possible)
-    return found
+        used = sum(map(len, contrasts[name].values()))
+        attributions[name] = Attribution(one.mean, one.low, one.high, one.p_value, used, possible)
+    return attributions
 
 
 def _types(scores: Scores, keys: Sequence[str]) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -22,16 +22,15 @@ ALPHA = 0.05
 
 @dataclass(frozen=True)
 class Comparison:
-    """One ablation against one reference in one metric.
+    """One ablation against one reference (the study's, or bicubic) in one metric.
 
     Attributes:
         ablation: what is compared.
-        reference: with what: the study's reference or bicubic.
+        reference: with what.
         metric: name of the metric.
         interval: of the difference ablation - reference; 95 %, not corrected.
         better_sign: +1 when a positive difference is an improvement, else -1.
-        p_holm: p-value corrected for the family of the primary question; None for an exploratory comparison, which is
-            outside the family.
+        p_holm: p-value corrected for the family of the primary question; None for an exploratory comparison.
         least: smallest difference that is called one: another machine may move a difference by so much.
     """
 
@@ -73,8 +72,7 @@ class Report:
         trust: one sentence on whether the study may be trusted.
         findings: sentences, one per ablation.
         notes: what limits the answer.
-        worth: guidance type -> its Shapley value in the primary metric, turned so that positive is better; empty when
-            the study is not about combinations of types.
+        worth: guidance type -> Shapley value in the primary metric, positive being better; empty when not computed.
         synergies: two types -> what they add together beyond what each adds alone, as `worth`.
         ranks: the combinations, best first.
     """
@@ -95,8 +93,8 @@ class Report:
 
     def comparison(self, ablation: str, reference: str, metric: str) -> Comparison | None:
         """The comparison, None when the pair was not compared."""
-        wanted = (ablation, reference, metric)
-        return next((c for c in self.comparisons if (c.ablation, c.reference, c.metric) == wanted), None)
+        key = (ablation, reference, metric)
+        return next((c for c in self.comparisons if (c.ablation, c.reference, c.metric) == key), None)
 
 
 def make_report(result: StudyResult) -> Report:
@@ -115,22 +113,16 @@ def make_report(result: StudyResult) -> Report:
     primary = result.protocol.metric(study.primary_metric)
     names = [ablation.name for ablation in study.ablations]
     pools = {metric.name: _pool(result, metric) for metric in result.protocol.metrics}
-    least = study.least_difference
-    family = [_compare(result, name, reference, primary, pools[primary.name], least) for name in names]
+    family = [_compare(result, name, reference, primary, pools[primary.name], study.least_difference) for name in names]
     corrected = holm([comparison.interval.p_value for comparison in family])
-    family = [replace(c, p_holm=p) for c, p in zip(family, corrected, strict=True)]
-    exploratory = [
-        _compare(result, name, reference, metric, pools[metric.name])
-        for name in names
-        for metric in result.protocol.metrics
-        if metric is not primary
-    ]
+    comparisons = [replace(c, p_holm=p) for c, p in zip(family, corrected, strict=True)]
+    others = [(name, metric) for name in names for metric in result.protocol.metrics if metric is not primary]
+    comparisons += [_compare(result, name, reference, metric, pools[metric.name]) for name, metric in others]
     with_bicubic = [(BICUBIC, reference), *((name, BICUBIC) for name in names)]
-    exploratory += [_compare(result, *pair, metric) for pair in with_bicubic for metric in result.protocol.metrics]
-    comparisons = (*family, *exploratory)
+    comparisons += [_compare(result, *pair, metric) for pair in with_bicubic for metric in result.protocol.metrics]
     means = {row: _means(result, row) for row in (BICUBIC, reference, *names)}
     judged = trust(study, comparisons), _findings(study, comparisons), _notes(result, comparisons)
-    return Report(means, comparisons, *judged, *_attribution(result))
+    return Report(means, tuple(comparisons), *judged, *_attribution(result))
 
 
 def require_seeds(result: StudyResult) -> StudyResult:
@@ -153,8 +145,8 @@ def scores_of(result: StudyResult) -> tuple[dict[Subset, np.ndarray], list[str]]
     keys: list[str] = []
     for ablation in (study.reference, *study.ablations):
         if ablation.combination is not None:
-            found, keys = score_table([values(run, primary.name) for run in result.of(ablation.name)])
-            scores[Subset(ablation.combination)] = sign * found
+            table, keys = score_table([values(run, primary.name) for run in result.of(ablation.name)])
+            scores[Subset(ablation.combination)] = sign * table
     return scores, keys
 
 
@@ -165,41 +157,40 @@ def _attribution(
     scores, keys = scores_of(result)
     if len(scores) < 2 or Subset() not in scores:
         return {}, {}, ()
-    draws = [numpy_generator(0, "bootstrap", result.study.name, part) for part in ("worth", "synergies", "ranks")]
+    draws = (numpy_generator(0, "bootstrap", result.study.name, part) for part in ("worth", "synergies", "ranks"))
     return (
-        shapley(scores, keys, draws[0]),
-        synergy(scores, keys, draws[1]),
-        tuple(ranking(scores, keys, draws[2])),
+        shapley(scores, keys, next(draws)),
+        synergy(scores, keys, next(draws)),
+        tuple(ranking(scores, keys, next(draws))),
     )
 
 
-def trust(study: Study, comparisons: tuple[Comparison, ...]) -> str:
+def trust(study: Study, comparisons: Sequence[Comparison]) -> str:
     """Do the controls behave in the primary metric? Read strictly, on uncorrected intervals: they must not even lean.
 
     A negative control that leans towards better in another metric does not spoil the study, but is named.
     """
     reference, primary = study.reference.name, study.primary_metric
-    helped = {
-        control: [c.metric for c in comparisons if (c.ablation, c.reference) == (control, reference) and c.leans_better]
-        for control in study.controls
-    }
+    of_controls = [c for c in comparisons if c.reference == reference and c.leans_better]
+    helped = {control: [c.metric for c in of_controls if c.ablation == control] for control in study.controls}
     negative = [control for control, kind in study.controls.items() if kind == "negative"]
     positive = [control for control, kind in study.controls.items() if kind == "positive"]
     wrong = [f"the negative control {c} helps" for c in negative if primary in helped[c]]
     wrong += [f"the positive control {c} does not help" for c in positive if primary not in helped[c]]
     if wrong:
         return f"Not trustworthy: {' and '.join(wrong)} in {primary}."
-    good = [f"the negative control {c} is not seen to help in {primary}{_elsewhere(helped[c])}" for c in negative]
+    good = []
+    for control in negative:
+        seen = f"not seen to help in {primary}"
+        if helped[control]:
+            seen += f" (but its interval lies on the good side of zero in {', '.join(helped[control])})"
+        good.append(f"the negative control {control} is {seen}")
     good += [f"the positive control {c} helps in {primary}" for c in positive]
     missing = [kind for kind, names in (("negative", negative), ("positive (oracle)", positive)) if not names]
     if missing:
         lack = f"this study has no {' and no '.join(missing)} control, so a difference it does not find may still exist"
         return f"Trust with care: {'; '.join([*good, lack])}."
     return f"May be trusted: {' and '.join(good)}."
-
-
-def _elsewhere(metrics: list[str]) -> str:
-    return f" (but its interval lies on the good side of zero in {', '.join(metrics)})" if metrics else ""
 
 
 def _means(result: StudyResult, row: str) -> dict[str, float]:
@@ -230,7 +221,7 @@ def _compare(
     return Comparison(ablation, reference, metric.name, interval, 1 if metric.higher_is_better else -1, None, least)
 
 
-def _findings(study: Study, comparisons: tuple[Comparison, ...]) -> tuple[str, ...]:
+def _findings(study: Study, comparisons: Sequence[Comparison]) -> tuple[str, ...]:
     lines = []
     for ablation in study.ablations:
         mine = [c for c in comparisons if (c.ablation, c.reference) == (ablation.name, study.reference.name)]
@@ -248,12 +239,13 @@ def _findings(study: Study, comparisons: tuple[Comparison, ...]) -> tuple[str, .
     return tuple(lines)
 
 
-def _notes(result: StudyResult, comparisons: tuple[Comparison, ...]) -> tuple[str, ...]:
+def _notes(result: StudyResult, comparisons: Sequence[Comparison]) -> tuple[str, ...]:
     interval, study = comparisons[0].interval, result.study
     family = sum(c.p_holm is not None for c in comparisons)
+    beyond = f"lies beyond {study.least_difference:g}" if study.least_difference else "excludes zero"
     notes = [
         f"Only {study.primary_metric}, named before the runs, is judged: better/worse means that the interval "
-        f"{_lies_beyond(study)} and p < {ALPHA} after Holm's correction over {family} comparisons (each ablation with "
+        f"{beyond} and p < {ALPHA} after Holm's correction over {family} comparisons (each ablation with "
         f"{study.reference.name}). All else is exploratory: it decides nothing.",
         _other_machines(study),
         f"Intervals: 95 %, paired bootstrap over {interval.photographs} photographs and {interval.seeds} seed(s), not "
@@ -275,10 +267,6 @@ def _notes(result: StudyResult, comparisons: tuple[Comparison, ...]) -> tuple[st
     if ahead := [c.direction for c in with_bicubic if c.leans_better]:
         notes.append(f"At this budget bicubic has {', '.join(ahead)} than {study.reference.name} (exploratory).")
     return (*notes, *_incomplete(result))
-
-
-def _lies_beyond(study: Study) -> str:
-    return f"lies beyond {study.least_difference:g}" if study.least_difference else "excludes zero"
 
 
 def _other_machines(study: Study) -> str:

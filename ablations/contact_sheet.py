@@ -61,11 +61,9 @@ def _captions(scores: Sequence[float], metric: MetricSpec) -> list[tuple[str, bo
 
 
 def _spread(keys: list[str], count: int) -> list[str]:
-    """At most `count` keys: first one of each photograph, then further crops, evenly over the set."""
-    first = {photograph(key): key for key in sorted(keys, reverse=True)}
-    chosen = list(first.values())
-    chosen += [key for key in sorted(keys) if key not in set(chosen)][: max(0, count - len(chosen))]
-    chosen.sort()
+    """At most `count` keys evenly over the set: one of each photograph where there are enough."""
+    first = sorted({photograph(key): key for key in sorted(keys, reverse=True)}.values())
+    chosen = first if len(first) >= count else sorted(keys)
     return [chosen[i] for i in np.linspace(0, len(chosen) - 1, min(count, len(chosen))).round().astype(int)]
 
 

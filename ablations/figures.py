@@ -180,14 +180,10 @@ def synergy_figure(synergies: pd.DataFrame, wide: bool = True) -> Figure:
                 cell.set(facecolor=color, alpha=0.12 + share * (_STRONGEST - 0.12))
             else:
                 cell.set(facecolor="none", edgecolor=COLORS["rule"], hatch="////")
-            ends = "" if one is None else f"[{signed(one.low, digits)}, {signed(one.high, digits)}]"
-            text = "–" if one is None else signed(one.mean, digits)
-            beside = len(ends) * 5.6 < cell_w - 4
-            color = COLORS["ink" if strong else "quiet"]
-            words.text(x + cell_w / 2, y + cell_h / 2 - (1 if ends and beside else -4), text, ha="center",
-                       color=color, fontweight="bold" if strong else "normal")  # fmt: skip
-            if beside:
-                words.text(x + cell_w / 2, y + cell_h / 2 + 14, ends, ha="center", color=COLORS["quiet"], fontsize=10)
+            text, color = "–" if one is None else signed(one.mean, digits), COLORS["ink" if strong else "quiet"]
+            weight = "bold" if strong else "normal"
+            middle = x + cell_w / 2, y + cell_h / 2 + 4
+            words.text(*middle, text, ha="center", color=color, fontweight=weight)
     for across, column in enumerate(labels[:-1]):
         turn = {"rotation": 45, "ha": "right", "va": "top"} if tilted else {"ha": "center", "va": "top"}
         words.text(label_px + (across + 0.5) * cell_w, height + 4, column, color=COLORS["quiet"], **turn)

@@ -11,21 +11,10 @@ import pandas as pd
 from markupsafe import Markup
 
 from ablations.tables import best_means, decimals, heading, interval_text, kind, mean_digits, signed
-from megasr.evaluation.comparison import (
-    HQ,
-    LQ,
-    Source,
-    load_template,
-    method_data,
-    metric_data,
-    pictures,
-    viewer_data,
-    write_html,
-)
+from megasr.evaluation.comparison import HQ, LQ, Source, load_template, pictures, viewer_data, write_html
 from megasr.evaluation.protocol import MetricSpec
 
 BICUBIC = "bicubic"
-_BAR = ["label", "mean", "low", "high"]
 
 
 @dataclass(frozen=True)
@@ -64,8 +53,8 @@ class StudyPage:
     ranking: pd.DataFrame
     results: pd.DataFrame = field(default_factory=pd.DataFrame)
     hypotheses: Mapping[str, str] = field(default_factory=dict)
-    worth: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=_BAR))
-    synergies: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=["first", "second", *_BAR[1:]]))
+    worth: pd.DataFrame = field(default_factory=pd.DataFrame)
+    synergies: pd.DataFrame = field(default_factory=pd.DataFrame)
     curves: pd.DataFrame = field(default_factory=pd.DataFrame)
     curves_axis: str = "training loss"
     curves_note: str = ""
@@ -103,13 +92,9 @@ def write_page(page: StudyPage, path: Path, webp_quality: int | None = None) -> 
     keys = list(page.pictures.get(HQ, ()))
     labels = [source.label for source in sources]
     measured = [s.label for s in sorted((s for s in sources if s.method is not None), key=lambda s: s.method or 0)]
-    data = viewer_data(sources, keys, webp_quality) | {
-        "pairwise": True,
-        "start": _start(page, labels),
-        "metrics": metric_data(page.metrics if measured else ()),
-        "setMetrics": [],
-        "methods": [method_data(label, page.scores[label].loc[keys], page.metrics) for label in measured],
-    }
+    scores = {label: page.scores[label] for label in measured}
+    data = viewer_data(sources, keys, scores, page.metrics if measured else (), webp_quality)
+    data |= {"pairwise": True, "start": _start(page, labels)}
     places = {label: number for number, label in enumerate(labels)}
     template = load_template("study.html", ("ablations", "templates"))
     elements = pictures(sources, keys, webp_quality)

@@ -29,16 +29,13 @@ class RunResult:
 
     Attributes:
         run_id: name of its folder.
-        study: name of the study.
-        ablation: name of the ablation, or "bicubic".
-        seed: seed, None for bicubic.
+        study, ablation, seed: what it is; ablation "bicubic" has no seed.
         fingerprint: of the plan (settings and prior); code is not part of it, see `commit`.
         protocol: {"name", "fingerprint"} of the protocol.
         rows: one {"key", metric: value} per image.
         summary: metric -> mean over the images.
         steps: training steps taken.
-        train_s: seconds of training.
-        evaluate_s: seconds of restoring and measuring.
+        train_s, evaluate_s: seconds of training, and of restoring and measuring.
         device: what it ran on.
         commit: git commit of the code, with "+changes" when the tree was not clean; None outside a repository.
         versions: package -> version.

@@ -49,11 +49,16 @@ def run(arguments: argparse.Namespace) -> None:
     from megasr.evaluation.folders import pair_by_name
 
     check_labels(labels)
-    pictures = [_pictures(arguments, folder) for folder in arguments.folders]
-    hq, lq = (
-        folder and {pair.key: pair.hq for pair in pair_by_name(arguments.folders[0], folder, arguments.strip)}
-        for folder in (arguments.hq, arguments.lq)
-    )
+    first, *others = arguments.folders
+    pictures = [{pair.key: pair.sr for pair in pair_by_name(first, None, arguments.strip)}]
+
+    def of_first(folder: Path) -> dict[str, Path]:
+        """Key -> file; the names must be those of the first folder."""
+        pairs = pair_by_name(first, folder, arguments.strip)
+        return {pair.key: pair.hq for pair in pairs if pair.hq is not None}
+
+    pictures += map(of_first, others)
+    hq, lq = (folder and of_first(folder) for folder in (arguments.hq, arguments.lq))
     # Before hours of measuring, not after.
     sizes(make_sources(dict(zip(labels, pictures, strict=True)), hq, lq), list(pictures[0]))
     evaluator = make_evaluator(arguments, arguments.protocol, missing="skip")
@@ -98,16 +103,6 @@ def default_labels(folders: Sequence[Path]) -> list[str]:
         if len(set(taken)) == len(taken):
             return labels
         depths = [depth + (taken.count(label) > 1) for depth, label in zip(depths, labels, strict=True)]
-
-
-def _pictures(arguments: argparse.Namespace, folder: Path) -> dict[str, Path]:
-    """Key -> file of sr. The names must be those of the first folder."""
-    from megasr.evaluation.folders import pair_by_name
-
-    if folder == arguments.folders[0]:
-        return {pair.key: pair.sr for pair in pair_by_name(folder, None, arguments.strip)}
-    pairs = pair_by_name(arguments.folders[0], folder, arguments.strip)
-    return {pair.key: pair.hq for pair in pairs if pair.hq is not None}
 
 
 def _evaluate(

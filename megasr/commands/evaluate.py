@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,77 +14,72 @@ from megasr.errors import MegaSRError, UsageError, unknown_name
 
 if TYPE_CHECKING:
     from megasr.commands.measuring import Progress
+    from megasr.evaluation.reference import PublishedRow
     from megasr.evaluation.result import Evaluation
     from megasr.evaluation.tables import Labelled
 
 
 ENDINGS = (".json", ".csv", ".md", ".tex")
+_NEEDS_DATA = "--against published needs --data, the name of the benchmark set"
 
 
 def describe(evaluation: Evaluation) -> list[str]:
-    """What was found, in lines for a terminal."""
+    """What was measured, in lines for a terminal."""
     from megasr.evaluation.metrics import altered_files, caveat
 
-    count = len(evaluation.rows)
-    found = f"{count} image{'s' * (count != 1)}" + (f" of {evaluation.data}" if evaluation.data else "")
-    lines = [f"{evaluation.protocol} ({evaluation.fingerprint}), {found}"]
-    protocol = evaluation.get_protocol()
-    names = [n for n in protocol.metric_names if n in {**evaluation.means, **evaluation.set_values}]
-    width = max(map(len, [*names, *evaluation.skipped]))
-    for name in names:
-        arrow = "↑" if protocol.metric(name).higher_is_better else "↓"
-        value = evaluation.means.get(name, evaluation.set_values.get(name))
-        low_high = evaluation.intervals.get(name)
-        interval = "" if low_high is None else f"  [{low_high[0]:.4f}, {low_high[1]:.4f}]"
-        lines.append(f"  {name:<{width}} {arrow} {value:9.4f}{interval}")
+    count, values = len(evaluation.rows), {**evaluation.means, **evaluation.set_values}
+    of = f" of {evaluation.data}" if evaluation.data else ""
+    lines = [f"{evaluation.protocol} ({evaluation.fingerprint}), {count} image{'s' * (count != 1)}{of}"]
+    width = max(map(len, [*values, *evaluation.skipped]))
+    for metric in evaluation.get_protocol().metrics:
+        if (name := metric.name) in values:
+            low_high = evaluation.intervals.get(name)
+            interval = "" if low_high is None else f"  [{low_high[0]:.4f}, {low_high[1]:.4f}]"
+            lines.append(f"  {name:<{width}} {'↑' if metric.higher_is_better else '↓'} {values[name]:9.4f}{interval}")
     lines += [f"  {name:<{width}}   skipped: {why}" for name, why in evaluation.skipped.items()]
     if evaluation.intervals:
         lines.append("intervals: 95 %, bootstrap over photographs")
-    if "fid" in evaluation.set_values and (text := caveat(len(evaluation.rows))):
+    if "fid" in evaluation.set_values and (text := caveat(count)):
         lines.append(f"note: {text}")
     for name in altered_files(evaluation.provenance.get("weights", {})):
         lines.append(f"note: {name} is not the published file of this name, by its sha256")
     return lines
 
 
-def beside(evaluation: Evaluation, other: str, label: str) -> list[str]:
-    """An evaluation beside a .json of before or a .csv of scores, in lines; published rows stand in the table."""
+def beside(evaluation: Evaluation, path: Path, label: str) -> list[str]:
+    """An evaluation beside a .json of before or a .csv of scores, in lines for a terminal."""
     from megasr.evaluation.against import deviations, paired_differences
     from megasr.evaluation.result import read_evaluation
 
-    path = Path(other)
     if path.suffix == ".json":
         lines = [f"{label} minus {path}, image by image, with 95 % intervals:"]
-        for found in paired_differences(evaluation, read_evaluation(path)):
-            i = found.interval
-            lines.append(f"  {found.metric:<12} {i.mean:+9.4f}  [{i.low:+.4f}, {i.high:+.4f}]  {found.verdict}")
+        for one in paired_differences(evaluation, read_evaluation(path)):
+            i = one.interval
+            lines.append(f"  {one.metric:<12} {i.mean:+9.4f}  [{i.low:+.4f}, {i.high:+.4f}]  {one.verdict}")
         return lines
-    if path.suffix == ".csv":
-        lines = [f"{label}, absolute deviation from {path}, over {len(evaluation.rows)} images:"]
-        for metric, gap in deviations(evaluation, path).iterrows():
-            lines.append(f"  {metric:<12} largest {gap.largest:.2e} ({gap.key}), median {gap['median']:.2e}")
-        return lines
-    return []
+    lines = [f"{label}, absolute deviation from {path}, over {len(evaluation.rows)} images:"]
+    for metric, gap in deviations(evaluation, path).iterrows():
+        lines.append(f"  {metric:<12} largest {gap['largest']:.2e} ({gap['key']}), median {gap['median']:.2e}")
+    return lines
 
 
-def write(found: Sequence[Labelled], path: Path, rows: Sequence[Any]) -> None:
-    """Write what the ending of the file asks for; `rows` are published ones. Raises MegaSRError when it cannot."""
-    from megasr.evaluation import tables
+def write(measured: Sequence[Labelled], path: Path, published: Sequence[PublishedRow]) -> None:
+    """Write what the ending of the file asks for. Raises MegaSRError when it cannot."""
     from megasr.evaluation.result import write_evaluation
+    from megasr.evaluation.tables import means_frame, rows_csv, text_table
     from megasr.files import write_whole
 
-    evaluation = found[0][1]
-    texts: dict[str, Callable[[], str]] = {
-        ".csv": lambda: (
-            tables.rows_csv(evaluation) if len(found) == 1 else tables.means_frame(found, rows).to_csv(index=False)
-        ),
-        ".md": lambda: tables.text_table(found, rows, intervals=True).markdown(),
-        ".tex": lambda: tables.text_table(found, rows).latex(),
-    }
     if path.suffix == ".json":
-        write_evaluation(evaluation, path)
+        write_evaluation(measured[0][1], path)
+        return
+    if path.suffix == ".csv":
+        single = len(measured) == 1
+        text = rows_csv(measured[0][1]) if single else means_frame(measured, published).to_csv(index=False)
+    elif path.suffix == ".md":
+        text = text_table(measured, published, intervals=True).markdown()
     else:
-        write_whole(path, texts[path.suffix]().encode("utf-8", "surrogateescape"))  # names of files need not be UTF-8
+        text = text_table(measured, published).latex()
+    write_whole(path, text.encode("utf-8", "surrogateescape"))  # names of files need not be UTF-8
 
 
 def add_parser(commands: Any) -> None:
@@ -121,59 +116,54 @@ def run(arguments: argparse.Namespace) -> None:
     labels = _checked_labels(arguments)
     _check_inputs(arguments)
     with measuring_progress() as progress:
-        found = [
-            (label, _evaluation(sr, arguments, label, progress)) for label, sr in zip(labels, arguments.sr, strict=True)
-        ]
-    for label, evaluation in found:
-        title, *lines = describe(evaluation)
-        _print_lines([f"{label}: {title}", *lines, ""])
-    rows = _published(found) if "published" in arguments.against else ()
-    if len(found) > 1 or rows:
+        pairs = zip(labels, arguments.sr, strict=True)
+        measured = [(label, _evaluation(sr, arguments, label, progress)) for label, sr in pairs]
+    for label, evaluation in measured:
+        print(f"{label}: " + "\n".join(describe(evaluation)) + "\n")
+    rows = _published(measured) if "published" in arguments.against else ()
+    if len(measured) > 1 or rows:
         from megasr.evaluation.tables import text_table
 
-        print(text_table(found, rows).markdown())
+        print(text_table(measured, rows).markdown())
     for path in arguments.out:  # before a comparison can fail: measuring may have taken hours
-        write(found, path, rows)
+        write(measured, path, rows)
         print(path)
     for other in arguments.against:
-        for label, evaluation in found:
-            _print_lines(beside(evaluation, other, label))
+        for label, evaluation in measured if other != "published" else ():
+            print("\n".join(beside(evaluation, Path(other), label)))
 
 
 def _checked_labels(arguments: argparse.Namespace) -> list[str]:
-    """Check what can be before anything is measured, and name the methods."""
+    """Check the options before anything is measured, and name the methods."""
     for path in arguments.out:
         if path.suffix not in ENDINGS:
             raise UsageError(f"--out {path}: the ending must be one of {', '.join(ENDINGS)}")
         if path.suffix == ".json" and len(arguments.sr) > 1:
-            raise UsageError(
-                f"--out {path}: a .json holds one evaluation; write those of {len(arguments.sr)} one by one"
-            )
+            raise UsageError(f"--out {path}: a .json holds one evaluation; write those of the methods one by one")
     for other in arguments.against:
         if other != "published" and Path(other).suffix not in (".json", ".csv"):
             raise unknown_name("comparison", other, ["published", "FILE.json", "FILE.csv"])
         if other != "published" and not Path(other).is_file():
             raise UsageError(f"--against {other}: no such file")
-    measured_before = [sr for sr in arguments.sr if sr.suffix == ".json"]
-    if "published" in arguments.against and arguments.data is None and not measured_before:
-        raise UsageError("--against published needs --data, the name of the benchmark set")
-    if len(measured_before) == len(arguments.sr):
-        given = {"--hq": arguments.hq, "--protocol": arguments.protocol, "--missing": arguments.missing}
-        given |= {"--device": arguments.device, "--devices": arguments.devices != 1}
-        given |= {"--metrics": arguments.metrics, "--weights-dir": arguments.weights_dir, "--strip": arguments.strip}
-        if idle := [name for name, value in given.items() if value]:
+    before = [sr for sr in arguments.sr if sr.suffix == ".json"]
+    if "published" in arguments.against and arguments.data is None and not before:
+        raise UsageError(_NEEDS_DATA)
+    if len(before) == len(arguments.sr):
+        names = ("hq", "protocol", "missing", "device", "metrics", "weights_dir", "strip")
+        idle = [f"--{name.replace('_', '-')}" for name in names if getattr(arguments, name)]
+        if idle := idle + ["--devices"] * (arguments.devices != 1):
             raise UsageError(f"{', '.join(idle)}: nothing is measured, every SR is a .json of before")
-    labels = arguments.labels or [_name(sr) for sr in arguments.sr]
+    labels = list(arguments.labels or map(_name, arguments.sr))
     if len(labels) != len(arguments.sr):
         raise UsageError(f"--labels names {len(labels)} methods for {len(arguments.sr)} SR")
     if len(set(labels)) < len(labels):
         raise UsageError(f"methods of one name: {', '.join(labels)}; tell them apart with --labels")
-    return list(labels)
+    return labels
 
 
 def _check_inputs(arguments: argparse.Namespace) -> None:
     """Check protocol, names, numbers and sizes of everything before the first image is measured."""
-    from megasr.evaluation.folders import pair_by_name
+    from megasr.evaluation.folders import check_sizes, pair_by_name
     from megasr.evaluation.protocol import get_protocol
     from megasr.evaluation.reference import published
 
@@ -182,10 +172,7 @@ def _check_inputs(arguments: argparse.Namespace) -> None:
     folders = [sr for sr in arguments.sr if sr.suffix != ".json"]
     if folders and "published" in arguments.against and arguments.data is not None:
         published(protocol, arguments.data)
-    paired = {sr: pair_by_name(sr, arguments.hq, arguments.strip) for sr in folders}
-    from megasr.evaluation.folders import check_sizes
-
-    for sr, pairs in paired.items():
+    for sr, pairs in {sr: pair_by_name(sr, arguments.hq, arguments.strip) for sr in folders}.items():
         _whole_set(arguments.data, len(pairs), sr)
         check_sizes(pairs, get_protocol(protocol))
 
@@ -197,15 +184,14 @@ def _protocol(arguments: argparse.Namespace) -> str:
     from data_pipelines.benchmarks import BENCHMARKS
     from megasr.evaluation.reference import published_rows
 
-    of_rows = {row.data: row.protocol for row in published_rows()}
-    of_sets = {name: benchmark.protocol for name, benchmark in BENCHMARKS.items()}
-    known = of_rows | of_sets
+    known = {row.data: row.protocol for row in published_rows()}
+    known |= {name: benchmark.protocol for name, benchmark in BENCHMARKS.items()}
     if arguments.data not in known:
         raise unknown_name("set of images", arguments.data, known)
     return known[arguments.data]
 
 
-def _whole_set(data: str | None, found: int, where: Path) -> dict[str, list[int]]:
+def _whole_set(data: str | None, count: int, where: Path) -> dict[str, list[int]]:
     """How many images of a benchmark set there are, for the provenance.
 
     Raises:
@@ -216,9 +202,9 @@ def _whole_set(data: str | None, found: int, where: Path) -> dict[str, list[int]
     from data_pipelines.benchmarks import BENCHMARKS
     from megasr.evaluation.tables import BENCHMARK_IMAGES
 
-    if found > BENCHMARKS[data].count:
-        raise UsageError(f"{where} holds {found} images, but {BENCHMARKS[data]}")
-    return {BENCHMARK_IMAGES: [found, BENCHMARKS[data].count]}
+    if count > BENCHMARKS[data].count:
+        raise UsageError(f"{where} holds {count} images, but {BENCHMARKS[data]}")
+    return {BENCHMARK_IMAGES: [count, BENCHMARKS[data].count]}
 
 
 def _name(sr: Path) -> str:
@@ -252,13 +238,13 @@ def _read(path: Path, data: str | None) -> Evaluation:
     """What was measured before; `data` names its set where that was left open."""
     from megasr.evaluation.result import read_evaluation
 
-    found = read_evaluation(path)
+    before = read_evaluation(path)
     if data is None:
-        return found
-    if found.data not in (None, data):
-        raise UsageError(f"{path} is of the set {found.data}, not of {data}")
-    images = _whole_set(data, len(found.rows), path)
-    return replace(found, data=data, provenance={**images, **found.provenance})
+        return before
+    if before.data not in (None, data):
+        raise UsageError(f"{path} is of the set {before.data}, not of {data}")
+    images = _whole_set(data, len(before.rows), path)
+    return replace(before, data=data, provenance={**images, **before.provenance})
 
 
 def _made_by(sr: Path, keys: tuple[str, ...]) -> dict[str, Any]:
@@ -273,16 +259,11 @@ def _made_by(sr: Path, keys: tuple[str, ...]) -> dict[str, Any]:
     return {"made_by": dict(before.provenance)} if own else {}
 
 
-def _print_lines(lines: Sequence[str]) -> None:
-    for line in lines:
-        print(line)
-
-
-def _published(found: Sequence[Labelled]) -> Sequence[Any]:
+def _published(measured: Sequence[Labelled]) -> Sequence[PublishedRow]:
     from megasr.evaluation.reference import published
     from megasr.evaluation.tables import data_name
 
-    data = data_name(found)
+    data = data_name(measured)
     if data is None:
-        raise UsageError("--against published needs --data, the name of the benchmark set")
-    return published(found[0][1].protocol, data)
+        raise UsageError(_NEEDS_DATA)
+    return published(measured[0][1].protocol, data)

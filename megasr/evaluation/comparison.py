@@ -115,7 +115,7 @@ def write_page(
     """
     keys = _check_methods(methods, hq, lq)
     sources = make_sources({method.label: method.pictures for method in methods}, hq, lq)
-    data = _page_data(methods, keys) | viewer_data(sources, keys, webp_quality)
+    data = _page_data(methods, keys, sources, webp_quality)
     return write_html(out, load_template("compare.html"), data, pictures(sources, keys, webp_quality, progress))
 
 
@@ -140,22 +140,41 @@ def write_html(out: Path, template: Template, data: Mapping[str, Any], elements:
         return sum(file.write(piece.encode("utf-8", "surrogateescape")) for piece in pieces)
 
 
-def viewer_data(sources: Sequence[Source], keys: Sequence[str], webp_quality: int | None) -> dict[str, Any]:
-    """What the viewer's scripts must know of the pictures.
+def viewer_data(
+    sources: Sequence[Source],
+    keys: Sequence[str],
+    scores: Mapping[str, pd.DataFrame],
+    metrics: Sequence[MetricSpec],
+    webp_quality: int | None = None,
+) -> dict[str, Any]:
+    """What the viewer's scripts read.
+
+    Args:
+        sources: the columns of pictures.
+        keys: the images.
+        scores: label of each method, in their order -> its scores, keys by metrics.
+        metrics: what is shown of them.
+        webp_quality: see write_page.
 
     Raises:
         UsageError, MegaSRError: see sizes.
     """
     images = zip(keys, sizes(sources, keys), strict=True)
+    tables = {label: table.loc[list(keys), [m.name for m in metrics]].astype(float) for label, table in scores.items()}
     return {
         "webpQuality": webp_quality,
+        "metrics": _directions(metrics),
+        "setMetrics": [],
+        "methods": [
+            {"label": label, "scores": table.to_dict("list"), "means": table.mean().to_dict(), "setValues": {}}
+            for label, table in tables.items()
+        ],
         "sources": [{"label": s.label, "method": s.method, "isLq": s.is_lq} for s in sources],
         "images": [{"key": key, "width": width, "height": height} for key, (height, width) in images],
     }
 
 
-def metric_data(metrics: Sequence[MetricSpec]) -> list[dict[str, Any]]:
-    """Names and directions as the scripts read them."""
+def _directions(metrics: Sequence[MetricSpec]) -> list[dict[str, Any]]:
     return [{"name": metric.name, "higher": metric.higher_is_better} for metric in metrics]
 
 
@@ -192,18 +211,14 @@ def _size(key: str, full: Sequence[Source], small: Sequence[Source]) -> tuple[in
 
 
 def encode(pixels: np.ndarray, webp_quality: int | None = None) -> tuple[str, bytes]:
-    """(H, W, 3) uint8 RGB -> (media type, file): the smaller of lossless WebP and PNG, or lossy WebP of a quality."""
-
-    def save(form: str, **options: Any) -> tuple[str, bytes]:
-        encoded = io.BytesIO()
-        Image.fromarray(pixels).save(encoded, format=form, **options)
-        return f"image/{form.lower()}", encoded.getvalue()
-
-    if max(pixels.shape) > 16383:  # what WebP can hold
-        return save("PNG")
-    if webp_quality is not None:
-        return save("WEBP", quality=webp_quality)
-    return min(save("WEBP", lossless=True, **_LOSSLESS_EFFORT), save("PNG"), key=lambda one: len(one[1]))
+    """(H, W, 3) uint8 RGB -> (media type, file): lossless WebP, or lossy of a quality; PNG of what WebP cannot hold."""
+    lossless = {"lossless": True, **_LOSSLESS_EFFORT}
+    form, options = ("WEBP", lossless if webp_quality is None else {"quality": webp_quality})
+    if max(pixels.shape) > 16383:
+        form, options = "PNG", {}
+    encoded = io.BytesIO()
+    Image.fromarray(pixels).save(encoded, format=form, **options)
+    return f"image/{form.lower()}", encoded.getvalue()
 
 
 def pictures(
@@ -270,12 +285,22 @@ def check_labels(labels: Sequence[str]) -> None:
         )
 
 
-def _page_data(methods: Sequence[Method], keys: Sequence[str]) -> dict[str, Any]:
-    """The numbers of the page, and where they come from."""
+def _page_data(
+    methods: Sequence[Method], keys: Sequence[str], sources: Sequence[Source], webp_quality: int | None
+) -> dict[str, Any]:
+    """What the scripts read: pictures, numbers, and where the numbers come from."""
     first = methods[0].evaluation
     protocol, known = first.get_protocol(), first.provenance
     metrics = [m for m in protocol.metrics if all(m.name in method.evaluation.means for method in methods)]
     of_set = [m for m in protocol.metrics if all(m.name in method.evaluation.set_values for method in methods)]
+    names = [metric.name for metric in metrics]
+    scores = {method.label: pd.DataFrame(method.evaluation.rows).set_index("key") for method in methods}
+    data = viewer_data(sources, keys, scores, metrics, webp_quality)
+    for entry, evaluation in zip(data["methods"], (method.evaluation for method in methods), strict=True):
+        entry["means"] = {name: evaluation.means[name] for name in names}
+        entry["intervals"] = {name: evaluation.intervals[name] for name in names if name in evaluation.intervals}
+        entry["setValues"] = {metric.name: evaluation.set_values[metric.name] for metric in of_set}
+        entry["differences"] = _differences(evaluation, first, names)
     versions = known.get("versions", {})
     facts = {
         "set": first.data,
@@ -284,31 +309,12 @@ def _page_data(methods: Sequence[Method], keys: Sequence[str]) -> dict[str, Any]
         **{package: versions.get(package) for package in ("pyiqa", "torch")},
         "device": known.get("device"),
     }
-    return {
+    return data | {
         "protocol": {"name": first.protocol, "fingerprint": first.fingerprint},
         "facts": [[name, str(value)] for name, value in facts.items() if value],
         "skipped": list({name: [name, why] for m in methods for name, why in m.evaluation.skipped.items()}.values()),
-        "metrics": metric_data(metrics),
-        "setMetrics": metric_data(of_set),
-        "methods": [
-            method_data(method.label, pd.DataFrame(method.evaluation.rows).set_index("key").loc[list(keys)], metrics)
-            | {
-                "means": {m.name: method.evaluation.means[m.name] for m in metrics},
-                "intervals": {m.name: method.evaluation.intervals[m.name] for m in metrics}
-                if method.evaluation.intervals
-                else {},
-                "setValues": {m.name: method.evaluation.set_values[m.name] for m in of_set},
-                "differences": _differences(method.evaluation, first, [m.name for m in metrics]),
-            }
-            for method in methods
-        ],
+        "setMetrics": _directions(of_set),
     }
-
-
-def method_data(label: str, scores: pd.DataFrame, metrics: Sequence[MetricSpec]) -> dict[str, Any]:
-    """The scores of one method, images by metrics, and their means, as the scripts read them."""
-    scores = scores[[metric.name for metric in metrics]].astype(float)
-    return {"label": label, "scores": scores.to_dict("list"), "means": scores.mean().to_dict(), "setValues": {}}
 
 
 def _differences(evaluation: Evaluation, first: Evaluation, names: Sequence[str]) -> dict[str, dict[str, Any]]:
