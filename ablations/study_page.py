@@ -7,13 +7,14 @@ from collections.abc import Iterator
 import pandas as pd
 
 from ablations.conclusions import Report
-from ablations.learning import learning_curves
 from ablations.page import StudyPage
 from ablations.plan import BICUBIC
 from ablations.results import StudyResult
 from ablations.tables import comparison_frame, ordered_metrics, ranking_frame
+from ablations.train import read_losses
 
 _SHOWN_IMAGES = 12
+_WINDOW = 5  # a running mean over this part of the training
 
 
 def study_page(result: StudyResult, report: Report) -> StudyPage:
@@ -96,3 +97,31 @@ def _provenance(result: StudyResult) -> dict[str, str]:
         "versions": ", ".join(f"{name} {version}" for name, version in trained.versions.items()),
         "W&B group": result.group,
     }
+
+
+def learning_curves(result: StudyResult) -> tuple[pd.DataFrame, str, str]:
+    """Learning curves, one column each over the steps, a name for their axis, and a sentence on what they show.
+
+    Where several ablations are trained, there is one curve for each: the training loss minus the reference's of the
+    same seed and step, because runs of a seed share batches and noise, of which single losses vary many times more than
+    ablations differ; averaged over seeds, as a running mean over a fifth of the training. Else the losses as logged.
+    """
+    reference = result.study.reference.name
+    losses = {(run.ablation, run.seed): read_losses(result.output / run.run_id) for run in result.runs}
+    series = {key: pd.Series({int(step): loss for step, loss in rows}) for key, rows in losses.items() if rows}
+    curves = {}
+    for ablation in result.study.ablations:
+        pairs = [(series.get((ablation.name, seed)), series.get((reference, seed))) for seed in result.seeds]
+        differences = [mine - other for mine, other in pairs if mine is not None and other is not None]
+        if differences:
+            difference = pd.concat(differences, axis=1).dropna().mean(axis=1)
+            curves[ablation.name] = difference.rolling(max(1, len(difference) // _WINDOW)).mean().dropna()
+    if not curves:
+        plain = {f"{name} s{seed}": one for (name, seed), one in series.items()}
+        note = "Training loss as it was logged, not smoothed; the number is the last value."
+        return pd.DataFrame(plain), "training loss", note
+    note = (
+        f"Training loss minus that of {reference} with the same seed, batches and noise: below zero learns more. Mean "
+        "over seeds, running mean over a fifth of the steps; the number is the last value."
+    )
+    return pd.DataFrame(curves), f"training loss minus {reference}'s", note

@@ -212,9 +212,23 @@ def test_a_primary_metric_that_is_not_measured_is_refused() -> None:
         make_report(_result(replace(STUDY, primary_metric="psnr")))
 
 
-def test_a_negative_control_that_helps_spoils_the_study() -> None:
-    report = make_report(_result(noise=0.5))
-    assert report.trust == "Not trustworthy: the negative control noise helps in psnr_y."
+@pytest.mark.parametrize(
+    ("study", "gains", "trust"),
+    [
+        (STUDY, {"noise": 0.5}, "Not trustworthy: the negative control noise helps in psnr_y."),
+        (STUDY, {"noise": -0.5}, "May be trusted: the negative control noise is not seen"),
+        (STUDY, {"oracle": -1.0}, "Not trustworthy: the positive control oracle does not help in psnr_y."),
+        (replace(STUDY, controls={"noise": "negative"}), {}, "Trust with care: the negative control noise is not seen"),
+        (replace(STUDY, controls={"oracle": "positive"}), {}, "Trust with care: the positive control oracle helps in"),
+    ],
+)  # fmt: skip
+def test_controls_that_do_not_behave_spoil_the_study_and_missing_ones_are_said(
+    study: Study, gains: dict[str, float], trust: str
+) -> None:
+    found = make_report(_result(study, **gains)).trust
+    assert found.startswith(trust)
+    for kind, name in (("positive", "positive (oracle)"), ("negative", "negative")):
+        assert (f"no {name} control" in found) == (kind not in study.controls.values())
 
 
 def test_a_negative_control_that_helps_elsewhere_is_named() -> None:
@@ -223,10 +237,6 @@ def test_a_negative_control_that_helps_elsewhere_is_named() -> None:
     runs = [replace(run, rows=r) if run.ablation == "noise" else run for run, r in zip(result.runs, rows, strict=True)]
     trust = make_report(replace(result, runs=tuple(runs))).trust
     assert "noise is not seen to help in psnr_y (but its interval lies on the good side of zero in gmsd)" in trust
-
-
-def test_a_negative_control_that_hurts_does_not() -> None:
-    assert make_report(_result(noise=-0.5)).trust.startswith("May be trusted: the negative control noise is not seen")
 
 
 def test_a_control_that_helps_only_uncorrected_is_not_said_to_do_nothing() -> None:
@@ -238,17 +248,6 @@ def test_a_control_that_helps_only_uncorrected_is_not_said_to_do_nothing() -> No
     assert finding.startswith("oracle: a gain over none in psnr_y before the correction, which")
     decided = make_report(_result(seeds=1, photos=24, oracle=5.0)).findings
     assert any(line.startswith("oracle: better than none in psnr_y") and "correction" not in line for line in decided)
-
-
-def test_a_positive_control_that_does_not_help_spoils_the_study() -> None:
-    report = make_report(_result(oracle=-1.0))
-    assert report.trust == "Not trustworthy: the positive control oracle does not help in psnr_y."
-
-
-def test_a_missing_control_is_said() -> None:
-    report = make_report(_result(replace(STUDY, controls={"noise": "negative"})))
-    assert report.trust.startswith("Trust with care: the negative control noise is not seen to help in psnr_y; ")
-    assert "no positive (oracle) control" in report.trust
 
 
 def test_the_notes_say_what_limits_the_answer() -> None:

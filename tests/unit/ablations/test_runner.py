@@ -16,12 +16,12 @@ import torch
 from rich.console import Console
 
 from ablations.execute import execute_run
-from ablations.learning import learning_curves
 from ablations.page import StudyPage
 from ablations.plan import BICUBIC, RunPlan
 from ablations.report import write_report
 from ablations.results import METRICS_FILE, RunResult, StudyResult
 from ablations.runner import open_study
+from ablations.study_page import learning_curves
 from ablations.tracking import Tracker
 from ablations.train import read_losses
 from megasr.batch import SRBatch

@@ -12,10 +12,12 @@ import pytest
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
+from ablations.contact_sheet import _captions
 from ablations.figures import COLORS, curves_figure, inline_svg, ranking_figure, shapley_figure, synergy_figure
 from ablations.page import write_page
 from ablations.tables import MINUS, decimals, interval_text, ranking_table, signed
 from megasr.errors import MegaSRError
+from megasr.evaluation.protocol import WEIGHT_FREE_V1
 from tests.helpers.study_page import BEST, CONTROL, HOSTILE, REFERENCE, study_page, with_pictures
 
 PAGE = study_page()
@@ -156,3 +158,9 @@ def test_a_control_is_never_the_best() -> None:
     ranking.loc[ranking["label"] == CONTROL, "lpips"] = 0.01
     bold = [line for line in ranking_table(ranking, PAGE.metrics, "").latex().splitlines() if r"\textbf" in line]
     assert [line.partition(" & ")[0].strip() for line in bold] == [BEST]
+
+
+def test_captions_of_the_contact_sheet_mark_the_best_combination_by_the_direction_of_the_metric() -> None:
+    psnr, gmsd = (WEIGHT_FREE_V1.metric(name) for name in ("psnr_y", "gmsd"))
+    assert _captions([23.456, 20.0, 19.0], psnr) == [("23.46", False), ("20.00", True), ("19.00", False)]
+    assert _captions([0.1, 0.21, 0.32], gmsd) == [("0.100", False), ("0.210", True), ("0.320", False)]

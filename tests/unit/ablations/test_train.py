@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from ablations.learning import learning_curves
 from ablations.results import METRICS_FILE, StudyResult
 from ablations.runner import open_study
+from ablations.study_page import learning_curves
 from ablations.train import CHECKPOINT, TRAINING_FILE
 from megasr.errors import MegaSRError, UsageError
 from megasr.files import locked_folder
