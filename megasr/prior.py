@@ -99,10 +99,7 @@ def identify_prior(source: str) -> str:
 
 
 def load_prior(source: str = "tiny") -> Prior:
-    """Load and freeze a prior in the dtype of float32.
-
-    Args:
-        source: `tiny`, a diffusers folder, `sd21-base` or a hub id that is in the local cache.
+    """Load and freeze a prior in float32: `tiny`, a diffusers folder, `sd21-base` or a hub id in the local cache.
 
     Raises:
         MegaSRError: the prior, or one of its parts, is missing or cannot be read.

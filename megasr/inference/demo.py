@@ -11,16 +11,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-import numpy as np
 import torch
 from PIL import Image
 
 from megasr.errors import MegaSRError, UsageError
 from megasr.guidance.extract import MAX_STRENGTH
 from megasr.guidance.registry import get_guidance
-from megasr.images import decode_image, from_uint8, resize, to_uint8, upsample_lq
+from megasr.images import decode_image, resize, to_uint8, upsample_lq
 from megasr.inference.color import ColorFix
-from megasr.inference.pipeline import PRESETS, choose_tile
+from megasr.inference.pipeline import PRESETS, choose_tile, to_tensors
 from megasr.inference.upscale import Progress, no_progress, step_callback
 
 if TYPE_CHECKING:
@@ -49,8 +48,7 @@ def restore_for_page(
     started = time.perf_counter()
     output = pipeline(photograph, callback_on_step_end=step_callback(progress), **options)
     sr: Image.Image = output.images[0]
-    lq = from_uint8(np.asarray(photograph.convert("RGB")))[None]
-    enlarged = Image.fromarray(to_uint8(resize(lq, sr.height, sr.width))[0])
+    enlarged = Image.fromarray(to_uint8(resize(to_tensors(photograph)[0][None], sr.height, sr.width))[0])
     maps = [
         (Image.fromarray(to_uint8(get_guidance(name).render(image[0].cpu()))), name)
         for name, image in output.maps.items()
@@ -78,7 +76,7 @@ def suggest_tags(pipeline: MegaSRPipeline, photograph: Image.Image | None) -> st
     tagger = pipeline.module.tagger
     if tagger is None or photograph is None:
         return ""
-    lq = from_uint8(np.asarray(photograph.convert("RGB")))[None].to(pipeline.device)
+    lq = to_tensors(photograph)[0][None].to(pipeline.device)
     with torch.no_grad():
         return tagger(upsample_lq(lq, pipeline.scale_factor))[0]
 
@@ -93,16 +91,15 @@ def read_options(guidance: tuple[str, ...], values: tuple[Any, ...], tile: int |
     """
     tags, preset, color_fix, seed, *switches = values
     enabled, strengths = switches[: len(guidance)], switches[len(guidance) :]
-    options: dict[str, Any] = {"prompt": tags.strip(), "seed": int(seed), "tile": tile}
-    if guidance:
-        options["guidance"] = {
-            name: strength if on else 0.0 for name, on, strength in zip(guidance, enabled, strengths, strict=True)
-        }
-    if preset != AS_TRAINED:
-        options["preset"] = preset
-    if color_fix != NONE:
-        options["color_fix"] = color_fix
-    return options
+    by_type = {name: strength if on else 0.0 for name, on, strength in zip(guidance, enabled, strengths, strict=True)}
+    return {
+        "prompt": tags.strip(),
+        "seed": int(seed),
+        "tile": tile,
+        **({"guidance": by_type} if guidance else {}),
+        **({"preset": preset} if preset != AS_TRAINED else {}),
+        **({"color_fix": color_fix} if color_fix != NONE else {}),
+    }
 
 
 def import_gradio() -> Any:
@@ -120,12 +117,9 @@ def import_gradio() -> Any:
 
 
 def make_page(pipeline: MegaSRPipeline, tile: int | None = None, max_pixels: int = 2048**2) -> gr.Blocks:
-    """The page around a pipeline; `.launch()` serves it.
+    """The page around a pipeline; `serve` serves it.
 
-    Args:
-        pipeline: restores the photographs.
-        tile: sr that is larger is made in tiles of so many px; see choose_tile.
-        max_pixels: larger photographs are refused.
+    Photographs of more than max_pixels are refused; sr larger than `tile` px (see choose_tile) is restored in tiles.
 
     Raises:
         MegaSRError: gradio is not installed.
@@ -205,11 +199,8 @@ def _results(gr: Any, pipeline: MegaSRPipeline) -> tuple[Any, Any, Any]:
 def serve(page: gr.Blocks, host: str = "127.0.0.1", port: int | None = None, max_pixels: int = 2048**2) -> str:
     """Serve a page from this process and return its address.
 
-    Args:
-        page: of make_page.
-        host: 0.0.0.0 lets other machines in.
-        port: None takes a free one from 7860 up.
-        max_pixels: of make_page; larger files than such a photograph has at most are not taken in.
+    The host 0.0.0.0 lets other machines in; the port None is a free one from 7860 up. Files larger than a photograph of
+    max_pixels (see make_page) can be are not taken in.
 
     Raises:
         MegaSRError: the port is taken.
