@@ -38,10 +38,11 @@ def run_study(study: Any, recipe: Path, output: Path, **options: Any) -> Any:
     Returns:
         ablations.results.StudyResult.
     """
-    from ablations.launch.slots import make_slots
+    from ablations.launch.local import LocalExecutor, make_slots
     from ablations.runner import open_study
 
-    return open_study(study, recipe, output, **options).run(make_slots())
+    opened = open_study(study, recipe, output, **options)
+    return opened.run(LocalExecutor(make_slots(devices_per_slot=opened.devices)))
 
 
 def __getattr__(name: str) -> Any:
