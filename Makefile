@@ -5,11 +5,12 @@ INSTALLED := .venv/.installed
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help study test prior photos lint clean
+.PHONY: help study test docs prior photos lint clean
 
 help:
 	@echo "make study   train and compare the guidance types on the tiny prior; results in runs/study"
 	@echo "make test    run the tests"
+	@echo "make docs    build the documentation in site/; every link and name in it must exist"
 	@echo "make prior   make the tiny prior, extractors and adapter anew, from nothing, in runs/tiny; hours on two cores"
 	@echo "make photos  fetch the photographs of the next prior from Debian packages, with attribution, to runs/world/photographs"
 	@echo "make lint    check style and types"
@@ -20,6 +21,9 @@ study: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -q $(PYTEST_ARGS)
+
+docs: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 prior: $(INSTALLED)
 	$(BIN)/megasr pretrain --config experiments/tiny/vae.yaml

@@ -1,6 +1,6 @@
 """One photograph under draws of every degradation preset, with the parameters of each draw under its picture.
 
-Command: python -m experiments.degradation_sheet --output docs/degradations
+Command: python -m experiments.degradation_sheet --output docs/images/degradations
 """
 
 from __future__ import annotations
