@@ -18,7 +18,7 @@ set to None before; there is no optimizer in it. A denoising step is the forward
 
 `ratio` is of the medians of all rounds. `wall_s` is what a user waits; `cpu_s`, the processor's time of all threads, is
 less disturbed by whatever else the machine does. `gflop` are the operations of one step that torch's counter sees
-(matrix products, convolutions, attention). `parts` are those of a whole step of the tiny prior: see step_parts.py.
+(matrix products, convolutions, attention).
 """
 
 from __future__ import annotations
@@ -37,7 +37,6 @@ from experiments.benchmarks.extraction_cost import count
 from experiments.benchmarks.record import publish
 from experiments.benchmarks.seesr_pair import StepTimes, Worker, missing_peer, start_seesr
 from experiments.benchmarks.step_contenders import CONTENDERS, GUIDANCE, SIZES
-from experiments.benchmarks.step_parts import measure_parts
 
 Found = dict[str, dict[str, list[StepTimes]]]
 _STEPS = {
@@ -160,8 +159,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     settings = {"rounds": arguments.rounds, "threads": arguments.threads, "sizes": SIZES, "guidance": GUIDANCE}
     results = measure(arguments.rounds, arguments.threads, arguments.compile_limit)
-    results |= {"gflop": operations(), "parts": measure_parts(GUIDANCE, arguments.rounds)}
-    publish("train_step", settings, results, arguments.output)
+    publish("train_step", settings, results | {"gflop": operations()}, arguments.output)
 
 
 if __name__ == "__main__":
