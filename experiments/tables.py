@@ -1,6 +1,6 @@
-"""README's tables of measured adapters, from the results of studies that are kept in experiments/reference.
+"""The tables of measured adapters, from the results of studies that are kept in experiments/reference.
 
-    python -m experiments.tables --write README.md
+    python -m experiments.tables --write docs/results.md
 
 A folder there holds scores.csv and results.json as `megasr study run` wrote them: copy both to add a study.
 """

@@ -1,19 +1,21 @@
-"""Parts of one's own: a guidance type, and a study that asks whether it helps. Nothing in megasr is edited.
+"""Parts of one's own: a guidance type, a metric, a degradation, and a study of the type. Nothing in megasr is edited.
 
-    pip install -e examples/own_parts
-    megasr params --guidance gradient
-    megasr study run gradient --config examples/own_parts/gradient.yaml --output runs/gradient
+pip install -e examples/own_parts
+megasr params --guidance gradient
+megasr study run gradient --config examples/own_parts/gradient.yaml --output runs/gradient
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
 from ablations.registry import Ablation, Study, register
-from megasr.guidance.registry import GuidanceType
-from megasr.guidance.registry import register as register_guidance
+from data_pipelines.degradations.presets import get_degradation, register_degradation
+from megasr.evaluation.protocol import MetricSpec, get_protocol, register_metric, register_protocol
+from megasr.guidance.registry import GuidanceType, register_guidance
 
 
 def extract_gradient(image: torch.Tensor, keys: Sequence[str]) -> torch.Tensor:
@@ -24,6 +26,20 @@ def extract_gradient(image: torch.Tensor, keys: Sequence[str]) -> torch.Tensor:
 
 
 register_guidance(GuidanceType("gradient", "edge", 1, "lq", "gradient magnitude", formula=extract_gradient))
+
+
+def mean_error(sr: torch.Tensor, hq: torch.Tensor) -> torch.Tensor:
+    """Mean absolute error of two images in [0, 1]."""
+    return (sr - hq).abs().mean()
+
+
+mae = register_metric(MetricSpec("mae", higher_is_better=False, function=mean_error, value_range=(0, 1)))
+weight_free = get_protocol("weight-free-v1")
+register_protocol(replace(weight_free, name="with-mae-v1", metrics=(*weight_free.metrics, mae)))
+
+register_degradation(
+    "own_mild", lambda scale_factor: replace(get_degradation("stablesr_mild", scale_factor), name="own_mild")
+)
 
 
 def _guided_by(guidance: tuple[str, ...], description: str, hypothesis: str = "") -> Ablation:

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-import types
+import runpy
 from collections.abc import Callable
 
 import pytest
 import torch
 
+from ablations.registry import STUDIES
 from data_pipelines.datamodules import SceneDataModule
+from data_pipelines.degradations.presets import DEGRADATIONS
 from data_pipelines.samples import collate
 from megasr.batch import SRBatch
 from megasr.errors import UsageError
+from megasr.evaluation.protocol import METRICS, PROTOCOLS
 from megasr.guidance.extract import extract_guidance
 from megasr.guidance.extractors import Views
 from megasr.guidance.registry import GUIDANCE, GuidanceType, get_guidance, list_guidance
 from megasr.guidance.sources import ExtractorConfig, Networks
 from megasr.images import resize
-from tests.helpers.documents import placed_snippets
 from tests.helpers.extractor_checkpoints import write_sketch
+from tests.helpers.sources import ROOT
 
 Extract = Callable[[SRBatch, str], torch.Tensor]
 SCALE_FACTOR = 4
@@ -161,16 +162,10 @@ def test_exact_maps_come_with_the_data_or_not_at_all(name: str, batch: SRBatch, 
 
 @pytest.fixture
 def documented(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The types that are registered when the snippets of the documents stand in the files that they name."""
-    if importlib.util.find_spec("megasr.guidance.gradient"):
-        pytest.skip("it has been added: all other tests ask it")
-    monkeypatch.setattr(GUIDANCE, "_entries", dict(GUIDANCE._entries))
-    for name, code in placed_snippets():
-        module = types.ModuleType(name)
-        if name in sys.modules:
-            vars(module).update(vars(sys.modules[name]))
-        exec(compile(code, f"{name}, as documented", "exec"), vars(module))
-        monkeypatch.setitem(sys.modules, name, module)
+    """The types that the example of the documents adds."""
+    for registry in (GUIDANCE, METRICS, PROTOCOLS, DEGRADATIONS, STUDIES):
+        monkeypatch.setattr(registry, "_entries", dict(registry._entries))
+    runpy.run_path(str(ROOT / "examples" / "own_parts" / "own_parts.py"))
     return sorted(set(GUIDANCE) - set(NAMES))
 
 

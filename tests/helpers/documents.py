@@ -19,7 +19,6 @@ _START = rf"(?:[A-Z_]+=\S+ )*(?:{'|'.join(PROGRAMS)}) (?=\S)"
 _LINE = re.compile(rf"^\s*#?\s*(?:Command: )?({_START}.+)$", flags=re.MULTILINE)  # in a comment or a docstring
 _ASIDE = re.compile(r"\s{2,}\(.*$")  # what follows a command in a lab note: `COMMAND     (after another one)`
 _OTHERWISE = re.compile(rf"\(or: ({_START}[^)]+)\)")
-_PLACED = re.compile(r"^# (\w+(?:/\w+)+)\.py\b")
 
 
 @dataclass(frozen=True)
@@ -99,10 +98,4 @@ def _mentioned() -> Iterator[Command]:
 
 def snippets() -> list[tuple[str, str]]:
     """(document, code) of the Python that is to be run as it is."""
-    return [(document, code) for document, code in fenced("python") if not _PLACED.match(code)]
-
-
-def placed_snippets() -> list[tuple[str, str]]:
-    """(module, code) of the Python that goes into a file, which its first line names: `# megasr/guidance/edges.py`."""
-    found = [(_PLACED.match(code), code) for _, code in fenced("python")]
-    return [(match[1].replace("/", "."), code) for match, code in found if match]
+    return list(fenced("python"))

@@ -27,6 +27,24 @@ assert codes == (0, 0), codes
 assert Image.open("sr.png").size == (36, 28)
 """
 
+_OWN = """
+import sys
+from megasr.cli import main
+recipe = sys.argv[1]
+assert main(["params", "--guidance", "gradient"]) == 0
+assert main(["study", "list", "gradient"]) == 0
+assert main(["study", "run", "gradient", "--config", recipe, "--output", "runs", "--seeds", "0", "--steps", "1"]) == 0
+"""
+
+
+def _build(source: Path, built: Path) -> Path:
+    done = subprocess.run(
+        [sys.executable, "-c", _BUILD, built], cwd=source, capture_output=True, check=False, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    (found,) = built.iterdir()
+    return found
+
 
 @pytest.fixture(scope="module")
 def tracked() -> set[str]:
@@ -45,10 +63,7 @@ def wheel(tracked: set[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in sorted(tracked | {"setup.cfg", "pyproject.toml", "README.md", "LICENSE"}):
         (copy / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, copy / name)
-    done = subprocess.run([sys.executable, "-c", _BUILD, built], cwd=copy, capture_output=True, check=False, text=True)
-    assert done.returncode == 0, done.stderr
-    (found,) = built.iterdir()
-    return found
+    return _build(copy, built)
 
 
 def test_the_wheel_holds_every_file_of_the_packages_and_nothing_else(tracked: set[str], wheel: Path) -> None:
@@ -69,3 +84,18 @@ def test_commands_run_from_the_wheel_in_an_empty_folder_without_a_home(wheel: Pa
     assert done.returncode == 0, done.stderr
     assert "home" not in done.stderr
     assert sorted(path.name for path in work.iterdir()) == ["photo.png", "sr.png"]
+
+
+def test_an_installed_package_of_ones_own_adds_a_guidance_type_and_a_study(wheel: Path, tmp_path: Path) -> None:
+    """examples/own_parts, found by its entry point alone."""
+    own, built, installed, work = (tmp_path / name for name in ("own", "built", "installed", "work"))
+    shutil.copytree(ROOT / "examples" / "own_parts", own)
+    built.mkdir()
+    work.mkdir()
+    for archive in (wheel, _build(own, built)):
+        zipfile.ZipFile(archive).extractall(installed)
+    environment = os.environ | {"PYTHONPATH": str(installed), "WANDB_MODE": "disabled"}
+    command = [sys.executable, "-c", _OWN, str(own / "gradient.yaml")]
+    done = subprocess.run(command, cwd=work, env=environment, capture_output=True, check=False, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "gradient" in (work / "runs" / "index.html").read_text()

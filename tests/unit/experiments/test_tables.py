@@ -8,10 +8,10 @@ from experiments.tables import BEGIN, END, make_tables, read_scores
 
 
 def test_readme_holds_the_tables_of_the_kept_results(root: Path) -> None:
-    _, _, rest = (root / "README.md").read_text().partition(f"{BEGIN}\n")
+    _, _, rest = (root / "docs/results.md").read_text().partition(f"{BEGIN}\n")
     block, end, _ = rest.partition(f"\n{END}")
     assert end, "README has no tables"
-    assert block == make_tables(), "run: python -m experiments.tables --write README.md"
+    assert block == make_tables(), "run: python -m experiments.tables --write docs/results.md"
 
 
 def test_differences_pair_seeds_and_images(root: Path) -> None:
