@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from megasr import cli
-from megasr.training import module as parts
+from megasr import system as parts
 from tests.helpers.recipes import cached_prior
 
 QUICK = Path(__file__).parents[2] / "experiments/tiny/prior_selection_quick.yaml"
