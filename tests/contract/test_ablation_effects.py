@@ -18,8 +18,8 @@ import yaml
 from ablations.plan import RunPlan, build, default_components, plan_runs, read_recipe
 from ablations.studies import studies
 from ablations.train import load_adapter, read_training, train
+from megasr import system as parts
 from megasr.images import to_uint8
-from megasr.training import module as parts
 from tests.helpers.recipes import cached_prior
 from tests.helpers.sources import ROOT
 

@@ -16,10 +16,10 @@ import pytest
 import torch
 import yaml
 
+from megasr import system as parts
 from megasr.commands import lightning_cli
 from megasr.images import write_png
 from megasr.prior import Prior, load_prior
-from megasr.training import module as parts
 from megasr.training.module import MegaSRModule
 from tests.helpers.sources import ROOT
 from tests.helpers.towers import random_tower
