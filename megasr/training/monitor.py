@@ -1,21 +1,17 @@
-"""What a training shows: losses by timestep, fixed images and their scores, throughput, strengths of the branches."""
+"""What a training run logs: loss by timestep, throughput, strengths of the branches, and a few images now and then."""
 
 from __future__ import annotations
 
 import contextlib
-import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
 import lightning
-import numpy as np
 import torch
-import torch.nn.functional as F
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
-from PIL import Image, ImageDraw, ImageFont
 
 from megasr.batch import SRBatch
 from megasr.errors import MegaSRError, UsageError
@@ -23,9 +19,10 @@ from megasr.evaluation.evaluator import Evaluator
 from megasr.evaluation.protocol import Protocol, get_protocol
 from megasr.evaluation.result import Row
 from megasr.images import to_uint8
+from megasr.names import metric_key
 from megasr.training.callbacks import EMA
-from megasr.training.loggers import RunWandbLogger
-from megasr.training.probes import OperationCount, SiteProbes, describe_batch, gradient_norms, trained_parts
+from megasr.training.panels import heat_map, strip
+from megasr.training.probes import SiteProbes, describe_batch, gradient_norms, trained_parts
 
 
 def first_images(trainer: lightning.Trainer, count: int) -> list[SRBatch]:
@@ -54,12 +51,6 @@ def _head(batch: SRBatch, count: int) -> SRBatch:
     return SRBatch(**{key: head(value) for key, value in batch.items()})  # type: ignore[typeddict-item]
 
 
-def to_device(trainer: lightning.Trainer, batch: SRBatch) -> SRBatch:
-    """What a validation step would be given."""
-    data = trainer.datamodule
-    return data.on_after_batch_transfer(data.transfer_batch_to_device(batch, trainer.strategy.root_device, 0), 0)
-
-
 @contextlib.contextmanager
 def as_in_test(trainer: lightning.Trainer, module: lightning.LightningModule) -> Iterator[None]:
     """Inside, the module restores as in `megasr test`: averaged weights, evaluation mode, the trainer's precision."""
@@ -79,85 +70,54 @@ def as_in_test(trainer: lightning.Trainer, module: lightning.LightningModule) ->
 
 
 class FixedScores:
-    """Measures the fixed images, every metric by itself.
-
-    Metrics whose weights are missing are left out, and those that cannot be taken of any of the images themselves,
-    which is said: their formulas need larger ones.
+    """Measure the fixed images, every metric by itself: one that cannot be computed is left out, with a message.
 
     Args:
-        protocol: how it is measured. Its distances of sets are not taken.
-        fixed: batches with (B, 3, H, W) hq in [0, 1]; without hq nothing can be tried before there is a sr.
+        protocol: which metrics. Distances of sets and metrics whose weights are not on this machine are left out.
+        has_hq: the images have ground truth.
     """
 
-    def __init__(self, protocol: Protocol, fixed: Sequence[SRBatch]) -> None:
-        has_hq = "hq" in fixed[0]
+    def __init__(self, protocol: Protocol, has_hq: bool) -> None:
         names = [spec.name for spec in protocol.metrics if not spec.of_set and (has_hq or not spec.needs_hq)]
-        alone = {name: Evaluator(protocol, metrics=[name], missing="skip", has_hq=has_hq) for name in names}
-        self._evaluators = {name: evaluator for name, evaluator in alone.items() if evaluator.metric_names}
-        self._said: set[str] = set()
-        for name in self.metric_names if has_hq else ():
-            found: dict[str, float] = {}
-            originals = ((batch["hq"].float(), batch["keys"]) for batch in fixed)
-            errors = [e for hq, keys in originals for e in self._measure(name, hq, hq, keys, found)]
-            if not found:
-                self._say(name, errors[0])
-                del self._evaluators[name]
+        evaluators = {name: Evaluator(protocol, metrics=[name], missing="skip", has_hq=has_hq) for name in names}
+        self._evaluators = {name: evaluator for name, evaluator in evaluators.items() if evaluator.metric_names}
+        self._reported: set[str] = set()
 
     @property
     def metric_names(self) -> tuple[str, ...]:
-        """The metrics that are taken, in the order of the protocol."""
+        """The metrics in the order of the protocol."""
         return tuple(self._evaluators)
 
     def rows(self, sr: torch.Tensor, batch: SRBatch) -> list[Row]:
-        """One row per image of a batch, with the numbers that can be taken of (B, 3, H, W) sr."""
-        rows: dict[str, Row] = {key: {"key": key} for key in batch["keys"]}
-        for name in self.metric_names:
-            found: dict[str, float] = {}
-            for error in self._measure(name, sr, _hq(batch), batch["keys"], found):
-                self._say(name, error)
-            for key, value in found.items():
-                rows[key][name] = value
-        return list(rows.values())
+        """One row per image of (B, 3, H, W) sr, with the metrics that could be computed."""
+        hq = batch["hq"].float().cpu() if "hq" in batch else None
+        rows: list[Row] = []
+        for i, key in enumerate(batch["keys"]):
+            rows.append({"key": key})
+            one = slice(i, i + 1)
+            for name, evaluator in self._evaluators.items():
+                try:
+                    (row,) = evaluator.rows(sr[one], None if hq is None else hq[one], [key])
+                    rows[-1][name] = row[name]
+                except MegaSRError as error:
+                    if name not in self._reported:
+                        rank_zero_info(f"the monitor goes on without {name} where it cannot be computed: {error}")
+                    self._reported.add(name)
+        return rows
 
-    def means(self, rows: Sequence[Row]) -> dict[str, float]:
+    def means(self, rows: list[Row]) -> dict[str, float]:
         """Mean of every metric over the rows that have it."""
         values = {name: [row[name] for row in rows if name in row] for name in self.metric_names}
-        return {name: math.fsum(got) / len(got) for name, got in values.items() if got}
-
-    def _measure(
-        self, name: str, sr: torch.Tensor, hq: torch.Tensor | None, keys: list[str], found: dict[str, float]
-    ) -> list[MegaSRError]:
-        """Put key -> value into `found`; return why values are lacking."""
-        try:
-            found |= {row["key"]: row[name] for row in self._evaluators[name].rows(sr, hq, keys)}
-        except MegaSRError as error:
-            if len(keys) == 1:
-                return [error]
-            parts = ((slice(i, i + 1), [key]) for i, key in enumerate(keys))
-            return [
-                error
-                for part, key in parts
-                for error in self._measure(name, sr[part], None if hq is None else hq[part], key, found)
-            ]
-        return []
-
-    def _say(self, name: str, error: MegaSRError) -> None:
-        if self._said.isdisjoint({name, str(error)}):
-            rank_zero_info(f"the monitor goes on without {name} where it cannot be taken: {error}")
-        self._said |= {name, str(error)}
-
-
-def _hq(batch: SRBatch) -> torch.Tensor | None:
-    return batch["hq"].float().cpu() if "hq" in batch else None
+        return {name: sum(column) / len(column) for name, column in values.items() if column}
 
 
 class LossBins:
-    """Sums the loss of samples in equal ranges of timesteps until they are asked for. Stays on the device.
+    """Sum the loss of samples in equal ranges of timesteps, on the device.
 
     Args:
         bins: how many ranges.
         num_timesteps: T of the noise schedule; timesteps are 0 ... T - 1.
-        device: where losses lie.
+        device: of the losses.
     """
 
     def __init__(self, bins: int, num_timesteps: int, device: torch.device | str = "cpu") -> None:
@@ -183,151 +143,18 @@ class LossBins:
         return {name: total / count for name, total, count in zip(self.names, sums, counts, strict=True) if count > 0}
 
 
-class Stopwatch:
-    """Seconds between two laps, without the pauses.
-
-    Args:
-        clock: monotonic seconds.
-    """
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self._elapsed = 0.0
-        self._since: float | None = None
-
-    def start(self) -> None:
-        """Run on; nothing changes when it runs."""
-        if self._since is None:
-            self._since = self._clock()
-
-    def pause(self) -> bool:
-        """Stop counting; tells whether it was running."""
-        if self._since is None:
-            return False
-        self._elapsed += self._clock() - self._since
-        self._since = None
-        return True
-
-    def lap(self) -> float:
-        """Seconds since the last lap, and begin a new one; it runs or pauses as before."""
-        running = self.pause()
-        elapsed, self._elapsed = self._elapsed, 0.0
-        if running:
-            self.start()
-        return elapsed
-
-
-_TILE_PX = 192  # smaller images are enlarged by a whole factor, so that their labels can be read
-_LABEL_PX = 20
-_GAP_PX = 4
-_CELL_PX = (92, 20)
-_INK, _PAPER, _FULL = (32, 32, 32), (255, 255, 255), (178, 34, 34)
-
-
-def strip(tiles: Mapping[str, torch.Tensor]) -> np.ndarray:
-    """Images of one sample side by side, each under its name.
-
-    Args:
-        tiles: name -> (C, h, w) in [0, 1]; what has not three channels is shown as its mean. All are enlarged without
-            smoothing to the height of the largest, at least.
-
-    Returns:
-        (H, W, 3) uint8.
-    """
-    height = max(image.shape[-2] for image in tiles.values())
-    height *= -(-_TILE_PX // height)
-    arrays = [to_uint8(_as_rgb(_enlarge(image, height))) for image in tiles.values()]
-    width = sum(array.shape[1] for array in arrays) + _GAP_PX * (len(arrays) - 1)
-    canvas = Image.new("RGB", (width, height + _LABEL_PX), _PAPER)
-    draw, left = ImageDraw.Draw(canvas), 0
-    for name, array in zip(tiles, arrays, strict=True):
-        canvas.paste(Image.fromarray(array), (left, _LABEL_PX))
-        draw.text((left + 2, 2), name, fill=_INK, font=_font())
-        left += array.shape[1] + _GAP_PX
-    return np.asarray(canvas)
-
-
-def heat_map(strengths: Mapping[str, float], title: str) -> np.ndarray:
-    """Sites (rows, in the order of the forward pass) by branches (columns): how strong every branch is.
-
-    Args:
-        strengths: gate/<site> and modulation/<site>/<branch> -> strength. Every column is coloured from 0 to
-            its largest.
-        title: above the picture.
-
-    Returns:
-        (H, W, 3) uint8.
-    """
-    cells = {_cell(key): value for key, value in strengths.items()}
-    sites, branches = (list(dict.fromkeys(pair[axis] for pair in cells)) for axis in (0, 1))
-    (cell_width, cell_height), label_width = _CELL_PX, 10 + max(_width(name) for name in [*sites, "largest"])
-    cell_width = max(cell_width, 12 + max(_width(name) for name in branches))
-    width = max(label_width + cell_width * len(branches), _width(title)) + 8
-    canvas = Image.new("RGB", (width, cell_height * (len(sites) + 2) + 6), _PAPER)
-    draw = ImageDraw.Draw(canvas)
-    draw.text((4, 2), title, fill=_INK, font=_font())
-    for column, branch in enumerate(branches):
-        left = label_width + cell_width * column
-        largest = max(value for (_, name), value in cells.items() if name == branch)
-        draw.text((left + 4, cell_height + 2), branch, fill=_INK, font=_font())
-        for row, site in enumerate(sites, 2):
-            draw.text((4, cell_height * row + 2), site, fill=_INK, font=_font())
-            value = cells.get((site, branch))
-            if value is not None:
-                _draw_cell(draw, (left, cell_height * row), (cell_width, cell_height), value, largest)
-    return np.asarray(canvas)
-
-
-def _draw_cell(
-    draw: ImageDraw.ImageDraw, corner: tuple[int, int], size: tuple[int, int], value: float, largest: float
-) -> None:
-    share = value / largest if largest > 0 else 0.0
-    color = tuple(round(p + (f - p) * share) for p, f in zip(_PAPER, _FULL, strict=True))
-    (left, top), (width, height) = corner, size
-    draw.rectangle((left, top, left + width - 2, top + height - 2), fill=color, outline=(220, 220, 220))
-    draw.text((left + 4, top + 2), f"{100 * value:.3g} %", fill=_PAPER if share > 0.6 else _INK, font=_font())
-
-
-def _cell(key: str) -> tuple[str, str]:
-    """Key of a strength -> (site, branch)."""
-    kind, site, *branch = key.split("/")
-    return site, branch[0] if kind == "modulation" else "image tokens"
-
-
-def _enlarge(image: torch.Tensor, height: int) -> torch.Tensor:
-    width = round(image.shape[-1] * height / image.shape[-2])
-    return F.interpolate(image[None].float(), (height, width), mode="nearest")[0]
-
-
-def _as_rgb(image: torch.Tensor) -> torch.Tensor:
-    return image if len(image) == 3 else image.mean(0, keepdim=True).expand(3, -1, -1)
-
-
-def _font() -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
-    return ImageFont.load_default(size=13)
-
-
-def _width(text: str) -> int:
-    return int(_font().getlength(text))
-
-
-def scores(row: Mapping[str, object], metrics: Sequence[str]) -> str:
-    """The numbers of one image, for a caption."""
-    return ", ".join(f"{name} {row[name]:.4g}" for name in metrics)
-
-
 class TrainingMonitor(lightning.Callback):
-    """Statistics at every trainer.log_every_n_steps, and a few images restored, measured and shown now and then.
+    """Log statistics at every trainer.log_every_n_steps, and restore, measure and show a few images now and then.
 
     The statistics are of the training's own passes and cost almost nothing: loss per range of timesteps, images per
     second without validation and monitoring, gradient norms per part, the strength of every gate and modulation
-    (see megasr.training.probes). The training itself is not touched: its losses are the same bit for bit.
+    (see megasr.training.probes). They leave the losses the same bit for bit.
 
     Args:
         every_n_steps: optimizer steps between two restorations of the fixed images; 0 restores none.
-        images: how many; the first ones of the evaluation set, the same in every run.
-        protocol: how they are measured. Metrics whose weights are not on this machine, or that cannot be taken of
-            images of this size, are left out; so is a number that cannot be taken of one sr.
+        images: how many; the first ones of the validation set, the same in every run.
+        protocol: how they are measured, as val/<metric>. Metrics whose weights are not on this machine, or that cannot
+            be computed of images of this size, are left out.
         loss_bins: number of equal ranges of timesteps for which the loss is logged.
     """
 
@@ -340,48 +167,41 @@ class TrainingMonitor(lightning.Callback):
                 raise UsageError(f"monitor.{name} must be at least {least[name]}, got {value}")
         self.every_n_steps, self.images, self.loss_bins = every_n_steps, images, loss_bins
         self.protocol = get_protocol(protocol)
-        self.stopwatch = Stopwatch(time.perf_counter)
+        self.clock = time.perf_counter
+        self._paused = 0.0
         self._fixed: list[SRBatch] = []
         self._scores: FixedScores | None = None
-        self._probes: Any = None
-        self._operations = OperationCount()
+        self._probes: SiteProbes | None = None
 
     # Statistics ------------------------------------------------------------------------------------------------------
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
-        """Read the fixed images, and begin to count.
+        """Read the fixed images.
 
         Raises:
-            UsageError: there is no data module, or the images have not the size that the protocol measures.
+            UsageError: there is no data module, or the images do not have the size that the protocol measures.
         """
-        self._steps = trainer.global_step
-        self._num_images = 0
+        self._steps, self._num_images = trainer.global_step, 0
+        self._since: float | None = None
         self._gradients: dict[str, float] = {}
-        self._described: str | None = None
         self._bins = LossBins(self.loss_bins, len(pl_module.alphas_cumprod), pl_module.device)
         self._probes = SiteProbes(pl_module.network)
         self._parts = trained_parts(pl_module.network)
         self._fixed = first_images(trainer, self.images) if self.every_n_steps and trainer.loggers else []
         size = self.protocol.size_px
-        for batch in self._fixed:
-            if size is not None and batch["hq"].shape[-2:] != (size, size):
-                raise UsageError(f"monitor.protocol {self.protocol.name} measures {size} px, the data have other sizes")
+        if size is not None and any(batch["hq"].shape[-2:] != (size, size) for batch in self._fixed):
+            raise UsageError(f"monitor.protocol {self.protocol.name} measures {size} px, the data have other sizes")
         if self._fixed and trainer.is_global_zero:
-            self._scores = FixedScores(self.protocol, self._fixed)
+            self._scores = FixedScores(self.protocol, "hq" in self._fixed[0])
 
     def on_train_batch_start(self, trainer: lightning.Trainer, pl_module: Any, batch: SRBatch, batch_idx: int) -> None:
-        """Watch the sites where this step will be logged; the rows of earlier steps are complete."""
-        for logger in trainer.loggers:
-            if isinstance(logger, RunWandbLogger):
-                logger.close_row(before=trainer.global_step)
+        """Measure the sites in a step that will be logged."""
         # Lightning numbers its rows with a count that is one too high after a resume from the end of an epoch.
         trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
-        self.stopwatch.start()
-        if self._described is None:
-            self._described = describe_batch(trainer, len(batch["keys"]))
-            rank_zero_info(self._described)
-            if pl_module.device.type == "cuda" and trainer.loggers:  # of other devices no peak is known
-                self._operations.watch(pl_module.network)
+        if self._since is None:
+            self._since, self._paused = self.clock(), 0.0
+            rank_zero_info(describe_batch(trainer, len(batch["keys"])))
+        assert self._probes is not None
         if self._is_logged(trainer, self._steps + 1) and not self._probes.watching:
             self._probes.start()
 
@@ -393,7 +213,8 @@ class TrainingMonitor(lightning.Callback):
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: SRBatch, batch_idx: int
     ) -> None:
-        """Count, and log or restore when an optimizer step is done that asks for it."""
+        """Count, and log or restore after the optimizer steps that are due."""
+        assert self._probes is not None
         self._bins.add(outputs["sample_loss"], outputs["timesteps"])
         self._num_images += len(batch["keys"])
         self._probes.take(~outputs["guidance_dropped"])
@@ -401,21 +222,19 @@ class TrainingMonitor(lightning.Callback):
             return  # more gradients are accumulated
         self._steps = trainer.global_step
         if self._is_logged(trainer, self._steps):
-            self._log_statistics(trainer, pl_module)
+            self._log_statistics(trainer, pl_module, self._probes)
         if self._fixed and self._steps % self.every_n_steps == 0:
-            running = self.stopwatch.pause()
-            self._show(trainer, pl_module)
-            if running:
-                self.stopwatch.start()
+            self._paused -= self.clock()
+            self._show(trainer, pl_module, self._probes)
+            self._paused += self.clock()
 
     def on_validation_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
-        """Validation is not counted as training time."""
-        self._was_running = self.stopwatch.pause()
+        """Validation does not count as training time."""
+        self._paused -= self.clock()
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
-        """Go on counting, unless this was the check before the training."""
-        if self._was_running:
-            self.stopwatch.start()
+        """Count training time again."""
+        self._paused += self.clock()
 
     def on_exception(self, trainer: lightning.Trainer, pl_module: Any, exception: BaseException) -> None:
         """Leave no hooks in the network."""
@@ -425,45 +244,45 @@ class TrainingMonitor(lightning.Callback):
     def _is_logged(self, trainer: lightning.Trainer, step: int) -> bool:
         return bool(trainer.loggers) and trainer.log_every_n_steps > 0 and step % trainer.log_every_n_steps == 0
 
-    def _log_statistics(self, trainer: lightning.Trainer, module: Any) -> None:
-        strengths = self._probes.totals(module.device)
-        self._probes.stop()
+    def _log_statistics(self, trainer: lightning.Trainer, module: Any, probes: SiteProbes) -> None:
+        strengths = probes.totals(module.device)
+        probes.stop()
         bins = self._bins.take()
-        # One exchange between the processes for all of it.
+        # One reduction over the processes for all of it.
         both = torch.cat([bins.flatten(), strengths.flatten(), bins.new_tensor([self._num_images])])
         both = trainer.strategy.reduce(both, reduce_op="sum")
         bins, strengths = both[: bins.numel()].view_as(bins), both[bins.numel() : -1].view_as(strengths)
         num_images = float(both[-1])  # waits for the device: only now the time is that of the work
-        seconds = self.stopwatch.lap()
-        images_per_s = num_images / seconds
-        numbers = {**self._bins.means(bins), "train/images_per_s": images_per_s}
-        dtype = torch.bfloat16 if "bf16" in str(trainer.precision) else torch.float32
-        numbers |= self._operations.rates(images_per_s, trainer.world_size, module.device, dtype)
-        _log(trainer, {**numbers, **self._gradients, **self._probes.means(strengths)})
-        self._num_images, self._gradients = 0, {}
+        assert self._since is not None
+        now = self.clock()
+        rate = {"train/images_per_s": num_images / (now - self._since - self._paused)}
+        _log(trainer, {**self._bins.means(bins), **rate, **self._gradients, **probes.means(strengths)})
+        self._since, self._paused, self._num_images, self._gradients = now, 0.0, 0, {}
 
     # Fixed images ----------------------------------------------------------------------------------------------------
 
-    def _show(self, trainer: lightning.Trainer, module: Any) -> None:
-        # Every process restores all images: parameters may be spread over them, and the others would have to wait.
+    def _show(self, trainer: lightning.Trainer, module: Any, probes: SiteProbes) -> None:
+        # Every process restores all images: parameters may be sharded, and the others would have to wait.
+        data, device = trainer.datamodule, trainer.strategy.root_device  # type: ignore[attr-defined]
         restored = []
-        with as_in_test(trainer, module), self._probes:
+        with as_in_test(trainer, module), probes:
             for fixed in self._fixed:
-                batch = to_device(trainer, fixed)
+                batch = data.on_after_batch_transfer(data.transfer_batch_to_device(fixed, device, 0), 0)
                 batch["maps"] = module.guidance_maps(batch)
                 restored.append((batch, module.restore(batch).float().cpu()))
-                self._probes.take()
-            strengths = self._probes.means(self._probes.totals(module.device))
+                probes.take()
+            strengths = probes.means(probes.totals(module.device))
         if not trainer.is_global_zero:
             return
         assert self._scores is not None
         rows = [row for batch, sr in restored for row in self._scores.rows(sr, batch)]
-        means = {f"monitor/{name}": mean for name, mean in self._scores.means(rows).items()}
+        means = {metric_key("val", name): mean for name, mean in self._scores.means(rows).items()}
+        media = {}
         if any(isinstance(logger, WandbLogger) for logger in trainer.loggers):
-            pictures = [picture for result in restored for picture in _pictures(*result)]
-            _log(trainer, means, _media(trainer.global_step, rows, self._scores.metric_names, pictures, strengths))
-        elif means:
-            _log(trainer, means)
+            pictures = [picture for batch, sr in restored for picture in _pictures(batch, sr)]
+            media = _media(trainer.global_step, rows, self._scores.metric_names, pictures, strengths)
+        if means or media:
+            _log(trainer, means, media)
 
 
 def _pictures(batch: SRBatch, sr: torch.Tensor) -> list[dict[str, torch.Tensor]]:
@@ -482,16 +301,15 @@ def _media(
     """W&B's pictures and table, by key."""
     import wandb
 
-    captions = [
-        f"{row['key']} after {step} steps: {scores(row, [name for name in metrics if name in row])}" for row in rows
-    ]
-    strips = [wandb.Image(strip(tiles), caption=c) for tiles, c in zip(pictures, captions, strict=True)]
-    table = wandb.Table(["step", "key", *metrics, "sr"])
-    for row, tiles in zip(rows, pictures, strict=True):
-        table.add_data(step, row["key"], *(row.get(name) for name in metrics), wandb.Image(to_uint8(tiles["sr"])))
+    strips, table = [], wandb.Table(["step", "key", *metrics, "sr"])
+    for row, images in zip(rows, pictures, strict=True):
+        scores = ", ".join(f"{name} {row[name]:.4g}" for name in metrics if name in row)
+        caption = f"{row['key']} after {step} steps: {scores} ({' | '.join(images)})"
+        strips.append(wandb.Image(strip(images), caption=caption))
+        table.add_data(step, row["key"], *(row.get(name) for name in metrics), wandb.Image(to_uint8(images["sr"])))
     media = {"monitor/images": strips, "monitor/per_image": table}
     if strengths:
-        title = f"share of a site's features that each branch makes, after {step} steps (one scale per column)"
+        title = f"share of each branch in a site's features after {step} steps (one scale per column)"
         media["monitor/guidance_use"] = wandb.Image(heat_map(strengths, title), caption=title)
     return media
 
@@ -499,6 +317,6 @@ def _media(
 def _log(trainer: lightning.Trainer, numbers: dict[str, float], media: dict[str, Any] | None = None) -> None:
     # Lightning numbers its rows from 0: the step that has just been done is row global_step - 1.
     for logger in trainer.loggers:
-        shown = media if media and isinstance(logger, WandbLogger) else {}
-        logger.log_metrics({**numbers, **shown}, step=trainer.global_step - 1)
+        extra = media if media and isinstance(logger, WandbLogger) else {}
+        logger.log_metrics({**numbers, **extra}, step=trainer.global_step - 1)
         logger.save()

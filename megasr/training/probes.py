@@ -1,4 +1,4 @@
-"""Measurements inside a training step: strengths of the branches, throughput."""
+"""Measurements inside a training step: gradient norms, strengths of the branches, and the global batch."""
 
 from __future__ import annotations
 
@@ -7,16 +7,11 @@ from typing import Any, Self
 
 import lightning
 import torch
-from lightning.fabric.utilities.throughput import get_available_flops
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.distributed.fsdp import FSDPModule
-from torch.utils.flop_counter import FlopCounterMode
 
-from megasr.networks.csm import KeyValue
 from megasr.networks.msfm import MSFM, Modulation
-from megasr.networks.network import Conditions, MegaSRNetwork
-from megasr.networks.sites import Semantics, Site, iterate_transformers
+from megasr.networks.network import MegaSRNetwork
+from megasr.networks.sites import Site, iterate_transformers
 from megasr.training.sharding import gathered, total_norm
 
 PARTS = ("lq_encoder", "controlnet", "csm", "rca", "msfm")
@@ -54,13 +49,13 @@ def iterate_sites(network: MegaSRNetwork) -> Iterator[tuple[str, nn.Module, Site
 
 
 class SiteProbes:
-    """Measures the strength of every branch at every site in the forward passes inside `with`; costs nothing outside.
+    """Measure how strong every branch is at every site: ||added|| / ||features||, in the forward passes inside `with`.
 
     Args:
         network: the adapted prior.
 
     Attributes:
-        keys: names of what is measured, gate/<site> and modulation/<site>/<branch>, in the order of the forward pass.
+        keys: gate/<site> and modulation/<site>/<branch>, in the order of the forward pass.
     """
 
     def __init__(self, network: MegaSRNetwork) -> None:
@@ -77,7 +72,7 @@ class SiteProbes:
 
     @property
     def watching(self) -> bool:
-        """Whether it measures now."""
+        """Whether the hooks are in the network."""
         return bool(self._handles)
 
     def __enter__(self) -> Self:
@@ -88,7 +83,7 @@ class SiteProbes:
         self.stop()
 
     def start(self) -> None:
-        """Measure from now on; earlier totals are forgotten."""
+        """Measure from now on, from zero."""
         self._totals, self._batch = {}, {}
         for name, transformer, site in iterate_sites(self._network):
             if site.csm is not None:
@@ -97,7 +92,7 @@ class SiteProbes:
                 self._watch_modulation([f"modulation/{name}/{branch}" for branch in self._branches], site.msfm)
 
     def stop(self) -> None:
-        """Leave no hook in the network. The totals stay."""
+        """Remove all hooks; the totals stay."""
         for handle in self._handles:
             handle.remove()
         self._handles, self._batch = [], {}
@@ -106,7 +101,7 @@ class SiteProbes:
         """Add what has been measured since the last call to the totals.
 
         Args:
-            guided: (B,) bool, samples that were given their maps (not those without, by dropout); None for all.
+            guided: (B,) bool, samples whose maps were not dropped; None for all.
         """
         for key, values in self._batch.items():
             strengths = torch.stack(values)
@@ -117,17 +112,17 @@ class SiteProbes:
         self._batch = {}
 
     def totals(self, device: torch.device) -> torch.Tensor:
-        """(2, keys) float32: sum of the strengths, and of how many samples and passes."""
-        zero = (torch.zeros(()), 0)
-        pairs = [self._totals.get(key, zero) for key in self.keys]
-        sums = torch.stack([total.to(device) for total, _ in pairs]) if pairs else torch.zeros(0, device=device)
-        return torch.stack([sums, torch.tensor([float(count) for _, count in pairs], device=device)])
+        """(2, keys) float32: sums of the strengths, and numbers of samples and passes."""
+        result = torch.zeros(2, len(self.keys), device=device)
+        for i, key in enumerate(self.keys):
+            if key in self._totals:
+                result[0, i], result[1, i] = self._totals[key]
+        return result
 
     def means(self, totals: torch.Tensor) -> dict[str, float]:
         """Mean strength of every branch that was measured, from `totals` (summed over processes)."""
-        sums, counts = totals.tolist()
-        found = zip(self.keys, sums, counts, strict=True)
-        return {key: total / count for key, total, count in found if count > 0}
+        columns = zip(self.keys, *totals.tolist(), strict=True)
+        return {key: total / count for key, total, count in columns if count > 0}
 
     def _record(self, key: str, added: torch.Tensor, features: torch.Tensor) -> None:
         part, whole = (x.detach().float().flatten(1).norm(dim=1) for x in (added, features))
@@ -145,8 +140,8 @@ class SiteProbes:
         self._handles += [csm.register_forward_hook(after_gate), block.norm3.register_forward_pre_hook(before_norm3)]
 
     def _watch_modulation(self, keys: list[str], msfm: MSFM) -> None:
-        # The maps are seen when the conditions are made, the features in every pass. Scale and shift of single branches
-        # are made again there, one site at a time: kept for all sites they would take more memory than the features.
+        # The maps come with the conditions, the features in every pass. Scale and shift of single branches are computed
+        # again there, one site at a time: kept for all sites they would take more memory than the features.
         maps: dict[int, torch.Tensor] = {}
 
         def after_saft(module: nn.Module, inputs: Sequence[torch.Tensor], output: Any) -> None:
@@ -155,100 +150,36 @@ class SiteProbes:
         @torch.no_grad()
         def after_fusion(module: nn.Module, inputs: Sequence[Any], output: torch.Tensor) -> None:
             normalised = msfm.norm(inputs[0])
-            with gathered(msfm.safts[0]):  # where weights are spread, all of a network's SAFTs are gathered together
+            with gathered(msfm.safts[0]):  # FSDP2 gathers all of a network's SAFTs together
                 for key, saft in zip(keys, msfm.safts, strict=True):
-                    (gamma, beta), (gamma_0, beta_0) = saft.forward(maps[id(saft)]), _answer_to_nothing(msfm, saft)
+                    (gamma, beta), (gamma_0, beta_0) = saft.forward(maps[id(saft)]), _empty_modulation(msfm, saft)
                     self._record(key, normalised * (gamma - gamma_0) + (beta - beta_0), output)
 
         self._handles += [saft.register_forward_hook(after_saft) for saft in msfm.safts]
         self._handles.append(msfm.register_forward_hook(after_fusion))
 
 
-def _answer_to_nothing(msfm: MSFM, saft: nn.Module) -> Modulation:
-    """Scale and shift for an empty map, (1, C, 1, 1): the same everywhere."""
+def _empty_modulation(msfm: MSFM, saft: nn.Module) -> Modulation:
+    """Scale and shift of an empty map, (1, C, 1, 1), as they are the same everywhere."""
     weight = next(saft.parameters())
     if msfm.aggregation is not None and saft is msfm.safts[-1]:
         regions = next(msfm.aggregation.parameters()).shape[1]
-        nothing = msfm.aggregation.forward(weight.new_zeros(1, regions, 2, 2))  # GroupNorm refuses a single value
+        empty = msfm.aggregation.forward(weight.new_zeros(1, regions, 2, 2))  # GroupNorm refuses a single value
     else:
-        nothing = weight.new_zeros(1, weight.shape[1], 1, 1)
-    gamma, beta = saft.forward(nothing)
+        empty = weight.new_zeros(1, weight.shape[1], 1, 1)
+    gamma, beta = saft.forward(empty)
     return gamma[..., :1, :1], beta[..., :1, :1]
 
 
 def global_batch(trainer: lightning.Trainer, data: lightning.LightningDataModule | None) -> int | None:
-    """Images per optimizer step in all processes; None when the data do not say how large their batches are."""
+    """Images per optimizer step over all processes; None when the data module has no batch_size."""
     micro_batch: int | None = getattr(data, "batch_size", None)
     return None if micro_batch is None else micro_batch * trainer.world_size * trainer.accumulate_grad_batches
 
 
 def describe_batch(trainer: lightning.Trainer, micro_batch: int) -> str:
-    """One line: how many images make an optimizer step, and how long an epoch is.
-
-    Args:
-        trainer: that of the training.
-        micro_batch: images per device and forward pass.
-    """
-    accumulated = trainer.accumulate_grad_batches
-    in_all = micro_batch * trainer.world_size * accumulated
-    steps = trainer.num_training_batches
-    epoch = f"; an epoch is {steps / accumulated:,.0f} steps" if steps != float("inf") else ""
+    """One line: how many images make an optimizer step (micro_batch of them per forward pass), how long an epoch is."""
+    accumulated, batches = trainer.accumulate_grad_batches, trainer.num_training_batches
+    epoch = f"; an epoch is {batches / accumulated:,.0f} steps" if batches != float("inf") else ""
     parts = f"{micro_batch} images x {trainer.world_size} device(s) x {accumulated} accumulated"
-    return f"global batch {in_all} = {parts}{epoch}"
-
-
-class OperationCount:
-    """Floating-point operations of a forward and a backward pass of the adapted U-Net and the ControlNet.
-
-    Matrix products, convolutions and attention are counted, as is usual for MFU (2204.02311, appendix B), on tensors
-    without numbers (FakeTensorMode): counting operations as they run would change the order of their sums. Extractors,
-    VAE and text encoder are left out. Weights that are spread over processes are not counted.
-    """
-
-    def __init__(self) -> None:
-        self.per_image: float | None = None
-
-    def watch(self, network: MegaSRNetwork) -> None:
-        """Count when the network has been called for the first time from now on."""
-        if isinstance(network, FSDPModule):
-            return
-
-        def seen(module: MegaSRNetwork, inputs: Any, output: torch.Tensor) -> None:
-            handle.remove()
-            self.count(module, inputs)
-
-        handle = network.register_forward_hook(seen)
-
-    def count(self, network: MegaSRNetwork, inputs: tuple[torch.Tensor, torch.Tensor, Conditions]) -> None:
-        """Count a pass with inputs of these shapes: what `MegaSRNetwork.forward` was called with."""
-        z_t, _, conditions = inputs
-        site, config = conditions.unet[0], network.config
-        images, height, width = len(z_t), *(n * network.downsampling for n in z_t.shape[-2:])
-        trained = [p for p in network.parameters() if p.requires_grad]
-        with FakeTensorMode(allow_non_fake_inputs=True), FlopCounterMode(display=False) as counter:
-
-            def blank(*shape: int) -> torch.Tensor:
-                return torch.zeros(*shape, device=z_t.device)
-
-            def tokens(keys_values: KeyValue | None, width: int) -> torch.Tensor | None:
-                return None if keys_values is None else blank(images, keys_values[0].shape[2], width)
-
-            semantics = Semantics(
-                blank(images, site.text[0].shape[2], network.unet.unet.config.cross_attention_dim),
-                tokens(site.image, config.image_width),
-                tokens(site.representation, config.representation_width),
-            )
-            maps = {g.name: blank(images, g.channels, height, width) for g in network.guidance}
-            made = network.conditions(blank(images, 3, height, width), semantics, maps)
-            predicted = network(blank(*z_t.shape), blank(images).long(), made)
-            torch.autograd.grad(predicted.square().mean(), trained, allow_unused=True)
-        self.per_image = counter.get_total_flops() / images
-
-    def rates(self, images_per_s: float, devices: int, device: torch.device, dtype: torch.dtype) -> dict[str, float]:
-        """train/tflops_per_device per second, and train/mfu in [0, 1] where the peak of the device is known."""
-        if not self.per_image:
-            return {}
-        per_device = self.per_image * images_per_s / devices
-        rates = {"train/tflops_per_device": per_device / 1e12}
-        peak = get_available_flops(device, dtype) if device.type == "cuda" else None
-        return rates | ({"train/mfu": per_device / peak} if peak else {})
+    return f"global batch {micro_batch * trainer.world_size * accumulated} = {parts}{epoch}"

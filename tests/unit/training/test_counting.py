@@ -1,32 +1,13 @@
-"""Time and losses between two rows of the log."""
+"""What the monitor counts: losses by timestep, images per step."""
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import torch
 
-from megasr.training.monitor import LossBins, Stopwatch
-from tests.helpers.training import Clock
-
-
-def test_the_stopwatch_counts_neither_pauses_nor_earlier_laps() -> None:
-    clock = Clock()
-    watch = Stopwatch(clock)
-    assert not watch.pause()
-    clock.now += 5
-    assert watch.lap() == 0  # not started
-    watch.start()
-    clock.now += 1
-    watch.start()  # runs already
-    clock.now += 2
-    assert watch.pause()
-    clock.now += 10
-    assert watch.lap() == 3
-    clock.now += 10
-    watch.start()
-    clock.now += 4
-    assert watch.lap() == 4
-    clock.now += 0.5
-    assert watch.lap() == 0.5  # a lap does not stop it
+from megasr.training.monitor import LossBins
+from megasr.training.probes import describe_batch
 
 
 def test_every_loss_goes_into_the_range_of_its_timestep() -> None:
@@ -39,3 +20,12 @@ def test_every_loss_goes_into_the_range_of_its_timestep() -> None:
     assert bins.means(totals) == {"train/loss_t000-333": 1.5, "train/loss_t334-666": 6.0}, "no sample, no number"
     bins.add(torch.tensor([5.0]), torch.tensor([999]))
     assert bins.means(bins.take()) == {"train/loss_t667-999": 5.0}, "samples since the last time only"
+
+
+def test_the_arithmetic_of_a_batch_is_said() -> None:
+    trainer = SimpleNamespace(accumulate_grad_batches=4, world_size=2, num_training_batches=100)
+    assert describe_batch(trainer, 3) == (  # type: ignore[arg-type]
+        "global batch 24 = 3 images x 2 device(s) x 4 accumulated; an epoch is 25 steps"
+    )
+    trainer.num_training_batches = float("inf")
+    assert describe_batch(trainer, 3).endswith("4 accumulated")  # type: ignore[arg-type]
