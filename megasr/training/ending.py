@@ -28,17 +28,17 @@ _OF_CONNECTIONS = re.compile(r"gloo|nccl|c10d|ProcessGroup|TCPStore|connection (
 
 
 class Stopped(SystemExit):
-    """A training was asked to stop, and has saved where it stands."""
+    """A signal ended the training, and its steps are saved."""
 
 
 class StopRequest:
-    """Remembers that a signal came. Lightning's own handlers talk to other processes from within, where they may wait
-    for one another forever; here the processes agree at the end of a step, or of a batch of the validation.
+    """Remember a signal until all processes agree on it, at the end of a step or of a batch of the validation.
 
-    A second Ctrl-C does not wait for that (the data may not come), but for the end of an optimizer step.
+    Lightning's own handlers run collectives, in which the processes may wait for one another forever. A second Ctrl-C
+    does not wait for the step (its data may never come), unless the optimizer is at work.
 
     Attributes:
-        whole: weights, averages and schedule belong to the same step; not so within an optimizer step.
+        whole: weights, averages and schedule are of the same step; not so within an optimizer step.
     """
 
     def __init__(self) -> None:
@@ -48,26 +48,25 @@ class StopRequest:
         self._before: dict[int, Any] = {}
 
     def install(self) -> None:
-        """Take the signals over; only a main thread can. What is ignored (nohup, `&` in a script) stays ignored."""
+        """Handle the signals; only a main thread can. Ignored ones (nohup, `&` in a script) stay ignored."""
         if threading.current_thread() is not threading.main_thread():
             return
         taken = [n for n in _SIGNALS if signal.getsignal(n) not in (signal.SIG_IGN, self._remember)]
         self._before |= {number: signal.signal(number, self._remember) for number in taken}
 
     def ignore(self) -> None:
-        """Let nothing interrupt what comes now."""
+        """Ignore the signals until `restore`."""
         for number in self._before:
             signal.signal(number, signal.SIG_IGN)
-        self._asked, self._interrupts = None, 0
 
     def restore(self) -> None:
-        """Give the signals back to who had them."""
+        """Give the signals back to their former handlers."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before, self._asked, self._interrupts = {}, None, 0
 
     def raise_if_asked(self, trainer: lightning.Trainer) -> None:
-        """Stop when any of the processes was asked; all must call it together.
+        """Stop all processes when one got a signal; a collective.
 
         Raises:
             Stopped: in all of them.
@@ -90,7 +89,7 @@ class StopRequest:
 
 
 class FirstError(lightning.Callback):
-    """Keeps the error that ended the run, whatever other callbacks, loggers and strategies raise while they end.
+    """Keep the error that ended the run, whatever callbacks, loggers and strategies raise after it.
 
     It must be the first of the callbacks.
     """
@@ -99,14 +98,14 @@ class FirstError(lightning.Callback):
         self.error: BaseException | None = None
 
     def on_exception(self, trainer: lightning.Trainer, pl_module: Any, exception: BaseException) -> None:
-        """Remember the error. Lightning would kill this process when another one has ended, while it may be saving."""
+        """Remember the error, and keep Lightning from killing this process, which may be saving, after another one."""
         self.error = self.error or exception
         for thread in threading.enumerate():
             if isinstance(thread, _ChildProcessObserver):
                 thread._child_processes = []  # `raised` ends them
 
     def raised(self, trainer: lightning.Trainer, error: BaseException) -> BaseException:
-        """What the command line is to end with when the trainer has raised `error`; ends the processes it started."""
+        """The error to end the command with, when the trainer raised `error`; ends the processes that it started."""
         first = self.error or error
         ends = _end_processes(trainer)
         if isinstance(first, SIGTERMException):
@@ -120,22 +119,21 @@ class FirstError(lightning.Callback):
         if not lost or trainer.world_size == 1 or not _OF_CONNECTIONS.search(str(first)):
             return first
         why = "; ".join(ends) or "its own line, or what started it, says why"
-        gloo = first_line(first).rpartition(".cc:")[2].partition("] ")[2].partition(". This")[0]
         return MegaSRError(
             f"rank {trainer.global_rank} waited in vain for another process in step {trainer.global_step}: {why} "
-            f"({gloo or first_line(first)})"
+            f"({first_line(first)})"
         )
 
 
 def _is_of_worker(error: BaseException) -> bool:
-    """Whether it is what a DataLoader has to say of a worker that was killed, or the pipe to it."""
+    """Whether a DataLoader, or the pipe to its worker, reports that the worker was killed."""
     if not isinstance(error, ConnectionError | EOFError):
         return isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker")
     return any("torch/utils/data" in frame.filename for frame in traceback.extract_tb(error.__traceback__))
 
 
 def _end_processes(trainer: lightning.Trainer) -> list[str]:
-    """Wait a little for the processes that the first one has started, kill the others, and say how each has ended."""
+    """Wait a little for the processes that the first one started, kill the others, and say how each ended."""
     launcher = trainer.strategy.launcher
     processes = launcher.procs if isinstance(launcher, _SubprocessScriptLauncher) else []
     ends, until = [], time.monotonic() + _PATIENCE_S

@@ -1,4 +1,4 @@
-"""The checkpoint that a run goes on from: written whole, in the background, sharded if the weights are."""
+"""The checkpoint that a run resumes from: written whole, in the background if asked for."""
 
 from __future__ import annotations
 
@@ -23,17 +23,18 @@ from megasr.training.ending import TERMINATED, Stopped, StopRequest
 
 SAVE_EVERY_N_STEPS = 500
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
-STOPPED = "stopped"  # an empty file: a signal ended the training, which wants to go on
+STOPPED = "stopped"  # an empty file: a signal ended the training, which is to be resumed
+NOT_WRITTEN = "{}: this checkpoint is left out, the training goes on, the one before is kept"
 
 
 class LastCheckpoint(ModelCheckpoint):
-    """Writes last.ckpt at the end of every epoch, every so many optimizer steps, and when the training is interrupted.
+    """Write last.ckpt after every epoch, every so many optimizer steps, and when the training is interrupted.
 
-    The one before is kept as previous.ckpt. A checkpoint that cannot be written (a full disk) is warned of, and the
-    training goes on. Ctrl-C, SIGTERM and SIGUSR1 end the step (or the batch of the validation), save, and end the
-    training with exit code 130 or 143, in all processes together. Upon an error the steps that are whole are saved, by
-    the first process alone under DDP; other strategies would need the processes that have failed, and save nothing.
-    Gradients that are being accumulated are not saved: the resumed step lacks them.
+    The one before is kept as previous.ckpt. A checkpoint that cannot be written (a full disk) is a warning. Ctrl-C,
+    SIGTERM and SIGUSR1 finish the step (or the batch of the validation), save, and end the training with exit code 130
+    or 143, in all processes together. After an error the finished steps are saved, by the first process alone under
+    DDP; other strategies would need the failed processes, and save nothing. Gradients that are being accumulated are
+    not saved: the resumed step lacks them.
 
     Args:
         folder: where last.ckpt is written.
@@ -53,11 +54,11 @@ class LastCheckpoint(ModelCheckpoint):
         use_checkpoint_files(trainer)
 
     def on_sanity_check_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Stop here as well when asked; there is nothing to save."""
+        """Handle signals here as well; there is nothing to save."""
         self._stop.install()
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """From here on everything is restored that a checkpoint holds."""
+        """From here on all that a checkpoint holds is restored."""
         super().on_train_start(trainer, pl_module)
         self._steps = self._first_step = trainer.global_step
         self._stop.whole, self._accumulates = True, False
@@ -66,14 +67,14 @@ class LastCheckpoint(ModelCheckpoint):
             self._path.with_name(STOPPED).unlink(missing_ok=True)
 
     def on_before_optimizer_step(self, trainer: lightning.Trainer, pl_module: Any, optimizer: Any) -> None:
-        """Weights, averages and schedule belong to different steps until the step is done."""
+        """Weights, averages and schedule are of different steps until this one is done."""
         self._stop.whole = False
 
     def on_train_batch_start(self, trainer: lightning.Trainer, *unused: Any) -> None:
         """Stop here, where the numbers of the step before are logged.
 
         Raises:
-            Stopped: a process was asked to stop.
+            Stopped: a process got a signal.
         """
         if not self._accumulates:
             self._stop.raise_if_asked(trainer)
@@ -81,7 +82,7 @@ class LastCheckpoint(ModelCheckpoint):
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *unused: Any
     ) -> None:
-        """Save after every so many steps; what is saved here does not replace the checkpoint of the epoch's end."""
+        """Save after every so many steps, beside the checkpoint of the epoch's end."""
         self._stop.whole = True
         self._accumulates = trainer.global_step == self._steps
         self._steps = trainer.global_step
@@ -93,16 +94,16 @@ class LastCheckpoint(ModelCheckpoint):
         """Do not finish a long validation.
 
         Raises:
-            Stopped: a process was asked to stop.
+            Stopped: a process got a signal.
         """
         if trainer.state.fn == TrainerFn.FITTING:
             self._stop.raise_if_asked(trainer)
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Give the signals back, and see to it that the last step is saved, whenever the validations were.
+        """Give the signals back, and save the last step, whenever the validations were.
 
         Raises:
-            MegaSRError: it cannot be: a training whose weights are lost has not succeeded.
+            MegaSRError: it cannot be written: a training whose weights are lost has not succeeded.
         """
         super().on_train_end(trainer, pl_module)
         self._stop.restore()
@@ -115,7 +116,7 @@ class LastCheckpoint(ModelCheckpoint):
             )
 
     def _lacks_steps(self, trainer: lightning.Trainer) -> bool:
-        """Whether last.ckpt is older than the training; all processes must ask together."""
+        """Whether last.ckpt is older than the training; a collective."""
         _wait_for_files(trainer)
         lacks = trainer.is_global_zero and _steps_in(self._path) not in (None, trainer.global_step)
         return bool(trainer.strategy.reduce_boolean_decision(lacks, all=False))
@@ -123,37 +124,39 @@ class LastCheckpoint(ModelCheckpoint):
     def on_exception(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
     ) -> None:
-        """Save the steps that are new, if they are whole."""
+        """Save the finished steps; nothing interrupts that."""
         self._stop.ignore()
         try:
             _wait_for_files(trainer)
             self._save_at_end(trainer, pl_module, stopped=isinstance(exception, Stopped))
             if isinstance(exception, Stopped) and exception.code == TERMINATED and trainer.is_global_zero:
-                self._path.with_name(STOPPED).touch()  # exit codes of many processes are not told apart by schedulers
+                self._path.with_name(STOPPED).touch()  # schedulers do not tell the exit codes of many processes apart
         except Exception as error:  # the exception that stopped the training is the one to be seen
             rank_zero_warn(f"{self._path} was not saved: {first_line(error)}")
+        finally:
+            self._stop.restore()
 
     def _save_at_end(self, trainer: lightning.Trainer, module: lightning.LightningModule, stopped: bool) -> None:
         if not self._stop.whole or trainer.global_step == self._first_step or trainer.fast_dev_run:
             return
-        before, alone = _identity(self._path), trainer.world_size == 1 or type(trainer.strategy) is DDPStrategy
+        alone = trainer.world_size == 1 or type(trainer.strategy) is DDPStrategy
         if stopped:
             trainer.save_checkpoint(self._path, weights_only=False)  # all processes are here
         elif alone and trainer.is_global_zero and _is_finite(module):
             checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
             trainer.strategy.save_checkpoint(checkpoint, self._path)
         _wait_for_files(trainer)
-        if _identity(self._path) not in (None, before):
+        if trainer.is_global_zero and _steps_in(self._path) == trainer.global_step:
             rank_zero_info(f"saved {trainer.global_step} steps: go on with --ckpt_path last")
 
 
 def _is_finite(module: lightning.LightningModule) -> bool:
-    """Weights that one step has broken show in the loss of the next one, which then ends the training."""
+    """A step that breaks the weights shows in the loss of the next one, which then ends the training."""
     return all(bool(torch.isfinite(p).all()) for p in module.parameters() if p.requires_grad)
 
 
 def _wait_for_files(trainer: lightning.Trainer) -> None:
-    """Of a CheckpointIO that writes in a thread; what it has to say of earlier files must not stop the next one."""
+    """Wait for a CheckpointIO that writes in a thread; errors of earlier files must not stop the next one."""
     try:
         trainer.strategy.checkpoint_io.teardown()
     except Exception as error:
@@ -161,7 +164,7 @@ def _wait_for_files(trainer: lightning.Trainer) -> None:
 
 
 def _steps_in(path: Path) -> int | None:
-    """The optimizer steps of a checkpoint: 0 when there is none, None when they are not said."""
+    """The optimizer steps of a checkpoint: 0 when there is none, None when it does not say."""
     if not path.exists():
         return 0
     try:
@@ -170,26 +173,17 @@ def _steps_in(path: Path) -> int | None:
         return None
 
 
-def _identity(path: Path) -> tuple[int, int] | None:
-    """What differs once a file or folder has been replaced; None when there is none."""
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_ino, status.st_mtime_ns
-
-
 class CheckpointFiles(TorchCheckpointIO):
-    """Reads and writes checkpoints: whole files, and folders of several processes."""
+    """Read and write checkpoints: whole files, and folders of several processes."""
 
     def load_checkpoint(self, path: Any, *unused: Any, **settings: Any) -> dict[str, Any]:
         """A checkpoint with tensors on the CPU, whatever Lightning's weights_only says. Raises as read_checkpoint."""
         return read_checkpoint(path)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write a file, whole or not at all. Only that of LastCheckpoint may fail: it is not what training is for.
+        """Write a file, whole or not at all. A last.ckpt that cannot be written is a warning.
 
-        The failure ends here, in the process that writes: the others wait for it afterwards.
+        The error ends in the process that writes: the others wait for it afterwards.
         """
         path = Path(path)
         try:
@@ -197,14 +191,17 @@ class CheckpointFiles(TorchCheckpointIO):
         except MegaSRError as error:
             if path.name != LAST:
                 raise
-            rank_zero_warn(f"{error}: this checkpoint is left out, the training goes on, the one before is kept")
+            rank_zero_warn(NOT_WRITTEN.format(error))
 
     def _write(self, checkpoint: dict[str, Any], path: Path) -> None:
         try:
             with open_whole(path) as file:
                 torch.save(checkpoint, file)
-                if path.name == LAST:
-                    _keep(path)
+                if path.name == LAST and path.is_file():
+                    link = path.with_name(f"{PREVIOUS}.link")
+                    link.unlink(missing_ok=True)
+                    os.link(path, link)  # a second name, under which it stays when it is replaced
+                    os.replace(link, path.with_name(PREVIOUS))
         except MegaSRError:
             raise
         except RuntimeError as error:  # torch's writer has no OSError for a full disk
@@ -212,32 +209,23 @@ class CheckpointFiles(TorchCheckpointIO):
 
 
 def use_checkpoint_files(trainer: lightning.Trainer) -> None:
-    """Replace what Lightning reads and writes checkpoints with: it unpickles what comes from the network unchecked."""
+    """Replace Lightning's own reader and writer of checkpoints, which unpickles remote files unchecked."""
     if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
         trainer.strategy.checkpoint_io = CheckpointFiles()
 
 
-def _keep(path: Path) -> None:
-    """Give the file a second name, under which it stays when it is replaced."""
-    if path.is_file():
-        link = path.with_name(f"{PREVIOUS}.link")
-        link.unlink(missing_ok=True)
-        os.link(path, link)
-        os.replace(link, path.with_name(PREVIOUS))
-
-
 def find_last(folder: Path) -> Path:
-    """The newest checkpoint of a run that is whole; one that is damaged is warned of.
+    """The newest checkpoint of a run that is whole; a damaged one is a warning.
 
     Raises:
         UsageError: there is none.
         MegaSRError: all are damaged.
     """
-    found = [path for name in (LAST, PREVIOUS) if (path := folder / name).exists()]
-    if not found:
+    paths = [path for name in (LAST, PREVIOUS) if (path := folder / name).exists()]
+    if not paths:
         raise UsageError(f"--ckpt_path last: there is no {LAST} in {folder}; leave the option out to start anew")
     damaged: list[str] = []
-    for path in found:
+    for path in paths:
         problem = damage(path)
         if problem is None:
             if damaged:
@@ -248,33 +236,32 @@ def find_last(folder: Path) -> Path:
 
 
 class AsyncCheckpointFiles(AsyncCheckpointIO):
-    """Copies what a checkpoint holds and writes it in a thread, as CheckpointFiles writes it: whole or not at all.
+    """Copy a checkpoint's tensors and write it in a thread, whole or not at all, as CheckpointFiles does.
 
-    The end of a training, whether by an error or a signal, waits for the file. One is written at a time: whoever is
-    faster than the disk waits, so there is one copy at most. What a failed write has to say comes with the next one, or
-    at the end.
+    One is written at a time, so there is one copy at most; the end of a training waits for it. The error of a failed
+    write comes with the next one, or at the end.
     """
 
     def __init__(self) -> None:
         super().__init__(CheckpointFiles())
 
     def teardown(self) -> None:
-        """Wait for the file that is being written. Raises what the write has raised, once."""
+        """Wait for the file that is being written. Raises the error of that write, once."""
         try:
             super().teardown()
         finally:
             self._error = None
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Copy, and begin to write. Raises what the write before has raised."""
+        """Copy, and begin to write. Raises the error of the write before."""
         self.teardown()
         super().save_checkpoint(checkpoint, path, storage_options)
 
     def load_checkpoint(self, path: Any, *settings: Any, **named: Any) -> dict[str, Any]:
         """A checkpoint with tensors on the CPU; waits for the one that is being written."""
         self.teardown()
-        found: dict[str, Any] = super().load_checkpoint(path, *settings, **named)
-        return found
+        checkpoint: dict[str, Any] = super().load_checkpoint(path, *settings, **named)
+        return checkpoint
 
     def remove_checkpoint(self, path: Any) -> None:
         """Remove a checkpoint; waits for the one that is being written."""

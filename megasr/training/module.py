@@ -24,7 +24,7 @@ from megasr.system import FrozenParts as FrozenParts
 from megasr.system import MegaSR, plain_settings
 from megasr.training.checkpoint import check_trained_state, check_training_state, initialise, trained_state
 from megasr.training.config import ObjectiveConfig, OptimizerConfig, SamplerConfig
-from megasr.training.sharding import ShardedStrategy, clip_norm
+from megasr.training.sharding import ShardedStrategy
 
 
 def trapezoid(step: int, steps: float, warmup_steps: int, decay_share: float) -> float:
@@ -253,12 +253,6 @@ class MegaSRModule(MegaSR, lightning.LightningModule):
             optimizer, lambda step: trapezoid(step, steps, settings.warmup_steps, decay)
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def configure_gradient_clipping(self, optimizer: Any, gradient_clip_val: Any, gradient_clip_algorithm: Any) -> None:
-        if gradient_clip_algorithm == "value":
-            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
-        elif gradient_clip_val:
-            clip_norm(self.parameters(), gradient_clip_val)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["state_dict"] = trained_state(self, checkpoint["state_dict"])

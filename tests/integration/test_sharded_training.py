@@ -8,6 +8,7 @@ from typing import Any
 import lightning
 import pytest
 import torch
+from torch.distributed.tensor import DTensor
 
 from data_pipelines.datamodules import PhotoDataModule
 from megasr.networks.config import AdapterConfig
@@ -16,7 +17,7 @@ from megasr.training.checkpoint import read_checkpoint
 from megasr.training.config import OptimizerConfig
 from megasr.training.last_checkpoint import CheckpointFiles
 from megasr.training.module import MegaSRModule
-from megasr.training.sharding import ShardedStrategy, local, whole
+from megasr.training.sharding import ShardedStrategy, local
 from tests.helpers.ranks import run_ranks
 from tests.helpers.training import LossCurve, make_module
 
@@ -44,7 +45,7 @@ class Draws(lightning.Callback):
         self.seen: list[tuple[str, int]] = []
 
     def on_fit_start(self, trainer: Any, module: Any) -> None:
-        self.initial = float(sum(whole(p.detach()).double().sum() for p in module.parameters() if p.requires_grad))
+        self.initial = float(sum(_whole(p.detach()).double().sum() for p in module.parameters() if p.requires_grad))
 
     def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.seen += zip(batch["keys"], outputs["timesteps"].tolist(), strict=True)
@@ -85,6 +86,10 @@ def train(
     total = sum(p.numel() for p in trained)
     shares = _here(trained) / total, _here(state) / (2 * total), _here([*ema.shadow.values()]) / total
     return curve.losses, shares, (draws.seen, draws.initial)
+
+
+def _whole(value: torch.Tensor) -> torch.Tensor:
+    return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 def _here(tensors: list[torch.Tensor]) -> int:

@@ -71,6 +71,16 @@ def test_a_signal_to_one_process_saves_and_stops_both_and_nothing_is_lost(tmp_pa
         assert rest == undisturbed[2:]
 
 
+def test_after_an_error_the_signals_are_given_back(tmp_path: Path) -> None:
+    def fail(*unused: Any) -> None:
+        raise KeyError("failed")
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyError):
+        train(tmp_path, 1, At(1, 0, fail))
+    assert signal.getsignal(signal.SIGINT) is before
+
+
 def loss_breaks_in_the_second(folder: Path) -> str:
     try:
         train(folder, 2, At(3, 1, lambda module, batch: _break(module)))
