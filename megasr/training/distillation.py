@@ -1,4 +1,4 @@
-"""PGFT: students learn from frozen teachers on lq (2503.08096 v2)."""
+"""PGFT: fine-tune extractors on lq towards their own answers on hq (2503.08096 v2)."""
 
 from __future__ import annotations
 
@@ -22,25 +22,22 @@ from megasr.semantics.clip import save_clip
 from megasr.semantics.taggers import ClipTagger
 from megasr.semantics.tags import TaggerConfig, build_tagger
 
-_SURE = 1e-4
+Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+Encoded = tuple[tuple[torch.Tensor, ...], dict[str, torch.Tensor]]  # representation, raw outputs
+CLIP = "clip"
 
 
-def edge_loss(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
-    """Kullback-Leibler divergence of the student's edge probabilities from the teacher's, of logits (B, 1, h, w)."""
-    return _bernoulli_divergence(student, teacher)
-
-
-def _bernoulli_divergence(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
-    """Binary cross-entropy without the teacher's own entropy: nothing is left when both agree."""
-    goal = teacher.sigmoid()
-    cross, own = (F.binary_cross_entropy_with_logits(logits, goal) for logits in (student, teacher))
+def binary_divergence(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """Mean KL divergence of the student's probabilities from the teacher's: logits of edges or of tags (2311.16518)."""
+    target = teacher.sigmoid()
+    cross, own = (F.binary_cross_entropy_with_logits(logits, target) for logits in (student, teacher))
     return cross - own
 
 
-def edge_divergence(found: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """The same of every pixel, of maps of probabilities in [0, 1]; what is surer than 1 in 10,000 is taken as that."""
-    q, p = (probability.clamp(_SURE, 1 - _SURE) for probability in (found, right))
-    return p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()
+def class_divergence(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """KL divergence of the student's classes from the teacher's, logits (B, K, ...); mean per pixel."""
+    per_class = F.kl_div(student.log_softmax(1), teacher.log_softmax(1), reduction="none", log_target=True)
+    return per_class.sum(1).mean()
 
 
 def relative_depth_loss(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
@@ -49,43 +46,19 @@ def relative_depth_loss(student: torch.Tensor, teacher: torch.Tensor) -> torch.T
 
 
 def _normalised(inverse: torch.Tensor) -> torch.Tensor:
-    """Shift and scale of every image taken out: its median and mean absolute deviation."""
+    """Subtract every image's median, divide by its mean absolute deviation."""
     flat = inverse.flatten(1)
     centred = flat - flat.median(dim=1, keepdim=True).values
     return centred / centred.abs().mean(dim=1, keepdim=True).clamp(min=1e-6)
 
 
-def absolute_loss(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
-    """Mean absolute error: of normals, and of inverse depth whose scale means something."""
-    return F.l1_loss(student, teacher)
-
-
-def class_loss(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
-    """Kullback-Leibler divergence of the student's classes from the teacher's, logits (B, K, ...); mean per pixel."""
-    per_class = F.kl_div(student.log_softmax(1), teacher.log_softmax(1), reduction="none", log_target=True)
-    return per_class.sum(1).mean()
-
-
-def tag_loss(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
-    """The same of tag logits (B, T), every tag for itself (as DAPE's, 2311.16518)."""
-    return _bernoulli_divergence(student, teacher)
-
-
 def representation_loss(student: tuple[torch.Tensor, ...], teacher: tuple[torch.Tensor, ...]) -> torch.Tensor:
-    """Mean squared error of every feature map, each in units of the teacher's own mean square, then the mean of all.
-
-    The unit makes coarse and fine features, and networks of other scales, count alike.
-    """
+    """Mean over the feature maps of their mean squared errors, each relative to the teacher's mean square."""
     relative = [
-        F.mse_loss(own, goal) / goal.square().mean().clamp(min=1e-12)
-        for own, goal in zip(student, teacher, strict=True)
+        F.mse_loss(own, target) / target.square().mean().clamp(min=1e-12)
+        for own, target in zip(student, teacher, strict=True)
     ]
     return torch.stack(relative).mean()
-
-
-Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-Seen = tuple[tuple[torch.Tensor, ...], dict[str, torch.Tensor]]  # representation, raw outputs
-CLIP = "clip"
 
 
 class Student(nn.Module):
@@ -104,12 +77,12 @@ class Student(nn.Module):
         """The part of the network that is trained."""
         return self.network
 
-    def look(self, images: torch.Tensor, wants_outputs: bool) -> Seen:
-        """(B, 3, H, W) in [0, 1] -> the representation, and the raw outputs when they are wanted."""
+    def encode(self, images: torch.Tensor, with_outputs: bool) -> Encoded:
+        """(B, 3, H, W) in [0, 1] -> the representation, and the raw outputs if asked for."""
         raise NotImplementedError
 
     def answers(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
-        """What is used of the network, by name: maps in [0, 1], tokens, probabilities of tags."""
+        """What the network is used for, by name: maps in [0, 1], tokens, probabilities of tags."""
         raise NotImplementedError
 
     def export(self, folder: Path) -> None:
@@ -118,7 +91,7 @@ class Student(nn.Module):
 
 
 class MapStudent(Student):
-    """A network that makes guidance maps.
+    """An extractor of guidance maps.
 
     Args:
         guidance: the guidance type that names the loader.
@@ -128,16 +101,16 @@ class MapStudent(Student):
     def __init__(self, guidance: str, source: str) -> None:
         super().__init__()
         self.network: MapNetwork = load_network(get_guidance(guidance), source)
-        depth = relative_depth_loss if self.network.relative_depth else absolute_loss
-        known: dict[str, Loss] = {
-            "hed": edge_loss, "sketch": edge_loss, "depth": depth,
-            "normal": absolute_loss, "segmentation": class_loss,
+        losses: dict[str, Loss] = {
+            "hed": binary_divergence, "sketch": binary_divergence, "normal": F.l1_loss,
+            "depth": relative_depth_loss if self.network.relative_depth else F.l1_loss,
+            "segmentation": class_divergence,
         }  # fmt: skip
-        self.outputs = {name: known[name] for name in self.network.outputs}
+        self.outputs = {name: losses[name] for name in self.network.outputs}
 
-    def look(self, images: torch.Tensor, wants_outputs: bool) -> Seen:
+    def encode(self, images: torch.Tensor, with_outputs: bool) -> Encoded:
         representation = self.network.encode(Views(images))
-        return representation, self.network.decode(representation, self.network.outputs) if wants_outputs else {}
+        return representation, self.network.decode(representation, self.network.outputs) if with_outputs else {}
 
     def answers(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         return self.network(Views(images), self.network.gives)
@@ -159,16 +132,16 @@ class ClipStudent(Student):
         tagger = build_tagger(TaggerConfig("clip", model=source, vocabulary=vocabulary))
         assert isinstance(tagger, ClipTagger)
         self.tagger, self.network = tagger, tagger.clip
-        # A CLIP that was trained to compare texts cannot say how true one is: its tags are a distribution.
-        self.outputs = {"tags": tag_loss if tagger.is_sigmoid else class_loss}
+        # A CLIP with a softmax loss gives no probability of a single text: its tags are one distribution.
+        self.outputs = {"tags": binary_divergence if tagger.is_sigmoid else class_divergence}
 
     @property
     def tuned(self) -> nn.Module:
         return self.tagger.clip.visual
 
-    def look(self, images: torch.Tensor, wants_outputs: bool) -> Seen:
+    def encode(self, images: torch.Tensor, with_outputs: bool) -> Encoded:
         tokens, logits = self.tagger.analyse(images)
-        return (tokens,), {"tags": logits} if wants_outputs else {}
+        return (tokens,), {"tags": logits} if with_outputs else {}
 
     def answers(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         tokens, logits = self.tagger.analyse(images)
@@ -178,20 +151,21 @@ class ClipStudent(Student):
         save_clip(self.network, folder)
 
 
-def answer_error(name: str, found: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """How wrong an answer is, (B,).
+def answer_error(name: str, answer: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Error of an answer against the target, (B,).
 
-    The share of pixels of another class; the squared error of tokens in units of their own square; of edges the
-    Kullback-Leibler divergence from the right probabilities in nats per pixel (a mean absolute error would praise a map
-    without edges, as most pixels have none); else the mean absolute error.
+    Segmentation: share of wrong pixels. Tokens: squared error relative to their square. Edges: KL divergence in nats
+    per pixel of probabilities clamped to [1e-4, 1 - 1e-4] (a mean absolute error would praise a map without edges).
+    Others: mean absolute error.
     """
     if name in ("hed", "sketch"):
-        return edge_divergence(found, right).flatten(1).mean(1)
+        q, p = (probability.clamp(1e-4, 1 - 1e-4) for probability in (answer, target))
+        return (p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()).flatten(1).mean(1)
     if name == "segmentation":
-        return (found != right).any(1).float().mean((1, 2))
+        return (answer != target).any(1).float().mean((1, 2))
     if name == "tokens":
-        return (found - right).square().flatten(1).sum(1) / right.square().flatten(1).sum(1)
-    return (found - right).abs().flatten(1).mean(1)
+        return (answer - target).square().flatten(1).sum(1) / target.square().flatten(1).sum(1)
+    return (answer - target).abs().flatten(1).mean(1)
 
 
 def load_student(network: str, source: str, vocabulary: str) -> Student:
@@ -213,17 +187,17 @@ _PROBE_PX = 64
 
 
 class DistillationModule(PretrainingModule):
-    """Tune an extractor for degraded images; what is exported loads wherever the plain one does.
+    """Tune an extractor for degraded images; its export loads wherever the plain one does.
 
     Args:
-        network: `clip` (its vision tower, and the tagger on it), or the guidance type that names the loader: hed,
-            sketch, depth, segmentation. A network that makes several maps is tuned for all of them.
-        source: of its weights, as model.extractors.sources and model.vision name them.
-        strategy: `representation` matches the features of the encoder, `output` what comes out, `both` the two.
-        representation_weight: weight of the features beside the outputs; used by `both`.
-        output_weights: output -> weight of its loss; 1 for what is not named.
+        network: `clip` (vision tower and tagger), or the guidance type that names the loader: hed, sketch, depth,
+            segmentation. A network that makes several maps is tuned for all of them.
+        source: of its weights, as in model.extractors.sources and model.vision.
+        strategy: match the features of the encoder (`representation`), the outputs (`output`), or `both`.
+        representation_weight: of the features beside the outputs; used by `both`.
+        output_weights: output -> weight of its loss; 1 for the others.
         lora_rank: rank of LoRA (2106.09685) in every linear layer and convolution; 0 trains all weights.
-        vocabulary: words of clip's tagger, see megasr.semantics.tags; the tiny CLIP's own when empty.
+        vocabulary: of clip's tagger, see megasr.semantics.tags; the tiny CLIP's own when empty.
         settings: see PretrainingModule.
 
     Raises:
@@ -257,13 +231,14 @@ class DistillationModule(PretrainingModule):
             )
         if lora_rank < 0:
             raise UsageError(f"model.lora_rank must not be negative, got {lora_rank}")
-        self._lora = _add_lora(self.student.tuned, lora_rank, self.seed) if lora_rank else None
-        if self._lora is None:
+        # In a list, so that no checkpoint holds its weights twice.
+        self._lora = [_add_lora(self.student.tuned, lora_rank, self.seed)] if lora_rank else []
+        if not lora_rank:
             self.student.tuned.requires_grad_(True)
-        self._freeze_what_is_not_reached()
+        self._freeze_unused()
 
     def train(self, mode: bool = True) -> DistillationModule:
-        """The student keeps the behaviour that it is used with: no dropout, no new statistics of batches."""
+        """The student stays in evaluation mode: no dropout, no new batch statistics."""
         return super().train(False)
 
     def training_step(self, batch: SRBatch, batch_index: int) -> torch.Tensor:
@@ -276,21 +251,21 @@ class DistillationModule(PretrainingModule):
 
     @torch.no_grad()
     def validation_step(self, batch: SRBatch, batch_index: int) -> None:
-        """Error of what is used, of lq against the teacher's of hq: by the student, and by the teacher on lq."""
-        lq_up, right = lq_up_of(batch), self.teacher.answers(batch["hq"])
+        """Error of the answers on lq against the teacher's on hq: the student's, and the teacher's own."""
+        lq_up, targets = lq_up_of(batch), self.teacher.answers(batch["hq"])
         for label, network in (("error", self.student), ("error_before", self.teacher)):
-            found = network.answers(lq_up)
-            errors = {f"val/{name}_{label}": answer_error(name, found[name], right[name]).mean() for name in found}
+            answers = network.answers(lq_up)
+            errors = {f"val/{n}_{label}": answer_error(n, answers[n], targets[n]).mean() for n in answers}
             self.log_dict(errors, prog_bar=label == "error", batch_size=len(lq_up), sync_dist=True)
 
     def _losses(self, hq: torch.Tensor, lq_up: torch.Tensor) -> dict[str, torch.Tensor]:
-        wants_outputs = self.strategy != "representation"
+        with_outputs = self.strategy != "representation"
         with torch.no_grad():
-            goal, right = self.teacher.look(hq, wants_outputs)
-        own, found = self.student.look(lq_up, wants_outputs)
-        losses = {} if self.strategy == "output" else {"representation": representation_loss(own, goal)}
-        if wants_outputs:
-            losses |= {name: loss(found[name], right[name]) for name, loss in self.student.outputs.items()}
+            target, target_outputs = self.teacher.encode(hq, with_outputs)
+        own, outputs = self.student.encode(lq_up, with_outputs)
+        losses = {} if self.strategy == "output" else {"representation": representation_loss(own, target)}
+        if with_outputs:
+            losses |= {name: loss(outputs[name], target_outputs[name]) for name, loss in self.student.outputs.items()}
         return losses
 
     def _weight(self, name: str) -> float:
@@ -298,8 +273,8 @@ class DistillationModule(PretrainingModule):
             return self.representation_weight if self.strategy == "both" else 1.0
         return self.output_weights.get(name, 1.0)
 
-    def _freeze_what_is_not_reached(self) -> None:
-        """Parameters without a gradient would make DDP wait for them: the heads, when only features are matched."""
+    def _freeze_unused(self) -> None:
+        """Freeze parameters without a gradient (heads, when only features are matched): DDP would wait for them."""
         trained = [p for p in self.student.parameters() if p.requires_grad]
         grey = torch.full((1, 3, _PROBE_PX, _PROBE_PX), 0.5)
         losses = self._losses(grey, grey * 0.9)
@@ -309,11 +284,10 @@ class DistillationModule(PretrainingModule):
 
     def export(self, folder: Path) -> None:
         """Write the tuned network, LoRA merged into its weights, in the format that it was loaded from."""
-        if self._lora is None:
-            return self.student.export(folder)
-        tuned = copy.deepcopy(self.student)
-        _merge_lora(tuned.tuned)
-        return tuned.export(folder)
+        student, loras = copy.deepcopy((self.student, self._lora))
+        for lora in loras:
+            lora.merge_and_unload()
+        student.export(folder)
 
 
 def lq_up_of(batch: SRBatch) -> torch.Tensor:
@@ -328,8 +302,8 @@ def lq_up_of(batch: SRBatch) -> torch.Tensor:
 
 
 def _add_lora(network: nn.Module, rank: int, seed: int) -> Any:
-    """Put LoRA layers into a network, in place; all other weights are frozen."""
-    from peft import LoraConfig, inject_adapter_in_model
+    """Put LoRA layers into a network, in place, freeze all other weights, and return peft's LoraModel."""
+    from peft import LoraConfig, LoraModel
 
     layers = (nn.Linear, nn.Conv2d, nn.MultiheadAttention)
     attention = [name for name, part in network.named_modules() if isinstance(part, nn.MultiheadAttention)]
@@ -343,24 +317,4 @@ def _add_lora(network: nn.Module, rank: int, seed: int) -> Any:
     config = LoraConfig(r=rank, lora_alpha=rank, target_modules=targets)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return inject_adapter_in_model(config, network)
-
-
-def _merge_lora(network: nn.Module) -> None:
-    """Add what LoRA has learnt to the weights and take its layers out, in place."""
-    from peft.tuners.lora.layer import MultiheadAttention
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    done: list[str] = []
-    for name, layer in list(network.named_modules()):
-        # What lies inside a layer of attention goes with it.
-        if not isinstance(layer, BaseTunerLayer) or any(name.startswith(f"{outer}.") for outer in done):
-            continue
-        done.append(name)
-        if isinstance(layer, MultiheadAttention):
-            plain = layer.unload_and_optionally_merge_module(merge=True, safe_merge=False, adapter_names=None)
-        else:
-            layer.merge()
-            plain = layer.get_base_layer()
-        parent, _, child = name.rpartition(".")
-        setattr(network.get_submodule(parent), child, plain)
+        return LoraModel(network, config, "default")
