@@ -1,4 +1,4 @@
-"""Callbacks: EMA, progress."""
+"""Callbacks: EMA and progress."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from megasr.training.sharding import like, local
 class EMA(lightning.Callback):
     """Exponential moving average of the trained parameters, used for validation, testing and inference.
 
-    Only what is trained is averaged, so a frozen prior costs nothing. The decay is warmed up as
-    min(decay, (1 + n) / (10 + n)) after n optimizer steps, so that short runs are not dominated by their first weights.
+    The frozen prior is not averaged. The decay is warmed up as min(decay, (1 + n) / (10 + n)) after n optimizer steps,
+    so that the first weights do not dominate short runs.
 
     Args:
         decay: share of the old average that is kept per optimizer step, in [0, 1).
@@ -41,7 +41,7 @@ class EMA(lightning.Callback):
             self.shadow = {name: p.detach().clone() for name, p in self._trained(pl_module).items()}
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        # What was restored is whole and on the CPU, and with some strategies it is restored after on_fit_start.
+        # A restored average is whole and on the CPU, and some strategies restore it after on_fit_start.
         trained = self._trained(pl_module)
         self.shadow = {name: like(value, trained[name]) for name, value in self.shadow.items()}
 
@@ -49,9 +49,8 @@ class EMA(lightning.Callback):
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *unused: object
     ) -> None:
-        # Gradient accumulation: the weights move once per optimizer step, not once per batch.
         if trainer.global_step == self._updates:
-            return
+            return  # gradients are accumulated
         self._updates = trainer.global_step
         decay = min(self.decay, (1 + self._updates) / (10 + self._updates))
         trained = self._trained(pl_module)
@@ -88,7 +87,7 @@ class EMA(lightning.Callback):
     def on_exception(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
     ) -> None:
-        # An error inside validation must not leave the averaged weights where the raw ones are saved from.
+        # After an error inside validation the raw weights are saved.
         self.swap_out(pl_module)
 
     def state_dict(self) -> dict[str, Any]:
@@ -100,7 +99,7 @@ class EMA(lightning.Callback):
 
 
 class StepProgress(ProgressBar):
-    """Steps done of all, time left and the numbers that are logged for it: a bar, or a line per minute in a file."""
+    """Steps, time left and the numbers logged with prog_bar: a bar, or a line per minute where there is no terminal."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -108,15 +107,12 @@ class StepProgress(ProgressBar):
         self._advance: Any = None
 
     def disable(self) -> None:
-        """Show nothing: Lightning asks for it on all processes but the first."""
-        self._enabled = False
+        self._enabled = False  # Lightning calls it on all processes but the first
 
     def enable(self) -> None:
-        """Show it again."""
         self._enabled = True
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
-        """Open the progress of the command."""
         super().setup(trainer, pl_module, stage)
         if trainer.is_global_zero and self._advance is None:
             from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
@@ -125,33 +121,22 @@ class StepProgress(ProgressBar):
             self._advance = self._open.enter_context(progress_bars(BarColumn(), MofNCompleteColumn(), numbers))
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Say how large it is."""
         sizes = {True: 0, False: 0}
         for parameter in pl_module.parameters():
             sizes[parameter.requires_grad] += parameter.numel()
         rank_zero_info(f"{sizes[True] / 1e6:.1f} M parameters are trained, {sizes[False] / 1e6:.1f} M are frozen")
 
     def on_fit_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Say where the results are."""
         rank_zero_info(f"{trainer.global_step} steps are done; the run is in {trainer.default_root_dir}")
 
-    def on_train_batch_end(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *unused: object
-    ) -> None:
-        """An optimizer step may take several batches."""
+    def on_train_batch_end(self, trainer: lightning.Trainer, *unused: Any) -> None:
         self._show("training", trainer.global_step, trainer.estimated_stepping_batches)
 
-    def on_validation_batch_end(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *unused: Any, **named: Any
-    ) -> None:
-        """Within a training it has no bar of its own."""
+    def on_validation_batch_end(self, trainer: lightning.Trainer, *unused: Any, **named: Any) -> None:
         if not trainer.sanity_checking and trainer.state.fn == "validate":
             self._show("validating", _batches(trainer), sum(trainer.num_val_batches))
 
-    def on_test_batch_end(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *unused: Any, **named: Any
-    ) -> None:
-        """Restoring takes most of the time."""
+    def on_test_batch_end(self, trainer: lightning.Trainer, *unused: Any, **named: Any) -> None:
         self._show("restoring and measuring", _batches(trainer), sum(trainer.num_test_batches))
 
     def _show(self, name: str, done: int, total: float) -> None:
@@ -161,16 +146,11 @@ class StepProgress(ProgressBar):
             self._advance(name, done, int(total) if total not in (-1, float("inf")) else None, numbers=numbers)
 
     def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
-        """Close it."""
         self._open.close()
         self._advance = None
 
-    def on_exception(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
-    ) -> None:
-        """Leave the terminal to the message."""
-        self._open.close()
-        self._advance = None
+    def on_exception(self, trainer: lightning.Trainer, *unused: Any) -> None:
+        self.teardown(trainer, trainer.lightning_module, "")  # the terminal is for the message
 
 
 def _batches(trainer: lightning.Trainer) -> int:

@@ -1,4 +1,4 @@
-"""How an adapter is trained and sampled. Frozen objects; every field has an effect."""
+"""How an adapter is trained and sampled; every field has an effect."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from megasr.names import split_names
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
-    """What is dropped in training, so that classifier-free guidance has an unconditional model.
+    """Dropout of the conditions, which classifier-free guidance needs, and timesteps of the loss.
 
     Args:
         text_dropout: share of samples whose tags are replaced by the empty prompt (SeeSR: 0.5).
         guidance_dropout: share of samples whose guidance maps are all set to zero.
-        type_dropout: share of samples whose map of one type is set to zero, drawn for each type on its own; half makes
-            every combination of types as likely as any other. None drops none alone.
-        timestep_fraction: share of the noise schedule, from its clean end, that is trained on, in (0, 1]. A sampler
-            that starts from lq at sampler.start_fraction never sees the rest; it may not start above.
+        type_dropout: share of samples whose map of one type is set to zero, drawn for each type on its own: 0.5 makes
+            all combinations of types equally likely. None is 0.
+        timestep_fraction: share of the noise schedule, from its clean end, that is trained on, in (0, 1]; at least
+            sampler.start_fraction.
         validation_timesteps: number of fixed, stratified timesteps of the validation loss.
     """
 
@@ -47,12 +47,12 @@ class OptimizerConfig:
     Args:
         learning_rate: after the warm-up and before the decay.
         warmup_steps: optimizer steps of linear warm-up from 0.
-        decay_share: share of all steps, at the end of training, in which the rate falls in a line to 0, in [0, 1].
+        decay_share: share of all steps, at the end of training, of the linear decay to 0, in [0, 1].
         weight_decay: AdamW's.
         beta1: AdamW's.
         beta2: AdamW's.
-        state_bits: 8 keeps both averages of AdamW in 8 bits (2110.02861, bitsandbytes; a GPU is needed), a quarter of
-            the memory; None keeps them as precise as the weights.
+        state_bits: 8 keeps AdamW's moments in 8 bits (2110.02861, bitsandbytes; needs a GPU, not with
+            ShardedStrategy), a quarter of the memory; None keeps them in the dtype of the weights.
     """
 
     learning_rate: float = 5e-5
@@ -79,15 +79,15 @@ class SamplerConfig:
     Args:
         num_steps: steps of the solver.
         guidance_scale: strength of classifier-free guidance on the text; 1 switches it off and halves the cost.
-        start: begin with pure `noise`, or with the latent of lq_up plus noise (`lq`, SeeSR's LRE).
+        start: begin with pure `noise`, or with the noised latent of lq_up (`lq`, SeeSR's LRE).
         start_fraction: where in the noise schedule to begin, in (0, 1]; below 1 only with start `lq`.
         positive_prompt: appended to the tags (SeeSR: "clean, high-resolution, 8k").
         negative_prompt: the other half of classifier-free guidance; used when guidance_scale is not 1.
-        shown_guidance: types of the adapter whose maps it is shown, the others' are zero as in dropout; oracle_depth
-            shows the depth of hq in the place of depth. None shows all.
-        solver: how a step is made (megasr.diffusion.sampling); None is `ddim`.
-        guidance_interval: part of the noise schedule, as two fractions from its clean end, in which there is
-            classifier-free guidance (2404.07724); the steps outside cost half. None is all of it.
+        shown_guidance: types whose maps the adapter gets, the others' are zero as in dropout; oracle_depth gives the
+            depth of hq in the place of depth. None gives all.
+        solver: see megasr.diffusion.sampling; None is `ddim`.
+        guidance_interval: part of the noise schedule, as two fractions from its clean end, with classifier-free
+            guidance (2404.07724); steps outside cost half. None is all of it.
     """
 
     num_steps: int = 20

@@ -1,4 +1,4 @@
-"""Where a checkpoint lies, and what the folder of a run holds from before; without torch."""
+"""Where a checkpoint lies, and what a run's folder holds already; without torch."""
 
 from __future__ import annotations
 
@@ -29,9 +29,8 @@ def find_checkpoint(source: str | Path) -> Path:
 
 
 def no_checkpoint(source: str | Path) -> MegaSRError:
-    """What is said where there is none."""
-    known = ", ".join(SHIPPED)
-    return MegaSRError(f"no checkpoint {source}: give the path of one that `megasr fit` wrote, or {known}")
+    """The error of a missing checkpoint."""
+    return MegaSRError(f"no checkpoint {source}: give the path of one that `megasr fit` wrote, or {', '.join(SHIPPED)}")
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
@@ -43,7 +42,7 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 
 
 def refuse_another_run(config_file: Path, resumes: bool) -> None:
-    """Refuse to start a run in a folder that holds one. One that has failed before its first step is replaced.
+    """Refuse to start a run in a folder that holds one; one that failed before its first step is replaced.
 
     Raises:
         UsageError: there are checkpoints or rows of numbers, and the new run does not resume.

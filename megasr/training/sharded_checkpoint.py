@@ -1,6 +1,6 @@
-"""Checkpoints whose tensors are spread over processes: gathered into one file, or written as a folder (DCP).
+"""Checkpoints whose tensors are sharded over processes: gathered into one file, or written as a folder (DCP).
 
-A folder holds what torch.distributed.checkpoint writes, every process its own share, and `plain.pt` with all the rest.
+A folder holds what torch.distributed.checkpoint writes, every process its own shard, and `plain.pt` with all the rest.
 It is written beside its place and renamed when it is whole.
 """
 
@@ -26,32 +26,27 @@ _SEPARATOR = "\x1f"  # joins the keys of nested dictionaries; in no key
 
 
 def is_sharded(path: Path) -> bool:
-    """Whether a checkpoint is a folder that processes have written together."""
+    """Whether a checkpoint is a folder that several processes wrote."""
     return (path / PLAIN).is_file()
 
 
 def gather(checkpoint: dict[str, Any], keep: bool) -> dict[str, Any]:
-    """The checkpoint with every spread tensor whole and on the CPU. All processes must call it together.
+    """The checkpoint with sharded tensors whole and on the CPU, or None in their places if not `keep`; a collective."""
 
-    Args:
-        checkpoint: nested dictionaries and lists.
-        keep: whether this process wants the result; others give their shares and get None in the tensors' places.
-    """
-
-    def whole(value: DTensor) -> torch.Tensor | None:
+    def gathered(value: DTensor) -> torch.Tensor | None:
         tensor = value.full_tensor()
         return tensor.cpu() if keep else None
 
-    return _replaced(checkpoint, whole)
+    return _replaced(checkpoint, gathered)
 
 
 def write_sharded(checkpoint: dict[str, Any], folder: Path, keep: Path | None = None) -> None:
-    """Write a checkpoint as a folder. All processes must call it together.
+    """Write a checkpoint as a folder; a collective.
 
     Args:
         checkpoint: nested dictionaries and lists.
         folder: where it appears when it is whole.
-        keep: where the one goes that was there; None removes it.
+        keep: where the earlier one is moved to; None removes it.
 
     Raises:
         MegaSRError: it cannot be written; what was there before is still there.
@@ -59,7 +54,7 @@ def write_sharded(checkpoint: dict[str, Any], folder: Path, keep: Path | None = 
     import torch.distributed.checkpoint as dcp
 
     first = not dist.is_initialized() or dist.get_rank() == 0
-    spread = {_SEPARATOR.join(path): value for path, value in named_tensors(checkpoint) if isinstance(value, DTensor)}
+    sharded = {_SEPARATOR.join(path): value for path, value in named_tensors(checkpoint) if isinstance(value, DTensor)}
     place, problem = part_of(folder), None
     with ExitStack() as stack:
         try:
@@ -69,7 +64,7 @@ def write_sharded(checkpoint: dict[str, Any], folder: Path, keep: Path | None = 
             problem = str(error)
         _raise_together(folder, problem)
         try:
-            dcp.save(spread, checkpoint_id=place)
+            dcp.save(sharded, checkpoint_id=place)
             if first:
                 torch.save(_replaced(checkpoint, lambda _: None), place / PLAIN)
         except (OSError, RuntimeError, dcp.api.CheckpointException) as error:
@@ -78,7 +73,7 @@ def write_sharded(checkpoint: dict[str, Any], folder: Path, keep: Path | None = 
 
 
 def _raise_together(folder: Path, problem: str | None) -> None:
-    """Raise in all processes when one has failed: the others would wait for it."""
+    """Raise in all processes when one failed: the others would wait for it."""
     problems: list[str | None] = [problem]
     if dist.is_initialized():
         problems = [None] * dist.get_world_size()
@@ -88,7 +83,7 @@ def _raise_together(folder: Path, problem: str | None) -> None:
 
 
 def read_sharded(folder: Path) -> dict[str, Any]:
-    """The checkpoint of a folder with whole tensors on the CPU. Needs no other process.
+    """The checkpoint of a folder, with whole tensors on the CPU; needs no other process.
 
     Raises:
         OSError: it is damaged, or holds other things than tensors and plain data.
@@ -97,7 +92,7 @@ def read_sharded(folder: Path) -> dict[str, Any]:
 
     checkpoint: dict[str, Any] = read_saved(folder / PLAIN)
     metadata, reader = _read_metadata(folder), dcp.FileSystemReader(folder)
-    reader.read_metadata = lambda *_, **__: metadata  # type: ignore[method-assign]  # its own would unpickle anything
+    reader.read_metadata = lambda *_, **__: metadata  # type: ignore[method-assign]  # its own unpickles anything
     try:
         tensors = {
             name: torch.empty(one.size, dtype=one.properties.dtype)
@@ -116,11 +111,10 @@ def read_sharded(folder: Path) -> dict[str, Any]:
 
 
 def _read_metadata(folder: Path) -> Any:
-    """What torch.distributed.checkpoint wrote into .metadata: where each part of each tensor lies.
+    """torch.distributed.checkpoint's .metadata: where each part of each tensor lies.
 
     Raises:
-        OSError: it is damaged, holds other objects, names files elsewhere, or something else than tensors: torch
-            unpickles everything else without a check.
+        OSError: it is damaged, or names files elsewhere or something else than tensors, which torch would unpickle.
     """
     from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
@@ -140,7 +134,7 @@ def _read_metadata(folder: Path) -> Any:
 
 
 class _MetadataUnpickler(pickle.Unpickler):
-    """Makes nothing but what torch.distributed.checkpoint itself writes into .metadata."""
+    """Unpickle only what torch.distributed.checkpoint writes into .metadata."""
 
     def find_class(self, module: str, name: str) -> Any:
         """A class of torch's metadata.
@@ -153,7 +147,7 @@ class _MetadataUnpickler(pickle.Unpickler):
         ):
             return super().find_class(module, name)
         if (module, name) == ("torch.serialization", "_get_layout") or module.startswith("pathlib"):
-            return _nothing  # every layout is dense; the path is the one at which the folder was written
+            return lambda *_: None  # every layout is dense; the path is where the folder was written
         raise OSError(f".metadata holds {module}.{name}; only places of tensors are read, other objects could run code")
 
 
@@ -165,10 +159,6 @@ _METADATA = {
         "_MEM_FORMAT_ENCODING",
     ),
 }  # fmt: skip
-
-
-def _nothing(*unused: Any) -> None:
-    """Stands for an object that is not made."""
 
 
 def _key(node: Any, text: str) -> Any:
@@ -191,7 +181,7 @@ def named_tensors(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tupl
 
 
 def _replaced(value: Any, change: Any) -> Any:
-    """A copy of nested dictionaries and lists in which every spread tensor is changed."""
+    """A copy of nested dictionaries and lists in which every sharded tensor is changed."""
     if isinstance(value, DTensor):
         return change(value)
     if isinstance(value, dict):
@@ -202,7 +192,7 @@ def _replaced(value: Any, change: Any) -> Any:
 
 
 def damage_of_folder(folder: Path) -> str | None:
-    """What is wrong with a folder, None when every byte is as it was written."""
+    """What is wrong with a folder; None when every CRC fits."""
     try:
         if damaged_record(folder / PLAIN) is not None:
             return f"{PLAIN} was changed or cut off after it was written"
