@@ -61,41 +61,17 @@ def representation_loss(student: tuple[torch.Tensor, ...], teacher: tuple[torch.
     return torch.stack(relative).mean()
 
 
-class Student(nn.Module):
-    """A network to tune.
-
-    Attributes:
-        network: what is loaded and exported.
-        outputs: output name -> its loss against the teacher's.
-    """
-
-    network: nn.Module
-    outputs: dict[str, Loss]
-
-    @property
-    def tuned(self) -> nn.Module:
-        """The part of the network that is trained."""
-        return self.network
-
-    def encode(self, images: torch.Tensor, with_outputs: bool) -> Encoded:
-        """(B, 3, H, W) in [0, 1] -> the representation, and the raw outputs if asked for."""
-        raise NotImplementedError
-
-    def answers(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
-        """What the network is used for, by name: maps in [0, 1], tokens, probabilities of tags."""
-        raise NotImplementedError
-
-    def export(self, folder: Path) -> None:
-        """Write the network in the format that it was loaded from."""
-        raise NotImplementedError
-
-
-class MapStudent(Student):
-    """An extractor of guidance maps.
+class MapStudent(nn.Module):
+    """An extractor of guidance maps, to be tuned.
 
     Args:
         guidance: the guidance type that names the loader.
         source: of the weights.
+
+    Attributes:
+        network: what is loaded and exported.
+        tuned: the part of it that is trained.
+        outputs: output name -> its loss against the teacher's.
     """
 
     def __init__(self, guidance: str, source: str) -> None:
@@ -108,19 +84,26 @@ class MapStudent(Student):
         }  # fmt: skip
         self.outputs = {name: losses[name] for name in self.network.outputs}
 
+    @property
+    def tuned(self) -> nn.Module:
+        return self.network
+
     def encode(self, images: torch.Tensor, with_outputs: bool) -> Encoded:
+        """(B, 3, H, W) in [0, 1] -> the representation, and the raw outputs if asked for."""
         representation = self.network.encode(Views(images))
         return representation, self.network.decode(representation, self.network.outputs) if with_outputs else {}
 
     def answers(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What the network is used for, by name: maps in [0, 1], tokens, probabilities of tags."""
         return self.network(Views(images), self.network.gives)
 
     def export(self, folder: Path) -> None:
+        """Write the network in the format that it was loaded from."""
         self.network.export(folder)
 
 
-class ClipStudent(Student):
-    """A CLIP's vision tower: its patch tokens are the image tokens, its zero-shot head is the tagger.
+class ClipStudent(nn.Module):
+    """A CLIP's vision tower, as MapStudent: its patch tokens are the image tokens, its zero-shot head is the tagger.
 
     Args:
         source: `tiny` or a folder in open_clip's local-dir format.
@@ -133,7 +116,7 @@ class ClipStudent(Student):
         assert isinstance(tagger, ClipTagger)
         self.tagger, self.network = tagger, tagger.clip
         # A CLIP with a softmax loss gives no probability of a single text: its tags are one distribution.
-        self.outputs = {"tags": binary_divergence if tagger.is_sigmoid else class_divergence}
+        self.outputs: dict[str, Loss] = {"tags": binary_divergence if tagger.is_sigmoid else class_divergence}
 
     @property
     def tuned(self) -> nn.Module:
@@ -149,6 +132,9 @@ class ClipStudent(Student):
 
     def export(self, folder: Path) -> None:
         save_clip(self.network, folder)
+
+
+Student = MapStudent | ClipStudent
 
 
 def answer_error(name: str, answer: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
