@@ -2,26 +2,22 @@
 
     python -m experiments.benchmarks.memory_plan --output memory_plan.json
 
-On any machine: the shipped tiny prior on the processor, against torch's allocator (its profiler) and against the peak
-of the process that Linux reports (VmHWM, in a process of its own). With a CUDA device also SD 2.1-base's network with
-random weights, against torch.cuda.max_memory_allocated, for several batches, with and without gradient checkpointing,
-in bf16.
+On any machine: the shipped tiny prior on the processor, against torch's allocator (its profiler). With a CUDA device
+also SD 2.1-base's network with random weights in bf16, against torch.cuda.max_memory_allocated, for several batches,
+with and without gradient checkpointing.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
-import json
-import subprocess
-import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from experiments.benchmarks.record import publish
+from megasr.guidance.sources import ExtractorConfig, Networks
 from megasr.networks.parameters import build_sd21
 from megasr.training.memory_plan import GIB, Planner, load_extractors
 from megasr.training.memory_setup import (
@@ -45,28 +41,10 @@ SD21 = TrainingSetup(
 )  # fmt: skip
 
 
-def on_processor(setup: TrainingSetup) -> dict[str, Any]:
+def on_processor(setup: TrainingSetup) -> dict[str, float]:
     """Predicted and measured MiB of a step of the tiny prior."""
-    command = [sys.executable, "-m", "experiments.benchmarks.memory_plan", "--process", json.dumps(_plain(setup))]
-    process = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
     predicted, allocated = Planner().plan(setup).total_gib * 1024, measure_step(setup)[0] / 2**20
-    return {
-        "predicted_mib": predicted,
-        "allocated_mib": allocated,
-        "process_growth_mib": process,
-        "predicted_over_allocated": predicted / allocated,
-    }
-
-
-def process_growth(setup: TrainingSetup) -> float:
-    """MiB by which this process grows, from before the module is built to the peak of two steps."""
-    # The libraries and one small step first: what they keep is not the step's.
-    _train_on(replace(setup, batch_size=1, crop_size_px=32), "cpu")
-    gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
-    before = _status("VmRSS")
-    _train_on(setup, "cpu")
-    return (_status("VmHWM") - before) / 1024
+    return {"predicted_mib": predicted, "allocated_mib": allocated, "predicted_over_allocated": predicted / allocated}
 
 
 def on_cuda(setup: TrainingSetup) -> dict[str, float]:
@@ -90,6 +68,10 @@ class _RandomParts(WeightlessParts):
         built.text_encoder.tokenizer = Tokens(77)
         return WeightlessPrior(built.vae, built.unet, built.text_encoder, built.scheduler).freeze()
 
+    def networks(self, config: ExtractorConfig | None) -> Networks:
+        """The real extractors."""
+        return Networks(config)
+
 
 class _RandomModule(MegaSRModule):
     parts = _RandomParts()
@@ -98,7 +80,7 @@ class _RandomModule(MegaSRModule):
 def _train_on(setup: TrainingSetup, device: str) -> None:
     with torch.device(device):
         module = _RandomModule(**module_arguments(setup.model)).to(device).train()
-        batch: Any = build_batch(setup, module.scale_factor, module)
+        batch: Any = build_batch(setup, module)
         load_extractors(module, batch)
     optimizer = module.configure_optimizers()["optimizer"]
     for _ in range(2):
@@ -107,15 +89,6 @@ def _train_on(setup: TrainingSetup, device: str) -> None:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-
-
-def _status(field: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(field))
-
-
-def _plain(setup: TrainingSetup) -> dict[str, Any]:
-    return {name: getattr(setup, name) for name in TrainingSetup.__dataclass_fields__}
 
 
 def _variants(setup: TrainingSetup, sizes: tuple[int, ...]) -> dict[str, TrainingSetup]:
@@ -132,16 +105,12 @@ def main() -> None:
     """Measure, and publish the record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, help="file for the record")
-    parser.add_argument("--process", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.process:
-        print(process_growth(TrainingSetup(**json.loads(options.process))))
-        return
     results: dict[str, Any] = {"tiny": {n: on_processor(s) for n, s in _variants(TINY, (2, 4)).items()}}
     if torch.cuda.is_available():
         results["gpu"] = torch.cuda.get_device_name()
         results["sd21"] = {name: on_cuda(s) for name, s in _variants(SD21, (1, 2, 4, 8)).items()}
-    publish("memory_plan", {"tiny": _plain(TINY), "sd21": _plain(SD21)}, results, options.output)
+    publish("memory_plan", {"tiny": asdict(TINY), "sd21": asdict(SD21)}, results, options.output)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""`megasr doctor --config`: what a recipe will need of each GPU's memory, and what to change so that it fits."""
+"""`megasr doctor --config`: the memory that a recipe needs on each GPU, and what to change so that it fits."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from megasr.errors import UsageError
@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from megasr.training.memory_plan import MemoryPlan
     from megasr.training.memory_setup import Strategy, TrainingSetup
 
-_STRATEGIES = {"ddp": "ddp", "DDPStrategy": "ddp", "ShardedStrategy": "fsdp2", "SingleDeviceStrategy": "single"}
+_STRATEGIES = {"DDPStrategy": "ddp", "ShardedStrategy": "fsdp2", "SingleDeviceStrategy": "single"}
+_PRECISIONS = {"None": "32-true", "32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,11 +60,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def read_setup(config: Mapping[str, Any], devices: int | None = None) -> TrainingSetup:
-    """What a resolved configuration says about memory.
-
-    Args:
-        config: of `megasr fit`, with all defaults filled in.
-        devices: in the place of trainer.devices.
+    """What a resolved configuration of `megasr fit` says about memory; `devices` replaces trainer.devices.
 
     Raises:
         UsageError: the number of devices or the size of a batch is not known, or the strategy is not planned for.
@@ -71,45 +68,50 @@ def read_setup(config: Mapping[str, Any], devices: int | None = None) -> Trainin
     from megasr.training.memory_setup import TrainingSetup
 
     trainer, data = config["trainer"], config["data"].get("init_args") or {}
+    given = trainer.get("strategy", "auto")
+    shards_frozen = isinstance(given, Mapping) and bool((given.get("init_args") or {}).get("shard_frozen"))
+    callbacks = trainer.get("callbacks") or []
+    callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
+    precision = str(trainer.get("precision"))
     count = devices if devices is not None else _count_devices(trainer.get("devices", 1))
-    strategy, bucket_view = read_strategy(trainer.get("strategy", "auto"), count)
+    strategy, bucket_view = read_strategy(given, count)
     for name in ("batch_size", "crop_size_px"):
         if not isinstance(data.get(name), int):
             raise UsageError(f"{config['data'].get('class_path')} has no {name}: the size of a batch is not known")
     return TrainingSetup(
-        model={**config["model"], "shard_frozen": _shards_frozen(trainer.get("strategy"))},
+        model={**config["model"], "shard_frozen": shards_frozen},
         batch_size=data["batch_size"],
         crop_size_px=data["crop_size_px"],
         devices=count,
         strategy=strategy,
         bucket_view=bucket_view,
-        precision=_precision(trainer.get("precision")),
+        precision=_PRECISIONS.get(precision, precision),
         accumulation=trainer.get("accumulate_grad_batches") or 1,
         clips=bool(trainer.get("gradient_clip_val")),
-        ema=any(str(c.get("class_path", "")).rsplit(".", 1)[-1] == "EMA" for c in _callbacks(trainer)),
+        ema=any(str(c.get("class_path", "")).rsplit(".", 1)[-1] == "EMA" for c in callbacks),
         on_gpu=trainer.get("accelerator") != "cpu",
         brings_maps=bool(data.get("baked")),
     )
 
 
 def read_strategy(value: Any, devices: int) -> tuple[Strategy, bool]:
-    """Lightning's strategy -> (how devices share the work, whether DDP's gradients live in its buckets).
+    """Lightning's strategy -> (data parallelism, whether DDP's gradients are views of its buckets).
 
     Raises:
         UsageError: it is another one than those that are planned for, or cannot use so many devices.
     """
-    settings = (value.get("init_args") or {}) if isinstance(value, Mapping) else {}
-    name = str(value.get("class_path") if isinstance(value, Mapping) else value).rsplit(".", 1)[-1]
+    given = value if isinstance(value, Mapping) else {"class_path": value}
+    name = str(given["class_path"]).rsplit(".", 1)[-1]
     if name == "auto":
         return ("ddp" if devices > 1 else "single"), False
-    family = "ddp" if name.startswith("ddp") else name
-    if family not in _STRATEGIES:
-        raise UsageError(f"trainer.strategy {name}: memory is planned for auto, {', '.join(_STRATEGIES)}")
-    found: Any = _STRATEGIES[family]
-    if found == "single" and devices > 1:
+    strategy: Any = "ddp" if name.startswith("ddp") else _STRATEGIES.get(name)
+    if strategy is None:
+        raise UsageError(f"trainer.strategy {name}: memory is planned for auto, ddp, {', '.join(_STRATEGIES)}")
+    if strategy == "single" and devices > 1:
         raise UsageError(f"trainer.strategy {name} uses one device, not {devices}")
-    keywords = {**settings, **(settings.get("dict_kwargs") or {}), **(_dict_kwargs(value))}
-    return found, bool(keywords.get("gradient_as_bucket_view"))
+    settings = given.get("init_args") or {}
+    keywords = {**settings, **(settings.get("dict_kwargs") or {}), **(given.get("dict_kwargs") or {})}
+    return strategy, bool(keywords.get("gradient_as_bucket_view"))
 
 
 def describe(plan: MemoryPlan) -> list[str]:
@@ -134,23 +136,6 @@ def batch_line(setup: TrainingSetup) -> str:
         f"global batch {setup.global_batch} = micro-batch {setup.batch_size} x {setup.devices} devices x "
         f"{setup.accumulation} accumulated"
     )
-
-
-def _shards_frozen(strategy: Any) -> bool:
-    return isinstance(strategy, Mapping) and bool((strategy.get("init_args") or {}).get("shard_frozen"))
-
-
-def _dict_kwargs(value: Any) -> Mapping[str, Any]:
-    return (value.get("dict_kwargs") or {}) if isinstance(value, Mapping) else {}
-
-
-def _callbacks(trainer: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
-    given = trainer.get("callbacks") or []
-    return given if isinstance(given, list) else [given]
-
-
-def _precision(value: Any) -> str:
-    return {"None": "32-true", "32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}.get(str(value), str(value))
 
 
 def _count_devices(value: Any) -> int:

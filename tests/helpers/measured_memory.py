@@ -19,7 +19,7 @@ def measure_step(setup: TrainingSetup) -> tuple[int, int]:
     """
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         module = MegaSRModule(**module_arguments(setup.model)).train()
-        batch = build_batch(setup, module.scale_factor, module)
+        batch = build_batch(setup, module)
         optimizer = module.configure_optimizers()["optimizer"]
         _train(module, batch, optimizer)
         with torch.profiler.record_function("second step"):

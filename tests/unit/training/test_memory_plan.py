@@ -100,6 +100,15 @@ def test_strategies(planner: Planner) -> None:
     assert sharded["frozen weights"] == single["frozen weights"] / 4
 
 
+def test_an_extractor_that_is_not_here_is_left_out_and_one_that_is_here_is_counted(planner: Planner) -> None:
+    setup = _small().with_model("adapter", {"guidance": ["hed"], "saft_width": 8})
+    here, absent = planner.plan(setup), planner.plan(setup.with_model("extractors.sources", {"hed": "nowhere"}))
+    assert absent.notes == ("the extractor of hed is not on this machine, and is not counted",)
+    assert not here.notes
+    assert here.parts["frozen weights"] > absent.parts["frozen weights"]
+    assert here.parts["activations"] == pytest.approx(absent.parts["activations"], rel=0.01)
+
+
 def test_eight_bit_moments_take_two_bytes_for_each_trained_value(planner: Planner) -> None:
     plan = planner.plan(_small().with_model("optimizer.state_bits", 8))
     assert plan.parts["optimizer state"] == pytest.approx(plan.parts["trained weights"] / 4 * (2 + 1 / 32))
@@ -171,7 +180,8 @@ CHECKPOINTING, HALF = "model.adapter.gradient_checkpointing: true", "model.froze
     [
         (20, [CHECKPOINTING]),
         (16, [CHECKPOINTING, HALF]),
-        (13.5, [CHECKPOINTING, HALF, "model.optimizer.state_bits: 8"]),
+        (15, [CHECKPOINTING, HALF, *memory_plan._BUCKET_VIEW]),
+        (13.5, [CHECKPOINTING, HALF, *memory_plan._BUCKET_VIEW, "model.optimizer.state_bits: 8"]),
     ],
 )
 def test_advice_is_the_first_combination_that_fits(usable_gib: float, lines: list[str]) -> None:
@@ -210,13 +220,13 @@ def test_module_arguments_are_typed_and_lack_what_a_plan_does_itself() -> None:
 
 def test_setups_that_differ_in_arithmetic_alone_share_a_trace(monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
-    real = memory_plan._trace_without_bytes
+    real = memory_plan.trace_setup
 
-    def counted(setup: TrainingSetup) -> tuple[MemoryTrace, tuple[str, ...]]:
+    def counted(setup: TrainingSetup) -> MemoryTrace:
         made.append(setup)
         return real(setup)
 
-    monkeypatch.setattr(memory_plan, "_trace_without_bytes", counted)
+    monkeypatch.setattr(memory_plan, "trace_setup", counted)
     planner = Planner()
     for setup in (
         _small(),
