@@ -1,4 +1,4 @@
-"""Training of the autoencoder of the embedded prior."""
+"""Training of the embedded prior's autoencoder."""
 
 from __future__ import annotations
 
@@ -16,23 +16,19 @@ from megasr.evaluation.metrics import describe_missing, found_weights
 from megasr.evaluation.protocol import LPIPS
 from megasr.images import from_signed, to_signed
 from megasr.pretraining.module import PretrainingModule
-from megasr.prior import load_autoencoder
+from megasr.prior import load_autoencoder, save_part
 from megasr.rng import torch_generator
 from megasr.tracking import first_line
 
-_LEVEL = 4.0  # constant that keeps the last norm's divisor, and so the decoder's path, nearly linear at the start
+_LEVEL = 4.0  # a constant channel value that keeps the last norm, and so the decoder's path, nearly linear at first
 
 
 def build_autoencoder(
     latent_channels: int, width: int, encoder_layers: tuple[int, ...], decoder_layers: tuple[int, ...]
 ) -> Any:
-    """A diffusers AutoencoderDC whose residual blocks are zero: the linear paths are left.
+    """A diffusers AutoencoderDC with zero-initialised residual blocks, which leaves its linear paths.
 
-    Args:
-        latent_channels: C of the latents (C, H / f, W / f).
-        width: channels of the decoder at half size, more than 24; four times as many at every smaller size.
-        encoder_layers: residual blocks of the encoder at half size, quarter size, ...; f = 2 to their number.
-        decoder_layers: the same of the decoder.
+    Args as of AutoencoderModule; width must be more than 24.
     """
     from diffusers import AutoencoderDC
 
@@ -67,8 +63,7 @@ def start_from_components(vae: Any, images: torch.Tensor, whitening: float) -> N
     Args:
         vae: of build_autoencoder.
         images: (B, 3, H, W) in [-1, 1].
-        whitening: components are divided by their standard deviation to this power. 0 leaves the first one dominant, at
-            1 the finest weighs as much as the brightness.
+        whitening: components are divided by their standard deviation to this power: 1 weighs all of them alike.
     """
     levels = len(vae.config.encoder_block_out_channels) - 1
     patches, values = images, 3 * 4**levels  # of a patch: f x f pixels of 3 channels
@@ -87,11 +82,11 @@ def start_from_components(vae: Any, images: torch.Tensor, whitening: float) -> N
     rows[:values], bias[:values] = components * scale[None], mean
     rows[values : 2 * values], bias[values : 2 * values] = -components * scale[None], -mean
     _set_centre(decoder.conv_in, rows, bias)
-    for level in range(1, levels):  # what moves space into channels and back beside the shortcuts is silent at first
+    for level in range(1, levels):  # only the shortcuts of the down- and upsampling work at first
         for conv in (encoder.down_blocks[level][-1].conv, decoder.up_blocks[level][0].conv):
             nn.init.zeros_(conv.weight)
             nn.init.zeros_(conv.bias)
-    # The level is added at half size only: convolutions that read it learn with steps as large as it is.
+    # At half size only: the gradient of convolutions that read the level is as large as it.
     width = decoder.conv_out.conv.in_channels
     decoder.up_blocks[1][0].conv.bias[24 * 4 :] = _LEVEL
     nn.init.constant_(decoder.norm_out.weight, _LEVEL * ((width - 24) / width) ** 0.5)
@@ -102,11 +97,8 @@ def start_from_components(vae: Any, images: torch.Tensor, whitening: float) -> N
 def load_lpips(weights_dir: Path | None) -> nn.Module:
     """LPIPS on AlexNet (1801.03924) as a frozen loss: two images (B, 3, H, W) in [0, 1] to (B, 1, 1, 1).
 
-    Args:
-        weights_dir: folder of its two files; None looks where they are usually kept.
-
     Raises:
-        MegaSRError: they are not on this machine.
+        MegaSRError: its weights are neither in weights_dir nor where pyiqa and torch keep them.
     """
     from pyiqa.archs import lpips_arch
 
@@ -119,14 +111,10 @@ def load_lpips(weights_dir: Path | None) -> nn.Module:
 
 @torch.no_grad()
 def standardise_latents(vae: Any, images: torch.Tensor) -> None:
-    """Scale every latent channel to unit variance; what is decoded stays the same.
+    """Scale every latent channel of (B, 3, H, W) images in [-1, 1] to unit variance, and the decoder inversely.
 
-    Where a channel's standard deviation is 1, v (2202.00512) of Gaussian data cannot be foretold from z_t at all, and a
-    network that predicts v has nothing but structure to learn. Elsewhere it first has to learn to pass z_t through.
-
-    Args:
-        vae: of build_autoencoder.
-        images: (B, 3, H, W) in [-1, 1].
+    With unit variance, v (2202.00512) of Gaussian data does not correlate with z_t: the U-Net has only structure to
+    learn. Otherwise it first learns to pass z_t through.
     """
     deviation = vae.encode(images).latent.std((0, 2, 3))
     vae.encoder.conv_out.weight /= deviation[:, None, None, None]
@@ -147,19 +135,19 @@ class AutoencoderModule(PretrainingModule):
     Args:
         latent_channels: C of the latents (C, H / f, W / f).
         width: channels of the decoder at half size; four times as many at every smaller size.
-        encoder_layers: residual blocks of the encoder at half size, quarter size, ...; f = 2 to their number.
+        encoder_layers: residual blocks of the encoder at half size, quarter size, ...; f = 2^(their number).
         decoder_layers: the same of the decoder.
         whitening: see start_from_components.
-        latent_noise: standard deviation of the noise on the latents in training, as a share of theirs: what a diffusion
-            model makes is never exact, and the decoder shall not amplify that.
-        gradient_weight: weight of the squared error of image gradients, which keeps edges sharp.
-        lpips_weight: weight of LPIPS on AlexNet; 0 needs no weights of it.
-        weights_dir: folder of the weights of LPIPS; None looks where they are usually kept.
-        init: folder of an exported autoencoder of the same sizes to go on from; None starts from components.
+        latent_noise: standard deviation of the training noise on the latents, relative to theirs, so that the decoder
+            tolerates a diffusion model's errors.
+        gradient_weight: weight of the squared error of image gradients, for sharp edges.
+        lpips_weight: weight of LPIPS on AlexNet; 0 needs none of its weights.
+        weights_dir: folder of LPIPS's weights; None looks where pyiqa and torch keep them.
+        init: folder of an exported autoencoder of the same sizes to start from; None starts from components.
         settings: see PretrainingModule.
 
     Raises:
-        UsageError: the layers of encoder and decoder are those of different f.
+        UsageError: encoder and decoder have different f.
         MegaSRError: LPIPS is asked for and its weights are not on this machine.
     """
 
@@ -197,7 +185,7 @@ class AutoencoderModule(PretrainingModule):
         self._lpips = [load_lpips(Path(weights_dir) if weights_dir else None)] if lpips_weight else []
 
     def setup(self, stage: str) -> None:
-        """Start from the components of training patches; a checkpoint that is resumed replaces them."""
+        """Start from the components of training patches; a resumed checkpoint replaces them."""
         if stage == "fit":
             if not self.goes_on:
                 start_from_components(self.vae, to_signed(self.samples(256)), self.whitening)
@@ -230,9 +218,7 @@ class AutoencoderModule(PretrainingModule):
 
     @torch.no_grad()
     def export(self, folder: Path) -> None:
-        """Write a diffusers folder whose latents have unit variance on training images, every channel of them."""
-        from megasr.prior import save_part
-
+        """Write a diffusers folder whose latent channels have unit variance on training images."""
         vae = copy.deepcopy(self.vae)
         standardise_latents(vae, to_signed(self.samples(256)).to(self.device))
         save_part(vae, folder)

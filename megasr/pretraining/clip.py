@@ -1,4 +1,4 @@
-"""Training of the CLIP of the embedded prior."""
+"""Training of the embedded CLIP."""
 
 from __future__ import annotations
 
@@ -44,20 +44,19 @@ class ClipModule(PretrainingModule):
     """Train an open_clip model with the sigmoid loss (SigLIP, 2303.15343), every pair of image and text labelled.
 
     Args:
-        width: of the vision tower, whose patch tokens are the image tokens of an adapter.
+        words: each of them becomes one token.
+        width: of the vision tower, whose patch tokens are an adapter's image tokens.
         layers: of the vision tower.
         patch_size: of the vision tower, in pixels of image_size.
         image_size: what images are resized to.
-        embed_dim: of the space in which images and texts meet.
-        text_width: of the text tower, whose tokens condition the prior: its cross-attention width.
+        embed_dim: of the common space of images and texts.
+        text_width: of the text tower, which is the prior's cross-attention width.
         text_layers: of the text tower.
         context_length: tokens of a text.
-        words: words of which each shall be one token.
-        merges: most frequent merges of open_clip's vocabulary that are kept besides.
-        init: folder of a CLIP of the same sizes to go on from; None starts with random weights.
-        lock_text: keep the text tower as it is (all but its projection): a prior that was trained on it goes on
-            understanding the words.
-        patch_weight: weight of the same loss between patch tokens and what each patch shows, where the data say so.
+        merges: most frequent merges of open_clip's vocabulary that are kept besides `words`.
+        init: folder of a CLIP of the same sizes to start from; None starts from random weights.
+        lock_text: freeze the text tower (all but its projection), so that priors trained on it stay valid.
+        patch_weight: weight of the same loss between patch tokens and the tags of patches, where the data have them.
         phrases: runs of words of the batch's tags, each of which is compared with every image.
         settings: see PretrainingModule.
     """
@@ -126,11 +125,11 @@ class ClipModule(PretrainingModule):
 
     @torch.no_grad()
     def validation_step(self, batch: SRBatch, batch_index: int) -> None:
-        """Share of the single tags of the batch, true and false ones, that the sign of the logit tells apart."""
+        """Recall and specificity of the batch's single tags, by the sign of the logit."""
         tags = text_of(batch)
         texts = sorted({tag for image in tags for tag in image.split(SEPARATOR)})
-        right = ((self._logits(batch["hq"], texts) > 0) == (truth(texts, tags).to(self.device) > 0)).float()
         labels = truth(texts, tags).to(self.device) > 0
+        right = ((self._logits(batch["hq"], texts) > 0) == labels).float()
         self.log("val/recall", right[labels].mean(), prog_bar=True, batch_size=len(tags), sync_dist=True)
         self.log("val/specificity", right[~labels].mean(), prog_bar=True, batch_size=len(tags), sync_dist=True)
 
@@ -139,7 +138,7 @@ class ClipModule(PretrainingModule):
         return similarity * self.clip.logit_scale.exp() + self.clip.logit_bias
 
     def on_before_zero_grad(self, optimizer: torch.optim.Optimizer) -> None:
-        """Keep the scale within CLIP's limit."""
+        """Clamp the logit scale as CLIP does."""
         with torch.no_grad():
             self.clip.logit_scale.clamp_(max=math.log(100))
 

@@ -1,4 +1,4 @@
-"""Training of the extractors of the embedded world."""
+"""Training of the embedded extractors."""
 
 from __future__ import annotations
 
@@ -22,20 +22,18 @@ TRUTH = {
     "normal": "oracle_normal",
     "segmentation": "oracle_segmentation",
 }
-# Brings the four losses to a like size once the network has learnt something.
+# Makes the four losses about equal after the first steps.
 _WEIGHTS = {"hed": 2.0, "depth": 5.0, "normal": 2.0, "segmentation": 0.5}
 
 
 class ExtractorModule(PretrainingModule):
-    """Train TinyMaps on hq and the exact maps that rendered scenes bring (SceneDataModule).
-
-    Photographs, whose maps are unknown (WorldDataModule with `maps`), can teach edges alone: those of `edge_teacher`.
+    """Train TinyMaps on hq and the exact maps of rendered scenes (SceneDataModule, WorldDataModule with `maps`).
 
     Args:
-        edge_teacher: a trained HED network (see megasr.guidance.edges.load_hed) that says where photographs have
-            edges; None leaves photographs without edges.
         classes: names of the segmentation's classes, in the order of `colors`.
         colors: one RGB triple of 0 to 255 per class, as the data draw them.
+        edge_teacher: HED network (megasr.guidance.edges.load_hed) that makes the edges of photographs, whose maps are
+            unknown; None trains nothing on photographs.
         widths: channels at 1/2, 1/4, 1/8 and 1/16 of the image.
         blocks: residual blocks at each of these.
         pyramid_width: channels of the feature pyramid.
@@ -63,11 +61,11 @@ class ExtractorModule(PretrainingModule):
         self._teachers = [] if edge_teacher is None else [load_hed(edge_teacher)]
 
     def setup(self, stage: str) -> None:
-        """The teacher looks where the student does."""
+        """Move the teacher to the student's device."""
         self._teachers = [teacher.to(self.device) for teacher in self._teachers]
 
     def training_step(self, batch: SRBatch, batch_index: int) -> torch.Tensor | None:
-        """The weighted sum of the losses of all maps; None, which trains nothing, when no map of the batch is known."""
+        """The weighted sum of the losses of all maps; None, which trains nothing, when the batch has no known map."""
         losses = self._losses(batch)
         if not losses:
             return None
@@ -97,8 +95,7 @@ class ExtractorModule(PretrainingModule):
         for name, exact in truth.items():
             known = exact.isfinite().flatten(1).all(1)
             if known.any():
-                found = raw[name][known]
-                losses[name] = exact_loss(name, found, self._at_size_of(found, exact[known], name))
+                losses[name] = exact_loss(name, raw[name][known], self._at_size_of(raw[name], exact[known], name))
         return losses
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-"""What the trainings of the embedded world have in common."""
+"""Base of the trainings that make the embedded prior, CLIP and extractors."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 
 from megasr.batch import SRBatch
 from megasr.files import write_whole_folder
+from megasr.images import from_uint8
 from megasr.training.callbacks import EMA
 from megasr.training.module import trapezoid
 
@@ -18,15 +19,14 @@ _WARMUP_STEPS, _DECAY_SHARE = 100, 0.2  # of the trapezoid
 
 
 class PretrainingModule(lightning.LightningModule):
-    """Train some networks on images (and their tags) and write them as a folder that others load.
+    """Train a network on images (and their tags) and export it as a folder.
 
     Args:
         learning_rate: peak of the schedule.
-        weight_decay: AdamW's.
+        weight_decay: AdamW's, of matrices and kernels.
         seed: of noise, timesteps, dropout and the choice of words.
         schedule: `one_cycle` rises and falls over the whole run. `trapezoid` stays at the peak and falls to zero over
-            the last fifth: until then a run does not depend on its length, so a longer one can go on from its
-            checkpoint.
+            the last fifth: until then a run does not depend on its length, and a longer one can resume from it.
     """
 
     def __init__(
@@ -36,19 +36,16 @@ class PretrainingModule(lightning.LightningModule):
         self.learning_rate, self.weight_decay, self.seed, self.schedule = learning_rate, weight_decay, seed, schedule
 
     def export(self, folder: Path) -> None:
-        """Write what was trained."""
+        """Write the trained network."""
         raise NotImplementedError
 
     def samples(self, count: int) -> torch.Tensor:
-        """hq (count, 3, H, W) in [0, 1] of the first training draws: statistics are taken of them."""
-        from megasr.images import from_uint8
-
+        """hq (count, 3, H, W) in [0, 1] of the first training draws, for statistics."""
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         return torch.stack([from_uint8(data.train_sample(draw).hq) for draw in range(count)])
 
     def configure_optimizers(self) -> dict[str, Any]:
         trained = [p for p in self.parameters() if p.requires_grad]
-        # Gains and biases are not decayed: weight decay is meant for directions, not for levels.
         groups = [
             {"params": [p for p in trained if p.ndim > 1], "weight_decay": self.weight_decay},
             {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
@@ -66,17 +63,17 @@ class PretrainingModule(lightning.LightningModule):
 
 
 class Export(lightning.Callback):
-    """Writes the module's export, with the averaged weights when EMA is on, at the end of training.
+    """Export the module at the end of training, with the averaged weights when EMA is on.
 
     Args:
-        folder: where to; None is `export` in the trainer's default_root_dir.
+        folder: None is `export` in the trainer's default_root_dir.
     """
 
     def __init__(self, folder: str | None = None) -> None:
         self.folder = folder
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Write, on the first process, a whole folder or none."""
+        """Write a whole folder or none, in the first process."""
         assert isinstance(pl_module, PretrainingModule)
         folder = Path(self.folder or Path(trainer.default_root_dir) / "export")
         averages = [callback for callback in trainer.callbacks if isinstance(callback, EMA)]  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""Training of the U-Net of the embedded prior."""
+"""Training of the embedded prior's U-Net."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class TextToImageModule(PretrainingModule):
         heads: attention heads of the levels.
         layers: residual blocks per level.
         text_dropout: share of samples whose text is replaced by "" for classifier-free guidance.
-        compile: train through torch.compile, which takes minutes to start; it needs a C++ compiler on a CPU.
+        compile: train through torch.compile, which takes minutes to start and a C++ compiler on a CPU.
         settings: see PretrainingModule.
 
     Raises:
@@ -92,14 +92,14 @@ class TextToImageModule(PretrainingModule):
         self.prior.requires_grad_(False).unet.requires_grad_(True)
         self.prior.to(memory_format=torch.channels_last)
         self.text_dropout = text_dropout
-        # Not compiled in place: the names of the parameters stay, and validation has other sizes.
+        # Not in place: parameters keep their names, and validation, which has other sizes, stays eager.
         self._predict = torch.compile(self._predict_eagerly, dynamic=False) if compile else self._predict_eagerly
 
     def setup(self, stage: str) -> None:
-        """Refuse latents that another autoencoder has encoded (LatentDataModule).
+        """Check that LatentDataModule's latents are of this autoencoder.
 
         Raises:
-            UsageError: they are such.
+            UsageError: they are of another one.
         """
         encoder, own = getattr(self.trainer.datamodule, "vae", None), identify_folder(self.vae)  # type: ignore[attr-defined]
         if encoder is not None and encoder != own:
@@ -110,7 +110,7 @@ class TextToImageModule(PretrainingModule):
         keys, step = batch["keys"], self.global_step
         dropped = keyed_uniform(self.seed, keys, "text_dropout", step) < self.text_dropout
         texts = ["" if drop else text for drop, text in zip(dropped, text_of(batch), strict=True)]
-        # Every step sees all noise levels, which halves the variance of the loss.
+        # Stratified timesteps halve the variance of the loss.
         offset = torch.rand((), generator=torch_generator(self.seed, "timesteps", step, self.global_rank))
         fractions = (torch.arange(len(keys)) + offset) / len(keys)
         timesteps = (fractions * self.prior.scheduler.config.num_train_timesteps).long().to(self.device)
@@ -120,7 +120,7 @@ class TextToImageModule(PretrainingModule):
 
     @torch.no_grad()
     def validation_step(self, batch: SRBatch, batch_index: int) -> None:
-        """Loss at eight fixed timesteps with noise keyed by the image, with the text and without."""
+        """Loss at eight fixed timesteps with noise keyed by the image, with and without the text."""
         count, keys, z0 = self.prior.scheduler.config.num_train_timesteps, batch["keys"], self._latents(batch)
         for name, texts in (("val/loss", text_of(batch)), ("val/loss_without_text", [""] * len(batch["keys"]))):
             losses = [
@@ -131,7 +131,7 @@ class TextToImageModule(PretrainingModule):
 
     @torch.no_grad()
     def _latents(self, batch: SRBatch) -> torch.Tensor:
-        """Those that the data bring (LatentDataModule), else of hq."""
+        """The batch's latents (LatentDataModule), else those of hq."""
         z0 = batch["latents"] if "latents" in batch else self.prior.encode(batch["hq"])
         return z0.contiguous(memory_format=torch.channels_last)
 
