@@ -89,7 +89,7 @@ class CSVLog(Logger):
             self._write()
 
     def log_hyperparams(self, *arguments: Any, **named: Any) -> None:
-        """Nothing: config.yaml holds them."""
+        pass  # config.yaml holds them
 
     def _write(self) -> None:
         text = io.StringIO()
@@ -134,7 +134,7 @@ class RunWandbLogger(WandbLogger):
                 self.experiment.log({**new, "trainer/global_step": step}, step=step)
 
     def log_hyperparams(self, *arguments: Any, **named: Any) -> None:
-        """Nothing: the whole configuration was given when the run was opened."""
+        pass  # the whole configuration was given when the run was opened
 
     @rank_zero_only
     def finalize(self, status: str) -> None:

@@ -68,6 +68,7 @@ def train(
     resume: Path | None = None,
     save: SaveAt | None = None,
     adapter: AdapterConfig = ADAPTER,
+    steps: int = STEPS,
 ) -> Any:
     """(losses, shares of the trained weights, optimizer's state and averages that lie here, draws) of a training."""
     torch.set_num_threads(1)
@@ -76,7 +77,7 @@ def train(
     curve, ema, draws = LossCurve(), EMA(0.9), Draws()
     callbacks = [Tokens(), curve, ema, draws, *([save] if save else [])]
     trainer = lightning.Trainer(
-        accelerator="cpu", devices=devices, strategy=strategy, plugins=CheckpointFiles(), max_steps=STEPS,
+        accelerator="cpu", devices=devices, strategy=strategy, plugins=CheckpointFiles(), max_steps=steps,
         callbacks=callbacks, gradient_clip_val=0.5, limit_val_batches=0, logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
@@ -150,8 +151,8 @@ def test_processes_draw_differently_and_start_alike(ranks: list[dict[str, Any]],
 
 
 def test_four_processes_train_a_controlnet_and_hold_a_quarter_each() -> None:
-    ranks = run_ranks(4, train, ShardedStrategy(), 4, None, None, WHOLE)
-    alone, *_ = train("auto", 1, adapter=WHOLE)
+    ranks = run_ranks(4, train, ShardedStrategy(), 4, None, None, WHOLE, HALF)
+    alone, *_ = train("auto", 1, adapter=WHOLE, steps=HALF)
     assert [sum(losses) / 4 for losses in zip(*(losses for losses, *_ in ranks), strict=True)] == pytest.approx(alone)
     for _, shares, _ in ranks:
         assert shares == pytest.approx((0.25, 0.25, 0.25), abs=0.025)

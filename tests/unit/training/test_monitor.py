@@ -237,17 +237,18 @@ def logged(folder: Path, strategy: Any, devices: int) -> list[dict[str, str]]:
     return read_rows(folder / "metrics.csv")
 
 
+def logged_by_two(folder: Path) -> dict[str, list[dict[str, str]]]:
+    """Both strategies, in one start of the processes."""
+    return {name: logged(folder / name, s, 2) for name, s in (("ddp", "ddp"), ("sharded", ShardedStrategy()))}
+
+
 def test_two_processes_log_what_one_does(tmp_path: Path) -> None:
     for name in ("alone", "ddp", "sharded"):
         (tmp_path / name).mkdir()
     alone = logged(tmp_path / "alone", "auto", 1)
     seen = {key for row in alone for key in row}
     assert {"val/psnr_y", "val/loss", "test/psnr_rgb", "grad_norm/msfm"} <= seen, seen
-    others = {
-        name: run_ranks(2, logged, tmp_path / name, strategy, 2)[0]
-        for name, strategy in (("ddp", "ddp"), ("sharded", ShardedStrategy()))
-    }
-    for name, rows in others.items():
+    for name, rows in run_ranks(2, logged_by_two, tmp_path)[0].items():
         assert [list(row) for row in rows] == [list(row) for row in alone], name
         for one, together in zip(alone, rows, strict=True):
             numbers = {key: float(value) for key, value in one.items() if key != "train/images_per_s"}
