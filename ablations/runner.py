@@ -18,6 +18,7 @@ from ablations.progress import StudyProgress, say
 from ablations.registry import Study
 from ablations.results import RunResult, StudyResult, read_finished
 from ablations.studies import get_study
+from megasr.console import quiet_warnings
 from megasr.errors import MegaSRError, UsageError
 from megasr.evaluation.evaluator import Evaluator
 from megasr.evaluation.protocol import WEIGHT_FREE_V1, Protocol
@@ -289,12 +290,14 @@ class StudyWork:
 
 def main() -> None:
     """Do one job: `python -m ablations.runner JOB.pickle PIPE LIFELINE`; every process of a training calls it."""
+    quiet_warnings()
     path, *descriptors = sys.argv[1:]
-    work: StudyWork = pickle.loads(Path(path).read_bytes())
+    work: StudyWork = pickle.loads(Path(path).read_bytes())  # the driver has just written it
     if int(os.environ.get("LOCAL_RANK", 0)):
         work._do(lambda kind, **details: None)
     else:
         Outbox.inherited(*descriptors).run(work.do)
+        Path(path).unlink()
 
 
 if __name__ == "__main__":

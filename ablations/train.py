@@ -134,6 +134,7 @@ def train(plan: RunPlan, components: Components, folder: Path, logger: Any, on_s
     resume, steps, settings = folder / "resume", Steps(on_step), {**built.trainer}
     monitors = [TrainingMonitor()] if logger and isinstance(built.model, MegaSRModule) else []
     given = run_callbacks(settings.pop("callbacks", None), resume, SAVE_EVERY_N_STEPS)
+    settings["devices"] = plan.processes  # of those that the slot shows
     if settings.get("limit_val_batches") is None:
         settings["limit_val_batches"] = 0  # the evaluation follows the training
     trainer = components.trainer(

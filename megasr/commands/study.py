@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from ablations.launch.local import LocalExecutor
     from ablations.runner import OpenStudy
 
-_LAUNCHERS = ("local", "slurm", "wandb")
 # An agent asks W&B to give the runs of its commands ids of its choice. A study's runs have ids of their own, so that
 # one that is tried again goes on under the same, and one training may serve several runs.
 _OF_AGENT = ("WANDB_SWEEP_ID", "WANDB_RUN_ID", "WANDB_SWEEP_PARAM_PATH")
@@ -28,22 +27,13 @@ def add_parser(commands: Any) -> None:
     show.add_argument("name", metavar="NAME", nargs="?", help="a study: show its ablations and their hypotheses")
     show.set_defaults(run=list_studies, passes_options_on=False)
     plan = actions.add_parser("plan", help="name the runs, what is done, and what the rest will cost here")
-    plan.add_argument(
-        "--probe",
-        action=argparse.BooleanOptionalAction,
-        help="take a few steps to measure the cost (default, unless reading the data runs a pipe: command)",
-    )
+    probe = "take a few steps to measure the cost (default, unless reading the data runs a pipe: command)"
+    plan.add_argument("--probe", action=argparse.BooleanOptionalAction, help=probe)
     start = actions.add_parser("run", help="run a study and write its report; finished runs are kept")
     start.add_argument("--retries", type=int, default=1, help="of a training whose process dies (default: 1)")
-    start.add_argument(
-        "--launcher",
-        choices=_LAUNCHERS,
-        default="local",
-        help="where the runs are made: in processes here (default), SLURM jobs, or by the agents of a W&B sweep",
-    )
-    start.add_argument(
-        "--slurm", nargs="+", default=[], metavar="KEY=VALUE", help="of the jobs: partition=a time=600 .."
-    )
+    where = "processes here (default), SLURM jobs, or the agents of a W&B sweep"
+    start.add_argument("--launcher", choices=("local", "slurm", "wandb"), default="local", help=where)
+    start.add_argument("--slurm", nargs="+", default=[], metavar="KEY=VALUE", help="of the jobs: partition=a time=600")
     start.add_argument("--only", metavar="RUN_ID", help="do the training of this run alone, and write no report")
     report = actions.add_parser("report", help="write the report of what is finished, and run nothing")
     agree = actions.add_parser("agree", help="say how well one study's ranking predicts another's")
@@ -63,11 +53,7 @@ def add_parser(commands: Any) -> None:
 
 
 def list_studies(arguments: argparse.Namespace) -> None:
-    """Print one line per study, its name and its question; of one study its ablations and their hypotheses.
-
-    Raises:
-        UsageError: there is no study of this name.
-    """
+    """Print one line per study, or of one study its ablations and their hypotheses."""
     from ablations.studies import get_study, studies
 
     if arguments.name is not None:
@@ -80,12 +66,7 @@ def list_studies(arguments: argparse.Namespace) -> None:
 
 
 def run_plan(arguments: argparse.Namespace) -> None:
-    """Print what is expected, every run with its state, then the cost of those that are not finished.
-
-    Raises:
-        UsageError: the study or a value of its recipe is unknown.
-        MegaSRError: the probe fails, as the study would.
-    """
+    """Print what is expected, every run with its state, and the cost of those that are not finished."""
     study = _open(arguments)
     from ablations.planned import describe_cost, describe_hypotheses, describe_runs, pipe_commands
 
@@ -103,11 +84,7 @@ def run_study(arguments: argparse.Namespace) -> None:
     """Run the study, then write its report into the output folder.
 
     With `--only` one training is done and no report is written; with `--launcher wandb` a sweep is written, whose
-    agents do that.
-
-    Raises:
-        UsageError: the study or a value of its recipe is unknown, or options do not go together.
-        MegaSRError: a run failed.
+    agents do that. Raises MegaSRError when a run failed.
     """
     parameters = _check_options(arguments)
     study = _open(arguments)
@@ -180,12 +157,7 @@ def _write_sweep(study: OpenStudy, arguments: argparse.Namespace) -> None:
 
 
 def run_report(arguments: argparse.Namespace) -> None:
-    """Write the report of the runs that are finished.
-
-    Raises:
-        UsageError: the study or a value of its recipe is unknown.
-        MegaSRError: no seed is finished for every ablation.
-    """
+    """Write the report of the runs that are finished. Raises MegaSRError when no seed is finished for all ablations."""
     study = _open(arguments)
     from ablations.report import write_report
 
@@ -193,12 +165,7 @@ def run_report(arguments: argparse.Namespace) -> None:
 
 
 def run_agree(arguments: argparse.Namespace) -> None:
-    """Print Kendall's tau of two studies over the combinations that both have finished.
-
-    Raises:
-        UsageError: they cannot be compared.
-        MegaSRError: one of them has no seed that is finished for every ablation.
-    """
+    """Print Kendall's tau of two studies over the combinations that both have finished."""
     from ablations.agreement import compare_studies
     from ablations.conclusions import require_seeds
     from ablations.plan import default_components, read_recipe
@@ -228,11 +195,7 @@ def _open(arguments: argparse.Namespace) -> OpenStudy:
 
 
 def _check_recipe(name: str, path: Path) -> None:
-    """Say what is wrong with a recipe before torch is imported, as far as that can be known.
-
-    Raises:
-        UsageError, MegaSRError: as open_study.
-    """
+    """Say what is wrong with a recipe before torch is imported, as far as that can be known."""
     import yaml
 
     from megasr.commands.early import check_recipe

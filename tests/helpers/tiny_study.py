@@ -171,6 +171,14 @@ class SlowModule(TinyModule):
         return super().training_step(batch, batch_index)
 
 
+class RankModule(TinyModule):
+    """Leaves a file for every process that trains."""
+
+    def on_train_start(self) -> None:
+        """rank0, rank1, .. in the folder of the training."""
+        Path(self.trainer.default_root_dir, f"rank{self.global_rank}").touch()
+
+
 class FailingModule(TinyModule):
     """Cannot be trained with seed 1."""
 
