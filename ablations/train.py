@@ -122,7 +122,7 @@ def train(plan: RunPlan, components: Components, folder: Path, logger: Any, on_s
         plan: what to train.
         components: classes that its config builds.
         folder: of the training.
-        logger: of Lightning, None for none; with one, TrainingMonitor shows what it shows in `megasr fit`.
+        logger: of Lightning, None for none; with one, a single process shows what `megasr fit` shows (TrainingMonitor).
         on_step: called after every optimizer step.
 
     Raises:
@@ -132,7 +132,8 @@ def train(plan: RunPlan, components: Components, folder: Path, logger: Any, on_s
     lightning.seed_everything(plan.seed, workers=True, verbose=False)
     built = build(components, plan.config)
     resume, steps, settings = folder / "resume", Steps(on_step), {**built.trainer}
-    monitors = [TrainingMonitor()] if logger and isinstance(built.model, MegaSRModule) else []
+    # The monitor's processes exchange numbers where all have a logger; here only the first one has.
+    monitored = logger and plan.processes == 1 and isinstance(built.model, MegaSRModule)
     given = run_callbacks(settings.pop("callbacks", None), resume, SAVE_EVERY_N_STEPS)
     settings["devices"] = plan.processes  # of those that the slot shows
     if settings.get("limit_val_batches") is None:
@@ -140,7 +141,7 @@ def train(plan: RunPlan, components: Components, folder: Path, logger: Any, on_s
     trainer = components.trainer(
         **settings,
         logger=logger or False,
-        callbacks=[*given, *monitors, steps],
+        callbacks=[*given, *([TrainingMonitor()] if monitored else []), steps],
         default_root_dir=folder,
         max_epochs=-1,
         num_sanity_val_steps=0,
