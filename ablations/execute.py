@@ -22,8 +22,7 @@ from ablations.tracking import Tracker
 from ablations.train import OnStep, load_adapter, read_training, train
 from megasr.batch import SRBatch
 from megasr.errors import MegaSRError
-from megasr.evaluation.evaluator import Evaluator
-from megasr.evaluation.result import Row
+from megasr.evaluation.evaluator import Evaluator, Row
 from megasr.images import read_image, to_uint8, upsample_lq, write_png
 from megasr.provenance import git_commit, versions
 from megasr.training.module import MegaSRModule

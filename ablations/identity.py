@@ -21,8 +21,8 @@ def identify_weights(model: Mapping[str, Any]) -> dict[str, str | None]:
         MegaSRError: weights that it names are not on this machine.
         UsageError: a section does not fit.
     """
+    from megasr.guidance.extract import ExtractorConfig, identify_source
     from megasr.guidance.registry import resolve_guidance
-    from megasr.guidance.sources import ExtractorConfig, identify_source
     from megasr.semantics.clip import VisionConfig
     from megasr.training.checkpoint import find_adapter
 

@@ -16,8 +16,8 @@ import pandas as pd
 from ablations.plan import RunPlan
 from ablations.registry import Study
 from megasr.errors import MegaSRError
+from megasr.evaluation.evaluator import Row
 from megasr.evaluation.protocol import Protocol
-from megasr.evaluation.result import Row
 from megasr.files import write_whole
 
 METRICS_FILE = "metrics.json"

@@ -17,7 +17,7 @@ from ablations.results import RunResult
 from ablations.wandb_report import save_report, study_media, study_summary
 from megasr.images import to_uint8
 from megasr.tracking import WandbRuns, first_line
-from megasr.training.panels import heat_map
+from megasr.training.monitor import heat_map
 
 _USE = "share of a site's features that each branch makes (one scale per column)"
 _LONGEST_TAG = 64  # W&B refuses longer ones
@@ -72,7 +72,7 @@ class Tracker:
             logger: what `open` returned.
             result: the finished run.
             images: key -> {"lq_up", "sr", "hq"}, each (3, H, W) in [0, 1]: the pictures to show.
-            strengths: of the branches at every site, see megasr.training.panels.heat_map.
+            strengths: of the branches at every site, see megasr.training.monitor.heat_map.
         """
         if logger is None:
             return

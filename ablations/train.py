@@ -23,9 +23,9 @@ from megasr.files import write_whole
 from megasr.training.callbacks import EMA
 from megasr.training.checkpoint import final_weights, read_checkpoint
 from megasr.training.last_checkpoint import LAST, find_last
+from megasr.training.loggers import call_trainer, run_callbacks
 from megasr.training.module import MegaSRModule
 from megasr.training.monitor import TrainingMonitor
-from megasr.training.run import call_trainer, run_callbacks
 
 CHECKPOINT, TRAINING_FILE = "adapter.ckpt", "training.json"
 SAVE_EVERY_N_STEPS = 50

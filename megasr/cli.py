@@ -20,8 +20,7 @@ from typing import Any, NoReturn
 from megasr import __version__
 from megasr.commands import adapter, compare, doctor, evaluate, shards, study, training, upscale, weights
 from megasr.console import quiet_warnings
-from megasr.errors import MegaSRError, UsageError, printable
-from megasr.names import split_names
+from megasr.errors import MegaSRError, UsageError, printable, split_names
 from megasr.plugins import VARIABLE, use_working_directory
 
 COMMANDS = (training, study, upscale, adapter, evaluate, compare, shards, weights, doctor)

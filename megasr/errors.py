@@ -1,9 +1,20 @@
-"""The errors a person can cause, and what the command line makes of them."""
+"""Names that people type, and the errors they can cause; the command line makes exit codes of them."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Literal
+
+
+def split_names(given: str | Iterable[str]) -> tuple[str, ...]:
+    """Names of a list, or of one string with commas or spaces between them ("hed,depth")."""
+    return tuple(given.replace(",", " ").split()) if isinstance(given, str) else tuple(given)
+
+
+def metric_key(stage: Literal["train", "val", "test"], name: str) -> str:
+    """How a metric is logged, in every command and study: `test/psnr_y`."""
+    return f"{stage}/{name}"
 
 
 class MegaSRError(RuntimeError):

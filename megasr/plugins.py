@@ -15,8 +15,7 @@ from collections.abc import Iterator, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import TypeVar
 
-from megasr.errors import UsageError, unknown_name
-from megasr.names import split_names
+from megasr.errors import UsageError, split_names, unknown_name
 
 GROUP, VARIABLE = "megasr", "MEGASR_IMPORT"
 Entry = TypeVar("Entry")

@@ -12,13 +12,28 @@ import torch
 from torch import nn
 
 from megasr.batch import SRBatch, check_image
-from megasr.diffusion.objective import Denoiser, add_noise, diffusion_loss
-from megasr.diffusion.sampling import SOLVERS, OnStep, build_scheduler, ddim, solve, spaced_timesteps
+from megasr.diffusion import (
+    SOLVERS,
+    Denoiser,
+    OnStep,
+    add_noise,
+    build_scheduler,
+    ddim,
+    diffusion_loss,
+    solve,
+    spaced_timesteps,
+)
 from megasr.errors import UsageError
-from megasr.guidance.extract import Shown, extract_guidance, extract_shown, mix_subsets, shown_guidance
-from megasr.guidance.sources import ExtractorConfig, Networks
-from megasr.images import pad_to_multiple, resize, upsample_lq
-from megasr.inference.color import ColorFix, fix_color
+from megasr.guidance.extract import (
+    ExtractorConfig,
+    Networks,
+    Shown,
+    extract_guidance,
+    extract_shown,
+    mix_subsets,
+    shown_guidance,
+)
+from megasr.images import ColorFix, fix_color, pad_to_multiple, resize, upsample_lq
 from megasr.inference.tiling import Grid, Guidance, TiledDenoiser, Tiling, decode_tiles, encode_tiles
 from megasr.networks.config import AdapterConfig
 from megasr.networks.network import Conditions, MegaSRNetwork, SaftMaps, WeightedMaps
@@ -66,7 +81,7 @@ class RestoreOptions:
         seed: of all draws, which are keyed by the images.
         strengths: of every guidance type; None is 1 for all.
         tiling: None restores whole images.
-        color_fix: see megasr.inference.color.
+        color_fix: see megasr.images.
         dtype: in which the network computes; None leaves it to autocast.
         on_step: called after every step.
     """

@@ -39,9 +39,8 @@ from data_pipelines.shards.tar import finished_tar, write_tar
 from megasr.batch import SRBatch
 from megasr.errors import UsageError
 from megasr.files import locked_folder, remove_parts, write_whole
-from megasr.guidance.extract import extract_guidance
+from megasr.guidance.extract import ExtractorConfig, Networks, extract_guidance, identify_source
 from megasr.guidance.registry import resolve_guidance
-from megasr.guidance.sources import ExtractorConfig, Networks, identify_source
 from megasr.images import from_uint8, quantise, to_uint8, upsample_lq
 
 # (1, 3, H, W) in [0, 1]: lq_up -> image tokens (1, N, D), or hq -> latents (1, C, h, w)

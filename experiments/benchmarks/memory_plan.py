@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from experiments.benchmarks.record import publish
-from megasr.guidance.sources import ExtractorConfig, Networks
+from megasr.guidance.extract import ExtractorConfig, Networks
 from megasr.networks.parameters import build_sd21
 from megasr.training.memory_plan import GIB, Planner, load_extractors
 from megasr.training.memory_setup import (

@@ -37,9 +37,8 @@ from experiments.guidance.ods import (
 from megasr.cli import Parser
 from megasr.errors import MegaSRError, UsageError
 from megasr.files import write_whole
-from megasr.guidance.extract import extract_guidance
+from megasr.guidance.extract import ExtractorConfig, Networks, extract_guidance
 from megasr.guidance.registry import get_guidance
-from megasr.guidance.sources import ExtractorConfig, Networks
 from megasr.images import from_uint8, upsample_lq
 from megasr.rng import numpy_generator
 

@@ -16,9 +16,8 @@ from experiments.guidance.pictures import SCALE_FACTOR, batches, photographs, sc
 from experiments.tiny.pictures import sheet
 from megasr.batch import SRBatch
 from megasr.errors import MegaSRError
-from megasr.guidance.extract import extract_guidance
+from megasr.guidance.extract import ExtractorConfig, Networks, extract_guidance
 from megasr.guidance.registry import GuidanceType, get_guidance, list_guidance
-from megasr.guidance.sources import ExtractorConfig, Networks
 from megasr.images import to_uint8, upsample_lq, write_png
 
 

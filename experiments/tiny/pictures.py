@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from rich.progress import track
 
-from megasr.diffusion.sampling import ddim, guided, spaced_timesteps
+from megasr.diffusion import ddim, guided, spaced_timesteps
 from megasr.images import from_uint8, to_uint8
 from megasr.prior import Prior
 from megasr.rng import keyed_normal

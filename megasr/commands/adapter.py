@@ -8,7 +8,7 @@ from typing import Any
 
 from megasr.commands.early import check_guidance
 from megasr.commands.upscale import add_model_options, add_tile_option, check_positive
-from megasr.names import split_names
+from megasr.errors import split_names
 from megasr.training.folders import find_checkpoint
 
 _PRIOR = "`tiny`, `sd21-base`, a diffusers folder or a hub id"
@@ -52,7 +52,7 @@ def run_demo(arguments: argparse.Namespace) -> None:
     """
     check_positive(arguments, "max_pixels")
     find_checkpoint(arguments.checkpoint)
-    from megasr.commands.measuring import usable_device
+    from megasr.commands.evaluate import usable_device
     from megasr.inference.demo import import_gradio, make_page, serve
     from megasr.inference.upscale import Settings, load_pipeline
 

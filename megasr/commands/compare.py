@@ -11,12 +11,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megasr.commands.measuring import Progress, add_measuring_options, check_metrics, make_evaluator, measuring_progress
+from megasr.commands.evaluate import Progress, add_measuring_options, check_metrics, make_evaluator, measuring_progress
 from megasr.errors import UsageError
 
 if TYPE_CHECKING:
-    from megasr.evaluation.evaluator import Evaluator
-    from megasr.evaluation.result import Evaluation
+    from megasr.evaluation.evaluator import Evaluation, Evaluator
 
 
 def add_parser(commands: Any) -> None:
@@ -114,8 +113,8 @@ def _evaluate(
     progress: Progress,
 ) -> Evaluation:
     """The scores of a folder; of pictures that nothing can be said of, an evaluation without metrics."""
+    from megasr.evaluation.evaluator import Evaluation
     from megasr.evaluation.folders import evaluate_folder
-    from megasr.evaluation.result import Evaluation
     from megasr.provenance import provenance
 
     if not evaluator.width:

@@ -24,9 +24,8 @@ from megasr.commands.schema import (
     refuses,
     strings_in_calls,
 )
-from megasr.errors import UsageError, unknown_name
+from megasr.errors import UsageError, split_names, unknown_name
 from megasr.files import at_home
-from megasr.names import split_names
 from megasr.plugins import plugin_modules
 from megasr.training.folders import CHOSEN_BY_TRAINER, SHIPPED, no_checkpoint, refuse_another_run
 from megasr.weights.local import find_prior

@@ -3,20 +3,94 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megasr.commands.early import benchmark_names
-from megasr.commands.measuring import add_measuring_options, check_metrics, make_evaluator, measuring_progress
-from megasr.errors import MegaSRError, UsageError, unknown_name
+from megasr.console import progress_bars
+from megasr.errors import MegaSRError, UsageError, first_line, split_names, unknown_name
 
 if TYPE_CHECKING:
-    from megasr.commands.measuring import Progress
-    from megasr.evaluation.reference import PublishedRow
-    from megasr.evaluation.result import Evaluation
-    from megasr.evaluation.tables import Labelled
+    from megasr.evaluation.evaluator import Evaluation, Evaluator
+    from megasr.evaluation.metrics import Missing
+    from megasr.evaluation.tables import Labelled, PublishedRow
+
+
+Progress = Callable[[str, int, int], None]  # what is done, how much of it, of how much
+
+
+def add_measuring_options(parser: argparse.ArgumentParser, *, missing: Missing) -> None:
+    """Declare the options; `missing` is the default of --missing."""
+    parser.add_argument("--metrics", metavar="A,B", help="which metrics of the protocol (default: all)")
+    parser.add_argument("--weights-dir", metavar="DIR", type=Path, help="where weights of metrics are looked for first")
+    parser.add_argument(
+        "--missing",
+        choices=("skip", "error"),
+        help=f"what becomes of a metric without its weights (default: {missing})",
+    )
+    parser.add_argument("--strip", metavar="SUFFIX", nargs="+", default=[], help="endings that are no part of a name")
+    parser.add_argument("--device", help="as torch names it; default: cuda where there is one, else cpu")
+
+
+def check_metrics(protocol: str, metrics: str | None) -> list[str] | None:
+    """The names in --metrics; None for all of the protocol.
+
+    Raises:
+        UsageError: there is no such protocol, or it has no such metric.
+    """
+    from megasr.evaluation.protocol import get_protocol
+
+    chosen, names = get_protocol(protocol), None if metrics is None else list(split_names(metrics))
+    for name in names or ():
+        chosen.metric(name)
+    return names
+
+
+def make_evaluator(arguments: argparse.Namespace, protocol: str, *, missing: Missing) -> Evaluator:
+    """The evaluator of the options; `missing` is the default of --missing.
+
+    Raises:
+        UsageError, MegaSRError: as Evaluator does, or the device cannot be used.
+    """
+    from megasr.evaluation.evaluator import Evaluator
+    from megasr.evaluation.protocol import get_protocol
+
+    return Evaluator(
+        get_protocol(protocol),
+        usable_device(arguments.device),
+        metrics=check_metrics(protocol, arguments.metrics),
+        weights_dir=arguments.weights_dir,
+        missing=arguments.missing or missing,
+        has_hq=arguments.hq is not None,
+    )
+
+
+def usable_device(name: str | None) -> str:
+    """The device of an option; None is cuda where there is one, else cpu.
+
+    Raises:
+        UsageError: there is no such device.
+    """
+    import torch
+
+    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        raise UsageError(f"--device {name} cannot be used: {first_line(error)}") from error
+    return name
+
+
+@contextmanager
+def measuring_progress() -> Iterator[Progress]:
+    """The progress of every stage on stderr: done of all, time left."""
+    from rich.progress import BarColumn, MofNCompleteColumn
+
+    with progress_bars(BarColumn(), MofNCompleteColumn()) as progress:
+        yield progress
 
 
 ENDINGS = (".json", ".csv", ".md", ".tex")
@@ -48,8 +122,8 @@ def describe(evaluation: Evaluation) -> list[str]:
 
 def beside(evaluation: Evaluation, path: Path, label: str) -> list[str]:
     """An evaluation beside a .json of before or a .csv of scores, in lines for a terminal."""
-    from megasr.evaluation.against import deviations, paired_differences
-    from megasr.evaluation.result import read_evaluation
+    from megasr.evaluation.comparison import deviations, paired_differences
+    from megasr.evaluation.evaluator import read_evaluation
 
     if path.suffix == ".json":
         lines = [f"{label} minus {path}, image by image, with 95 % intervals:"]
@@ -65,7 +139,7 @@ def beside(evaluation: Evaluation, path: Path, label: str) -> list[str]:
 
 def write(measured: Sequence[Labelled], path: Path, published: Sequence[PublishedRow]) -> None:
     """Write what the ending of the file asks for. Raises MegaSRError when it cannot."""
-    from megasr.evaluation.result import write_evaluation
+    from megasr.evaluation.evaluator import write_evaluation
     from megasr.evaluation.tables import means_frame, rows_csv, text_table
     from megasr.files import write_whole
 
@@ -165,7 +239,7 @@ def _check_inputs(arguments: argparse.Namespace) -> None:
     """Check protocol, names, numbers and sizes of everything before the first image is measured."""
     from megasr.evaluation.folders import check_sizes, pair_by_name
     from megasr.evaluation.protocol import get_protocol
-    from megasr.evaluation.reference import published
+    from megasr.evaluation.tables import published
 
     protocol = _protocol(arguments)
     check_metrics(protocol, arguments.metrics)
@@ -182,7 +256,7 @@ def _protocol(arguments: argparse.Namespace) -> str:
     if arguments.protocol is not None or arguments.data is None:
         return arguments.protocol or "weight-free-v1"
     from data_pipelines.benchmarks import BENCHMARKS
-    from megasr.evaluation.reference import published_rows
+    from megasr.evaluation.tables import published_rows
 
     known = {row.data: row.protocol for row in published_rows()}
     known |= {name: benchmark.protocol for name, benchmark in BENCHMARKS.items()}
@@ -236,7 +310,7 @@ def _evaluation(sr: Path, arguments: argparse.Namespace, label: str, progress: P
 
 def _read(path: Path, data: str | None) -> Evaluation:
     """What was measured before; `data` names its set where that was left open."""
-    from megasr.evaluation.result import read_evaluation
+    from megasr.evaluation.evaluator import read_evaluation
 
     before = read_evaluation(path)
     if data is None:
@@ -249,7 +323,7 @@ def _read(path: Path, data: str | None) -> Evaluation:
 
 def _made_by(sr: Path, keys: tuple[str, ...]) -> dict[str, Any]:
     """The provenance that `megasr test` left beside these images: seed, configuration, checkpoint."""
-    from megasr.evaluation.result import read_evaluation
+    from megasr.evaluation.evaluator import read_evaluation
 
     try:
         before = read_evaluation(sr.resolve().parent / "test.json")
@@ -260,8 +334,7 @@ def _made_by(sr: Path, keys: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _published(measured: Sequence[Labelled]) -> Sequence[PublishedRow]:
-    from megasr.evaluation.reference import published
-    from megasr.evaluation.tables import data_name
+    from megasr.evaluation.tables import data_name, published
 
     data = data_name(measured)
     if data is None:

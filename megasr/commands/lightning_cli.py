@@ -24,21 +24,19 @@ from megasr.commands.early import NAME_LISTS, read_settings
 from megasr.commands.schema import DATA_MODULES, class_schema, data_modules
 from megasr.commands.shards import tower_name
 from megasr.console import quiet_lightning
-from megasr.errors import MegaSRError, UsageError, unknown_name
+from megasr.errors import MegaSRError, UsageError, split_names, unknown_name
 from megasr.files import at_home
-from megasr.names import split_names
 from megasr.plugins import import_plugins
 from megasr.pretraining.module import Export, PretrainingModule
 from megasr.semantics.clip import VisionConfig
 from megasr.training.checkpoint import CONFIG, GLOBAL_BATCH, find_adapter, plain, refuse_changed_batch
 from megasr.training.folders import CHOSEN_BY_TRAINER, refuse_another_run
 from megasr.training.last_checkpoint import AsyncCheckpointFiles, CheckpointFiles, use_checkpoint_files
-from megasr.training.loggers import trainer_defaults
+from megasr.training.loggers import call_trainer, trainer_defaults
 from megasr.training.module import MegaSRModule
 from megasr.training.monitor import TrainingMonitor
 from megasr.training.probes import global_batch
 from megasr.training.protocol_metrics import ProtocolMetrics
-from megasr.training.run import call_trainer
 from megasr.training.sharding import ShardedStrategy
 from megasr.weights.local import find_prior, read_size_multiple
 

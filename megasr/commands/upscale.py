@@ -157,7 +157,7 @@ def _check_writable(folder: Path) -> None:
 def _settings(arguments: argparse.Namespace, strengths: dict[str, float], folder: Path | None) -> Settings:
     """How images are restored. Makes a list of arguments.device; raises UsageError when it cannot be used."""
     from megasr import __version__
-    from megasr.commands.measuring import usable_device
+    from megasr.commands.evaluate import usable_device
     from megasr.files import file_sha256, identify_folder
     from megasr.image_decoding import MAX_PIXELS
     from megasr.inference.upscale import Settings
@@ -311,8 +311,8 @@ def _batches(plan: Sequence[_Planned], size: int) -> list[list[Job]]:
 def _compare(jobs: Sequence[Job], arguments: argparse.Namespace) -> None:
     """Write the page with a divider between every photograph and its sr."""
     from megasr.evaluation.comparison import Method, write_page
+    from megasr.evaluation.evaluator import Evaluation
     from megasr.evaluation.protocol import get_protocol
-    from megasr.evaluation.result import Evaluation
 
     if not jobs:
         return

@@ -70,8 +70,7 @@ def run_fetch(arguments: argparse.Namespace) -> None:
         UsageError: there is no such weight.
         MegaSRError: this machine is offline, no mirror gives a file, or the disk fails.
     """
-    from megasr.weights.download import fetch
-    from megasr.weights.local import FOLDER_VARIABLE, named_weights
+    from megasr.weights.local import FOLDER_VARIABLE, fetch, named_weights
 
     for weight in named_weights(arguments.names):  # all names are known before the first gigabyte
         print(f"{fetch(weight.name, arguments.to)}: {weight.name}, licence: {weight.terms}", flush=True)

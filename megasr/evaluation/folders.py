@@ -12,10 +12,9 @@ from typing import Any, NamedTuple
 import torch
 
 from megasr.errors import MegaSRError, UsageError
-from megasr.evaluation.evaluator import Evaluator, Images
+from megasr.evaluation.evaluator import Evaluation, Evaluator, Images
 from megasr.evaluation.metrics import weight_hashes
 from megasr.evaluation.protocol import Protocol
-from megasr.evaluation.result import Evaluation
 from megasr.image_decoding import list_images
 from megasr.images import from_uint8, read_image, read_size
 from megasr.provenance import provenance

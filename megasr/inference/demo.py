@@ -17,8 +17,7 @@ from PIL import Image
 from megasr.errors import MegaSRError, UsageError
 from megasr.guidance.extract import MAX_STRENGTH
 from megasr.guidance.registry import get_guidance
-from megasr.images import decode_image, resize, to_uint8, upsample_lq
-from megasr.inference.color import ColorFix
+from megasr.images import ColorFix, decode_image, resize, to_uint8, upsample_lq
 from megasr.inference.pipeline import PRESETS, choose_tile, to_tensors
 from megasr.inference.upscale import Progress, no_progress, step_callback
 

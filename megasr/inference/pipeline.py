@@ -1,9 +1,11 @@
-"""MegaSRPipeline: restore images with a trained adapter, in the manner of diffusers. Needs no lightning."""
+"""MegaSRPipeline: restore images with a trained adapter, in the manner of diffusers; exports."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import math
+import shutil
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,14 +18,17 @@ from PIL import Image
 from torch import nn
 
 from megasr.batch import SRBatch, check_range, extremes
-from megasr.errors import UsageError, unknown_name
+from megasr.errors import MegaSRError, UsageError, unknown_name
+from megasr.files import file_sha256, write_whole_folder
 from megasr.guidance.extract import check_strengths, shown_guidance
-from megasr.images import from_uint8, resize, to_uint8
-from megasr.inference import exported
-from megasr.inference.color import ColorFix, check_color_fix
+from megasr.images import ColorFix, check_color_fix, from_uint8, resize, to_uint8
 from megasr.inference.tiling import Tiling
+from megasr.prior import PARTS
+from megasr.provenance import provenance
 from megasr.system import MegaSR, Restored, RestoreOptions
+from megasr.training.checkpoint import build_from_state, trained_state
 from megasr.training.config import SamplerConfig
+from megasr.weights.local import find_prior
 
 PRESETS = {"quality": 50, "balanced": 20, "fast": 8}  # steps
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -203,7 +208,7 @@ class MegaSRPipeline:
         Raises:
             MegaSRError: the folder or the prior is missing or damaged, or they do not belong together.
         """
-        return cls(exported.load(folder, prior)).to(dtype=torch_dtype)
+        return cls(load_export(folder, prior)).to(dtype=torch_dtype)
 
     def save_pretrained(self, folder: str | Path, include_prior: bool = False) -> None:
         """Write adapter.safetensors, config.json and a model card; the whole folder or nothing.
@@ -216,7 +221,7 @@ class MegaSRPipeline:
             UsageError: the folder exists and holds something else.
             MegaSRError: the place cannot be written to.
         """
-        exported.save(self.module, Path(folder), include_prior)
+        save_export(self.module, Path(folder), include_prior)
 
     def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> MegaSRPipeline:
         """Move to a device, or let prior and network compute in float32, bfloat16 or float16. Returns itself.
@@ -401,3 +406,124 @@ def _to_output(images: list[torch.Tensor], kind: OutputType) -> Any:
 
 def _stack(images: list[torch.Tensor]) -> torch.Tensor | list[torch.Tensor]:
     return torch.stack(images) if len({image.shape for image in images}) == 1 else images
+
+
+WEIGHTS, CONFIG, CARD, PRIOR = "adapter.safetensors", "config.json", "README.md", "prior"
+FORMAT = 1
+
+
+def save_export(system: MegaSR, folder: Path, include_prior: bool) -> None:
+    """Write a folder that `load` reads, whole or not at all. Parameters as for MegaSRPipeline.save_pretrained."""
+    from safetensors.torch import save_file
+
+    if folder.exists() and not is_exported(folder) and not (folder.is_dir() and not any(folder.iterdir())):
+        raise UsageError(f"{folder} exists and is not an exported adapter: choose another folder")
+    try:
+        with write_whole_folder(folder) as temporary:
+            state = trained_state(system, system.state_dict())
+            save_file({name: value.detach().cpu().contiguous() for name, value in state.items()}, temporary / WEIGHTS)
+            config = _config(system) | {"sha256": file_sha256(temporary / WEIGHTS)}
+            (temporary / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+            (temporary / CARD).write_text(_card(system, sum(value.numel() for value in state.values()), include_prior))
+            if include_prior:
+                _copy_prior(find_prior(system.settings["prior"]), temporary / PRIOR)
+    except OSError as error:
+        raise MegaSRError(f"cannot write {folder}: {error.strerror or error}") from error
+
+
+def load_export(folder: str | Path, prior: str | None = None) -> MegaSR:
+    """The MegaSR of a folder that `save` wrote. Parameters as for MegaSRPipeline.from_pretrained."""
+    folder = Path(folder)
+    if not is_exported(folder):
+        last = folder / "last.ckpt"
+        hint = f"a run's checkpoint is {last}" if last.is_file() else "see megasr export --help"
+        raise MegaSRError(f"{folder}: not an exported adapter, it lacks {WEIGHTS} or {CONFIG}; {hint}")
+    try:
+        config = json.loads((folder / CONFIG).read_text())
+        if config["format"] != FORMAT:
+            raise MegaSRError(
+                f"{folder}: its format is {config['format']}, this version reads {FORMAT}; export the run again"
+            )
+        settings, fingerprint = dict(config["module"]), config["prior_fingerprint"]
+        state = _read_weights(folder / WEIGHTS, config.get("sha256"))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise MegaSRError(f"cannot read the exported adapter {folder}: {type(error).__name__}: {error}") from error
+    if prior is None and (folder / PRIOR).is_dir():
+        prior = str(folder / PRIOR)
+    checkpoint = {"state_dict": state, "hyper_parameters": settings, "prior_fingerprint": fingerprint}
+    return build_from_state(MegaSR, checkpoint, folder, prior, {})
+
+
+def _read_weights(path: Path, sha256: str | None) -> dict[str, torch.Tensor]:
+    """Name -> tensor of any dtype. Folders of older versions have no sha256.
+
+    Raises:
+        OSError: the file has changed, or cannot be read.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if sha256 is not None and file_sha256(path) != sha256:
+        raise OSError(f"{path} was changed after it was written")
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise OSError(f"{path}: {error}") from error
+
+
+def is_exported(folder: Path) -> bool:
+    """Whether a folder looks like one that `save` wrote."""
+    return (folder / WEIGHTS).is_file() and (folder / CONFIG).is_file()
+
+
+def _config(system: MegaSR) -> dict[str, Any]:
+    settings = {**system.settings, "init": None}  # where training started and maps are cached: places on the machine
+    if settings["extractors"] is not None:
+        settings["extractors"] = {**settings["extractors"], "cache": None}
+    return {
+        "format": FORMAT,
+        "prior_fingerprint": system.prior_fingerprint,
+        "module": settings,
+        "made_with": provenance("none")["versions"],
+    }
+
+
+def _copy_prior(source: Path, target: Path) -> None:
+    target.mkdir()
+    shutil.copy(source / "model_index.json", target)
+    for name in (*PARTS, "tokenizer"):
+        if (source / name).is_dir():
+            shutil.copytree(source / name, target / name)
+
+
+def _card(system: MegaSR, trained: int, include_prior: bool) -> str:
+    sampler, adapter = system.sampler, system.adapter
+    guidance = ", ".join(guidance.name for guidance in system.network.guidance) or "none"
+    words = ", ".join(name for name, on in (("tags", adapter.text), ("image tokens", adapter.image)) if on) or "none"
+    where = "a copy is in `prior/`" if include_prior else "not included"
+    return f"""---
+library_name: megasr
+tags: [image-super-resolution, diffusion]
+---
+# An adapter for image super-resolution
+
+Made by megasr: {trained:,} trained parameters on a frozen text-to-image prior. Architecture: MegaSR (arXiv 2503.08096),
+rebuilt from its figure; not the paper's weights.
+
+| | |
+|---|---|
+| prior | `{system.settings["prior"]}`, fingerprint {system.prior_fingerprint}, {where} |
+| scale factor | {system.scale_factor} |
+| guidance | {guidance} |
+| semantics | {words} |
+| sampler | {sampler.solver or "ddim"}, {sampler.num_steps} steps, guidance_scale {sampler.guidance_scale:g} |
+
+```python
+from megasr import MegaSRPipeline
+
+pipeline = MegaSRPipeline.from_pretrained("path/to/this/folder")
+sr = pipeline(image).images[0]
+```
+
+The prior's licence holds for its outputs. What the adapter was trained on, and how well it restores, its maker may add.
+"""

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 
-from megasr.diffusion.sampling import Interval, guided, is_guided
+from megasr.diffusion import Interval, guided, is_guided
 from megasr.errors import MegaSRError, UsageError
 from megasr.networks.network import (
     Conditions,

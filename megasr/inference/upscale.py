@@ -26,7 +26,7 @@ from megasr.errors import MegaSRError, UsageError
 from megasr.files import file_sha256, remove_parts, write_whole
 from megasr.guidance.extract import check_strengths
 from megasr.image_decoding import IMAGE_SUFFIXES, MAX_PIXELS, list_images
-from megasr.inference.color import check_color_fix
+from megasr.images import check_color_fix
 from megasr.inference.photographs import Photograph, check_fits, encode, read_photograph
 from megasr.inference.pipeline import change_sampler, choose_tile, choose_tiling, spread_prompts
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from megasr.errors import UsageError
-from megasr.names import split_names
+from megasr.errors import UsageError, split_names
 
 Gate = Literal["linear", "channel", "scalar"]
 FusionInit = Literal["as_drawn", "residual"]

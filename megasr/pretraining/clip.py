@@ -15,8 +15,15 @@ from megasr.batch import SRBatch
 from megasr.errors import UsageError
 from megasr.pretraining.module import PretrainingModule, text_of
 from megasr.rng import numpy_generator
-from megasr.semantics.clip import build_clip, encode_images, encode_patches, encode_texts, load_open_clip, save_clip
-from megasr.semantics.vocabulary import cut_merges
+from megasr.semantics.clip import (
+    build_clip,
+    cut_merges,
+    encode_images,
+    encode_patches,
+    encode_texts,
+    load_open_clip,
+    save_clip,
+)
 
 SEPARATOR = ", "
 

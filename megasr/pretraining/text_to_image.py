@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from megasr.batch import SRBatch
-from megasr.diffusion.objective import add_noise, prediction_target, stratified_timesteps
+from megasr.diffusion import add_noise, prediction_target, stratified_timesteps
 from megasr.errors import MegaSRError, UsageError
 from megasr.files import identify_folder
 from megasr.pretraining.module import PretrainingModule, text_of

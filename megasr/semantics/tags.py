@@ -100,7 +100,7 @@ class TaggerConfig:
     Args:
         kind: `given`: what comes with the data, "" where nothing does; `scene`: the same, but every image must have
             some (the exact tags of rendered scenes); `clip`: phrases of a vocabulary that a CLIP finds in the image;
-            `ram`: the Recognize Anything Model (see megasr.semantics.ram).
+            `ram`: the Recognize Anything Model (see megasr.semantics.taggers).
         model: of `clip`: `tiny` or `tiny_lq` (the shipped ones), a folder in open_clip's local-dir format, or the name
             of an open_clip model, which needs weights.
         weights: checkpoint of the open_clip model that is named, or RAM's (ram_swin_large_14m.pth).
@@ -176,7 +176,7 @@ def build_tagger(config: TaggerConfig) -> Tagger:
 
 
 def _build_ram(config: TaggerConfig) -> RamTagger:
-    from megasr.semantics.ram import load_ram
+    from megasr.semantics.taggers import load_ram
 
     labels = read_phrases(Path(config.labels))
     ram = load_ram(Path(config.weights), Path(config.lora) if config.lora else None)

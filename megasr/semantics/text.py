@@ -12,8 +12,7 @@ from torch import nn
 
 from megasr.configs import read_config
 from megasr.files import read_safetensors
-from megasr.semantics.clip import find_clip, load_open_clip
-from megasr.semantics.vocabulary import load_tokenizer, save_merges
+from megasr.semantics.clip import find_clip, load_open_clip, load_tokenizer, save_merges
 
 
 class TextEncoder(nn.Module):

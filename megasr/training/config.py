@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from megasr.diffusion.sampling import DDIM, check_interval, check_solver
-from megasr.errors import UsageError
-from megasr.names import split_names
+from megasr.diffusion import DDIM, check_interval, check_solver
+from megasr.errors import UsageError, split_names
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,7 @@ class SamplerConfig:
         negative_prompt: the other half of classifier-free guidance; used when guidance_scale is not 1.
         shown_guidance: types whose maps the adapter gets, the others' are zero as in dropout; oracle_depth gives the
             depth of hq in the place of depth. None gives all.
-        solver: see megasr.diffusion.sampling; None is `ddim`.
+        solver: see megasr.diffusion; None is `ddim`.
         guidance_interval: part of the noise schedule, as two fractions from its clean end, with classifier-free
             guidance (2404.07724); steps outside cost half. None is all of it.
     """

@@ -13,9 +13,9 @@ from torch import nn
 
 from megasr.batch import SRBatch
 from megasr.errors import UsageError
+from megasr.guidance.extract import load_network
 from megasr.guidance.extractors import MapNetwork, Views
 from megasr.guidance.registry import get_guidance
-from megasr.guidance.sources import load_network
 from megasr.images import upsample_lq
 from megasr.pretraining.module import PretrainingModule
 from megasr.semantics.clip import save_clip

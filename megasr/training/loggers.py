@@ -1,4 +1,4 @@
-"""metrics.csv, Weights & Biases, and what a run gets by default: loggers, last checkpoint, progress."""
+"""Loggers of a run, and what every training gets: checkpoints, a clean ending, progress."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import lightning
 from lightning.fabric.utilities.rank_zero import _get_rank
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.loggers import Logger, WandbLogger
@@ -22,8 +23,7 @@ from megasr.tracking import WandbRuns, first_line
 from megasr.training.callbacks import StepProgress
 from megasr.training.checkpoint import refuse_changes
 from megasr.training.folders import METRICS_FILE, read_rows, refuse_another_run
-from megasr.training.last_checkpoint import LastCheckpoint, find_last
-from megasr.training.run import run_callbacks
+from megasr.training.last_checkpoint import SAVE_EVERY_N_STEPS, FirstError, LastCheckpoint, find_last
 
 WANDB_ID_FILE = "wandb_id.txt"
 
@@ -230,3 +230,33 @@ def trainer_defaults(command: str, options: Any, config: Mapping[str, Any], held
             refuse_another_run(folder / "config.yaml", resumes)
         defaults["logger"] = open_loggers(folder, config, resumes, rank_zero_info)
     return defaults
+
+
+def run_callbacks(
+    given: Any, folder: Path, every_n_steps: int = SAVE_EVERY_N_STEPS, saves: bool = True
+) -> list[lightning.Callback]:
+    """FirstError, the configured callbacks and, unless one of them keeps the last checkpoint, LastCheckpoint.
+
+    Args:
+        given: `trainer.callbacks`: a list, one callback or None.
+        folder: where last.ckpt is written.
+        every_n_steps: optimizer steps between two checkpoints within an epoch.
+        saves: add LastCheckpoint.
+    """
+    callbacks = list(given) if isinstance(given, list | tuple) else [given] if given else []
+    if saves and not any(_keeps_last(callback) for callback in callbacks):
+        callbacks.append(LastCheckpoint(folder, every_n_steps))
+    return [FirstError(), *callbacks]
+
+
+def call_trainer(trainer: lightning.Trainer, action: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+    """Call trainer.fit, .validate or .test. Raises the error that ended it, whatever else failed after that."""
+    first = next(callback for callback in trainer.callbacks if isinstance(callback, FirstError))
+    try:
+        return action(*arguments, **named)
+    except BaseException as error:
+        raise first.raised(trainer, error) from error
+
+
+def _keeps_last(callback: Any) -> bool:
+    return isinstance(callback, LastCheckpoint) or bool(getattr(callback, "save_last", False))

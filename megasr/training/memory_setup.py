@@ -18,9 +18,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from megasr.batch import SRBatch
 from megasr.configs import read_config
 from megasr.errors import MegaSRError
+from megasr.guidance.extract import ExtractorConfig, Networks, is_tiny, load_network
 from megasr.guidance.extractors import MapNetwork
 from megasr.guidance.registry import GuidanceType
-from megasr.guidance.sources import ExtractorConfig, Networks, is_tiny, load_network
 from megasr.networks.parameters import build_sd21
 from megasr.prior import Prior, autoencoder_class
 from megasr.semantics.clip import CONFIG as CLIP_CONFIG

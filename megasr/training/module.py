@@ -12,9 +12,9 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import nn
 
 from megasr.batch import SRBatch
-from megasr.diffusion.objective import stratified_timesteps
+from megasr.diffusion import stratified_timesteps
 from megasr.errors import MegaSRError, UsageError
-from megasr.guidance.sources import ExtractorConfig
+from megasr.guidance.extract import ExtractorConfig
 from megasr.images import upsample_lq
 from megasr.networks.config import AdapterConfig
 from megasr.rng import keyed_normal, keyed_uniform

@@ -16,15 +16,13 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from megasr.batch import SRBatch
-from megasr.errors import MegaSRError, UsageError
-from megasr.evaluation.evaluator import Evaluator, check_keys, gather_vectors
+from megasr.errors import MegaSRError, UsageError, metric_key, split_names
+from megasr.evaluation.evaluator import Evaluation, Evaluator, check_keys, gather_vectors, write_evaluation
 from megasr.evaluation.metrics import caveat, weight_hashes
 from megasr.evaluation.protocol import get_protocol
-from megasr.evaluation.result import Evaluation, write_evaluation
 from megasr.evaluation.tables import BENCHMARK_IMAGES, rows_csv
 from megasr.files import PART, file_sha256, write_whole
 from megasr.images import to_uint8, write_png
-from megasr.names import metric_key, split_names
 from megasr.provenance import provenance
 
 RESULT, TABLE, PICTURES = "test.json", "test.csv", "sr"
@@ -34,7 +32,7 @@ _MARK = ".sr_of_test"  # without this file, sr/ is somebody else's
 class ProtocolMetrics(lightning.Callback):
     """Measure the sr of `megasr test` under a protocol; log test/<metric>, write the evaluation to the run's folder.
 
-    test.json holds the evaluation (megasr.evaluation.result), test.csv its rows, and sr/<key>.png what was measured; a
+    test.json holds the evaluation (megasr.evaluation.evaluator), test.csv its rows, sr/<key>.png what was measured; a
     benchmark set has them in a folder of its name there. A test replaces the earlier one and its pictures. The data
     module must name its images (SRDataModule.eval_keys).
 

@@ -15,10 +15,9 @@ from data_pipelines.samples import collate
 from megasr.batch import SRBatch
 from megasr.errors import UsageError
 from megasr.evaluation.protocol import METRICS, PROTOCOLS
-from megasr.guidance.extract import extract_guidance
+from megasr.guidance.extract import ExtractorConfig, Networks, extract_guidance
 from megasr.guidance.extractors import Views
 from megasr.guidance.registry import GUIDANCE, GuidanceType, get_guidance, list_guidance
-from megasr.guidance.sources import ExtractorConfig, Networks
 from megasr.images import resize
 from tests.helpers.extractor_checkpoints import write_sketch
 from tests.helpers.sources import ROOT

@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from megasr.cli import main
+from megasr.guidance.extract import load_network
 from megasr.guidance.registry import get_guidance
-from megasr.guidance.sources import load_network
 from megasr.guidance.tiny import load_tiny
 from megasr.prior import load_prior
 from megasr.semantics.clip import load_clip

@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image
 
 from megasr.evaluation.comparison import Method, write_page
+from megasr.evaluation.evaluator import Evaluation
 from megasr.evaluation.protocol import get_protocol
-from megasr.evaluation.result import Evaluation
 from megasr.images import read_image, write_png
 from megasr.rng import numpy_generator
 

@@ -11,7 +11,7 @@ import yaml
 from megasr import cli
 from megasr.commands.lightning_cli import expand_benchmark
 from megasr.errors import UsageError
-from megasr.evaluation.result import read_evaluation
+from megasr.evaluation.evaluator import read_evaluation
 from megasr.images import write_png
 from megasr.prior import save_prior
 from tests.helpers.networks import random_prior

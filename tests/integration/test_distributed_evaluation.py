@@ -11,8 +11,8 @@ import torch
 
 from data_pipelines.datamodules import PhotoDataModule
 from megasr.evaluation import evaluator, metrics
+from megasr.evaluation.evaluator import Evaluation, read_evaluation
 from megasr.evaluation.metrics import FEATURES
-from megasr.evaluation.result import Evaluation, read_evaluation
 from megasr.training import protocol_metrics
 from megasr.training.config import ObjectiveConfig
 from megasr.training.module import MegaSRModule

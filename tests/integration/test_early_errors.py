@@ -17,7 +17,7 @@ from megasr.commands import early
 from megasr.commands.schema import DATA_MODULES, all_keys, class_schema, config_schema, data_modules
 from megasr.commands.upscale import add_options
 from megasr.errors import MegaSRError, UsageError
-from megasr.inference.color import ColorFix
+from megasr.images import ColorFix
 from megasr.inference.pipeline import PRESETS
 from tests.helpers.sources import ROOT
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from megasr.cli import main
-from megasr.commands import measuring
+from megasr.commands import evaluate as measuring
 from megasr.commands.evaluate import _name, describe
 from megasr.errors import UsageError
+from megasr.evaluation.evaluator import Evaluation, read_evaluation
 from megasr.evaluation.protocol import PROTOCOLS
-from megasr.evaluation.result import Evaluation, read_evaluation
 from megasr.images import read_image, write_png
 
 GOLDEN = Path(__file__).parents[1] / "golden"

@@ -17,8 +17,7 @@ from data_pipelines.datamodules import PhotoDataModule
 from megasr.errors import MegaSRError, UsageError
 from megasr.networks.config import AdapterConfig
 from megasr.training.callbacks import EMA
-from megasr.training.ending import INTERRUPTED, TERMINATED, Stopped
-from megasr.training.last_checkpoint import LAST, PREVIOUS, LastCheckpoint, find_last
+from megasr.training.last_checkpoint import INTERRUPTED, LAST, PREVIOUS, TERMINATED, LastCheckpoint, Stopped, find_last
 from tests.helpers.ranks import run_ranks
 from tests.helpers.training import LossCurve, make_module
 

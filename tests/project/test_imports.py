@@ -15,7 +15,7 @@ LIGHT = (
     "megasr.console",
     "megasr.errors",
     "megasr.files",
-    "megasr.names",
+    "megasr.errors",
     "megasr.plugins",
     "megasr.weights",
     "megasr.training.folders",

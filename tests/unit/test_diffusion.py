@@ -4,8 +4,16 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 
-from megasr.diffusion.objective import add_noise, diffusion_loss, prediction_target, stratified_timesteps
-from megasr.diffusion.sampling import ddim, guided, spaced_timesteps, split_prediction
+from megasr.diffusion import (
+    add_noise,
+    ddim,
+    diffusion_loss,
+    guided,
+    prediction_target,
+    spaced_timesteps,
+    split_prediction,
+    stratified_timesteps,
+)
 from megasr.errors import UsageError
 
 SCHEDULERS = {

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from megasr.commands.doctor import batch_line, read_setup, read_strategy
 from megasr.commands.lightning_cli import read_fit
-from megasr.commands.memory import batch_line, read_setup, read_strategy
 from megasr.errors import UsageError
 
 RECIPE = Path(__file__).parents[2] / "experiments" / "sd21" / "megasr.yaml"

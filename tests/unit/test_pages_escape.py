@@ -14,8 +14,8 @@ import pandas as pd
 
 from ablations.page import write_page as write_study_page
 from megasr.evaluation.comparison import Method, write_page
+from megasr.evaluation.evaluator import Evaluation
 from megasr.evaluation.protocol import get_protocol
-from megasr.evaluation.result import Evaluation
 from megasr.images import write_png
 from tests.helpers.study_page import study_page, with_pictures
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from megasr.diffusion.sampling import SOLVERS, build_scheduler, check_solver, ddim, solve, spaced_timesteps
+from megasr.diffusion import SOLVERS, build_scheduler, check_solver, ddim, solve, spaced_timesteps
 from megasr.errors import UsageError
 from megasr.rng import torch_generator
 from megasr.training.config import SamplerConfig

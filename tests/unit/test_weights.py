@@ -172,7 +172,7 @@ def test_the_default_folder_is_in_the_cache(monkeypatch: pytest.MonkeyPatch, tmp
 
 def test_looking_at_the_table_imports_the_standard_library_only() -> None:
     code = (
-        "import sys; before = set(sys.modules); import megasr.weights, megasr.weights.download; "
+        "import sys; before = set(sys.modules); import megasr.weights, megasr.weights.local; "
         "new = {name.partition('.')[0] for name in set(sys.modules) - before}; "
         "sys.exit(' '.join(new - sys.stdlib_module_names - {'megasr'}) or 0)"
     )

@@ -10,7 +10,7 @@ import pytest
 
 from megasr.errors import MegaSRError, UsageError
 from megasr.weights import MANIFEST, PublishedFile, Weight
-from megasr.weights.download import fetch
+from megasr.weights.local import fetch
 from tests.helpers.weight_server import WeightServer, weight_server
 
 CONTENT = hashlib.shake_256(b"weights").digest(200_000)

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from megasr.errors import MegaSRError, UsageError
-from megasr.evaluation.against import deviations, paired_differences
+from megasr.evaluation.comparison import deviations, paired_differences
+from megasr.evaluation.evaluator import Evaluation
 from megasr.evaluation.protocol import WEIGHT_FREE_V1
-from megasr.evaluation.result import Evaluation
 
 
 def _evaluation(**values: list[float]) -> Evaluation:

@@ -18,8 +18,8 @@ from megasr import cli
 from megasr.commands.compare import default_labels
 from megasr.errors import MegaSRError, UsageError
 from megasr.evaluation.comparison import Method, encode, write_page
+from megasr.evaluation.evaluator import Evaluation
 from megasr.evaluation.protocol import get_protocol
-from megasr.evaluation.result import Evaluation
 from megasr.images import read_image, write_png
 from megasr.rng import numpy_generator
 

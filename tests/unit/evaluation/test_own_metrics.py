@@ -12,9 +12,8 @@ import torch
 from megasr import plugins
 from megasr.cli import main
 from megasr.errors import MegaSRError, UsageError
-from megasr.evaluation.evaluator import Evaluator
+from megasr.evaluation.evaluator import Evaluator, read_evaluation
 from megasr.evaluation.protocol import METRICS, PROTOCOLS, WEIGHT_FREE_V1, MetricSpec, Protocol, get_protocol
-from megasr.evaluation.result import read_evaluation
 from megasr.training.protocol_metrics import ProtocolMetrics
 from tests.helpers.evaluation_sets import Enlarger, NamedPictures, quiet_trainer
 from tests.helpers.tiny_study import TINY_STUDY, run_tiny

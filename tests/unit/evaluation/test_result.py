@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from megasr.errors import MegaSRError
+from megasr.evaluation.evaluator import Evaluation, read_evaluation, write_evaluation
 from megasr.evaluation.protocol import WEIGHT_FREE_V1
-from megasr.evaluation.result import Evaluation, read_evaluation, write_evaluation
 
 EVALUATION = Evaluation(
     protocol=WEIGHT_FREE_V1.name,

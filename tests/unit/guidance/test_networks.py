@@ -8,10 +8,9 @@ import pytest
 import torch
 
 from megasr.errors import MegaSRError, UsageError
-from megasr.guidance.extract import extract_guidance
+from megasr.guidance.extract import ExtractorConfig, Networks, extract_guidance, identify_source, load_network
 from megasr.guidance.extractors import Views
 from megasr.guidance.registry import get_guidance, resolve_guidance
-from megasr.guidance.sources import ExtractorConfig, Networks, identify_source, load_network
 from megasr.guidance.tiny import TinyMaps, build_tiny, load_tiny
 from tests.helpers.extractor_checkpoints import write_depth, write_hed
 

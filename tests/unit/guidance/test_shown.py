@@ -4,9 +4,8 @@ import pytest
 import torch
 
 from megasr.errors import UsageError
-from megasr.guidance.extract import extract_shown, shown_guidance
+from megasr.guidance.extract import Networks, extract_shown, shown_guidance
 from megasr.guidance.registry import resolve_guidance
-from megasr.guidance.sources import Networks
 from megasr.networks.config import AdapterConfig
 from megasr.training.config import SamplerConfig
 from tests.helpers.training import make_batch, make_module

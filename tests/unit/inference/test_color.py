@@ -2,7 +2,7 @@
 
 import torch
 
-from megasr.inference.color import adain, blur, fix_color
+from megasr.images import adain, blur, fix_color
 from tests.helpers.inference import photograph
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from megasr.diffusion.sampling import guided
+from megasr.diffusion import guided
 from megasr.inference.tiling import Grid, Guidance, TiledDenoiser, Tiling
 from megasr.networks.network import MegaSRNetwork
 from tests.helpers.inference import move_weights

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from megasr.cli import main
 from megasr.errors import MegaSRError, UsageError
-from megasr.guidance.sources import ExtractorConfig
+from megasr.guidance.extract import ExtractorConfig
 from megasr.inference.pipeline import MegaSRPipeline
 from megasr.training.config import SamplerConfig
 from megasr.training.folders import SHIPPED

@@ -10,8 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from megasr.errors import MegaSRError, UsageError
-from megasr.semantics.ram import Ram, load_ram, save_ram, swin_sizes
-from megasr.semantics.taggers import RamTagger
+from megasr.semantics.taggers import Ram, RamTagger, load_ram, save_ram, swin_sizes
 from megasr.semantics.tags import TaggerConfig, build_tagger
 from tests.helpers.ram_checkpoints import (
     CONTEXT,

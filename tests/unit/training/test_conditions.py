@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from megasr.errors import UsageError
-from megasr.guidance.sources import ExtractorConfig
+from megasr.guidance.extract import ExtractorConfig
 from megasr.images import upsample_lq
 from megasr.networks.config import AdapterConfig
 from megasr.semantics.tags import TaggerConfig

@@ -12,9 +12,9 @@ from torch import nn
 
 from data_pipelines.embedded import WorldDataModule
 from megasr.errors import MegaSRError, UsageError
+from megasr.guidance.extract import load_network
 from megasr.guidance.extractors import Views
 from megasr.guidance.registry import get_guidance
-from megasr.guidance.sources import load_network
 from megasr.guidance.tiny import build_tiny, load_tiny
 from megasr.images import resize
 from megasr.pretraining.module import Export

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
-from megasr.training import ending
+from megasr.training import last_checkpoint as ending
 
 
 def test_all_processes_together_are_waited_for_once(monkeypatch: pytest.MonkeyPatch) -> None:

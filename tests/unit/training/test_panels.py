@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from megasr.training import panels
+from megasr.training import monitor as panels
 
 
 def test_a_strip_shows_every_image_whole_and_unsmoothed() -> None:

@@ -13,9 +13,8 @@ import pytest
 from lightning.pytorch.loggers import WandbLogger
 
 from megasr.errors import MegaSRError, UsageError
-from megasr.evaluation.evaluator import Evaluator
+from megasr.evaluation.evaluator import Evaluation, Evaluator, read_evaluation
 from megasr.evaluation.protocol import get_protocol
-from megasr.evaluation.result import Evaluation, read_evaluation
 from megasr.images import from_uint8, read_image, write_png
 from megasr.training.protocol_metrics import ProtocolMetrics
 from tests.helpers.evaluation_sets import Enlarger, NamedPictures, NamelessTruth, picture, quiet_trainer

@@ -25,9 +25,8 @@ from data_pipelines.shards.baked import BakeOptions, cut_variant
 from data_pipelines.shards.verify import verify
 from megasr.commands.shards import load_latents, load_vision
 from megasr.errors import MegaSRError, UsageError
-from megasr.guidance.extract import extract_guidance
+from megasr.guidance.extract import ExtractorConfig, Networks, extract_guidance
 from megasr.guidance.registry import resolve_guidance
-from megasr.guidance.sources import ExtractorConfig, Networks
 from megasr.images import upsample_lq
 from megasr.prior import load_prior
 from tests.helpers.shard_sets import (

@@ -1,1 +1,0 @@
-"""Pure functions of the diffusion process; noise is always an argument."""
