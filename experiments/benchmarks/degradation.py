@@ -10,9 +10,6 @@ them. With a GPU, both run on it too. Without the checkouts theirs is left out.
 
 Where other programs want the same cores, set OMP_WAIT_POLICY=PASSIVE: otherwise torch's threads wait for one another
 busily, and the many short steps of the `device` back end wait most.
-
-Then one image after another goes through the `cpu` back end, and every operation is timed, and inside it the calls of
-OpenCV and libjpeg: what is left is this project's own arithmetic and Python.
 """
 
 from __future__ import annotations
@@ -25,14 +22,12 @@ import sys
 import time
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import cv2
-import numpy as np
 import torch
 
 from data_pipelines.degradations import cpu
@@ -169,66 +164,6 @@ def ratios(rates: dict[str, dict[str, float]]) -> dict[str, float]:
     return found
 
 
-class Clock:
-    """Stands for the module cv2 and adds up the time inside its functions."""
-
-    def __init__(self, module: Any) -> None:
-        self.module, self.seconds = module, 0.0
-
-    def __getattr__(self, name: str) -> Any:
-        value = getattr(self.module, name)
-        if not callable(value):
-            return value
-
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            begin = time.perf_counter()
-            try:
-                return value(*args, **kwargs)
-            finally:
-                self.seconds += time.perf_counter() - begin
-
-        return timed
-
-
-@contextmanager
-def _clocked_opencv() -> Iterator[Clock]:
-    clock = Clock(cv2)
-    cpu.cv2 = clock  # type: ignore[assignment]
-    try:
-        yield clock
-    finally:
-        cpu.cv2 = cv2
-
-
-def where_time_goes(images: int) -> dict[str, dict[str, float]]:
-    """Milliseconds per image of each operation of the `cpu` back end, one thread, and its share inside libraries."""
-    cv2.setNumThreads(0)
-    degradation, hq = get_degradation(PRESET, SCALE_FACTOR), load_photo(PHOTO)
-    height, width = hq.shape[:2]
-    spent: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
-    with _clocked_opencv() as clock:
-
-        def step(name: str, call: Callable[[], Any]) -> Any:
-            begin, inside = time.perf_counter(), clock.seconds
-            result = call()
-            spent[name][0] += time.perf_counter() - begin
-            spent[name][1] += clock.seconds - inside
-            return result
-
-        for key in keys_of(0, images):
-            (params,) = step("draw parameters", lambda key=key: degradation.sample_params(0, [key]))  # type: ignore[misc]
-            image = hq[..., ::-1].astype(np.float32) / np.float32(255)
-            for op in filter(None, params["ops"]):
-                if op["op"] == "resize":
-                    image = step("resize", lambda i=image, o=op: cpu.resize(i, o, height, width))  # type: ignore[misc]
-                else:
-                    image = step(op["op"], lambda i=image, o=op: cpu._OPERATIONS[o["op"]](i, o))  # type: ignore[misc]
-        for _ in range(images):
-            step("usm", lambda: cpu.sharpen(hq))
-    names = ("ms_per_image", "inside_opencv_and_libjpeg_ms")
-    return {k: {n: round(1e3 * s / images, 3) for n, s in zip(names, v, strict=True)} for k, v in spent.items()}
-
-
 def main() -> None:
     """Parse, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -243,24 +178,12 @@ def main() -> None:
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(THREADS, mp_context=spawn, initializer=use_one_thread) as pool:
         rates = take_turns(contenders(pool, arguments.images), arguments.rounds)
-    settings: dict[str, Any] = {
-        "preset": PRESET,
-        "scale_factor": SCALE_FACTOR,
-        "hq_px": 512,
-        "threads": THREADS,
-        "photo": PHOTO,
-    }
+    settings: dict[str, Any] = {"preset": PRESET, "scale_factor": SCALE_FACTOR, "threads": THREADS, "photo": PHOTO}
     settings["omp_wait_policy"] = os.environ.get("OMP_WAIT_POLICY", "default")
     if torch.cuda.is_available():
         settings["gpu"] = torch.cuda.get_device_name()
-    results = {
-        "images_per_s": rates,
-        "ratios": ratios(rates),
-        "cpu_back_end_ms": where_time_goes(4 * arguments.images),
-    }
-    publish(
-        "degradation", settings | {"rounds": arguments.rounds, "images": arguments.images}, results, arguments.output
-    )
+    settings |= {"rounds": arguments.rounds, "images": arguments.images}
+    publish("degradation", settings, {"images_per_s": rates, "ratios": ratios(rates)}, arguments.output)
 
 
 if __name__ == "__main__":
