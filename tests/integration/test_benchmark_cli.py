@@ -77,7 +77,7 @@ def test_a_benchmark_is_measured_under_its_protocol(tmp_path: Path, capsys: pyte
     assert "metric of protocol weight-free-v1 'psnr'" in capsys.readouterr().err, "what was typed holds"
     assert cli.main([*options, "--evaluation.metrics=[]"]) == 2
     assert "evaluation.metrics is empty" in capsys.readouterr().err
-    with pytest.warns(UserWarning, match="no --ckpt_path: this measures an adapter that was not trained"):
+    with pytest.warns(UserWarning, match="no --ckpt_path: this measures an untrained adapter"):
         assert cli.main(options) == 0
     found = read_evaluation(tmp_path / "run" / "drealsr" / "test.json")
     assert (found.data, found.protocol, found.keys) == ("drealsr", "stablesr-crops-v1", ("a",))
