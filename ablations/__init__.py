@@ -9,7 +9,8 @@
 ...     primary_metric="psnr_y",
 ... )
 
-`run_study(study, recipe, folder)` trains and measures what is not yet there; `megasr study` does it in the shell.
+`run_study(study, recipe, folder)` trains and measures what is not yet there, `tidy(result)` is a DataFrame of every
+score; `megasr study` does it in the shell.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Ablation", "Study", "register_study", "run_study"]
+__all__ = ["Ablation", "Study", "register_study", "run_study", "tidy"]
 _PLACES = {
     "Ablation": "ablations.registry.Ablation",
     "Study": "ablations.registry.Study",
     "register_study": "ablations.registry.register",
+    "tidy": "ablations.results.tidy",
 }
 
 
