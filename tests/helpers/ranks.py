@@ -7,6 +7,7 @@ import os
 import socket
 import traceback
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 
@@ -17,7 +18,7 @@ def run_ranks(world_size: int, function: Callable[..., Any], *arguments: Any, ti
         AssertionError: with what the first process that failed has to say.
     """
     context = multiprocessing.get_context("fork")
-    port, pipes, processes = free_port(), [], []
+    (port,), pipes, processes = free_ports(1), [], []
     for rank in range(world_size):
         receiver, sender = context.Pipe(duplex=False)
         process = context.Process(target=_run, args=(rank, world_size, port, sender, function, arguments))
@@ -62,8 +63,10 @@ def rank_environment(rank: int, world_size: int, port: int) -> dict[str, str]:
     return numbers | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "test"}
 
 
-def free_port() -> int:
-    """A port of this machine that nobody listens on."""
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return int(server.getsockname()[1])
+def free_ports(count: int) -> list[int]:
+    """Different ports of this machine that nobody listens on."""
+    with ExitStack() as stack:
+        servers = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for server in servers:
+            server.bind(("127.0.0.1", 0))
+        return [int(server.getsockname()[1]) for server in servers]

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.helpers.ranks import free_port
+from tests.helpers.ranks import free_ports
 
 _DAEMONS = ("munged", "slurmctld", "slurmd")
 _COMMANDS = ("sbatch", "srun", "squeue", "scontrol", "scancel", "sinfo")
@@ -67,7 +67,7 @@ def slurm_cluster(slots: int = 2) -> Iterator[dict[str, str]]:
 
 def _config(folder: Path, slots: int) -> str:
     # A requeued job may start again when its old credential has expired: after two minutes unless told otherwise.
-    controller, node = free_port(), free_port()
+    controller, node = free_ports(2)
     host, user = socket.gethostname(), getpass.getuser()
     return f"""
 ClusterName=test

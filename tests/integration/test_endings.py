@@ -21,7 +21,7 @@ import megasr.commands.lightning_cli  # noqa: F401  once, not in every process t
 from megasr import cli
 from megasr.files import locked_folder
 from megasr.training.last_checkpoint import LAST, STOPPED
-from tests.helpers.ranks import free_port, rank_environment
+from tests.helpers.ranks import free_ports, rank_environment
 from tests.helpers.sources import ROOT
 from tests.helpers.training import prior_folder
 
@@ -186,7 +186,7 @@ def test_a_folder_takes_one_training_at_a_time(
 
 def ranks(folder: Path, *command: str, **changes: Any) -> list[tuple[int | None, str]]:
     """Exit code and last line of two processes that something like torchrun has started."""
-    port, logs = free_port(), [folder.with_suffix(f".{rank}") for rank in (0, 1)]
+    (port,), logs = free_ports(1), [folder.with_suffix(f".{rank}") for rank in (0, 1)]
     processes = [start(list(command), log, rank_environment(rank, 2, port)) for rank, log in enumerate(logs)]
     return [(end(process), last_line_of(log)) for process, log in zip(processes, logs, strict=True)]
 
@@ -219,10 +219,10 @@ def test_the_process_that_hangs_is_the_one_that_does_not_wait(tmp_path: Path) ->
     assert line.startswith(f"{LINE}rank 0 waited in vain for another process in step 2: ")
 
 
-def in_a_shell(folder: Path, *callbacks: dict[str, Any]) -> subprocess.Popen[str]:
+def in_a_shell(folder: Path, port: int, *callbacks: dict[str, Any]) -> subprocess.Popen[str]:
     """`megasr fit` with two processes, of which Lightning starts the second."""
     command = options(folder, *callbacks, devices=2, strategy="ddp", max_steps=10_000)
-    environment = os.environ | {"WANDB_MODE": "disabled", "PYTHONPATH": f"{ROOT}"}
+    environment = os.environ | {"WANDB_MODE": "disabled", "PYTHONPATH": f"{ROOT}", "MASTER_PORT": str(port)}
     return subprocess.Popen(
         [sys.executable, "-m", "megasr.cli", *command], env=environment, stderr=subprocess.PIPE, text=True,
         start_new_session=True, stdout=subprocess.DEVNULL,
@@ -237,8 +237,9 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 def test_two_processes_in_a_shell(tmp_path: Path) -> None:
     """One training is interrupted, the second process of the other is killed. Both at once: most of it is importing."""
-    interrupted = in_a_shell(tmp_path / "interrupted")
-    bereft = in_a_shell(tmp_path / "bereft", at(STEP, "die", rank=1))
+    ports = free_ports(2)  # Lightning may choose the same for two trainings that start in the same second
+    interrupted = in_a_shell(tmp_path / "interrupted", ports[0])
+    bereft = in_a_shell(tmp_path / "bereft", ports[1], at(STEP, "die", rank=1))
     try:
         rows = tmp_path / "interrupted" / "metrics.csv"
         wait_for(lambda: interrupted.poll() is not None or (rows.is_file() and rows.read_text().count("\n") > 3))
