@@ -19,7 +19,12 @@ True
 """
 
 import importlib
+import importlib.abc
+import importlib.machinery
 import logging
+import sys
+import types
+import warnings
 from typing import Any
 
 # transformers imports bitsandbytes, which advises at every start to install a package that nothing here has a use for.
@@ -42,3 +47,34 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module, _, attribute = _PLACES[name].rpartition(".")
     return getattr(importlib.import_module(module), attribute)
+
+
+class _Moved(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Imports modules that configurations name by their places of version 0.1; to be dropped with version 0.3."""
+
+    places = {
+        "megasr.training.pretraining": "megasr.pretraining",
+        "megasr.training.strategies": "megasr.training.sharding",
+        "megasr.training.async_checkpoint": "megasr.training.last_checkpoint",
+    }
+
+    def place(self, name: str) -> str | None:
+        """Where a module of this name is now; None for those that have not moved."""
+        old = next((old for old in self.places if name == old or name.startswith(f"{old}.")), None)
+        return None if old is None else self.places[old] + name.removeprefix(old)
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> importlib.machinery.ModuleSpec | None:
+        """A spec for a module that has moved."""
+        return importlib.machinery.ModuleSpec(name, self, is_package=True) if self.place(name) else None
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> None:
+        """None, for importlib's own."""
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        """Let the old name stand for the module at its new place."""
+        old, new = module.__name__, str(self.place(module.__name__))
+        warnings.warn(f"{old} is {new} now; change the configuration", FutureWarning, stacklevel=2)
+        sys.modules[old] = importlib.import_module(new)
+
+
+sys.meta_path.insert(0, _Moved())
