@@ -85,7 +85,10 @@ def keep_some(source: AnySource, key: str, place: str, most: int, size_px: int) 
     count = min(max(images // _EVAL_OF, 1), most)
     train, kept = source.split(count) if isinstance(source, ShardSource) else source.split(count, size_px)
     if not len(kept) or not len(train):
-        raise UsageError(f"{place}: {images} images, too few or too small to keep one for evaluation: set data.{key}")
+        raise UsageError(
+            f"{place}: {images} images, too few or smaller than crops of {size_px} px, so that none can be kept for "
+            f"evaluation: set data.{key} or a smaller data.crop_size_px"
+        )
     rank_zero_info(
         f"data.{key} is not set: {len(kept)} of the {images} images of {place} are kept for it, not trained on"
     )

@@ -28,6 +28,7 @@ NOISE = (
     r"pkg_resources is deprecated",
     r"Overwriting .* in registry",
     r"os.fork\(\) was called",
+    r"The `srun` command is available",  # also where SLURM is installed and this is no job
 )
 _NOISE = re.compile("|".join(NOISE))
 _OUTDATED = (DeprecationWarning, PendingDeprecationWarning, FutureWarning)

@@ -11,7 +11,7 @@ import functools
 import importlib
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import TypeVar
 
@@ -51,7 +51,7 @@ class Registry(Mapping[str, Entry]):
             UsageError: there is none; shows the nearest names.
         """
         if name not in self:
-            raise unknown_name(self.kind, name, self)
+            raise unknown_entry(self.kind, name, self)
         return self._entries[name]
 
     def __contains__(self, name: object) -> bool:
@@ -65,6 +65,13 @@ class Registry(Mapping[str, Entry]):
     def __len__(self) -> int:
         import_plugins()
         return len(self._entries)
+
+
+def unknown_entry(kind: str, name: str, known: Iterable[str]) -> UsageError:
+    """Say that a name is not registered; where none is near, also how a module of the user's is named."""
+    error = unknown_name(kind, name, known)
+    hint = "" if "did you mean" in str(error) else "; one of a module of yours needs megasr --import MODULE"
+    return UsageError(f"{error}{hint}")
 
 
 def import_plugins() -> None:

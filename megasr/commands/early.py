@@ -26,7 +26,7 @@ from megasr.commands.schema import (
 )
 from megasr.errors import UsageError, split_names, unknown_name
 from megasr.files import at_home
-from megasr.plugins import plugin_modules
+from megasr.plugins import plugin_modules, unknown_entry
 from megasr.training.folders import CHOSEN_BY_TRAINER, SHIPPED, no_checkpoint, refuse_another_run
 from megasr.weights.local import find_prior
 
@@ -105,7 +105,7 @@ def check_guidance(name: str) -> None:
     if name in (known := guidance_names()):
         return
     if not plugin_modules():
-        raise unknown_name("guidance type", name, known)
+        raise unknown_entry("guidance type", name, known)
     from megasr.guidance.registry import get_guidance
 
     get_guidance(name)

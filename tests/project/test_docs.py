@@ -49,3 +49,7 @@ def test_the_config_reference_has_every_field_of_the_adapter(site: Path) -> None
 def test_the_readme_is_short() -> None:
     text = (ROOT / "README.md").read_text()
     assert len(text.splitlines()) <= 150 and len(text.split()) <= 1100
+
+
+def test_the_example_of_extending_is_included(site: Path) -> None:
+    assert "extract_gradient" in (site / "extending.html").read_text()

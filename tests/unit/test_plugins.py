@@ -32,6 +32,8 @@ def test_an_unknown_name_shows_the_nearest() -> None:
     assert NAMES["one"] == 1
     with pytest.raises(UsageError, match="unknown number 'onee'; did you mean one"):
         NAMES["onee"]
+    with pytest.raises(UsageError, match="unknown number 'seven'; known: one; .* needs megasr --import"):
+        NAMES["seven"]
     with pytest.raises(UsageError, match="number 'one' is registered twice"):
         NAMES.register("one", 2)
 

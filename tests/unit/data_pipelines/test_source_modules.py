@@ -260,7 +260,7 @@ def test_a_folder_keeps_a_part_of_itself_for_evaluation(tmp_path: Path, monkeypa
     (tmp_path / f"{evaluated[0]}.png").unlink()
     assert evaluated[1] in folder_keys(FolderDataModule(str(tmp_path), **settings))[1]
     assert "00" not in evaluated, "it is smaller than the crop"
-    with pytest.raises(UsageError, match=r"40 images, too few or too small to keep one for evaluation: "):
+    with pytest.raises(UsageError, match=r"40 images, too few or smaller than crops of "):
         FolderDataModule(str(tmp_path), eval_crop_size_px=64, **settings)
 
 
