@@ -254,7 +254,7 @@ class TrainingMonitor(lightning.Callback):
         trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
         if self._since is None:
             self._since, self._paused = self.clock(), 0.0
-            rank_zero_info(describe_batch(trainer, len(batch["keys"])))
+            rank_zero_info(describe_batch(trainer, batch))
         assert self._probes is not None
         if self._is_logged(trainer, self._steps + 1) and not self._probes.watching:
             self._probes.start()

@@ -9,6 +9,7 @@ import lightning
 import torch
 from torch import nn
 
+from megasr.batch import SRBatch
 from megasr.networks.msfm import MSFM, Modulation
 from megasr.networks.network import MegaSRNetwork
 from megasr.networks.sites import Site, iterate_transformers
@@ -177,9 +178,11 @@ def global_batch(trainer: lightning.Trainer, data: lightning.LightningDataModule
     return None if micro_batch is None else micro_batch * trainer.world_size * trainer.accumulate_grad_batches
 
 
-def describe_batch(trainer: lightning.Trainer, micro_batch: int) -> str:
-    """One line: how many images make an optimizer step (micro_batch of them per forward pass), how long an epoch is."""
-    accumulated, batches = trainer.accumulate_grad_batches, trainer.num_training_batches
+def describe_batch(trainer: lightning.Trainer, batch: SRBatch) -> str:
+    """One line: how many images make an optimizer step, how long an epoch is, and which degradation makes lq."""
+    accumulated, batches, images = trainer.accumulate_grad_batches, trainer.num_training_batches, len(batch["keys"])
     epoch = f"; an epoch is {batches / accumulated:,.0f} steps" if batches != float("inf") else ""
-    parts = f"{micro_batch} images x {trainer.world_size} device(s) x {accumulated} accumulated"
-    return f"global batch {micro_batch * trainer.world_size * accumulated} = {parts}{epoch}"
+    presets = sorted({str(params["name"]) for params in batch.get("degradation") or ()})
+    lq = f"; lq by {', '.join(presets)}" if presets else ""
+    parts = f"{images} images x {trainer.world_size} device(s) x {accumulated} accumulated"
+    return f"global batch {images * trainer.world_size * accumulated} = {parts}{epoch}{lq}"

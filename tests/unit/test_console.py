@@ -34,7 +34,7 @@ def test_a_training_says_one_line_per_event(tmp_path: Path) -> None:
     assert [re.sub(r"[\d.]+", "N", line) for line in said.splitlines()] == [
         "N M parameters are trained, N M are frozen",
         "rendering scenes  N/N",
-        "global batch N = N images x N device(s) x N accumulated; an epoch is N steps",
+        "global batch N = N images x N device(s) x N accumulated; an epoch is N steps; lq by realesrgan_strong",
         "training  N/N  train/loss N",
         "N steps are done; the run is in FOLDER",
     ]

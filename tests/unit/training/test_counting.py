@@ -24,8 +24,9 @@ def test_every_loss_goes_into_the_range_of_its_timestep() -> None:
 
 def test_the_arithmetic_of_a_batch_is_said() -> None:
     trainer = SimpleNamespace(accumulate_grad_batches=4, world_size=2, num_training_batches=100)
-    assert describe_batch(trainer, 3) == (  # type: ignore[arg-type]
-        "global batch 24 = 3 images x 2 device(s) x 4 accumulated; an epoch is 25 steps"
+    batch = {"keys": ["a", "b", "c"], "degradation": [{"name": "bicubic"}] * 3}
+    assert describe_batch(trainer, batch) == (  # type: ignore[arg-type]
+        "global batch 24 = 3 images x 2 device(s) x 4 accumulated; an epoch is 25 steps; lq by bicubic"
     )
     trainer.num_training_batches = float("inf")
-    assert describe_batch(trainer, 3).endswith("4 accumulated")  # type: ignore[arg-type]
+    assert describe_batch(trainer, {"keys": ["a"]}).endswith("4 accumulated")  # type: ignore[arg-type]
