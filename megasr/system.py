@@ -213,10 +213,14 @@ class MegaSR(nn.Module):
         return extract_guidance(batch, self.network.guidance, self.scale_factor, self.networks)
 
     def conditions(
-        self, batch: SRBatch, prompts: list[str] | None = None, maps: Mapping[str, torch.Tensor] | None = None
+        self,
+        batch: SRBatch,
+        lq_up: torch.Tensor | None = None,
+        prompts: list[str] | None = None,
+        maps: Mapping[str, torch.Tensor] | None = None,
     ) -> Conditions:
-        """Conditions of the denoising steps; None takes the prompts and maps of the batch's lq."""
-        lq_up = upsample_lq(batch["lq"], self.scale_factor)
+        """Conditions of the denoising steps; what is None is made from the batch's lq."""
+        lq_up = upsample_lq(batch["lq"], self.scale_factor) if lq_up is None else lq_up
         prompts = self.prompts(batch, lq_up) if prompts is None else prompts
         maps = self.guidance_maps(batch) if maps is None else maps
         return self.network.conditions(lq_up, self.semantics(batch, lq_up, prompts), maps)

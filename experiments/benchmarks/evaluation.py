@@ -27,8 +27,9 @@ import torch
 
 from experiments.benchmarks.record import publish
 from megasr.evaluation.evaluator import Evaluator
-from megasr.evaluation.folders import evaluate_folder, load_pair, pair_by_name
+from megasr.evaluation.folders import evaluate_folder, load_pair
 from megasr.evaluation.metrics import quiet_pyiqa
+from megasr.evaluation.pairing import pair_by_name
 from megasr.evaluation.protocol import WEIGHT_FREE_V1
 
 

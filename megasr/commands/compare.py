@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace) -> None:
     labels = _checked_labels(arguments)
     check_metrics(arguments.protocol, arguments.metrics)
     from megasr.evaluation.comparison import Method, check_labels, make_sources, sizes, write_page
-    from megasr.evaluation.folders import pair_by_name
+    from megasr.evaluation.pairing import pair_by_name
 
     check_labels(labels)
     first, *others = arguments.folders

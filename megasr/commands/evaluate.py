@@ -16,7 +16,8 @@ from megasr.errors import MegaSRError, UsageError, first_line, split_names, unkn
 if TYPE_CHECKING:
     from megasr.evaluation.evaluator import Evaluation, Evaluator
     from megasr.evaluation.metrics import Missing
-    from megasr.evaluation.tables import Labelled, PublishedRow
+    from megasr.evaluation.protocol import PublishedRow
+    from megasr.evaluation.tables import Labelled
 
 
 Progress = Callable[[str, int, int], None]  # what is done, how much of it, of how much
@@ -237,16 +238,18 @@ def _checked_labels(arguments: argparse.Namespace) -> list[str]:
 
 def _check_inputs(arguments: argparse.Namespace) -> None:
     """Check protocol, names, numbers and sizes of everything before the first image is measured."""
-    from megasr.evaluation.folders import check_sizes, pair_by_name
-    from megasr.evaluation.protocol import get_protocol
-    from megasr.evaluation.tables import published
+    from megasr.evaluation.pairing import pair_by_name
+    from megasr.evaluation.protocol import get_protocol, published
 
     protocol = _protocol(arguments)
     check_metrics(protocol, arguments.metrics)
     folders = [sr for sr in arguments.sr if sr.suffix != ".json"]
     if folders and "published" in arguments.against and arguments.data is not None:
         published(protocol, arguments.data)
-    for sr, pairs in {sr: pair_by_name(sr, arguments.hq, arguments.strip) for sr in folders}.items():
+    paired = {sr: pair_by_name(sr, arguments.hq, arguments.strip) for sr in folders}
+    from megasr.evaluation.folders import check_sizes
+
+    for sr, pairs in paired.items():
         _whole_set(arguments.data, len(pairs), sr)
         check_sizes(pairs, get_protocol(protocol))
 
@@ -256,7 +259,7 @@ def _protocol(arguments: argparse.Namespace) -> str:
     if arguments.protocol is not None or arguments.data is None:
         return arguments.protocol or "weight-free-v1"
     from data_pipelines.benchmarks import BENCHMARKS
-    from megasr.evaluation.tables import published_rows
+    from megasr.evaluation.protocol import published_rows
 
     known = {row.data: row.protocol for row in published_rows()}
     known |= {name: benchmark.protocol for name, benchmark in BENCHMARKS.items()}
@@ -291,7 +294,8 @@ def _name(sr: Path) -> str:
 
 
 def _evaluation(sr: Path, arguments: argparse.Namespace, label: str, progress: Progress) -> Evaluation:
-    from megasr.evaluation.folders import evaluate_folder, keyed_images
+    from megasr.evaluation.folders import evaluate_folder
+    from megasr.evaluation.pairing import keyed_images
 
     if sr.suffix == ".json":
         return _read(sr, arguments.data)
@@ -334,7 +338,8 @@ def _made_by(sr: Path, keys: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _published(measured: Sequence[Labelled]) -> Sequence[PublishedRow]:
-    from megasr.evaluation.tables import data_name, published
+    from megasr.evaluation.protocol import published
+    from megasr.evaluation.tables import data_name
 
     data = data_name(measured)
     if data is None:

@@ -212,7 +212,8 @@ class MegaSRModule(MegaSR, lightning.LightningModule):
         """The mean loss, and for callbacks the loss, timestep and dropout of every sample."""
         keys, step = batch["keys"], self.global_step
         batch = draw_dropout(batch, self.objective, self.adapter.guidance, self.seed, step)
-        conditions = self.conditions(batch, *self._drop_conditions(batch))
+        lq_up = upsample_lq(batch["lq"], self.scale_factor)
+        conditions = self.conditions(batch, lq_up, *self._drop_conditions(batch, lq_up))
         z0 = self.latents(batch)
         noise = keyed_normal(self.seed, keys, z0.shape[1:], "training_noise", step).to(z0)
         fractions = keyed_uniform(self.seed, keys, "timestep", step)
@@ -222,9 +223,9 @@ class MegaSRModule(MegaSR, lightning.LightningModule):
         dropped = batch["guidance_dropped"]
         return {"loss": loss.mean(), "sample_loss": loss.detach(), "timesteps": timesteps, "guidance_dropped": dropped}
 
-    def _drop_conditions(self, batch: SRBatch) -> tuple[list[str], dict[str, torch.Tensor]]:
+    def _drop_conditions(self, batch: SRBatch, lq_up: torch.Tensor) -> tuple[list[str], dict[str, torch.Tensor]]:
         """Prompts and maps of a training batch without what is dropped."""
-        prompts = self.prompts(batch, upsample_lq(batch["lq"], self.scale_factor))
+        prompts = self.prompts(batch, lq_up)
         prompts = ["" if drop else prompt for drop, prompt in zip(batch["text_dropped"], prompts, strict=True)]
         return prompts, without_dropped(batch, self.guidance_maps(batch))
 

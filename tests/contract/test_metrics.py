@@ -15,8 +15,9 @@ import torch
 from megasr.errors import MegaSRError
 from megasr.evaluation import metrics as distribution
 from megasr.evaluation.evaluator import Evaluator
-from megasr.evaluation.folders import evaluate_folder, load_pair, pair_by_name
+from megasr.evaluation.folders import evaluate_folder, load_pair
 from megasr.evaluation.metrics import FILES
+from megasr.evaluation.pairing import pair_by_name
 from megasr.evaluation.protocol import PROTOCOLS, WEIGHT_FREE_V1, MetricSpec, Protocol
 from megasr.files import file_sha256
 from megasr.images import resize, to_uint8, write_png

@@ -103,7 +103,6 @@ def test_mistakes_are_answered_before_torch_is_imported(folder: Path) -> None:
         assert code in (1, 2), argv
         (line,) = said.splitlines()
         assert line.startswith("megasr: error: ") and says.replace("{}", str(folder)) in line, argv
-        heavy = set(heavy) - ({"torch"} if argv[0] == "evaluate" else set())  # which imports no model; these come last
         assert not heavy, f"{' '.join(argv)} was answered after {', '.join(heavy)}"
 
 

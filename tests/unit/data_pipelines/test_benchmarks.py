@@ -11,8 +11,7 @@ import torch
 
 from data_pipelines.benchmarks import BENCHMARKS, BenchmarkDataModule, check_layout
 from megasr.errors import MegaSRError, UsageError
-from megasr.evaluation.protocol import get_protocol
-from megasr.evaluation.tables import published_rows
+from megasr.evaluation.protocol import get_protocol, published_rows
 from megasr.images import from_uint8, write_png
 
 

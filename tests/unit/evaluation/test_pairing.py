@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from megasr.errors import UsageError
-from megasr.evaluation.folders import Pair, keyed_images, pair_by_name
+from megasr.evaluation.pairing import Pair, keyed_images, pair_by_name
 from megasr.images import write_png
 
 

@@ -7,8 +7,7 @@ from collections import Counter
 import pytest
 
 from megasr.errors import UsageError
-from megasr.evaluation.protocol import get_protocol
-from megasr.evaluation.tables import published, published_rows
+from megasr.evaluation.protocol import get_protocol, published, published_rows
 
 _RANGES = {
     "psnr": (15, 35),

@@ -12,8 +12,8 @@ import pytest
 
 from megasr.errors import MegaSRError, UsageError
 from megasr.evaluation.evaluator import Evaluation
-from megasr.evaluation.protocol import get_protocol
-from megasr.evaluation.tables import means_frame, published, rows_csv, text_table
+from megasr.evaluation.protocol import get_protocol, published
+from megasr.evaluation.tables import means_frame, rows_csv, text_table
 
 PROTOCOL = get_protocol("stablesr-crops-v1")
 KEYS = [f"image/{i}" for i in range(40)]
