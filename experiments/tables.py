@@ -122,12 +122,11 @@ def _tables(scores: Scores, against: str) -> str:
         f"Protocol {scores.protocol}, {scores.rows.key.nunique()} images; means with 95 % intervals over images and "
         f"seeds, differences paired over both and not corrected for their number. Code: {commits}."
     )
-    tables = [_markdown(["adapter", *arrows, "training", "seeds", "steps"], means)]
-    return "\n\n".join([*tables, _markdown(["adapter", *columns], differences), caption])
-
-
-def _markdown(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in (head, ["---"] * len(head), *rows))
+    frames = (
+        pd.DataFrame(means, columns=["adapter", *arrows, "training", "seeds", "steps"]),
+        pd.DataFrame(differences, columns=["adapter", *columns]),
+    )
+    return "\n\n".join([*(frame.to_markdown(index=False, disable_numparse=True) for frame in frames), caption])
 
 
 def _text(interval: Interval, sign: str = "") -> str:
