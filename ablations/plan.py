@@ -20,6 +20,7 @@ from ablations.identity import identify_weights
 from ablations.registry import Config, Study, apply_changes, check_diff, flatten
 from megasr.configs import load_yaml
 from megasr.errors import MegaSRError, UsageError
+from megasr.training.config import SAMPLED
 
 BICUBIC = "bicubic"
 # The runner decides these itself, so a recipe may not set them.
@@ -234,10 +235,18 @@ def plan_run(study: str, ablation: str, seed: int | None, config: Config) -> Run
     fingerprint = _digest([study, ablation, seed, _present(config), weights])
     training = ""
     if seed is not None:
-        model = {name: value for name, value in config["model"].items() if name != "sampler"}
+        model = {name: value for name, value in config["model"].items() if name != "sampler"} | trained_sampler(config)
         training = _digest([_present({**config, "model": model}), weights])
     run_id = "-".join([study, ablation, *([] if seed is None else [f"s{seed}"]), fingerprint[:8]])
     return RunPlan(run_id, study, ablation, seed, config, fingerprint, training)
+
+
+def trained_sampler(config: Config) -> dict[str, Any]:
+    """The part of the section sampler that the training depends on: none, unless the loss is of what it makes."""
+    model = config["model"]
+    if (model.get("objective") or {}).get("kind") is None:
+        return {}
+    return {"sampler": {name: model["sampler"][name] for name in SAMPLED}}
 
 
 def _digest(content: Any) -> str:

@@ -195,12 +195,12 @@ def is_guided(timestep: int, num_train_timesteps: int, cfg_scale: float, interva
     return cfg_scale != 1 and low <= (timestep + 1) / num_train_timesteps <= high
 
 
-def check_interval(interval: Interval) -> Interval:
-    """The part of the noise schedule with classifier-free guidance (2404.07724), as fractions from its clean end.
+def check_interval(interval: Interval, name: str = "sampler.guidance_interval") -> Interval:
+    """A part of the noise schedule, as fractions from its clean end; that of classifier-free guidance is 2404.07724's.
 
     Raises:
         UsageError: it is not two fractions in ascending order.
     """
     if len(interval) != 2 or not 0 <= interval[0] < interval[1] <= 1:
-        raise UsageError(f"sampler.guidance_interval must be two ascending fractions in [0, 1], got {interval}")
+        raise UsageError(f"{name} must be two ascending fractions in [0, 1], got {interval}")
     return interval[0], interval[1]

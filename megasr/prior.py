@@ -18,7 +18,7 @@ from torch import nn
 from megasr.configs import read_config
 from megasr.errors import MegaSRError
 from megasr.files import identify_folder
-from megasr.images import from_signed, to_signed
+from megasr.images import to_signed
 from megasr.provenance import weights_digest
 from megasr.semantics.text import TextEncoder, load_text_encoder
 from megasr.weights.local import downsampling, find_prior, size_multiple
@@ -64,8 +64,12 @@ class Prior(nn.Module):
 
     def decode(self, z: torch.Tensor) -> torch.Tensor:
         """Z -> (B, 3, H, W) float32 in [0, 1]."""
+        return self.decode_unclipped(z).clamp(0, 1)
+
+    def decode_unclipped(self, z: torch.Tensor) -> torch.Tensor:
+        """Z -> (B, 3, H, W) float32 around [0, 1]: a loss sees no gradient where a number was clipped."""
         image = self.vae.decode(z.to(self.vae.dtype) / self.vae.config.scaling_factor).sample
-        return from_signed(image.float())
+        return (image.float() + 1) / 2
 
     def freeze(self) -> Prior:
         """No gradients, evaluation mode. Returns itself."""

@@ -39,7 +39,7 @@ from megasr.networks.config import AdapterConfig
 from megasr.networks.network import Conditions, MegaSRNetwork, SaftMaps, WeightedMaps
 from megasr.networks.sites import Semantics
 from megasr.prior import Prior, load_prior
-from megasr.rng import keyed_normal, torch_generator
+from megasr.rng import Key, keyed_normal, torch_generator
 from megasr.semantics.clip import VisionConfig, VisionEncoder
 from megasr.semantics.taggers import Tagger
 from megasr.semantics.tags import TaggerConfig, build_tagger
@@ -69,6 +69,12 @@ class FrozenParts:
     def networks(self, config: ExtractorConfig | None) -> Networks:
         """The extractors, each of which is loaded when its first map is asked for."""
         return Networks(config)
+
+    def perceptual(self, name: str, weights_dir: str | None) -> nn.Module:
+        """See megasr.losses.perceptual.load_perceptual."""
+        from megasr.losses.perceptual import load_perceptual
+
+        return load_perceptual(name, weights_dir)
 
 
 @dataclass(frozen=True)
@@ -243,6 +249,49 @@ class MegaSR(nn.Module):
 
         return diffusion_loss(denoiser, self.prior.scheduler, z0, noise, timesteps)
 
+    def sample(self, batch: SRBatch, lq_up: torch.Tensor, conditions: Conditions, *purpose: Key) -> torch.Tensor:
+        """z0 (B, C, h, w) as the sampler makes it from a batch of whole images, with gradients through all its steps.
+
+        Args:
+            batch: needs keys.
+            lq_up: (B, 3, H, W).
+            conditions: of the batch.
+            purpose: beside the images' keys, what the noise of the start is drawn for.
+        """
+
+        def denoiser(z_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            return self.network(z_t, t, conditions)
+
+        prior, timesteps = self.prior, self._timesteps(self.sampler)
+        with torch.no_grad():
+            z_lq = None if self.sampler.start == "noise" else prior.encode(lq_up).float()
+        shape = lq_up.shape[-2] // prior.downsampling, lq_up.shape[-1] // prior.downsampling
+        z = self._start(batch["keys"], z_lq, shape, self.sampler, timesteps[0], self.seed, *purpose).to(lq_up.device)
+        return ddim(denoiser, self.alphas_cumprod, prior.prediction_type, z, timesteps)
+
+    def _timesteps(self, sampler: SamplerConfig) -> list[int]:
+        return spaced_timesteps(sampler.num_steps, sampler.start_fraction, len(self.alphas_cumprod))
+
+    def _start(
+        self,
+        keys: list[str],
+        z_lq: torch.Tensor | None,
+        size: tuple[int, int],
+        sampler: SamplerConfig,
+        timestep: int,
+        seed: int,
+        *purpose: Key,
+    ) -> torch.Tensor:
+        """Latents that the sampler begins with: the latent of lq_up, as it is or noised, or noise."""
+        if z_lq is not None and sampler.start == "noiseless_lq":
+            return z_lq
+        shape = self.prior.unet.config.in_channels, *size
+        noise = keyed_normal(seed, keys, shape, "sampling_noise", *purpose)
+        if z_lq is None:
+            return noise
+        noise = noise.to(z_lq.device)
+        return add_noise(self.prior.scheduler, z_lq, noise, torch.full((len(keys),), timestep, device=z_lq.device))
+
     # Restoration -----------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
@@ -313,15 +362,12 @@ class MegaSR(nn.Module):
     def _sample(
         self, keys: list[str], lq_up: torch.Tensor, denoiser: Denoiser, grid: Grid, options: RestoreOptions
     ) -> torch.Tensor:
-        """From noise, or the noised latent of lq_up, to z0."""
+        """From the sampler's start to z0."""
         prior, sampler, alphas = self.prior, options.sampler, self.alphas_cumprod
-        timesteps = spaced_timesteps(sampler.num_steps, sampler.start_fraction, len(alphas))
-        latents = grid.divided(prior.downsampling)
-        shape = prior.unet.config.in_channels, latents.rows.length, latents.columns.length
-        z = keyed_normal(options.seed, keys, shape, "sampling_noise").to(lq_up.device)
-        if sampler.start == "lq":
-            start = torch.full((len(keys),), timesteps[0], device=z.device)
-            z = add_noise(prior.scheduler, encode_tiles(prior, lq_up, grid), z, start)
+        timesteps, latents = self._timesteps(sampler), grid.divided(prior.downsampling)
+        z_lq = None if sampler.start == "noise" else encode_tiles(prior, lq_up, grid)
+        size = latents.rows.length, latents.columns.length
+        z = self._start(keys, z_lq, size, sampler, timesteps[0], options.seed).to(lq_up.device)
         if sampler.solver is None:
             return ddim(denoiser, alphas, prior.prediction_type, z, timesteps, options.on_step)
         solver = SOLVERS[sampler.solver]

@@ -26,7 +26,7 @@ from megasr.inference.tiling import Tiling
 from megasr.prior import PARTS
 from megasr.provenance import provenance
 from megasr.system import MegaSR, Restored, RestoreOptions
-from megasr.training.checkpoint import build_from_state, trained_state
+from megasr.training.checkpoint import adapter_parameters, build_from_state
 from megasr.training.config import SamplerConfig
 from megasr.weights.local import find_prior
 
@@ -38,7 +38,7 @@ Callback = Callable[[Any, int, int, dict[str, torch.Tensor]], Mapping[str, torch
 
 
 def change_sampler(
-    trained: SamplerConfig,
+    system: MegaSR,
     steps: int | None,
     preset: str | None,
     guidance_scale: float | None,
@@ -47,7 +47,8 @@ def change_sampler(
     """The sampler with the changes that are not None.
 
     Raises:
-        UsageError: a preset is unknown, or given beside a number of steps.
+        UsageError: a preset is unknown, or given beside a number of steps; or the adapter was trained for another
+            number of steps than is asked for (one_step, few_step).
     """
     if preset is not None:
         if steps is not None:
@@ -55,6 +56,10 @@ def change_sampler(
         if preset not in PRESETS:
             raise unknown_name("preset", preset, PRESETS)
         steps = PRESETS[preset]
+    trained, kind = system.sampler, (system.settings.get("objective") or {}).get("kind")
+    if kind is not None and steps not in (None, trained.num_steps):
+        asked = f"preset={preset!r}" if preset else f"num_inference_steps={steps}"
+        raise UsageError(f"{asked}: the adapter was trained to restore in {trained.num_steps} ({kind}); leave it out")
     changes = {"num_steps": steps, "guidance_scale": guidance_scale, "negative_prompt": negative_prompt}
     return replace(trained, **{name: value for name, value in changes.items() if value is not None})  # type: ignore[arg-type]
 
@@ -323,7 +328,7 @@ class MegaSRPipeline:
         options = self._options(
             guidance,
             callback_on_step_end,
-            sampler=change_sampler(self.module.sampler, num_inference_steps, preset, guidance_scale, negative_prompt),
+            sampler=change_sampler(self.module, num_inference_steps, preset, guidance_scale, negative_prompt),
             seed=self._seed(seed, generator),
             tiling=choose_tiling(tile, tile_overlap),
             color_fix=check_color_fix(color_fix),
@@ -420,7 +425,7 @@ def save_export(system: MegaSR, folder: Path, include_prior: bool) -> None:
         raise UsageError(f"{folder} exists and is not an exported adapter: choose another folder")
     try:
         with write_whole_folder(folder) as temporary:
-            state = trained_state(system, system.state_dict())
+            state = adapter_parameters(system)
             save_file({name: value.detach().cpu().contiguous() for name, value in state.items()}, temporary / WEIGHTS)
             config = _config(system) | {"sha256": file_sha256(temporary / WEIGHTS)}
             (temporary / CONFIG).write_text(json.dumps(config, indent=2) + "\n")

@@ -220,7 +220,7 @@ def load_pipeline(settings: Settings, device: str) -> MegaSRPipeline:
         pipeline = MegaSRPipeline.from_checkpoint(settings.checkpoint, prior=settings.prior, device=device)
     options, module = settings.options, pipeline.module
     names = ("num_inference_steps", "preset", "guidance_scale", "negative_prompt")
-    change_sampler(module.sampler, *(options.get(name) for name in names))
+    change_sampler(module, *(options.get(name) for name in names))
     check_strengths(options.get("guidance") or {}, dict.fromkeys(pipeline.guidance, 1.0))
     check_color_fix(options.get("color_fix"))
     spread_prompts(options.get("prompt", ""), 1, module.adapter.text)

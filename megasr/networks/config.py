@@ -44,6 +44,8 @@ class AdapterConfig:
         msfm: a class of megasr.networks.msfm.MSFMS in place of MSFM.
         csm: a class of megasr.networks.csm.CSMS in place of CSM.
         lq_encoder: a class of megasr.networks.controlnet.LQ_ENCODERS in place of ControlNet's encoder of lq.
+        prior_lora: rank of a LoRA (2106.09685) on all linear layers and convolutions of the prior's U-Net, which is
+            trained with the adapter; None leaves the prior as it is.
     """
 
     guidance: tuple[str, ...] | str = ()
@@ -64,6 +66,7 @@ class AdapterConfig:
     msfm: str = "megasr"
     csm: str = "megasr"
     lq_encoder: str = "megasr"
+    prior_lora: int | None = None
 
     def __post_init__(self) -> None:
         # YAML gives a list, which would make the frozen object unhashable, or a string.
@@ -71,6 +74,8 @@ class AdapterConfig:
         for name in ("saft_width", "image_width", "representation_width"):
             if getattr(self, name) < 1:
                 raise UsageError(f"adapter.{name} must be at least 1, got {getattr(self, name)}")
+        if self.prior_lora is not None and self.prior_lora < 1:
+            raise UsageError(f"adapter.prior_lora must be a rank of at least 1, got {self.prior_lora}")
         if self.fusion_in == "controlnet" and not self.controlnet:
             raise UsageError(
                 "adapter.fusion_in is controlnet, but adapter.controlnet is off: the maps would go nowhere"

@@ -18,6 +18,7 @@ from megasr.errors import UsageError
 from megasr.guidance.registry import resolve_guidance
 from megasr.networks.config import AdapterConfig
 from megasr.networks.controlnet import MegaSRControlNet
+from megasr.networks.lora import add_lora, sharing_copy
 from megasr.networks.msfm import Modulation, group_maps
 from megasr.networks.sites import Semantics, Site, SiteCondition, compiled_block, iterate_transformers
 from megasr.networks.unet import MegaSRUNet
@@ -62,6 +63,8 @@ class MegaSRNetwork(nn.Module):
         if config.image and config.connector == "shared":
             with seeded_initialisation(seed, "connector"):
                 self.connector = nn.Linear(config.image_width, prior.unet.config.cross_attention_dim)
+        if config.prior_lora is not None:  # last: ControlNet and CSM start from the prior's own weights
+            self.unet.unet = add_lora(sharing_copy(prior.unet), config.prior_lora, seed, "prior_lora")
         self.downsampling = prior.downsampling
         self.halvings = len(prior.unet.config.down_block_types) - 1
 

@@ -12,14 +12,15 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from megasr.console import progress_bars
 from megasr.errors import UsageError
+from megasr.training.checkpoint import adapter_parameters
 from megasr.training.sharding import like, local
 
 
 class EMA(lightning.Callback):
-    """Exponential moving average of the trained parameters, used for validation, testing and inference.
+    """Exponential moving average of the adapter's parameters, used for validation, testing and inference.
 
-    The frozen prior is not averaged. The decay is warmed up as min(decay, (1 + n) / (10 + n)) after n optimizer steps,
-    so that the first weights do not dominate short runs.
+    The frozen prior and critics are not averaged. The decay is warmed up as min(decay, (1 + n) / (10 + n)) after n
+    optimizer steps, so that the first weights do not dominate short runs.
 
     Args:
         decay: share of the old average that is kept per optimizer step, in [0, 1).
@@ -33,16 +34,13 @@ class EMA(lightning.Callback):
         self._updates = 0
         self._raw: dict[str, torch.Tensor] | None = None
 
-    def _trained(self, module: lightning.LightningModule) -> dict[str, torch.nn.Parameter]:
-        return {name: p for name, p in module.named_parameters() if p.requires_grad}
-
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         if not self.shadow:
-            self.shadow = {name: p.detach().clone() for name, p in self._trained(pl_module).items()}
+            self.shadow = {name: p.detach().clone() for name, p in adapter_parameters(pl_module).items()}
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         # A restored average is whole and on the CPU, and some strategies restore it after on_fit_start.
-        trained = self._trained(pl_module)
+        trained = adapter_parameters(pl_module)
         self.shadow = {name: like(value, trained[name]) for name, value in self.shadow.items()}
 
     @torch.no_grad()
@@ -53,14 +51,14 @@ class EMA(lightning.Callback):
             return  # gradients are accumulated
         self._updates = trainer.global_step
         decay = min(self.decay, (1 + self._updates) / (10 + self._updates))
-        trained = self._trained(pl_module)
+        trained = adapter_parameters(pl_module)
         shadows, parameters = ([local(values[name]) for name in trained] for values in (self.shadow, trained))
         torch._foreach_lerp_(shadows, parameters, 1 - decay)  # one call: there are hundreds of small tensors
 
     @torch.no_grad()
     def swap_in(self, pl_module: lightning.LightningModule) -> None:
         if self.shadow and self._raw is None:
-            trained = self._trained(pl_module)
+            trained = adapter_parameters(pl_module)
             self._raw = {name: p.detach().clone() for name, p in trained.items()}
             for name, parameter in trained.items():
                 parameter.copy_(like(self.shadow[name], parameter))
@@ -68,7 +66,7 @@ class EMA(lightning.Callback):
     @torch.no_grad()
     def swap_out(self, pl_module: lightning.LightningModule) -> None:
         if self._raw is not None:
-            for name, parameter in self._trained(pl_module).items():
+            for name, parameter in adapter_parameters(pl_module).items():
                 parameter.copy_(self._raw[name])
             self._raw = None
 

@@ -17,11 +17,13 @@ from megasr.errors import MegaSRError, UsageError
 from megasr.files import damaged_record, read_saved
 from megasr.networks.config import AdapterConfig
 from megasr.tracking import first_line
+from megasr.training.config import SAMPLED
 from megasr.training.folders import find_checkpoint, no_checkpoint
 from megasr.training.sharded_checkpoint import PLAIN, damage_of_folder, is_sharded, named_tensors, read_sharded
 
 Module = TypeVar("Module", bound=nn.Module)
-CONFIG, GLOBAL_BATCH = "config", "global_batch"  # keys of a checkpoint
+CONFIG, GLOBAL_BATCH, CRITICS = "config", "global_batch", "critics"  # keys of a checkpoint
+_CRITIC = "restoration_loss."  # begins the names of what is trained beside the adapter and never used after
 _FOREIGN = "not a checkpoint of a MegaSR adapter"
 
 
@@ -84,10 +86,34 @@ def damage(path: Path) -> str | None:
         return error.strerror or str(error)
 
 
-def trained_state(module: nn.Module, state: dict[str, Any]) -> dict[str, Any]:
-    """The part of a state dict whose parameters are trained."""
-    trained = {name for name, p in module.named_parameters() if p.requires_grad}
-    return {name: value for name, value in state.items() if name in trained}
+def adapter_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
+    """The trained parameters by name, without those of critics."""
+    return {n: p for n, p in module.named_parameters() if p.requires_grad and not n.startswith(_CRITIC)}
+
+
+def critic_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
+    """The trained parameters of critics by name: they exist in training alone."""
+    return {n: p for n, p in module.named_parameters() if p.requires_grad and n.startswith(_CRITIC)}
+
+
+def split_state(module: nn.Module, checkpoint: dict[str, Any]) -> None:
+    """Leave the adapter's weights in `state_dict`, and put those of critics beside it."""
+    state, critics = checkpoint["state_dict"], critic_parameters(module)
+    checkpoint["state_dict"] = {name: state[name] for name in adapter_parameters(module)}
+    if critics:
+        checkpoint[CRITICS] = {name: state[name] for name in critics}
+
+
+def join_critics(module: nn.Module, checkpoint: dict[str, Any], source: Any) -> None:
+    """Put the weights of critics back into `state_dict`, for a training that goes on.
+
+    Raises:
+        MegaSRError: they do not fit what is trained.
+    """
+    wanted, held = critic_parameters(module), checkpoint.get(CRITICS) or {}
+    if wanted.keys() != held.keys() or any(_problem(held[name], wanted[name].shape) for name in wanted):
+        raise MegaSRError(f"{source}: its critics are not those of model.objective; compare it with the run's config")
+    checkpoint["state_dict"] = {**checkpoint["state_dict"], **held}
 
 
 def check_trained_state(
@@ -113,7 +139,7 @@ def check_trained_state(
             f"{source}: trained on the prior {trained_on}, but the loaded prior is {fingerprint}; "
             "give the prior that it was trained on with --prior"
         )
-    trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    trained = adapter_parameters(module)
     for kind, weights in _weights(checkpoint, source).items():
         for name in trained.keys() & weights.keys():
             if problem := _problem(weights[name], trained[name].shape):
@@ -286,10 +312,12 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     old, new = ({**_NEW_FIELDS, **dict(_leaves(plain(config)))} for config in (before, now))
     differing = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
     decays = any(value for leaves in (old, new) for key, value in leaves.items() if fnmatchcase(key, _DECAY))
+    samples = new.get("model.objective.kind") is not None
+    strict = {_LENGTH: decays, **{f"model.sampler.{name}": samples for name in SAMPLED}}
     return [
         f"{key}: {old.get(key, _ABSENT)} -> {new.get(key, _ABSENT)}"
         for key in differing
-        if not _may_differ(key) or (decays and fnmatchcase(key, _LENGTH))
+        if not _may_differ(key) or any(asked and fnmatchcase(key, pattern) for pattern, asked in strict.items())
     ]
 
 

@@ -2,16 +2,51 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from typing import Literal
 
 from megasr.diffusion import DDIM, check_interval, check_solver
 from megasr.errors import UsageError, split_names
 
+DENOISE = "denoise"
+SAMPLED = ("num_steps", "start", "start_fraction")  # fields of the sampler that these objectives train
+STEPS = {"one_step": (1, 1), "few_step": (2, 4)}  # objectives that train the sampler's whole path, in so many steps
+
+
+@dataclass(frozen=True)
+class CriticConfig:
+    """What the terms csd, vsd and gan judge a restoration by.
+
+    Args:
+        guidance_scale: classifier-free guidance of the prior in csd and vsd (OSEDiff, PiSA-SR: 7.5).
+        timesteps: part of the noise schedule in which csd and vsd compare, as two fractions from its clean end.
+        lora_rank: of vsd's critic, a LoRA on the frozen prior (OSEDiff: 4).
+        features: frozen network on whose features gan's discriminator stands: `vgg16`, `tiny` (the vision tower of the
+            shipped CLIP), or a convolutional model of timm whose weights are in the local cache.
+        learning_rate: of vsd's critic and gan's discriminator.
+    """
+
+    guidance_scale: float = 7.5
+    timesteps: tuple[float, float] = (0.02, 0.98)
+    lora_rank: int = 4
+    features: str = "vgg16"
+    learning_rate: float = 1e-4
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "timesteps", check_interval(self.timesteps, "objective.critic.timesteps"))
+        if self.lora_rank < 1:
+            raise UsageError(f"objective.critic.lora_rank must be at least 1, got {self.lora_rank}")
+        if not self.learning_rate > 0:
+            raise UsageError(f"objective.critic.learning_rate must be positive, got {self.learning_rate}")
+
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
-    """Dropout of the conditions, which classifier-free guidance needs, and timesteps of the loss.
+    """What the adapter is trained for: to denoise at any timestep, or to restore in the few steps of the sampler.
+
+    `one_step` and `few_step` run the sampler as in inference and compare its result with hq by a sum of terms; sampler
+    says where they begin (`start: noiseless_lq` and `start_fraction: 0.25` are OSEDiff's input at timestep 249).
 
     Args:
         text_dropout: share of samples whose tags are replaced by the empty prompt (SeeSR: 0.5).
@@ -21,6 +56,13 @@ class ObjectiveConfig:
         timestep_fraction: share of the noise schedule, from its clean end, that is trained on, in (0, 1]; at least
             sampler.start_fraction.
         validation_timesteps: number of fixed, stratified timesteps of the validation loss.
+        kind: `denoise`, the diffusion loss; `one_step`, sampler.num_steps 1; `few_step`, sampler.num_steps 2 to 4. None
+            is denoise.
+        terms: weights of the terms of the loss of one_step and few_step, by name (megasr.losses.terms.TERMS): l1, l2,
+            latent, lpips_alex, lpips_vgg, dists, edge, frequency, csd, vsd, gan. 0 leaves a term out.
+        term_starts: optimizer step at which a term joins, by name; the others count from the first step.
+        critic: settings of csd, vsd and gan; None takes the defaults.
+        weights_dir: folder in which the weights of LPIPS, DISTS and VGG16 are looked for first.
     """
 
     text_dropout: float = 0.1
@@ -28,6 +70,11 @@ class ObjectiveConfig:
     timestep_fraction: float = 1.0
     validation_timesteps: int = 8
     type_dropout: float | None = None
+    kind: Literal["denoise", "one_step", "few_step"] | None = None
+    terms: dict[str, float] | None = None
+    term_starts: dict[str, int] | None = None
+    critic: CriticConfig | None = None
+    weights_dir: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("text_dropout", "guidance_dropout", "type_dropout"):
@@ -37,6 +84,43 @@ class ObjectiveConfig:
             raise UsageError(f"objective.timestep_fraction must be in (0, 1], got {self.timestep_fraction}")
         if self.validation_timesteps < 1:
             raise UsageError(f"objective.validation_timesteps must be at least 1, got {self.validation_timesteps}")
+        if isinstance(self.critic, Mapping):  # of a checkpoint
+            object.__setattr__(self, "critic", CriticConfig(**self.critic))
+        if self.kind == DENOISE:
+            object.__setattr__(self, "kind", None)  # one way to say it: equal settings are one run
+        self._check_terms() if self.samples else self._refuse_unused(
+            DENOISE, "terms", "term_starts", "critic", "weights_dir"
+        )
+
+    @property
+    def samples(self) -> bool:
+        """Whether the loss is of what the sampler makes, and so the sampler is part of the training."""
+        return self.kind is not None
+
+    def _refuse_unused(self, kind: str | None, *names: str) -> None:
+        defaults = {field.name: field.default for field in fields(self)}
+        if unused := [f"objective.{name}" for name in names if getattr(self, name) != defaults[name]]:
+            raise UsageError(f"{', '.join(unused)} would do nothing: objective.kind is {kind}; leave it out")
+
+    def _check_terms(self) -> None:
+        self._refuse_unused(self.kind, "timestep_fraction", "validation_timesteps")
+        weights = self.terms or {}
+        for name, weight in weights.items():
+            if not 0 <= weight < float("inf"):
+                raise UsageError(f"objective.terms.{name} must be a weight of 0 or more, got {weight}")
+        if not any(weights.values()):
+            raise UsageError(
+                f"objective.kind {self.kind} needs objective.terms: weights by name, such as {{l1: 1, lpips_vgg: 2}}"
+            )
+        for name, step in (self.term_starts or {}).items():
+            if not weights.get(name):
+                raise UsageError(f"objective.term_starts.{name} would do nothing: objective.terms has no {name}")
+            if step < 1:
+                raise UsageError(f"objective.term_starts.{name} must be a step of 1 or more, got {step}")
+        if all(name in (self.term_starts or {}) for name, weight in weights.items() if weight):
+            raise UsageError("objective.term_starts: one term must count from the first step, else nothing is trained")
+        if self.critic is not None and not any(weights.get(name) for name in ("csd", "vsd", "gan")):
+            raise UsageError("objective.critic would do nothing: objective.terms has no csd, vsd or gan")
 
 
 @dataclass(frozen=True)
@@ -78,8 +162,9 @@ class SamplerConfig:
     Args:
         num_steps: steps of the solver.
         guidance_scale: strength of classifier-free guidance on the text; 1 switches it off and halves the cost.
-        start: begin with pure `noise`, or with the noised latent of lq_up (`lq`, SeeSR's LRE).
-        start_fraction: where in the noise schedule to begin, in (0, 1]; below 1 only with start `lq`.
+        start: begin with pure `noise`, with the noised latent of lq_up (`lq`, SeeSR's LRE), or with that latent as it
+            is (`noiseless_lq`, OSEDiff's; only an adapter that was trained so can use it).
+        start_fraction: where in the noise schedule to begin, in (0, 1]; 1 with start `noise`.
         positive_prompt: appended to the tags (SeeSR: "clean, high-resolution, 8k").
         negative_prompt: the other half of classifier-free guidance; used when guidance_scale is not 1.
         shown_guidance: types whose maps the adapter gets, the others' are zero as in dropout; oracle_depth gives the
@@ -91,7 +176,7 @@ class SamplerConfig:
 
     num_steps: int = 20
     guidance_scale: float = 1.0
-    start: Literal["noise", "lq"] = "lq"
+    start: Literal["noise", "lq", "noiseless_lq"] = "lq"
     start_fraction: float = 1.0
     positive_prompt: str = ""
     negative_prompt: str = ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import lightning
@@ -16,14 +17,25 @@ from megasr.diffusion import stratified_timesteps
 from megasr.errors import MegaSRError, UsageError
 from megasr.guidance.extract import ExtractorConfig
 from megasr.images import upsample_lq
+from megasr.losses.restoration import RestorationLoss
+from megasr.losses.terms import Estimate
 from megasr.networks.config import AdapterConfig
+from megasr.networks.network import Conditions
 from megasr.rng import keyed_normal, keyed_uniform
 from megasr.semantics.clip import VisionConfig
 from megasr.semantics.tags import TaggerConfig
 from megasr.system import FrozenParts as FrozenParts
 from megasr.system import MegaSR, plain_settings
-from megasr.training.checkpoint import check_trained_state, check_training_state, initialise, trained_state
-from megasr.training.config import ObjectiveConfig, OptimizerConfig, SamplerConfig
+from megasr.training.checkpoint import (
+    adapter_parameters,
+    check_trained_state,
+    check_training_state,
+    critic_parameters,
+    initialise,
+    join_critics,
+    split_state,
+)
+from megasr.training.config import STEPS, CriticConfig, ObjectiveConfig, OptimizerConfig, SamplerConfig
 from megasr.training.sharding import ShardedStrategy
 
 
@@ -42,6 +54,26 @@ def trapezoid(step: int, steps: float, warmup_steps: int, decay_share: float) ->
     if steps == float("inf"):
         raise UsageError("optimizer.decay_share counts from the end: set trainer.max_steps or trainer.max_epochs")
     return max(0.0, min(1.0, rising, (steps - step) / (decay_share * steps)))
+
+
+def _check_sampler(objective: ObjectiveConfig, sampler: SamplerConfig, adapter: AdapterConfig) -> None:
+    """Check that the sampler is one that the objective can train, and that its terms have what they need."""
+    if not objective.samples:
+        if sampler.start == "noiseless_lq":
+            raise UsageError(
+                "sampler.start noiseless_lq needs an adapter trained so: objective.kind one_step or few_step"
+            )
+        return
+    least, most = STEPS[str(objective.kind)]
+    if not least <= sampler.num_steps <= most:
+        needed = str(least) if least == most else f"{least} to {most}"
+        raise UsageError(f"objective.kind {objective.kind} needs sampler.num_steps {needed}, got {sampler.num_steps}")
+    if sampler.solver is not None:
+        raise UsageError(
+            f"objective.kind {objective.kind} trains ddim's steps: leave sampler.solver out, got {sampler.solver}"
+        )
+    if (objective.terms or {}).get("csd") and not adapter.text:
+        raise UsageError("objective.terms.csd compares the prior with and without words: it needs adapter.text true")
 
 
 def build_optimizer(parameters: Iterable[nn.Parameter], config: OptimizerConfig) -> torch.optim.Optimizer:
@@ -176,11 +208,18 @@ class MegaSRModule(MegaSR, lightning.LightningModule):
             )
         if objective.type_dropout is not None and not adapter.guidance:
             raise UsageError("model.objective.type_dropout would do nothing: model.adapter.guidance is empty")
+        _check_sampler(objective, sampler, adapter)
         super().__init__(prior, adapter, sampler, vision, extractors, tagger, scale_factor, seed)
         training = {"frozen_dtype": frozen_dtype, "compile": compile, "init": init}
         self.settings |= plain_settings(objective=objective, optimizer=optimizer, **training)
         self.save_hyperparameters(self.settings)
         self.objective, self.optimizer = objective, optimizer
+        self.restoration_loss = None
+        if objective.samples:
+            network = partial(self.parts.perceptual, weights_dir=objective.weights_dir)
+            self.restoration_loss = RestorationLoss(self.prior, objective, network, seed)
+            if adapter.gradient_checkpointing and self.prior.vae._supports_gradient_checkpointing:
+                self.prior.vae.enable_gradient_checkpointing()
         if init is not None:
             initialise(self, init, self.prior_fingerprint)
         self.frozen_dtype, self.compiles = frozen_dtype, compile == "blocks"
@@ -206,22 +245,42 @@ class MegaSRModule(MegaSR, lightning.LightningModule):
     def configure_model(self) -> None:
         """Shard the network where the strategy is FSDP2's."""
         if isinstance(self.trainer.strategy, ShardedStrategy):
-            self.trainer.strategy.spread(self.network)
+            self.trainer.strategy.spread(self.network, critic_parameters(self).values())
 
     def training_step(self, batch: SRBatch, batch_index: int) -> dict[str, torch.Tensor]:
         """The mean loss, and for callbacks the loss, timestep and dropout of every sample."""
-        keys, step = batch["keys"], self.global_step
+        step = self.global_step
         batch = draw_dropout(batch, self.objective, self.adapter.guidance, self.seed, step)
         lq_up = upsample_lq(batch["lq"], self.scale_factor)
-        conditions = self.conditions(batch, lq_up, *self._drop_conditions(batch, lq_up))
-        z0 = self.latents(batch)
+        prompts, maps = self._drop_conditions(batch, lq_up)
+        conditions = self.conditions(batch, lq_up, prompts, maps)
+        if self.restoration_loss is None:
+            loss, timesteps = self._denoise(batch, conditions, step)
+        else:
+            estimate = self._estimate(batch, lq_up, conditions, prompts, step)
+            loss, parts = self.restoration_loss(estimate, step)
+            for name, value in parts.items():
+                self.log(f"train/{name}", value.mean(), batch_size=len(value))
+            timesteps = torch.full((len(loss),), self._timesteps(self.sampler)[0], device=loss.device)
+        self.log("train/loss", finite_mean(self, loss, batch), prog_bar=True, batch_size=len(loss))
+        dropped = batch["guidance_dropped"]
+        return {"loss": loss.mean(), "sample_loss": loss.detach(), "timesteps": timesteps, "guidance_dropped": dropped}
+
+    def _denoise(self, batch: SRBatch, conditions: Conditions, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The diffusion loss of each sample, and its timestep."""
+        keys, z0 = batch["keys"], self.latents(batch)
         noise = keyed_normal(self.seed, keys, z0.shape[1:], "training_noise", step).to(z0)
         fractions = keyed_uniform(self.seed, keys, "timestep", step)
         timesteps = (fractions * self._trained_timesteps).long().to(z0.device)
-        loss = self.loss(conditions, z0, noise, timesteps)
-        self.log("train/loss", finite_mean(self, loss, batch), prog_bar=True, batch_size=len(keys))
-        dropped = batch["guidance_dropped"]
-        return {"loss": loss.mean(), "sample_loss": loss.detach(), "timesteps": timesteps, "guidance_dropped": dropped}
+        return self.loss(conditions, z0, noise, timesteps), timesteps
+
+    def _estimate(
+        self, batch: SRBatch, lq_up: torch.Tensor, conditions: Conditions, prompts: list[str], *step: int
+    ) -> Estimate:
+        """The batch restored by the sampler; noise of the start and of the terms is keyed by image and step."""
+        z0 = self.sample(batch, lq_up, conditions, *step)
+        purpose = step[0] if step else "validation"
+        return Estimate(self.prior, batch, z0, self.latents, prompts, self.seed, purpose)
 
     def _drop_conditions(self, batch: SRBatch, lq_up: torch.Tensor) -> tuple[list[str], dict[str, torch.Tensor]]:
         """Prompts and maps of a training batch without what is dropped."""
@@ -230,13 +289,19 @@ class MegaSRModule(MegaSR, lightning.LightningModule):
         return prompts, without_dropped(batch, self.guidance_maps(batch))
 
     def validation_step(self, batch: SRBatch, batch_index: int) -> None:
-        """Loss at fixed stratified timesteps with noise keyed by the image: the same for every model and epoch."""
-        conditions, z0 = self.conditions(batch), self.latents(batch)
-        noise = keyed_normal(self.seed, batch["keys"], z0.shape[1:], "validation_noise").to(z0)
-        strata = stratified_timesteps(self.objective.validation_timesteps, self._trained_timesteps)
-        losses = [self.loss(conditions, z0, noise, t.expand(len(z0)).to(z0.device)) for t in strata]
-        mean = mean_without_repeated(self._trainer, batch_index, torch.stack(losses))
-        self.log("val/loss", mean, prog_bar=True, batch_size=len(z0), sync_dist=True)
+        """A loss without draws: at fixed stratified timesteps with noise keyed by the image, or of restorations."""
+        if self.restoration_loss is None:
+            conditions, z0 = self.conditions(batch), self.latents(batch)
+            noise = keyed_normal(self.seed, batch["keys"], z0.shape[1:], "validation_noise").to(z0)
+            strata = stratified_timesteps(self.objective.validation_timesteps, self._trained_timesteps)
+            losses = torch.stack([self.loss(conditions, z0, noise, t.expand(len(z0)).to(z0.device)) for t in strata])
+        else:
+            lq_up = upsample_lq(batch["lq"], self.scale_factor)
+            prompts = self.prompts(batch, lq_up)
+            estimate = self._estimate(batch, lq_up, self.conditions(batch, lq_up, prompts), prompts)
+            losses = self.restoration_loss.validation(estimate)[None]
+        mean = mean_without_repeated(self._trainer, batch_index, losses)
+        self.log("val/loss", mean, prog_bar=True, batch_size=len(batch["keys"]), sync_dist=True)
 
     def test_step(self, batch: SRBatch, batch_index: int) -> torch.Tensor:
         """sr of the batch; the callback ProtocolMetrics measures it."""
@@ -247,7 +312,10 @@ class MegaSRModule(MegaSR, lightning.LightningModule):
         return max(1, round(self.objective.timestep_fraction * len(self.alphas_cumprod)))
 
     def configure_optimizers(self) -> dict[str, Any]:
-        settings, optimizer = self.optimizer, build_optimizer(self.parameters(), self.optimizer)
+        settings, optimizer = self.optimizer, build_optimizer(adapter_parameters(self).values(), self.optimizer)
+        if critics := critic_parameters(self):
+            learning_rate = (self.objective.critic or CriticConfig()).learning_rate
+            optimizer.add_param_group({"params": list(critics.values()), "lr": learning_rate})
         decay = settings.decay_share
         steps = self.trainer.estimated_stepping_batches if decay else float("inf")
         schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -255,8 +323,21 @@ class MegaSRModule(MegaSR, lightning.LightningModule):
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the norm of the adapter's gradients and that of the critics' each on its own."""
+        if len(optimizer.param_groups) == 1 or not gradient_clip_val or gradient_clip_algorithm == "value":
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            return
+        for group in optimizer.param_groups:
+            torch.nn.utils.clip_grad_norm_(group["params"], gradient_clip_val)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["state_dict"] = trained_state(self, checkpoint["state_dict"])
+        split_state(self, checkpoint)
         checkpoint["prior_fingerprint"] = self.prior_fingerprint
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -264,3 +345,4 @@ class MegaSRModule(MegaSR, lightning.LightningModule):
         check_trained_state(self, checkpoint, self.prior_fingerprint, source)
         if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
             check_training_state(checkpoint, source)
+            join_critics(self, checkpoint, source)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
@@ -142,6 +143,13 @@ def total_norm(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
+def _average_gradient(parameter: torch.Tensor) -> None:
+    """Average over processes; earlier micro-batches' part, equal in all of them, stays as it is."""
+    dist.all_reduce(parameter.grad)
+    assert parameter.grad is not None
+    parameter.grad /= dist.get_world_size()
+
+
 class ShardedStrategy(ModelParallelStrategy):
     """Shard the trained weights, their gradients and the optimizer's state over all processes (FSDP2).
 
@@ -179,10 +187,17 @@ class ShardedStrategy(ModelParallelStrategy):
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
 
-    def spread(self, network: MegaSRNetwork) -> None:
-        """Shard a network, once: a trainer that validates after training asks again."""
+    def spread(self, network: MegaSRNetwork, whole: Iterable[nn.Parameter] = ()) -> None:
+        """Shard a network, once: a trainer that validates after training asks again.
+
+        Args:
+            network: equal in every process.
+            whole: trained parameters beside it, which every process keeps; their gradients are averaged.
+        """
         if not isinstance(network, FSDPModule):
             shard_network(network, self.device_mesh["data_parallel"], self.shard_frozen)
+            for parameter in whole:
+                parameter.register_post_accumulate_grad_hook(_average_gradient)
 
     def setup_optimizers(self, trainer: Any) -> None:
         """Build the optimizers over the sharded parameters.

@@ -1,0 +1,1 @@
+"""Losses on restorations, for training in one step or a few."""

@@ -1,0 +1,71 @@
+"""The loss of one-step and few-step training: a weighted sum of terms, some of which begin later."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from megasr.errors import MegaSRError, UsageError
+from megasr.losses.terms import TERMS, Estimate, TermParts
+from megasr.prior import Prior
+from megasr.training.config import CriticConfig, ObjectiveConfig
+
+
+class RestorationLoss(nn.Module):
+    """The weighted sum of the objective's terms, and what their critics minimise.
+
+    Adapter and critics learn at the same time: the adapter's terms give critics no gradient, nor do critics' losses the
+    adapter, so that one backward pass and one optimizer serve both. A critic learns from the first step, also before
+    its term joins.
+
+    Args:
+        prior: the frozen prior.
+        objective: weights and starts of the terms.
+        network: see TermParts.
+        seed: of initial weights.
+
+    Raises:
+        UsageError: a term is unknown.
+        MegaSRError: weights of a term are missing; names all files.
+    """
+
+    def __init__(
+        self, prior: Prior, objective: ObjectiveConfig, network: Callable[[str], nn.Module], seed: int
+    ) -> None:
+        super().__init__()
+        weights = {name: weight for name, weight in (objective.terms or {}).items() if weight}
+        parts = TermParts(prior, objective.critic or CriticConfig(), network, seed)
+        builders = {name: TERMS[name] for name in weights}  # unknown names first
+        terms, missing = {}, []
+        for name, build in builders.items():
+            try:
+                terms[name] = build(parts)
+            except UsageError:
+                raise
+            except MegaSRError as error:
+                missing.append(f"objective.terms.{name}: {error}")
+        if missing:
+            raise MegaSRError("; ".join(missing))
+        self.terms = nn.ModuleDict(terms)
+        self._weights, self._starts = weights, dict(objective.term_starts or {})
+
+    def forward(self, estimate: Estimate, step: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Losses (B,) to minimise in a training step, and their parts (B,) by name, unweighted."""
+        parts: dict[str, torch.Tensor] = {}
+        total = estimate.z0.new_zeros(len(estimate.keys))
+        for name, term in self.terms.items():
+            if step >= self._starts.get(name, 0):
+                parts[name] = term(estimate)
+                total = total + self._weights[name] * parts[name]
+            if hasattr(term, "critic_loss"):
+                parts[f"{name}_critic"] = term.critic_loss(estimate)
+                total = total + parts[f"{name}_critic"]
+        return total, {name: value.detach() for name, value in parts.items()}
+
+    def validation(self, estimate: Estimate) -> torch.Tensor:
+        """Losses (B,) of the terms that depend on no draw, all of them from the first step."""
+        fixed = {name: term for name, term in self.terms.items() if not getattr(term, "draws", False)}
+        losses = [self._weights[name] * term(estimate) for name, term in fixed.items()]
+        return torch.stack(losses).sum(0) if losses else estimate.z0.new_zeros(len(estimate.keys))

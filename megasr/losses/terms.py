@@ -1,0 +1,167 @@
+"""Terms of the loss of one-step and few-step training, and what they see of a restored batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import nn
+
+from megasr.batch import SRBatch
+from megasr.plugins import Registry
+from megasr.prior import Prior
+from megasr.training.config import CriticConfig
+
+
+class Estimate:
+    """A restored batch beside what it should be. What no term asks for is not computed.
+
+    Args:
+        prior: encodes, decodes and embeds the words.
+        batch: needs keys and hq.
+        z0: (B, C, h, w) float32, the restored latents, with gradients.
+        z_hq: makes the latents of hq.
+        prompts: B.
+        seed: of every draw.
+        purpose: beside the images' keys, what draws are made for: the optimizer step.
+    """
+
+    def __init__(
+        self,
+        prior: Prior,
+        batch: SRBatch,
+        z0: torch.Tensor,
+        z_hq: Callable[[SRBatch], torch.Tensor],
+        prompts: Sequence[str],
+        seed: int,
+        purpose: int | str,
+    ) -> None:
+        self.z0, self.seed, self.purpose = z0, seed, purpose
+        self.kept: dict[Any, Any] = {}  # what a term and its critic share
+        self.keys, self.hq = batch["keys"], batch["hq"]
+        self._prior, self._batch, self._z_hq, self._prompts = prior, batch, z_hq, list(prompts)
+
+    @cached_property
+    def sr(self) -> torch.Tensor:
+        """(B, 3, H, W) float32 around [0, 1], not clipped: a clipped number has no gradient."""
+        return self._prior.decode_unclipped(self.z0)
+
+    @cached_property
+    def z_hq(self) -> torch.Tensor:
+        """Latents of hq (B, C, h, w)."""
+        return self._z_hq(self._batch).float()
+
+    @cached_property
+    @torch.no_grad()
+    def text(self) -> torch.Tensor:
+        """Embedded prompts (B, L, D)."""
+        return self._prior.text_encoder(self._prompts)
+
+    @cached_property
+    @torch.no_grad()
+    def no_text(self) -> torch.Tensor:
+        """The embedded empty prompt (B, L, D)."""
+        return self._prior.text_encoder([""] * len(self._prompts))
+
+
+class TermParts(NamedTuple):
+    """What a term may be built from.
+
+    Attributes:
+        prior: the frozen prior.
+        critic: settings of terms that judge.
+        network: loads a frozen network for the loss by name: lpips_alex, lpips_vgg, dists, or one of features.
+        seed: of initial weights.
+    """
+
+    prior: Prior
+    critic: CriticConfig
+    network: Callable[[str], nn.Module]
+    seed: int
+
+
+class Critic(Protocol):
+    """A term that learns beside the adapter what to judge by."""
+
+    def critic_loss(self, estimate: Estimate) -> torch.Tensor:
+        """What the critic minimises, (B,). No gradient reaches the adapter."""
+
+
+def mean(values: torch.Tensor) -> torch.Tensor:
+    """Mean over all but the batch: (B, ...) -> (B,) float32."""
+    return values.float().flatten(1).mean(1)
+
+
+class Compared(nn.Module):
+    """A term without weights: a distance of two images or latents.
+
+    Args:
+        distance: two tensors to (B,).
+        latents: compare z0 with z_hq in place of sr with hq.
+    """
+
+    def __init__(self, distance: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], latents: bool = False) -> None:
+        super().__init__()
+        self.distance, self.latents = distance, latents
+
+    def forward(self, estimate: Estimate) -> torch.Tensor:
+        """(B,)."""
+        pair = (estimate.z0, estimate.z_hq) if self.latents else (estimate.sr, estimate.hq)
+        return self.distance(*pair)
+
+
+def l1(sr: torch.Tensor, hq: torch.Tensor) -> torch.Tensor:
+    """Mean absolute difference (B,)."""
+    return mean((sr - hq).abs())
+
+
+def l2(sr: torch.Tensor, hq: torch.Tensor) -> torch.Tensor:
+    """Mean squared difference (B,)."""
+    return mean((sr - hq).square())
+
+
+TERMS: Registry[Callable[[TermParts], nn.Module]] = Registry("objective.terms")
+"""Term by name: TermParts to a module whose forward takes an Estimate and returns (B,).
+
+`TERMS.register("mine", lambda parts: Compared(my_distance))` in a user's package adds one. A module with a
+`critic_loss` (see Critic) learns beside the adapter; `draws = True` says that the term depends on draws and has no part
+in the validation loss.
+"""
+
+
+def _score(name: str) -> Callable[[TermParts], nn.Module]:
+    def build(parts: TermParts) -> nn.Module:
+        from megasr.losses import score
+
+        return getattr(score, name)(parts)
+
+    return build
+
+
+def _gan(parts: TermParts) -> nn.Module:
+    from megasr.losses.adversarial import GAN
+
+    return GAN(parts.network(parts.critic.features), parts.seed)
+
+
+def _structure(name: str) -> Callable[[TermParts], nn.Module]:
+    def build(parts: TermParts) -> nn.Module:
+        from megasr.losses import structure
+
+        return Compared(getattr(structure, name))
+
+    return build
+
+
+TERMS.register("l1", lambda parts: Compared(l1))
+TERMS.register("l2", lambda parts: Compared(l2))
+TERMS.register("latent", lambda parts: Compared(l2, latents=True))
+TERMS.register("edge", _structure("edge"))
+TERMS.register("frequency", _structure("frequency"))
+for _name in ("lpips_alex", "lpips_vgg", "dists"):
+    TERMS.register(_name, lambda parts, name=_name: Compared(parts.network(name)))  # type: ignore[misc]
+TERMS.register("csd", _score("CSD"))
+TERMS.register("vsd", _score("VSD"))
+TERMS.register("gan", _gan)

@@ -1,0 +1,58 @@
+"""Small frozen networks for losses, in the place of those whose weights are not shipped."""
+
+from __future__ import annotations
+
+from unittest import mock
+
+import torch
+from torch import nn
+
+from megasr.networks.config import AdapterConfig
+from megasr.system import FrozenParts
+from megasr.training.config import CriticConfig, ObjectiveConfig, SamplerConfig
+from megasr.training.module import MegaSRModule
+from tests.helpers.training import make_module
+
+ONE_STEP = SamplerConfig(num_steps=1, start="noiseless_lq", start_fraction=0.25)
+
+
+class RandomFeatures(nn.Module):
+    """Two levels of random convolutions."""
+
+    channels = (8, 16)
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.first, self.second = nn.Conv2d(3, 8, 3, stride=2), nn.Conv2d(8, 16, 3, stride=2)
+
+    def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
+        level = self.first(image).relu()
+        return [level, self.second(level)]
+
+
+class RandomDistance(RandomFeatures):
+    """Squared distance of their features."""
+
+    def forward(self, sr: torch.Tensor, hq: torch.Tensor) -> torch.Tensor:
+        pairs = zip(super().forward(sr), super().forward(hq), strict=True)
+        return torch.stack([(a - b).square().mean((1, 2, 3)) for a, b in pairs]).sum(0)
+
+
+def load_random(self: FrozenParts, name: str, weights_dir: str | None) -> nn.Module:
+    """In the place of FrozenParts.perceptual."""
+    network = RandomFeatures() if name in ("vgg16", "tiny") else RandomDistance()
+    return network.requires_grad_(False)
+
+
+def one_step(terms: dict[str, float], lora: int | None = None, **changes: object) -> MegaSRModule:
+    """A module that is trained in one step by these terms."""
+    objective = {"kind": "one_step", "terms": terms, **changes.pop("objective", {})}  # type: ignore[arg-type]
+    if any(terms.get(name) for name in ("csd", "vsd", "gan")):
+        objective.setdefault("critic", CriticConfig(learning_rate=1e-3))
+    adapter = AdapterConfig(guidance=("canny",), saft_width=8, prior_lora=lora)
+    with mock.patch.object(FrozenParts, "perceptual", load_random):
+        return make_module(
+            **{"adapter": adapter, "objective": ObjectiveConfig(**objective), "sampler": ONE_STEP, **changes}
+        )
