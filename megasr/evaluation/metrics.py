@@ -294,7 +294,7 @@ def choose_metrics(
 
 def create_features(spec: MetricSpec, device: torch.device, weights_dir: Path | None) -> InceptionFeatures:
     """The network behind the set metrics. Raises MegaSRError when its weights cannot be loaded."""
-    with _loading(spec, weights_dir):
+    with loading(spec.name, spec.weights, weights_dir):
         return InceptionFeatures(device)
 
 
@@ -309,22 +309,23 @@ def _create(
     for name in spec.weights:  # CLIP is the one network that checks, and fetches again, what lies in its cache
         if FILES[name].place == "clip":
             arguments["backbone"] = str(find_weight(name, weights_dir))
-    with _loading(spec, weights_dir):
+    with loading(spec.name, spec.weights, weights_dir):
         import pyiqa
 
         return pyiqa.create_metric(spec.pyiqa_name, device=device, **arguments)
 
 
 @contextlib.contextmanager
-def _loading(spec: MetricSpec, weights_dir: Path | None) -> Iterator[None]:
+def loading(name: str, weights: Sequence[str], weights_dir: Path | None) -> Iterator[None]:
+    """`found_weights` and `quiet_pyiqa`; an error inside is one MegaSRError that names the weights."""
     try:
-        with quiet_pyiqa(), found_weights(spec.weights, weights_dir):
+        with quiet_pyiqa(), found_weights(weights, weights_dir):
             yield
     except Exception as error:  # unpickling raises nearly anything
-        if not spec.weights:
+        if not weights:
             raise
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise MegaSRError(f"{spec.name}: its weights ({', '.join(spec.weights)}) cannot be loaded: {first}") from error
+        raise MegaSRError(f"{name}: its weights ({', '.join(weights)}) cannot be loaded: {first}") from error
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from megasr.errors import UsageError, unknown_name
+from megasr.evaluation.periodicity import spectral_peaks
 from megasr.plugins import Registry
 
 Argument = bool | int | float | str
@@ -225,6 +226,11 @@ WEIGHT_FREE_V1 = register_protocol(
         ),
     )
 )
+# With the peaks of the spectrum that sr has and hq has not: grids, a known fault of one-step methods.
+SPECTRAL_PEAKS = register_metric(
+    MetricSpec("spectral_peaks", higher_is_better=False, function=spectral_peaks, value_range=(0.0, float("inf")))
+)
+register_protocol(Protocol("weight-free-v2", 2, (*WEIGHT_FREE_V1.metrics, SPECTRAL_PEAKS)))
 _FIELD = (PSNR, SSIM, LPIPS, DISTS, FID, KID, NIQE, MUSIQ, MANIQA_PIPAL, CLIPIQA)
 # 128 px centre crops restored to 512 px: StableSR, SeeSR, OSEDiff, PiSA-SR, TSD-SR, S3Diff, AddSR. The calls are those
 # of OSEDiff's test script. The border is 0 as in that code; SeeSR's author says 4.

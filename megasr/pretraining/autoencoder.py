@@ -12,9 +12,8 @@ from torch import nn
 
 from megasr.batch import SRBatch
 from megasr.errors import MegaSRError, UsageError
-from megasr.evaluation.metrics import describe_missing, found_weights
-from megasr.evaluation.protocol import LPIPS
 from megasr.images import from_signed, to_signed
+from megasr.losses.perceptual import LPIPS
 from megasr.pretraining.module import PretrainingModule
 from megasr.prior import load_autoencoder, save_part
 from megasr.rng import torch_generator
@@ -94,21 +93,6 @@ def start_from_components(vae: Any, images: torch.Tensor, whitening: float) -> N
     _set_centre(decoder.conv_out.conv, torch.cat([torch.eye(12), -torch.eye(12), torch.zeros(12, width - 24)], 1))
 
 
-def load_lpips(weights_dir: Path | None) -> nn.Module:
-    """LPIPS on AlexNet (1801.03924) as a frozen loss: two images (B, 3, H, W) in [0, 1] to (B, 1, 1, 1).
-
-    Raises:
-        MegaSRError: its weights are neither in weights_dir nor where pyiqa and torch keep them.
-    """
-    from pyiqa.archs import lpips_arch
-
-    if missing := describe_missing(LPIPS.weights, weights_dir):
-        raise MegaSRError(f"model.lpips_weight: LPIPS {missing}")
-    with found_weights(LPIPS.weights, weights_dir):
-        lpips: nn.Module = lpips_arch.LPIPS(net="alex").requires_grad_(False).eval()
-    return lpips
-
-
 @torch.no_grad()
 def standardise_latents(vae: Any, images: torch.Tensor) -> None:
     """Scale every latent channel of (B, 3, H, W) images in [-1, 1] to unit variance, and the decoder inversely.
@@ -181,15 +165,12 @@ class AutoencoderModule(PretrainingModule):
         self.vae.to(memory_format=torch.channels_last)
         self.whitening, self.latent_noise, self.gradient_weight = whitening, latent_noise, gradient_weight
         self.lpips_weight = lpips_weight
-        # In a list, so that no checkpoint holds it.
-        self._lpips = [load_lpips(Path(weights_dir) if weights_dir else None)] if lpips_weight else []
+        self.lpips = LPIPS("alex", Path(weights_dir) if weights_dir else None) if lpips_weight else None
 
     def setup(self, stage: str) -> None:
         """Start from the components of training patches; a resumed checkpoint replaces them."""
-        if stage == "fit":
-            if not self.goes_on:
-                start_from_components(self.vae, to_signed(self.samples(256)), self.whitening)
-            self._lpips = [lpips.to(self.device) for lpips in self._lpips]
+        if stage == "fit" and not self.goes_on:
+            start_from_components(self.vae, to_signed(self.samples(256)), self.whitening)
 
     def training_step(self, batch: SRBatch, batch_index: int) -> torch.Tensor:
         """Squared error of pixels and of their gradients, and LPIPS."""
@@ -202,8 +183,8 @@ class AutoencoderModule(PretrainingModule):
         self.log("train/psnr", -10 * torch.log10(error.detach() / 4), prog_bar=True)
         gradients = sum(F.mse_loss(image.diff(dim=axis), target.diff(dim=axis)) for axis in (-1, -2))
         loss = error + self.gradient_weight * gradients
-        for lpips in self._lpips:
-            distance = lpips(from_signed(image), batch["hq"]).mean()
+        if self.lpips is not None:
+            distance = self.lpips(from_signed(image), batch["hq"]).mean()
             self.log("train/lpips", distance.detach(), prog_bar=True)
             loss = loss + self.lpips_weight * distance
         self.log("train/loss", loss)

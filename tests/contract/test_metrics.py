@@ -24,7 +24,7 @@ from megasr.images import resize, to_uint8, write_png
 from megasr.rng import torch_generator
 from tests.helpers.metric_weights import WRITERS, write_metric_weights
 
-CASES = [pytest.param(p, m, id=f"{p.name}-{m.name}") for p in PROTOCOLS.values() for m in p.metrics]
+CASES = [pytest.param(p, m, id=f"{p.name}-{m.name}") for p in PROTOCOLS.values() for m in p.metrics if m.pyiqa_name]
 FORMULAS = [case for case in CASES if not case.values[1].weights]
 DISTINCT = {metric: metric for protocol in PROTOCOLS.values() for metric in protocol.metrics if metric.weights}
 # The others need a ViT-B of 350 MB from the Hugging Face cache, or weights of a gigabyte.

@@ -49,11 +49,13 @@ def _initialised(network: nn.Module, name: str) -> State:
     return network.state_dict()
 
 
-def _lpips(path: Path) -> None:
-    generator = numpy_generator(0, "lpips")
-    channels = (64, 192, 384, 256, 256)
-    weights = [torch.from_numpy(generator.random((1, count, 1, 1), dtype=np.float32)) for count in channels]
-    torch.save({f"lin{i}.model.1.weight": weight for i, weight in enumerate(weights)}, path)
+def _lpips(*channels: int) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        generator = numpy_generator(0, "lpips")
+        weights = [torch.from_numpy(generator.random((1, count, 1, 1), dtype=np.float32)) for count in channels]
+        torch.save({f"lin{i}.model.1.weight": weight for i, weight in enumerate(weights)}, path)
+
+    return write
 
 
 def _dists(path: Path) -> None:
@@ -107,7 +109,8 @@ def _clip(path: Path) -> None:
 WRITERS: dict[str, Callable[[Path], None]] = {
     "alexnet-owt-7be5be79.pth": _torchvision("alexnet"),
     "vgg16-397923af.pth": _torchvision("vgg16"),
-    "LPIPS_v0.1_alex-df73285e.pth": _lpips,
+    "LPIPS_v0.1_alex-df73285e.pth": _lpips(64, 192, 384, 256, 256),
+    "LPIPS_v0.1_vgg-a78928a0.pth": _lpips(64, 128, 256, 512, 512),
     "DISTS_weights-f5e65c96.pth": _dists,
     "niqe_modelparameters.mat": _niqe,
     "pt_inception-2015-12-05-6726825d.pth": _inception,

@@ -1,0 +1,156 @@
+"""Frozen perceptual distances as losses, and the features of VGG16.
+
+The networks are pyiqa's and torchvision's, with the weights of the metrics of the same names. Images are (B, 3, H, W),
+about [0, 1]: nothing clamps them, because a clamp has no gradient where a prediction leaves the range.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from megasr.errors import MegaSRError, unknown_name
+from megasr.evaluation import protocol
+from megasr.evaluation.metrics import describe_missing, loading
+
+_VGG16 = "vgg16-397923af.pth"
+_LPIPS_WEIGHTS = {"alex": protocol.LPIPS.weights, "vgg": (_VGG16, "LPIPS_v0.1_vgg-a78928a0.pth")}
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, in RGB
+
+
+def _vgg16_layers() -> dict[str, int]:
+    """Names of VGG16's ReLUs (block and place in it), and their places in torchvision's `features`."""
+    layers, place = {}, 0
+    for block, convolutions in enumerate((2, 2, 3, 3, 3), start=1):
+        for convolution in range(1, convolutions + 1):
+            layers[f"relu{block}_{convolution}"] = place + 1
+            place += 2
+        place += 1  # the pooling
+    return layers
+
+
+VGG16_LAYERS = _vgg16_layers()
+
+
+class _Frozen(nn.Module):
+    """Base of what a pretrained network measures, always in float32 and on the device of the images.
+
+    The network is no submodule: checkpoints, optimizers, EMA, `train()` and casts of the module that holds the loss do
+    not reach it.
+
+    Args:
+        name: for messages.
+        weights: files of megasr.evaluation.metrics.FILES.
+        weights_dir: where they are looked for first.
+        create: makes the network, inside `loading`.
+
+    Raises:
+        MegaSRError: weights are missing, or cannot be loaded.
+    """
+
+    def __init__(
+        self, name: str, weights: Sequence[str], weights_dir: Path | None, create: Callable[[], nn.Module]
+    ) -> None:
+        super().__init__()
+        if missing := describe_missing(weights, weights_dir):
+            raise MegaSRError(f"{name} {missing}. Put the files into one folder and name it (weights_dir)")
+        with loading(name, weights, weights_dir):
+            self._network = (create().requires_grad_(False).eval(),)  # in a tuple, so that it is not registered
+
+    def forward(self, *images: torch.Tensor) -> Any:
+        """Apply the network to images (B, 3, H, W), about [0, 1]."""
+        device = images[0].device
+        network = self._network[0].to(device)
+        # A distance is the small difference of features that are nearly alike: bf16 has three digits.
+        with torch.autocast(device.type, enabled=False):
+            return self._measure(network, *(image.float() for image in images))
+
+    def _measure(self, network: Any, *images: torch.Tensor) -> Any:
+        return network(*images).flatten()  # pyiqa's distances are (B, 1)
+
+
+class LPIPS(_Frozen):
+    """LPIPS 0.1 (1801.03924): two images (B, 3, H, W) -> (B,), 0 for equal images.
+
+    Args:
+        net: "alex" is what the field reports, "vgg" what its authors advise for training.
+        weights_dir: where weights are looked for first.
+
+    Raises:
+        UsageError: there is no such net.
+        MegaSRError: see _Frozen.
+    """
+
+    def __init__(self, net: Literal["alex", "vgg"] = "alex", weights_dir: Path | None = None) -> None:
+        def create() -> nn.Module:
+            from pyiqa.archs import lpips_arch
+
+            return lpips_arch.LPIPS(net=net)
+
+        if net not in _LPIPS_WEIGHTS:
+            raise unknown_name("network of LPIPS", net, _LPIPS_WEIGHTS)
+        super().__init__(f"lpips ({net})", _LPIPS_WEIGHTS[net], weights_dir, create)
+
+
+class DISTS(_Frozen):
+    """DISTS (2004.07728): two images (B, 3, H, W) -> (B,), 0 for equal images.
+
+    Args:
+        weights_dir: where weights are looked for first.
+
+    Raises:
+        MegaSRError: see _Frozen.
+    """
+
+    def __init__(self, weights_dir: Path | None = None) -> None:
+        def create() -> nn.Module:
+            from pyiqa.archs import dists_arch
+
+            return dists_arch.DISTS()
+
+        super().__init__("dists", protocol.DISTS.weights, weights_dir, create)
+
+
+class VGG16Features(_Frozen):
+    """Feature maps of ImageNet's VGG16 (1409.1556): images (B, 3, H, W) -> (B, C, h, w) of each of `layers`, a list.
+
+    Args:
+        layers: names of VGG16_LAYERS.
+        weights_dir: where weights are looked for first.
+
+    Raises:
+        UsageError: VGG16 has no such layer.
+        MegaSRError: see _Frozen.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[str] = ("relu1_2", "relu2_2", "relu3_3", "relu4_3", "relu5_3"),
+        weights_dir: Path | None = None,
+    ) -> None:
+        for layer in layers:
+            if layer not in VGG16_LAYERS:
+                raise unknown_name("layer of VGG16", layer, VGG16_LAYERS)
+        places = [VGG16_LAYERS[layer] for layer in layers]
+
+        def create() -> nn.Module:
+            from torchvision.models import vgg16
+
+            features: nn.Module = vgg16(weights="IMAGENET1K_V1").features[: max(places) + 1]
+            return features
+
+        super().__init__("vgg16", (_VGG16,), weights_dir, create)
+        self._places = places
+
+    def _measure(self, network: Any, *images: torch.Tensor) -> Any:
+        (image,) = images
+        mean, std = (image.new_tensor(values)[:, None, None] for values in (_MEAN, _STD))
+        features, found = (image - mean) / std, {}
+        for place, layer in enumerate(network):
+            features = layer(features)
+            found[place] = features
+        return [found[place] for place in self._places]

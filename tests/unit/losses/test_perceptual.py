@@ -1,0 +1,167 @@
+"""Perceptual losses: the metrics' numbers, gradients everywhere, float32, and no trace in whoever holds them."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from megasr.errors import MegaSRError, UsageError
+from megasr.evaluation.evaluator import Evaluator
+from megasr.evaluation.protocol import PROTOCOLS
+from megasr.images import from_uint8, read_image
+from megasr.losses.perceptual import DISTS, LPIPS, VGG16_LAYERS, VGG16Features
+from megasr.rng import torch_generator
+from tests.helpers.metric_weights import write_metric_weights
+
+FILES = {
+    "lpips-alex": ("alexnet-owt-7be5be79.pth", "LPIPS_v0.1_alex-df73285e.pth"),
+    "lpips-vgg": ("vgg16-397923af.pth", "LPIPS_v0.1_vgg-a78928a0.pth"),
+    "dists": ("vgg16-397923af.pth", "DISTS_weights-f5e65c96.pth"),
+    "vgg16": ("vgg16-397923af.pth",),
+}
+CREATE: dict[str, Callable[[Path], nn.Module]] = {
+    "lpips-alex": lambda folder: LPIPS("alex", folder),
+    "lpips-vgg": lambda folder: LPIPS("vgg", folder),
+    "dists": DISTS,
+    "vgg16": lambda folder: VGG16Features(weights_dir=folder),
+}
+DISTANCES = ["lpips-alex", "lpips-vgg", "dists"]
+
+
+@pytest.fixture(scope="module")
+def weights_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("weights")
+    write_metric_weights(folder, {name for names in FILES.values() for name in names})
+    return folder
+
+
+@pytest.fixture(scope="module", params=DISTANCES)
+def distance(request: pytest.FixtureRequest, weights_dir: Path) -> nn.Module:
+    return CREATE[request.param](weights_dir)
+
+
+def _images(count: int = 2, size_px: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
+    hq, noise = torch.rand(2, count, 3, size_px, size_px, generator=torch_generator(0, "perceptual"))
+    return hq + 0.2 * (noise - 0.5), hq
+
+
+def test_one_distance_per_image_zero_for_equal_ones(distance: nn.Module) -> None:
+    sr, hq = _images()
+    found = distance(sr, hq)
+    assert found.shape == (2,) and (found > 1e-4).all()
+    assert distance(hq, hq).abs().max() < 1e-6
+    torch.testing.assert_close(distance(sr[:1], hq[:1]), found[:1], rtol=1e-4, atol=1e-6)
+
+
+def test_the_gradient_reaches_pixels_beyond_the_range(distance: nn.Module) -> None:
+    sr, hq = _images(1)
+    sr = (2 * sr - 0.5).requires_grad_()
+    distance(sr, hq).sum().backward()
+    assert sr.grad is not None and sr.grad.isfinite().all()
+    for outside in (sr < 0, sr > 1):
+        assert outside.sum() > 100 and (sr.grad[outside] != 0).double().mean() > 0.99
+
+
+def test_flat_images_have_finite_gradients(distance: nn.Module) -> None:
+    sr = torch.zeros(1, 3, 64, 64, requires_grad=True)
+    distance(sr, torch.ones(1, 3, 64, 64)).sum().backward()
+    assert sr.grad is not None and sr.grad.isfinite().all() and sr.grad.abs().max() > 0
+
+
+def test_autocast_changes_nothing(distance: nn.Module) -> None:
+    sr, hq = _images(1)
+    outside = distance(sr, hq)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = distance(sr, hq)
+        assert torch.nn.functional.conv2d(hq, torch.ones(1, 3, 3, 3)).dtype == torch.bfloat16
+    assert inside.dtype == torch.float32 and torch.equal(inside, outside)
+    assert distance(sr.bfloat16(), hq.bfloat16()).dtype == torch.float32
+
+
+def test_its_owner_neither_trains_nor_stores_nor_casts_it(distance: nn.Module) -> None:
+    """LPIPS's head has dropout, which `train()` would switch on."""
+    sr, hq = _images(1)
+    before = distance(sr, hq)
+    owner = nn.ModuleDict({"loss": distance}).train().to(torch.bfloat16)
+    assert not owner.state_dict() and not list(owner.parameters())
+    assert torch.equal(owner["loss"](sr, hq), before)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_missing_weights_are_one_error_that_names_them_and_their_source(
+    name: str, weights_dir: Path, tmp_path: Path
+) -> None:
+    for missing in FILES[name]:
+        for file in set(FILES[name]) - {missing}:
+            (tmp_path / file).symlink_to(weights_dir / file)
+        with pytest.raises(MegaSRError, match=rf" lacks {missing} \(https://.*Put the files into one folder") as found:
+            CREATE[name](tmp_path)
+        assert len(str(found.value).splitlines()) == 1
+        (tmp_path / missing).write_bytes((weights_dir / missing).read_bytes()[:1000])
+        with pytest.raises(MegaSRError, match=rf"its weights \(.*{missing}.*\) cannot be loaded"):
+            CREATE[name](tmp_path)
+        for link in tmp_path.iterdir():
+            link.unlink()
+
+
+def test_feature_maps_are_torchvisions(weights_dir: Path) -> None:
+    from torchvision.models import vgg16
+
+    image = _images(1)[1]
+    with torch.device("meta"):
+        network = vgg16()
+    network = network.features.to_empty(device="cpu")
+    state = torch.load(weights_dir / "vgg16-397923af.pth", weights_only=True)
+    network.load_state_dict({n.removeprefix("features."): v for n, v in state.items() if n.startswith("features.")})
+    mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])[:, None, :, None, None]
+    layers = ("relu5_3", "relu1_1", "relu3_2")
+    found = VGG16Features(layers, weights_dir)(image)
+    assert [tuple(map_.shape[1:]) for map_ in found] == [(512, 4, 4), (64, 64, 64), (256, 16, 16)]
+    with torch.no_grad():
+        for layer, place, map_ in zip(layers, (29, 1, 13), found, strict=True):
+            torch.testing.assert_close(map_, network[: place + 1]((image - mean) / std), msg=layer)
+    assert [type(network[place]).__name__ for place in VGG16_LAYERS.values()] == ["ReLU"] * 13
+
+
+def test_feature_maps_carry_the_gradient(weights_dir: Path) -> None:
+    image = (2 * _images(1)[1] - 0.5).requires_grad_()
+    maps = VGG16Features(weights_dir=weights_dir)(image)
+    sum(map_.mean() for map_ in maps).backward()
+    assert image.grad is not None and (image.grad != 0).double().mean() > 0.99
+
+
+def test_unknown_names_are_refused(weights_dir: Path) -> None:
+    with pytest.raises(UsageError, match="unknown network of LPIPS 'squeeze'"):
+        LPIPS("squeeze", weights_dir)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="unknown layer of VGG16 'relu3_4'"):
+        VGG16Features(["relu3_4"], weights_dir)
+
+
+@pytest.mark.parametrize("name", ["lpips-alex", "dists"])
+def test_losses_are_the_metrics(name: str, weights_dir: Path) -> None:
+    sr, hq = (image.clamp(0, 1).mul(255).round() / 255 for image in _images(1))
+    metric = name.removesuffix("-alex")
+    evaluator = Evaluator(PROTOCOLS["stablesr-crops-v1"], metrics=[metric], weights_dir=weights_dir)
+    expected = evaluator.rows(*(image.repeat(1, 1, 8, 8) for image in (sr, hq)), ["a"])[0][metric]
+    found = CREATE[name](weights_dir)(*(image.repeat(1, 1, 8, 8) for image in (sr, hq)))
+    assert found.item() == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(("name", "metric"), [("lpips-alex", "lpips"), ("dists", "dists")])
+def test_published_weights_give_published_scores(name: str, metric: str, root: Path) -> None:
+    """OSEDiff's published scores of a DRealSR crop."""
+    data = Path(os.environ.get("MEGASR_SHARED_DATA") or root.parent / "shared" / "data") / "drealsr"
+    weights = data.parents[1] / "weights" / "lpips"
+    if not (data / "metrics.csv").is_file() or not all(list(weights.rglob(file)) for file in FILES[name]):
+        pytest.skip(f"no weights at {weights} or no DRealSR reference data at {data}")
+    with (data / "metrics.csv").open() as file:
+        row = next(csv.DictReader(file))
+    sr, hq = (from_uint8(read_image(data / folder / row["image"]))[None] for folder in ("osediff_sr", "hq"))
+    with torch.no_grad():
+        assert CREATE[name](weights)(sr, hq).item() == pytest.approx(float(row[metric]), abs=5e-4)
