@@ -21,7 +21,7 @@ from megasr import __version__
 from megasr.commands import adapter, compare, doctor, evaluate, shards, study, training, upscale, weights
 from megasr.console import quiet_warnings
 from megasr.errors import MegaSRError, UsageError, printable, split_names
-from megasr.plugins import VARIABLE, use_working_directory
+from megasr.plugins import VARIABLE, module_name, use_working_directory
 
 COMMANDS = (training, study, upscale, adapter, evaluate, compare, shards, weights, doctor)
 
@@ -42,7 +42,7 @@ def build_parser() -> Parser:
     parser = Parser(prog="megasr", description="Real-world image super-resolution with guided diffusion priors.")
     parser.add_argument("--version", action="version", version=f"megasr {__version__}")
     modules = "import these modules of yours first: they add to the registries, or hold classes of the configuration"
-    parser.add_argument("--import", dest="modules", default="", metavar="MODULE[,MODULE]", help=modules)
+    parser.add_argument("--import", dest="modules", default="", metavar="MODULE|FILE.py[,...]", help=modules)
     commands = parser.add_subparsers(dest="command", required=True, metavar="command", parser_class=Parser)
     for command in COMMANDS:
         command.add_parser(commands)
@@ -68,11 +68,13 @@ def _add_plugins(modules: str) -> None:
     """
     use_working_directory()
     for name in split_names(modules):
+        module = module_name(name)
         with suppress(ImportError, ValueError):
-            if importlib.util.find_spec(name) is not None:
+            if importlib.util.find_spec(module) is not None:
                 continue
         raise UsageError(f"--import {name}: no such module in {os.getcwd()} or among the installed packages")
-    names = dict.fromkeys((*split_names(os.environ.get(VARIABLE, "")), *split_names(modules)))
+    given = (*split_names(os.environ.get(VARIABLE, "")), *split_names(modules))
+    names = dict.fromkeys(os.path.abspath(name) if name.endswith(".py") else name for name in given)
     if names:
         os.environ[VARIABLE] = ",".join(names)
 

@@ -1,18 +1,19 @@
 """Registries that a user's own package adds to, without an edit here.
 
 A package names its module under the entry point group `megasr`; a module that is not installed is named by
-`megasr --import my_module ...` or in MEGASR_IMPORT, which the processes of a study inherit. Either is imported once,
-before a registry answers.
+`megasr --import my_module ...`, or by the path of its .py file, or in MEGASR_IMPORT, which the processes of a study
+inherit. Either is imported once, before a registry answers.
 """
 
 from __future__ import annotations
 
 import functools
-import importlib
+import importlib.util
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import TypeVar
 
 from megasr.errors import UsageError, split_names, unknown_name
@@ -95,7 +96,27 @@ def import_plugins() -> None:
 def plugin_modules() -> dict[str, str]:
     """Module -> what names it; not imported."""
     modules = {entry.value: f"entry point {entry.name}" for entry in _entry_points()}
-    return modules | dict.fromkeys(split_names(os.environ.get(VARIABLE, "")), "--import")
+    return modules | {module_name(given): "--import" for given in split_names(os.environ.get(VARIABLE, ""))}
+
+
+def module_name(given: str) -> str:
+    """The module's own name; where the path of a .py file is given, its folder becomes importable.
+
+    Raises:
+        UsageError: there is no such file, or its name is that of another module.
+    """
+    if not given.endswith(".py"):
+        return given
+    path = Path(given).expanduser().resolve()
+    if not path.is_file():
+        raise UsageError(f"--import {given}: no such file" + ("" if Path(given).is_absolute() else f" in {Path.cwd()}"))
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))
+    spec = importlib.util.find_spec(path.stem) if path.stem.isidentifier() else None
+    if spec is None or Path(spec.origin or "").resolve() != path:
+        taken = f"{path.stem} is also {spec.origin}" if spec else f"{path.stem} cannot be the name of a module"
+        raise UsageError(f"--import {given}: {taken}; rename the file")
+    return path.stem
 
 
 def use_working_directory() -> None:

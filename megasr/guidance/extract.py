@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,10 +27,10 @@ class ExtractorConfig:
             type that is not named takes the first of its registered weights: `tiny_lq` where there is one. A positive
             control (oracle_*) takes what its type is given, unless it is named itself.
         dtype: in which extractors compute; maps are float32 always.
-        cache: has no effect any more; accepted because saved configs name it.
+        cache: was removed; None only, which saved configs name.
 
     Raises:
-        UsageError: a type is unknown or needs no network.
+        UsageError: a type is unknown or needs no network, or a cache is set.
     """
 
     sources: Mapping[str, str] = field(default_factory=dict)
@@ -44,7 +43,7 @@ class ExtractorConfig:
             if get_guidance(name).load is None:
                 raise UsageError(f"extractors.sources: {name} needs no network; leave it out")
         if self.cache is not None:
-            warnings.warn("extractors.cache has no effect any more: leave it out", stacklevel=2)
+            raise UsageError(f"extractors.cache {self.cache!r}: maps are no longer cached; leave it out")
 
     def source_of(self, guidance: GuidanceType) -> str:
         """Where the weights of a type come from."""

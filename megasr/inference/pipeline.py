@@ -482,9 +482,7 @@ def is_exported(folder: Path) -> bool:
 
 
 def _config(system: MegaSR) -> dict[str, Any]:
-    settings = {**system.settings, "init": None}  # where training started and maps are cached: places on the machine
-    if settings["extractors"] is not None:
-        settings["extractors"] = {**settings["extractors"], "cache": None}
+    settings = {**system.settings, "init": None}  # where training started: a place on the machine
     return {
         "format": FORMAT,
         "prior_fingerprint": system.prior_fingerprint,

@@ -229,6 +229,8 @@ def build_from_state(
             raise MegaSRError(f"{path}: {_FOREIGN} (it has no {name})")
     held, parameters = checkpoint["hyper_parameters"], inspect.signature(cls).parameters
     try:
+        if held.get("extractors"):  # version 0.1 had a cache of maps
+            held = {**held, "extractors": {**held["extractors"], "cache": None}}
         settings = typed_arguments(cls, held)
         # How the training started and ran: the checkpoint holds what came of it.
         settings |= {"init": None, "frozen_dtype": None, "compile": None}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -75,3 +76,25 @@ def test_the_command_line_names_modules_of_the_working_directory(
     capsys.readouterr()
     assert cli.main(["--import", "own_numbrs", "study", "list"]) == 2
     assert f"--import own_numbrs: no such module in {tmp_path}" in capsys.readouterr().err
+
+
+def test_the_path_of_a_file_is_taken_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "parts").mkdir()
+    code = "from tests.unit.test_plugins import NAMES\nNAMES.register('two', 2)\n"
+    (tmp_path / "parts" / "own_numbers.py").write_text(code)
+    (tmp_path / "parts" / "json.py").write_text("")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+    monkeypatch.setenv(plugins.VARIABLE, "")
+    for path, says in (
+        ("parts/nothing.py", f"parts/nothing.py: no such file in {tmp_path}"),
+        ("parts/json.py", "json is also .*; rename the file"),
+    ):
+        assert cli.main(["--import", path, "study", "list"]) == 2
+        assert re.search(says, capsys.readouterr().err)
+    assert cli.main(["--import", "parts/own_numbers.py", "study", "list", "nothing"]) == 2
+    monkeypatch.chdir(tmp_path / "parts")  # where a process of this one may work
+    assert os.environ[plugins.VARIABLE] == str(tmp_path / "parts" / "own_numbers.py")
+    assert "two" in NAMES

@@ -60,7 +60,7 @@ def test_every_field_has_an_effect(small: Path) -> None:
     assert half.dtype == torch.float32
     assert not torch.equal(default, half)
     assert (default - half).abs().max() < 0.05
-    with pytest.warns(UserWarning, match="extractors.cache has no effect"):
+    with pytest.raises(UsageError, match=r"extractors\.cache 'maps': maps are no longer cached; leave it out"):
         ExtractorConfig(cache="maps")
 
 
