@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,16 +25,17 @@ from megasr.files import PART, file_sha256, write_whole
 from megasr.images import to_uint8, write_png
 from megasr.provenance import provenance
 
-RESULT, TABLE, PICTURES = "test.json", "test.csv", "sr"
-_MARK = ".sr_of_test"  # without this file, sr/ is somebody else's
+RESULT, TABLE = "test.json", "test.csv"
+PICTURES = ("sr", "lq", "hq")
+MARK = ".{}_of_test"  # without this file, the folder of pictures is somebody else's
 
 
 class ProtocolMetrics(lightning.Callback):
     """Measure the sr of `megasr test` under a protocol; log test/<metric>, write the evaluation to the run's folder.
 
-    test.json holds the evaluation (megasr.evaluation.evaluator), test.csv its rows, sr/<key>.png what was measured; a
-    benchmark set has them in a folder of its name there. A test replaces the earlier one and its pictures. The data
-    module must name its images (SRDataModule.eval_keys).
+    test.json holds the evaluation (megasr.evaluation.evaluator), test.csv its rows, sr/<key>.png what was measured,
+    lq/ and hq/ what it was made of and compared with; a benchmark set has them in a folder of its name there. A test
+    replaces the earlier one and its pictures. The data module must name its images (SRDataModule.eval_keys).
 
     Process i % processes measures image i, as DistributedSampler deals them. The images that the sampler repeats, so
     that FSDP's collectives match, are restored and not measured again. With data.batch_size 1 the numbers are the same
@@ -45,7 +46,7 @@ class ProtocolMetrics(lightning.Callback):
         metrics: which of its metrics are computed, at least one; None takes all that can be.
         weights_dir: folder where the weights of metrics are looked for first.
         missing: whether a metric whose weights are missing is skipped or an error.
-        save_images: write sr/<key>.png.
+        save_images: write sr/<key>.png, and lq and hq beside it.
 
     Raises:
         UsageError: the protocol or a metric is unknown, or no metric is named.
@@ -78,8 +79,8 @@ class ProtocolMetrics(lightning.Callback):
         """Check all that can be checked before an image is restored, and remove the earlier test's results.
 
         Raises:
-            UsageError: keys are repeated or no file names, images would be left out, no metric can be computed, or sr/
-                was not written by a test.
+            UsageError: keys are repeated or no file names, images would be left out, no metric can be computed, or a
+                folder of pictures was not written by a test.
             MegaSRError: weights of a metric are missing, or the run's folder cannot be used.
         """
         data = trainer.datamodule  # type: ignore[attr-defined]
@@ -92,9 +93,12 @@ class ProtocolMetrics(lightning.Callback):
         self._folder = Path(trainer.log_dir or trainer.default_root_dir) / (getattr(data, "benchmark", None) or "")
         for key in keys if self.save_images else []:
             picture_path(self._folder, key)
-        pictures = self._folder / PICTURES
-        if pictures.is_symlink() or (any(pictures.glob("*")) and not (self._folder / _MARK).exists()):
-            raise UsageError(f"a test clears {pictures} first, and this one was not written by a test: move it away")
+        for pictures in (self._folder / kind for kind in (PICTURES if self.save_images else PICTURES[:1])):
+            if pictures.is_symlink() or (any(pictures.glob("*")) and not _is_ours(pictures)):
+                raise UsageError(
+                    f"a test clears {pictures} first, and this one was not written by a test: move it away, or give "
+                    "another --trainer.default_root_dir"
+                )
         if self.config is not None and trainer.ckpt_path is None:
             rank_zero_warn(
                 "no --ckpt_path: this measures an untrained adapter; name what a fit saved: --ckpt_path FILE"
@@ -105,7 +109,7 @@ class ProtocolMetrics(lightning.Callback):
         self._measured: dict[str, torch.Tensor] = {}
         self._provenance = _provenance(trainer, pl_module, evaluator, self.config)
         if trainer.is_global_zero:
-            _remove_earlier(self._folder)
+            _remove_earlier(self._folder, PICTURES if self.save_images else ())
         trainer.strategy.barrier()
 
     def _make_evaluator(self, device: torch.device, has_hq: bool) -> Evaluator:
@@ -143,8 +147,12 @@ class ProtocolMetrics(lightning.Callback):
         keys, sr = [batch["keys"][i] for i in own], outputs[own].float()
         hq = batch["hq"][own].float() if self._evaluator.has_hq else None
         self._measured |= zip(keys, self._evaluator.vectors(sr, hq, keys), strict=True)
-        for key, image in zip(keys, sr if self.save_images else [], strict=self.save_images):
-            write_png(to_uint8(image), picture_path(self._folder, key))
+        if not self.save_images:
+            return
+        pictures = {"sr": sr, "lq": batch["lq"][own].float()} | ({} if hq is None else {"hq": hq})
+        for kind, images in pictures.items():
+            for key, image in zip(keys, images, strict=True):
+                write_png(to_uint8(image), picture_path(self._folder, key, kind))
 
     def on_test_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Gather, log and write.
@@ -179,30 +187,40 @@ def _table(evaluation: Evaluation) -> dict[str, Any]:
     return {"test/image_count": len(rows), "test/images": wandb.Table(["key", *evaluation.means], rows)}
 
 
-def picture_path(folder: Path, key: str) -> Path:
-    """Where the sr of an image lies in the folder of a run.
+def picture_path(folder: Path, key: str, kind: str = "sr") -> Path:
+    """Where the sr, lq or hq of an image lies in the folder of a run.
 
     Raises:
         UsageError: the key cannot be the name of a file there.
     """
     if any(part in ("", ".", "..") for part in key.split("/")) or "\0" in key:
-        raise UsageError(f"image {key!r} cannot be written as {PICTURES}/{key}.png: set evaluation.save_images false")
-    return folder / PICTURES / f"{key}.png"
+        raise UsageError(f"image {key!r} cannot be written as {kind}/{key}.png: set evaluation.save_images false")
+    return folder / kind / f"{key}.png"
 
 
-def _remove_earlier(folder: Path) -> None:
-    """Remove an earlier test's numbers and pictures, also where it was interrupted; other files stay."""
-    pictures = folder / PICTURES
+def _is_ours(pictures: Path) -> bool:
+    return pictures.with_name(MARK.format(pictures.name)).exists() and not pictures.is_symlink()
+
+
+def _remove_earlier(folder: Path, kinds: Iterable[str]) -> None:
+    """Remove an earlier test's numbers and pictures, also where it was interrupted; other files stay.
+
+    Args:
+        folder: of the run.
+        kinds: which pictures are to be written now.
+    """
     try:
         for path in (folder / RESULT, folder / TABLE):
             path.unlink(missing_ok=True)
-        for parent, _, files in os.walk(pictures, topdown=False):  # follows no links
-            for name in files:
-                if name.endswith((".png", PART)):
-                    Path(parent, name).unlink()
-            if not os.listdir(parent):
-                os.rmdir(parent)
-        write_whole(folder / _MARK, b"the pictures beside this file were written by `megasr test`\n")
+        for pictures in filter(_is_ours, (folder / kind for kind in PICTURES)):
+            for parent, _, files in os.walk(pictures, topdown=False):  # follows no links
+                for name in files:
+                    if name.endswith((".png", PART)):
+                        Path(parent, name).unlink()
+                if not os.listdir(parent):
+                    os.rmdir(parent)
+        for kind in kinds:
+            write_whole(folder / MARK.format(kind), b"the pictures beside this file were written by `megasr test`\n")
     except OSError as error:
         raise MegaSRError(f"cannot replace {error.filename or folder}: {error.strerror or error}") from error
 

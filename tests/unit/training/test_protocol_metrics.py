@@ -6,12 +6,15 @@ import csv
 import hashlib
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from lightning.pytorch.loggers import WandbLogger
 
+from megasr import cli
 from megasr.errors import MegaSRError, UsageError
 from megasr.evaluation.evaluator import Evaluation, Evaluator, read_evaluation
 from megasr.evaluation.protocol import get_protocol
@@ -66,6 +69,10 @@ def test_what_is_measured_is_written_and_can_be_measured_again(tmp_path: Path) -
     for row in found.rows:
         sr, hq = read_image(tmp_path / "sr" / f"{row['key']}.png"), picture(row["key"])
         assert evaluator.rows(from_uint8(sr)[None], from_uint8(hq)[None], [row["key"]]) == [row]
+        assert np.array_equal(read_image(tmp_path / "hq" / f"{row['key']}.png"), hq)
+    restored, truth, given = (str(tmp_path / kind) for kind in ("sr", "hq", "lq"))
+    page = str(tmp_path / "page.html")
+    assert cli.main(["compare", restored, "--hq", truth, "--lq", given, "--metrics", "psnr_y", "--out", page]) == 0
     with (tmp_path / "test.csv").open() as file:
         assert [float(line["psnr_y"]) for line in csv.DictReader(file)] == [row["psnr_y"] for row in found.rows]
 
@@ -104,7 +111,7 @@ def test_settings_choose_what_is_measured(tmp_path: Path, weights: Path) -> None
     assert columns(**asked, weights_dir=str(weights)) == (["psnr", "niqe"], set())
     assert (tmp_path / "sr").is_dir()
     assert measure(tmp_path / "other", ProtocolMetrics(save_images=False)).keys == tuple(KEYS)
-    assert not (tmp_path / "other" / "sr").exists()
+    assert not list((tmp_path / "other").glob("[slh][rq]"))
 
 
 def test_a_set_without_hq_is_measured_without_reference(tmp_path: Path, weights: Path) -> None:
@@ -112,6 +119,7 @@ def test_a_set_without_hq_is_measured_without_reference(tmp_path: Path, weights:
     found = measure(tmp_path, callback, data=NamelessTruth(KEYS))
     assert [list(row) for row in found.rows] == [["key", "niqe"]] * 3
     assert found.skipped["psnr"] == "needs hq"
+    assert sorted(path.name for path in tmp_path.glob("[slh][rq]")) == ["lq", "sr"]
 
 
 def test_a_distance_of_sets_is_taken_and_comes_with_its_caveat(tmp_path: Path, weights: Path) -> None:
@@ -180,9 +188,9 @@ def test_sr_that_is_not_finite_stops_the_test_and_leaves_no_numbers(tmp_path: Pa
     assert not list(tmp_path.glob("test.*")), "not those of the earlier test either: its pictures are gone"
 
 
-def pictures(folder: Path) -> set[str]:
+def pictures(folder: Path, kind: str = "sr") -> set[str]:
     """Every file below sr/."""
-    return {path.relative_to(folder / "sr").as_posix() for path in (folder / "sr").rglob("*") if path.is_file()}
+    return {path.relative_to(folder / kind).as_posix() for path in (folder / kind).rglob("*") if path.is_file()}
 
 
 @pytest.mark.parametrize("save_images", [True, False])
@@ -192,14 +200,23 @@ def test_an_earlier_test_is_replaced_as_a_whole(save_images: bool, tmp_path: Pat
     assert pictures(tmp_path) == {"old/1.png", "a.png/b.png"}, "what an interrupted test leaves"
     (tmp_path / "sr" / "old" / "2.png.71.part").touch()  # ... and a killed one
     assert measure(tmp_path, ProtocolMetrics(save_images=save_images)).keys == tuple(KEYS)
-    assert pictures(tmp_path) == ({f"{key}.png" for key in KEYS} if save_images else set())
+    for kind in ("sr", "lq", "hq"):
+        assert pictures(tmp_path, kind) == ({f"{key}.png" for key in KEYS} if save_images else set())
 
 
-def test_pictures_of_another_origin_are_not_cleared(tmp_path: Path) -> None:
-    write_png(picture("1"), tmp_path / "sr" / "1.png")
-    with pytest.raises(UsageError, match=r"sr first, and this one was not written by a test: move it away"):
+@pytest.mark.parametrize("kind", ["sr", "lq", "hq"])
+def test_pictures_of_another_origin_are_not_cleared(kind: str, tmp_path: Path) -> None:
+    if kind != "sr":  # what older versions left: sr only
         measure(tmp_path)
-    assert (tmp_path / "sr" / "1.png").is_file()
+        shutil.rmtree(tmp_path / kind)
+        (tmp_path / f".{kind}_of_test").unlink()
+    write_png(picture("1"), tmp_path / kind / "1.png")
+    with pytest.raises(UsageError, match=rf"{kind} first, and this one was not written by a test: move it away"):
+        measure(tmp_path)
+    assert (tmp_path / kind / "1.png").is_file()
+    if kind != "sr":
+        measure(tmp_path, ProtocolMetrics(save_images=False))
+        assert (tmp_path / kind / "1.png").is_file()
 
 
 def test_other_files_beside_the_pictures_and_behind_links_stay(tmp_path: Path) -> None:
