@@ -48,6 +48,8 @@ def run(arguments: argparse.Namespace) -> None:
     from megasr.evaluation.pairing import pair_by_name
 
     check_labels(labels)
+    for folder in arguments.folders:
+        _check_pictures(folder)
     first, *others = arguments.folders
     pictures = [{pair.key: pair.sr for pair in pair_by_name(first, None, arguments.strip)}]
 
@@ -71,6 +73,38 @@ def run(arguments: argparse.Namespace) -> None:
     if evaluator.skipped:
         print(f"not taken: {', '.join(evaluator.skipped)}; the page says why")
     print(f"{arguments.out}: {len(pictures[0])} images, {len(methods)} methods, {written / 2**20:.1f} MiB")
+
+
+def _check_pictures(folder: Path) -> None:
+    """Say where the pictures of a run, a test or a study are, and which of them are unfinished.
+
+    Raises:
+        UsageError: the folder is not the one of the pictures, or not all of them are there.
+    """
+    from ablations.results import METRICS_FILE
+    from ablations.runner import STUDY_FILE
+    from megasr.training.protocol_metrics import MARK, PICTURES, RESULT
+
+    sr = PICTURES[0]
+
+    def is_of(file: str, run: Path) -> bool:
+        return (run / file).is_file()
+
+    if is_of(STUDY_FILE, folder):
+        runs = [path.parent for path in sorted(folder.glob(f"*/{METRICS_FILE}")) if path.with_name(sr).is_dir()]
+        hq = "".join(f" --hq {path}" for path in list(folder.glob("*/hq"))[:1])
+        name = f"name folders of its runs, such as {runs[0] / sr}{hq}" if runs else "no run of it is finished yet"
+        raise UsageError(f"{folder} is the folder of a study: {name}")
+    run = folder.parent if folder.name == sr else folder
+    in_study = is_of(STUDY_FILE, run.parent)
+    if in_study and not is_of(METRICS_FILE, run):
+        raise UsageError(f"{run} is an unfinished run of a study: give `megasr study run` again, it goes on")
+    if is_of(MARK.format(sr), run) and not is_of(RESULT, run):
+        raise UsageError(f"{run} is of a test that did not end: run `megasr test` again")
+    if folder == run and (in_study or is_of(RESULT, run)):
+        raise UsageError(f"{folder} is the folder of a {'run' if in_study else 'test'}: its pictures are in {run / sr}")
+    if not folder.is_dir() and is_of("config.yaml", run):
+        raise UsageError(f"{run} is a run that was not tested yet: `megasr test` writes {run / sr}")
 
 
 def _checked_labels(arguments: argparse.Namespace) -> list[str]:

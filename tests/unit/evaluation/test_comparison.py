@@ -196,3 +196,33 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     ]:
         assert cli.main(["compare", a, *options, *([] if "--out" in options else ["--out", out])]) == 2
         assert says in capsys.readouterr().err
+
+
+def test_folders_of_runs_and_what_is_unfinished_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    study, test = tmp_path / "study", tmp_path / "test"
+    folder_of(study / "done" / "sr")
+    folder_of(study / "begun" / "sr", keys=("a",))
+    folder_of(test / "sr")
+    folder_of(test / "hq")
+    for file in (study / "study.txt", test / ".sr_of_test", tmp_path / "config.yaml"):
+        file.touch()
+    for given, says in [
+        (study, "is the folder of a study: no run of it is finished yet"),
+        (study / "done" / "sr", "done is an unfinished run of a study: give `megasr study run` again"),
+        (test / "sr", "test is of a test that did not end: run `megasr test` again"),
+        (tmp_path / "sr", "is a run that was not tested yet: `megasr test` writes"),
+    ]:
+        assert cli.main(["compare", str(given), "--out", str(tmp_path / "page.html")]) == 2
+        assert says in capsys.readouterr().err
+    (study / "done" / "metrics.json").touch()
+    (test / "test.json").touch()
+    folder_of(study / "bicubic" / "hq")
+    for given, says in [
+        (study, f"name folders of its runs, such as {study / 'done' / 'sr'} --hq {study / 'bicubic' / 'hq'}"),
+        (study / "done", f"done is the folder of a run: its pictures are in {study / 'done' / 'sr'}"),
+        (test, f"test is the folder of a test: its pictures are in {test / 'sr'}"),
+    ]:
+        assert cli.main(["compare", str(given), "--out", str(tmp_path / "page.html")]) == 2
+        assert says in capsys.readouterr().err
+    command = ["compare", str(study / "done" / "sr"), str(test / "sr"), "--hq", str(test / "hq"), "--metrics", "psnr_y"]
+    assert cli.main([*command, "--out", str(tmp_path / "page.html")]) == 0
