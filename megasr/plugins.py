@@ -18,6 +18,7 @@ from typing import TypeVar
 
 from megasr.errors import UsageError, split_names, unknown_name
 
+OWN = ("megasr", "data_pipelines", "ablations")  # the project's packages
 GROUP, VARIABLE = "megasr", "MEGASR_IMPORT"
 Entry = TypeVar("Entry")
 _imported: set[str] = set()
@@ -33,6 +34,7 @@ class Registry(Mapping[str, Entry]):
     def __init__(self, kind: str) -> None:
         self.kind = kind
         self._entries: dict[str, Entry] = {}
+        self._modules: dict[str, str | None] = {}
 
     def register(self, name: str, entry: Entry) -> Entry:
         """Add an entry.
@@ -42,8 +44,12 @@ class Registry(Mapping[str, Entry]):
         """
         if name in self._entries:
             raise UsageError(f"{self.kind} {name!r} is registered twice; give the second one a name of its own")
-        self._entries[name] = entry
+        self._entries[name], self._modules[name] = entry, _registering_module()
         return entry
+
+    def module_of(self, name: str) -> str | None:
+        """The user's module that registered an entry; None for one of this project's, and for a script's."""
+        return self._modules.get(name)
 
     def __getitem__(self, name: str) -> Entry:
         """The entry of this name.
@@ -66,6 +72,15 @@ class Registry(Mapping[str, Entry]):
     def __len__(self) -> int:
         import_plugins()
         return len(self._entries)
+
+
+def _registering_module() -> str | None:
+    """The module whose code is registering something, a user's, else None."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in OWN:
+        frame = frame.f_back
+    name: str = frame.f_globals.get("__name__", "")
+    return None if name.partition(".")[0] in (*OWN, "importlib", "__main__") else name
 
 
 def unknown_entry(kind: str, name: str, known: Iterable[str]) -> UsageError:

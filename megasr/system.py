@@ -33,11 +33,16 @@ from megasr.guidance.extract import (
     mix_subsets,
     shown_guidance,
 )
+from megasr.guidance.registry import GUIDANCE
 from megasr.images import ColorFix, fix_color, pad_to_multiple, resize, upsample_lq
 from megasr.inference.tiling import Grid, Guidance, TiledDenoiser, Tiling, decode_tiles, encode_tiles
 from megasr.networks.config import AdapterConfig
+from megasr.networks.controlnet import LQ_ENCODERS
+from megasr.networks.csm import CSMS
+from megasr.networks.msfm import MSFMS
 from megasr.networks.network import Conditions, MegaSRNetwork, SaftMaps, WeightedMaps
 from megasr.networks.sites import Semantics
+from megasr.plugins import Registry
 from megasr.prior import Prior, load_prior
 from megasr.rng import Key, keyed_normal, torch_generator
 from megasr.semantics.clip import VisionConfig, VisionEncoder
@@ -49,6 +54,9 @@ from megasr.training.config import SamplerConfig
 # Maps and tokens of an image in tiles are made from a copy of at most this many px, so that its tiles agree and memory
 # is bounded. Up to 8192 x 8192 px that is still a pixel for every feature of SD's latents.
 _MAPS_PX = 1024**2
+
+
+_NETWORKS: dict[str, Registry[Any]] = {"msfm": MSFMS, "csm": CSMS, "lq_encoder": LQ_ENCODERS}  # AdapterConfig's
 
 
 class FrozenParts:
@@ -173,6 +181,14 @@ class MegaSR(nn.Module):
         self.map_sources = shown_guidance(self.network.guidance, sampler.shown_guidance)
         self.alphas_cumprod: torch.Tensor
         self.register_buffer("alphas_cumprod", self.prior.scheduler.alphas_cumprod.clone(), persistent=False)
+
+    @property
+    def own_modules(self) -> dict[str, str]:
+        """What users' modules have registered of this adapter -> the module, which loading it needs."""
+        named: list[tuple[Registry[Any], str]] = [(GUIDANCE, guidance.name) for guidance in self.network.guidance]
+        named += [(registry, getattr(self.adapter, name)) for name, registry in _NETWORKS.items()]
+        modules = {f"{registry.kind} {name}": registry.module_of(name) for registry, name in named}
+        return {part: module for part, module in modules.items() if module}
 
     @classmethod
     def from_checkpoint(cls, path: str | Path, prior: str | None = None, **changes: Any) -> Self:

@@ -14,7 +14,6 @@ from typing import Any
 
 from megasr.commands.schema import (
     DATA_MODULES,
-    OWN,
     Schema,
     all_keys,
     at,
@@ -26,7 +25,7 @@ from megasr.commands.schema import (
 )
 from megasr.errors import UsageError, split_names, unknown_name
 from megasr.files import at_home
-from megasr.plugins import plugin_modules, unknown_entry
+from megasr.plugins import OWN, plugin_modules, unknown_entry
 from megasr.training.folders import CHOSEN_BY_TRAINER, SHIPPED, no_checkpoint, refuse_another_run
 from megasr.weights.local import find_prior
 

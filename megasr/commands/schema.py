@@ -13,8 +13,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from megasr.plugins import OWN
+
 Schema = dict[str, Any]
-OWN = ("megasr", "data_pipelines", "ablations")
 DATA_MODULES = "data_pipelines.datamodules"
 SECTIONS = {
     "trainer": ("lightning.pytorch.trainer.trainer", "Trainer"),

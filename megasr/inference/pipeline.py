@@ -449,13 +449,13 @@ def load_export(folder: str | Path, prior: str | None = None) -> MegaSR:
             raise MegaSRError(
                 f"{folder}: its format is {config['format']}, this version reads {FORMAT}; export the run again"
             )
-        settings, fingerprint = dict(config["module"]), config["prior_fingerprint"]
+        held = {"hyper_parameters": dict(config["module"]), "prior_fingerprint": config["prior_fingerprint"]}
         state = _read_weights(folder / WEIGHTS, config.get("sha256"))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise MegaSRError(f"cannot read the exported adapter {folder}: {type(error).__name__}: {error}") from error
     if prior is None and (folder / PRIOR).is_dir():
         prior = str(folder / PRIOR)
-    checkpoint = {"state_dict": state, "hyper_parameters": settings, "prior_fingerprint": fingerprint}
+    checkpoint = {"state_dict": state, "own_modules": config.get("own_modules"), **held}
     return build_from_state(MegaSR, checkpoint, folder, prior, {})
 
 
@@ -486,6 +486,7 @@ def _config(system: MegaSR) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "prior_fingerprint": system.prior_fingerprint,
+        "own_modules": system.own_modules,
         "module": settings,
         "made_with": provenance("none")["versions"],
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import is_dataclass
 from fnmatch import fnmatchcase
@@ -236,7 +237,11 @@ def build_from_state(
         settings |= {"init": None, "frozen_dtype": None, "compile": None}
         settings = {n: v for n, v in settings.items() if n in parameters or n not in _OF_TRAINING}
         module = cls(**settings | ({"prior": prior} if prior else {}) | changes)
-    except (UsageError, MegaSRError):
+    except UsageError as error:
+        if needed := _needs_import(checkpoint, path):
+            raise needed from error
+        raise
+    except MegaSRError:
         raise
     except Exception as error:  # whatever comes of arguments of other kinds
         raise MegaSRError(f"{path}: its hyper_parameters are not those of an adapter: {first_line(error)}") from error
@@ -244,6 +249,16 @@ def build_from_state(
     check_trained_state(module, checkpoint, module.prior_fingerprint, path)  # type: ignore[arg-type]
     module.load_state_dict(final_weights(checkpoint, path), strict=False)
     return module.eval()
+
+
+def _needs_import(checkpoint: Mapping[str, Any], path: str | Path) -> UsageError | None:
+    """Which users' modules are to be named, where some that the adapter was trained with are not imported."""
+    own = checkpoint.get("own_modules")
+    absent = {part: name for part, name in own.items() if name not in sys.modules} if isinstance(own, Mapping) else {}
+    if not absent:
+        return None
+    modules = ",".join(sorted(set(absent.values())))
+    return UsageError(f"{path} uses {', '.join(absent)}: needs megasr --import {modules}, or the path of its file")
 
 
 def typed_arguments(cls: type, plain: Mapping[str, Any]) -> dict[str, Any]:

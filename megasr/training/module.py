@@ -339,6 +339,7 @@ class MegaSRModule(MegaSR, lightning.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         split_state(self, checkpoint)
         checkpoint["prior_fingerprint"] = self.prior_fingerprint
+        checkpoint["own_modules"] = self.own_modules
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         source = getattr(self._trainer, "ckpt_path", None) or "checkpoint"

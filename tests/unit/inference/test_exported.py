@@ -1,20 +1,26 @@
 """Folders with an adapter: what comes back is what was saved, and nothing else is taken for it."""
 
 import json
+import os
+import sys
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torchvision.utils import save_image
 
+from megasr import plugins
 from megasr.cli import main
 from megasr.errors import MegaSRError, UsageError
 from megasr.guidance.extract import ExtractorConfig
+from megasr.guidance.registry import GUIDANCE
 from megasr.inference.pipeline import MegaSRPipeline
+from megasr.networks.config import AdapterConfig
 from megasr.training.config import SamplerConfig
 from megasr.training.folders import SHIPPED
 from megasr.training.last_checkpoint import LAST, PREVIOUS
 from tests.helpers.inference import loud_pipeline, photograph
-from tests.helpers.training import prior_folder
+from tests.helpers.training import fit, make_batch, make_module, prior_folder
 
 SAMPLER = SamplerConfig(num_steps=2, solver="dpm++", guidance_scale=2.0, guidance_interval=(0.0, 0.8))
 
@@ -129,3 +135,43 @@ def test_one_that_was_trained_with_a_cache_of_maps_is_read(folder):
     config["module"]["extractors"]["cache"] = "runs/maps"
     (folder / "config.json").write_text(json.dumps(config))
     assert MegaSRPipeline.from_pretrained(folder).module.networks.config == ExtractorConfig()
+
+
+_OWN = """
+from megasr.guidance.registry import GuidanceType, register_guidance
+register_guidance(GuidanceType("grey", "edge", 1, "lq", "", formula=lambda image, keys: image.mean(1, keepdim=True)))
+"""
+
+
+def test_the_module_of_a_users_own_part_is_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(GUIDANCE, "_entries", dict(GUIDANCE._entries))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setenv("MEGASR_IMPORT", "")
+    (tmp_path / "parts").mkdir()
+    file = tmp_path / "parts" / "own_grey.py"
+    file.write_text(_OWN)
+
+    def forget():
+        os.environ["MEGASR_IMPORT"] = ""
+        plugins._imported.discard("own_grey")
+        sys.modules.pop("own_grey", None)
+        for name in ("grey", "oracle_grey"):
+            GUIDANCE._entries.pop(name, None)
+
+    save_image(photograph(8, 8), tmp_path / "lq.png")
+    run, folder = tmp_path / "last.ckpt", tmp_path / "adapter"
+    try:
+        assert main(["--import", str(file), "params", "--prior", "tiny", "--guidance", "grey"]) == 0
+        module = make_module(adapter=AdapterConfig(guidance=("canny", "grey"), saft_width=8))
+        assert module.own_modules == {"guidance type grey": "own_grey"}
+        fit(module, make_batch(), 1).save_checkpoint(run)
+        MegaSRPipeline.from_checkpoint(run).save_pretrained(folder)
+        for checkpoint in (run, folder):
+            forget()
+            upscale = ["upscale", str(tmp_path / "lq.png"), str(tmp_path / "sr.png"), "--checkpoint", str(checkpoint)]
+            assert main(upscale) == 2
+            says = f"{checkpoint} uses guidance type grey: needs megasr --import own_grey, or the path of its file"
+            assert says in capsys.readouterr().err
+            assert main(["--import", str(file), *upscale]) == 0
+    finally:
+        forget()
