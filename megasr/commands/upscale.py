@@ -9,7 +9,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -229,7 +229,7 @@ def _plan(jobs: Sequence[Job], settings: Settings, overwrite: bool) -> list[_Pla
 def _show_plan(plan: Sequence[_Planned], pipeline: MegaSRPipeline, settings: Settings) -> None:
     """Print sizes, tiles and outputs of all files, and the memory of the weights."""
     from megasr.inference.photographs import check_fits
-    from megasr.inference.upscale import sr_size
+    from megasr.inference.upscale import sr_size, tile_grid
 
     for planned in plan:
         what = "is done"
@@ -244,23 +244,12 @@ def _show_plan(plan: Sequence[_Planned], pipeline: MegaSRPipeline, settings: Set
             except MegaSRError as error:
                 print(printable(f"{planned.job.source}: {error}: refused"))
                 continue
-            tiles = _count_tiles(pipeline, settings, planned.size, enlarged)
+            tiles = sum(map(len, tile_grid(pipeline, settings, planned.size).groups))
             what = f"{_px(planned.size)} to {_px(enlarged)} px, {tiles} tile{'s' * (tiles > 1)}"
         print(printable(f"{planned.job.source}: {what}; {planned.job.target}"))
     print(f"{len(plan)} images, {sum(not planned.is_done for planned in plan)} to do")
     weights = sum(p.numel() * p.element_size() for p in pipeline.module.parameters())
     print(f"Memory: {weights / 2**30:.2f} GiB for the weights; tiles are halved where the rest does not fit.")
-
-
-def _count_tiles(pipeline: MegaSRPipeline, settings: Settings, size: tuple[int, int], sr_size: tuple[int, int]) -> int:
-    from megasr.inference.tiling import Tiling
-    from megasr.inference.upscale import options_for
-
-    if (tile := options_for(pipeline, settings, size).get("tile")) is None:
-        return 1
-    multiple = pipeline.module.prior.size_multiple
-    height, width = (side + -side % multiple for side in sr_size)
-    return sum(len(group) for group in Tiling(tile).grid(height, width, multiple).groups)
 
 
 def _px(size: tuple[int, int]) -> str:
@@ -292,12 +281,34 @@ def _upscale(plan: Sequence[_Planned], settings: Settings, arguments: argparse.N
             done = int(sum(share * pixels[job] for job, share in shares.items()))
             advance("upscaling", done, sum(pixels.values()), files=len(outcomes), all=len(left))
 
-        for outcome in restore_all(_batches(left, arguments.batch_size), settings, arguments.device, on_share):
+        def on_speed(pipeline: MegaSRPipeline, speed: float) -> None:
+            _say_time([planned.size for planned in left], pipeline, settings, speed)
+
+        batches = _batches(left, arguments.batch_size)
+        for outcome in restore_all(batches, settings, arguments.device, on_share, on_speed):
             outcomes.append(outcome)
             on_share([outcome.job], 1.0)
             if outcome.error is None:
                 print(printable(str(outcome.job.target)))
     return outcomes
+
+
+def _say_time(sizes: Sequence[tuple[int, int]], pipeline: MegaSRPipeline, settings: Settings, speed: float) -> None:
+    """Say how long a CPU takes, and what is faster."""
+    from megasr.inference.upscale import seconds_of
+
+    seconds = sum(seconds_of(pipeline, settings, size, speed) for size in sizes if all(size))
+    fast = replace(settings, options={**settings.options, "num_inference_steps": None, "preset": "fast"})
+    faster = sum(seconds_of(pipeline, fast, size, speed) for size in sizes if all(size))
+    if seconds >= 10:
+        hint = f"; with --preset fast about {_duration(faster)}" if seconds > 60 and faster < seconds else ""
+        print(f"this takes about {_duration(seconds)} on the CPU{hint}", file=sys.stderr)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _batches(plan: Sequence[_Planned], size: int) -> list[list[Job]]:

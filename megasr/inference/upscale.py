@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -29,6 +30,7 @@ from megasr.image_decoding import IMAGE_SUFFIXES, MAX_PIXELS, list_images
 from megasr.images import check_color_fix
 from megasr.inference.photographs import Photograph, check_fits, encode, read_photograph
 from megasr.inference.pipeline import change_sampler, choose_tile, choose_tiling, spread_prompts
+from megasr.inference.tiling import Grid, Tiling
 
 if TYPE_CHECKING:
     from megasr.inference.pipeline import MegaSRPipeline
@@ -234,6 +236,25 @@ def sr_size(pipeline: MegaSRPipeline, settings: Settings, size: Sequence[int]) -
     return round(size[0] * scale), round(size[1] * scale)
 
 
+def tile_grid(pipeline: MegaSRPipeline, settings: Settings, size: Sequence[int]) -> Grid:
+    """The tiles of sr of a photograph of a size (height, width)."""
+    multiple = pipeline.module.prior.size_multiple
+    height, width = (side + -side % multiple for side in sr_size(pipeline, settings, size))
+    tile = options_for(pipeline, settings, size).get("tile")
+    return Grid.whole(height, width) if tile is None else Tiling(tile).grid(height, width, multiple)
+
+
+def seconds_of(pipeline: MegaSRPipeline, settings: Settings, size: Sequence[int], speed: float) -> float:
+    """About how long the steps of a photograph take, by what OnSpeed is given."""
+    names = ("num_inference_steps", "preset", "guidance_scale", "negative_prompt")
+    sampler = change_sampler(pipeline.module.sampler, *(settings.options.get(name) for name in names))
+    low, high = sampler.guidance_interval or (0.0, 1.0)
+    halves = 1 + (high - low) * (sampler.guidance_scale != 1)  # of classifier-free guidance
+    grid = tile_grid(pipeline, settings, size)
+    px = grid.rows.extent * grid.columns.extent * len(grid.rows.starts) * len(grid.columns.starts)
+    return speed * px * halves * sampler.num_steps
+
+
 def options_for(pipeline: MegaSRPipeline, settings: Settings, size: Sequence[int]) -> dict[str, Any]:
     """The pipeline's options for photographs of a size (height, width): tiles only where sr is larger than one."""
     options = dict(settings.options)
@@ -326,16 +347,21 @@ def _message(error: Exception) -> str:
 
 
 Batch = Sequence[Job]
+OnSpeed = Callable[["MegaSRPipeline", float], None]  # a pipeline, and its seconds per step and px of sr in tiles
 OnShare = Callable[[Batch, float], None]  # a batch, and the share of it that is done
 
 
 def restore_all(
-    batches: Sequence[Batch], settings: Settings, devices: Sequence[str], on_share: OnShare
+    batches: Sequence[Batch],
+    settings: Settings,
+    devices: Sequence[str],
+    on_share: OnShare,
+    on_speed: OnSpeed | None = None,
 ) -> Iterator[Outcome]:
     """Restore all batches on all devices and yield the outcome of every file, as it happens.
 
     One device is used in this process; several, as torch names them, have a process each, and then `on_share` is called
-    only when a batch begins.
+    only when a batch begins. On one CPU `on_speed` is called once, after the first tiles.
 
     Raises:
         UsageError, MegaSRError: the pipeline cannot be loaded.
@@ -348,8 +374,25 @@ def restore_all(
                 remove_parts(folder)  # of processes that were stopped
         return
     pipeline = load_pipeline(settings, devices[0])
+    if on_speed is not None and devices[0] == "cpu":
+        _measure_speed(pipeline, on_speed)
     for batch in batches:
         yield from restore_files(pipeline, batch, settings, partial(on_share, batch))
+
+
+def _measure_speed(pipeline: MegaSRPipeline, on_speed: OnSpeed) -> None:
+    """Call `on_speed` with the time from the end of the network's first call, which warms up, to that of the second."""
+    ends: list[float] = []
+    area = pipeline.module.prior.downsampling**2
+
+    def on_call(network: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        ends.append(time.perf_counter())
+        if len(ends) == 2:
+            hook.remove()
+            px = len(output) * output.shape[-2] * output.shape[-1] * area
+            on_speed(pipeline, (ends[1] - ends[0]) / px)
+
+    hook = pipeline.module.network.register_forward_hook(on_call)
 
 
 def _restore_in_processes(

@@ -23,7 +23,8 @@ class BicubicPipeline:
     scale_factor = 2
     calls: ClassVar[list[dict[str, Any]]] = []
     module = SimpleNamespace(
-        prior=SimpleNamespace(size_multiple=8, native_px=64),
+        prior=SimpleNamespace(size_multiple=8, native_px=64, downsampling=8),
+        network=torch.nn.Identity(),
         sampler=SamplerConfig(),
         adapter=SimpleNamespace(text=False),
     )

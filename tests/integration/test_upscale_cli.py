@@ -6,6 +6,8 @@ import io
 import multiprocessing
 import os
 import re
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,16 @@ from PIL import Image
 from megasr import cli
 from megasr.errors import UsageError
 from megasr.images import read_image
-from megasr.inference.upscale import MADE_FILE, Job, Settings, list_jobs, restore_all
+from megasr.inference.upscale import (
+    MADE_FILE,
+    Job,
+    Settings,
+    _measure_speed,
+    list_jobs,
+    load_pipeline,
+    restore_all,
+    seconds_of,
+)
 from megasr.rng import numpy_generator
 from tests.helpers.bicubic_pipeline import CRASH, DIE, INTERRUPT, BicubicPipeline
 
@@ -340,3 +351,33 @@ def test_the_real_pipeline_gives_files_what_it_gives_in_python(tmp_path):
         options = {"num_inference_steps": 1, "seed": 5, "color_fix": "wavelet", "tile": 128, "keys": [path.stem]}
         expected = pipeline(Image.open(path), output_type="np", **options).images[0]
         np.testing.assert_array_equal(read_image(tmp_path / "out" / path.name), expected)
+
+
+@pytest.mark.parametrize(("slower", "says"), [(1, None), (1000, r"about (\d+ min|[\d.]+ h) on the CPU; with --preset")])
+def test_how_long_it_takes_is_said_after_the_first_tiles_of_the_real_pipeline(
+    slower, says, tmp_path, monkeypatch, capsys
+):
+    clock = time.perf_counter
+    monkeypatch.setattr(time, "perf_counter", lambda: clock() * slower)  # as on a slower machine
+    assert upscale(photo(tmp_path / "a.png", (12, 40)), tmp_path / "sr.png", "--steps", 9, "--guidance-scale", 1) == 0
+    printed = capsys.readouterr().err
+    assert (re.search(says, printed) is not None) if says else "on the CPU" not in printed
+
+
+def test_the_time_of_the_real_pipeline_follows_from_its_steps_tiles_and_guidance():
+    speeds = []
+    settings = Settings("tiny", options={"num_inference_steps": 2, "tile": 128})
+    pipeline = load_pipeline(settings, "cpu")
+
+    def seconds(height, width, **options):
+        return seconds_of(pipeline, replace(settings, options=settings.options | options), (height, width), 1e-4)
+
+    assert seconds(32, 32, guidance_scale=1.0) == pytest.approx(1e-4 * 2 * 128**2)
+    assert seconds(32, 80, guidance_scale=1.0) == pytest.approx(1e-4 * 2 * 128**2 * 3)  # 320 px in steps of 96
+    assert seconds(32, 32, guidance_scale=2.0, num_inference_steps=10) == pytest.approx(1e-4 * 20 * 128**2)
+    assert seconds(16, 16, guidance_scale=1.0) == pytest.approx(1e-4 * 2 * 64**2)  # one that is no tile
+    _measure_speed(pipeline, lambda same, speed: speeds.append(speed))
+    started = time.perf_counter()
+    pipeline(torch.rand(3, 32, 80), num_inference_steps=4, tile=128, guidance_scale=1.0)
+    assert len(speeds) == 1
+    assert 0 < speeds[0] * 128**2 * 3 < time.perf_counter() - started, "a step of four"
