@@ -20,6 +20,8 @@ from ablations.identity import identify_weights
 from ablations.registry import Config, Study, apply_changes, check_diff, flatten
 from megasr.configs import load_yaml
 from megasr.errors import MegaSRError, UsageError
+from megasr.evaluation.protocol import WEIGHT_FREE_V1, get_protocol
+from megasr.files import at_home
 from megasr.training.config import SAMPLED
 
 BICUBIC = "bicubic"
@@ -41,12 +43,19 @@ class Components:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A resolved recipe: `config` holds model, data and trainer with all defaults filled in; see Study for the rest."""
+    """A resolved recipe: `config` holds model, data and trainer with all defaults filled in; see Study for the rest.
+
+    Attributes:
+        protocol: name of the protocol that its numbers are taken by.
+        weights_dir: folder in which the weights of metrics are looked for first.
+    """
 
     config: Config
     study: str
     seeds: tuple[int, ...]
     least_difference: float = 0.0
+    protocol: str = WEIGHT_FREE_V1.name
+    weights_dir: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -172,7 +181,7 @@ def read_recipe(path: Path, components: Components, steps: int | None = None) ->
     config = resolve(raw, components)
     if int(config["trainer"].get("max_steps", -1)) < 1:
         raise UsageError(f"{path}: trainer.max_steps must be 1 or more: only runs of equal steps are compared")
-    return Recipe(config, *section)
+    return Recipe(config, **section)
 
 
 def plan_runs(
@@ -197,10 +206,13 @@ def plan_runs(
     return [plan_run(study.name, BICUBIC, None, {"data": reference["data"]}), *runs]
 
 
-def _read_study_section(path: Path, section: dict[str, Any]) -> tuple[str, tuple[int, ...], float]:
-    if section.keys() - {"least_difference"} != {"name", "seeds"}:
+_STUDY_OPTIONS = ("least_difference", "protocol", "weights_dir")
+
+
+def _read_study_section(path: Path, section: dict[str, Any]) -> dict[str, Any]:
+    if section.keys() - set(_STUDY_OPTIONS) != {"name", "seeds"}:
         raise UsageError(
-            f"{path}: section study has the keys name and seeds, and least_difference where it was measured, got "
+            f"{path}: section study has the keys name and seeds, and where needed {', '.join(_STUDY_OPTIONS)}; got "
             f"{', '.join(map(str, section))}"
         )
     seeds = section["seeds"]
@@ -209,7 +221,14 @@ def _read_study_section(path: Path, section: dict[str, Any]) -> tuple[str, tuple
     least = section.get("least_difference", 0)
     if isinstance(least, bool) or not isinstance(least, int | float) or not 0 <= least < math.inf:
         raise UsageError(f"{path}: study.least_difference must be a number of 0 or more, got {least!r}")
-    return str(section["name"]), tuple(seeds), float(least)
+    folder = section.get("weights_dir")
+    return {
+        "study": str(section["name"]),
+        "seeds": tuple(seeds),
+        "least_difference": float(least),
+        "protocol": get_protocol(str(section.get("protocol", WEIGHT_FREE_V1.name))).name,
+        "weights_dir": None if folder is None else Path(at_home(str(folder))),
+    }
 
 
 def _check_distinct(configs: Mapping[str, Config]) -> None:

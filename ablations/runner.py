@@ -21,7 +21,7 @@ from ablations.studies import get_study
 from megasr.console import quiet_warnings
 from megasr.errors import MegaSRError, UsageError
 from megasr.evaluation.evaluator import Evaluator
-from megasr.evaluation.protocol import WEIGHT_FREE_V1, Protocol
+from megasr.evaluation.protocol import Protocol, get_protocol
 from megasr.files import locked_folder, write_whole
 
 STUDY_FILE = "study.txt"  # whose folder it is
@@ -59,6 +59,7 @@ class OpenStudy:
         group: id of study and recipe; W&B groups the runs by it.
         protocol: how the numbers are taken.
         components: classes the config builds.
+        weights_dir: where weights of metrics are looked for first.
     """
 
     study: Study
@@ -67,6 +68,7 @@ class OpenStudy:
     group: str
     protocol: Protocol
     components: Components
+    weights_dir: Path | None = None
 
     @property
     def finished(self) -> dict[str, RunResult]:
@@ -205,7 +207,7 @@ def open_study(
     seeds: Sequence[int] | None = None,
     steps: int | None = None,
     *,
-    protocol: Protocol = WEIGHT_FREE_V1,
+    protocol: Protocol | None = None,
     components: Components | None = None,
 ) -> OpenStudy:
     """Plan a study; nothing is run or written.
@@ -216,7 +218,7 @@ def open_study(
         output: folder of the run folders.
         seeds: instead of the recipe's study.seeds.
         steps: instead of the recipe's trainer.max_steps.
-        protocol: how the numbers are taken.
+        protocol: instead of the recipe's study.protocol.
         components: classes the config builds; the project's own by default.
 
     Raises:
@@ -224,15 +226,16 @@ def open_study(
             metric.
     """
     chosen = get_study(study) if isinstance(study, str) else study
-    protocol.metric(chosen.primary_metric)  # before hours of runs that could not answer the question
     components = components or default_components()
     recipe = read_recipe(config, components, steps)
+    protocol = protocol or get_protocol(recipe.protocol)
+    protocol.metric(chosen.primary_metric)  # before hours of runs that could not answer the question
     if recipe.study != chosen.name:
         raise UsageError(f"{config} is a recipe for study {recipe.study!r}, not for {chosen.name!r}")
     chosen = replace(chosen, least_difference=recipe.least_difference)
     plans = plan_runs(chosen, recipe, components, seeds)
     group = f"{chosen.name}-{hashlib.blake2b(json.dumps(recipe.config).encode(), digest_size=4).hexdigest()}"
-    return OpenStudy(chosen, tuple(plans), output, group, protocol, components)
+    return OpenStudy(chosen, tuple(plans), output, group, protocol, components, recipe.weights_dir)
 
 
 @dataclass(frozen=True)
@@ -270,7 +273,7 @@ class StudyWork:
         from ablations.tracking import Tracker
 
         study = self.study
-        evaluator, baseline = Evaluator(study.protocol), study.output / study.baseline.run_id
+        evaluator, baseline = Evaluator(study.protocol, weights_dir=study.weights_dir), study.output / study.baseline.run_id
         tracker = Tracker(study.group, lambda line: send("message", line=line))
 
         def on_step(step: int, loss: float) -> None:

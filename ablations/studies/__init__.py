@@ -6,6 +6,7 @@ from ablations.registry import STUDIES, Study
 from ablations.studies import degradation as degradation
 from ablations.studies import extractors as extractors
 from ablations.studies import fusion as fusion
+from ablations.studies import objective as objective
 from ablations.studies import parts as parts
 from ablations.studies import prior_selection as prior_selection
 from ablations.studies import sampling as sampling

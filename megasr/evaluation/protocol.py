@@ -231,6 +231,8 @@ SPECTRAL_PEAKS = register_metric(
     MetricSpec("spectral_peaks", higher_is_better=False, function=spectral_peaks, value_range=(0.0, float("inf")))
 )
 register_protocol(Protocol("weight-free-v2", 2, (*WEIGHT_FREE_V1.metrics, SPECTRAL_PEAKS)))
+# The same beside the perceptual distances that the field reports; for studies of objectives and guidance.
+register_protocol(Protocol("paired-v1", 1, (*WEIGHT_FREE_V1.metrics, SPECTRAL_PEAKS, LPIPS, DISTS)))
 _FIELD = (PSNR, SSIM, LPIPS, DISTS, FID, KID, NIQE, MUSIQ, MANIQA_PIPAL, CLIPIQA)
 # 128 px centre crops restored to 512 px: StableSR, SeeSR, OSEDiff, PiSA-SR, TSD-SR, S3Diff, AddSR. The calls are those
 # of OSEDiff's test script. The border is 0 as in that code; SeeSR's author says 4.

@@ -23,7 +23,7 @@ class CriticConfig:
         timesteps: part of the noise schedule in which csd and vsd compare, as two fractions from its clean end.
         lora_rank: of vsd's critic, a LoRA on the frozen prior (OSEDiff: 4).
         features: frozen network on whose features gan's discriminator stands: `vgg16`, `tiny` (the vision tower of the
-            shipped CLIP), or a convolutional model of timm whose weights are in the local cache.
+            shipped CLIP), or a convolutional model of timm whose weights are in the hub's cache.
         learning_rate: of vsd's critic and gan's discriminator.
     """
 
