@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from megasr.errors import MegaSRError
 from megasr.evaluation.evaluator import Evaluator
 from megasr.evaluation.periodicity import PEAK_DB, peaks_db, spectral_peaks
 from megasr.evaluation.protocol import PROTOCOLS
-from megasr.images import from_uint8, quantise, to_uint8
+from megasr.images import from_uint8, quantise, read_image, resize, to_uint8
 from megasr.rng import torch_generator
 
 PHOTOGRAPHS = {"astronaut": data.astronaut()[:, :500], "coffee": data.coffee()[:333]}  # 512x500 and 333x600
@@ -104,3 +106,56 @@ def test_flat_and_small_images() -> None:
     small = torch.zeros(1, 3, 64, 63)
     with pytest.raises(MegaSRError, match=r"spectral_peaks cannot be taken of 'a' \(63x64 px\): .* 64x64 px"):
         evaluator.rows(small, small, ["a"])
+
+
+def _reference(root: Path) -> Path:
+    folder = Path(os.environ.get("MEGASR_SHARED_DATA") or root.parent / "shared" / "data") / "drealsr"
+    if not folder.is_dir():
+        pytest.skip(f"no DRealSR reference data at {folder}; set MEGASR_SHARED_DATA to the folder that holds drealsr/")
+    return folder
+
+
+def _changed(kind: str, folder: Path, name: str) -> torch.Tensor:
+    def read(part: str) -> torch.Tensor:
+        return from_uint8(read_image(folder / part / name))[None]
+
+    hq, (what, number) = read("hq"), kind.split()
+    if what == "osediff":
+        return read("osediff_sr")
+    if what == "bicubic":
+        return quantise(resize(read("lq"), *hq.shape[-2:]))
+    if what == "jpeg":
+        return _jpeg(hq, int(number))
+    if what == "blur":
+        return from_uint8(np.asarray(_pillow(hq).filter(ImageFilter.GaussianBlur(int(number)))))[None]
+    if what == "noise":
+        return quantise(hq + int(number) / 255 * torch.randn(hq.shape, generator=torch_generator(0, name)))
+    return grid(hq * 0.97 + 0.01, int(number), 1, (1, 1))
+
+
+@pytest.mark.golden
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "mean", "ninth"),
+    [
+        ("osediff 1", 3.2, 8.7),
+        ("bicubic 4", 0.0, 0.0),
+        ("blur 2", 0.0, 0.0),
+        ("noise 8", 0.0, 0.0),
+        ("jpeg 95", 4.9, 10.3),
+        ("jpeg 75", 3.0, 5.2),
+        ("jpeg 50", 3.7, 7.9),
+        ("lines 2", 29.7, 31.5),
+        ("lines 4", 24.3, 26.8),
+        ("lines 8", 19.8, 22.9),
+        ("lines 16", 15.0, 17.6),
+    ],
+)
+def test_the_numbers_of_the_documents(kind: str, mean: float, ninth: float, root: Path) -> None:
+    """Mean and ninth decile over 40 DRealSR crops, as docs/evaluation.md has them."""
+    folder = _reference(root)
+    found = [
+        spectral_peaks(_changed(kind, folder, file.name), from_uint8(read_image(file))[None])
+        for file in sorted((folder / "hq").iterdir())
+    ]
+    assert (np.mean(found), np.quantile(found, 0.9)) == pytest.approx((mean, ninth), abs=0.06)
