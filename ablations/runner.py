@@ -273,7 +273,10 @@ class StudyWork:
         from ablations.tracking import Tracker
 
         study = self.study
-        evaluator, baseline = Evaluator(study.protocol, weights_dir=study.weights_dir), study.output / study.baseline.run_id
+        evaluator, baseline = (
+            Evaluator(study.protocol, weights_dir=study.weights_dir),
+            study.output / study.baseline.run_id,
+        )
         tracker = Tracker(study.group, lambda line: send("message", line=line))
 
         def on_step(step: int, loss: float) -> None:

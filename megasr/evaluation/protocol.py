@@ -28,7 +28,7 @@ Argument = bool | int | float | str
 
 @dataclass(frozen=True)
 class MetricSpec:
-    """One number per image, or per set of images, computed by pyiqa or by a function.
+    """One number per image, or per set of images, computed by pyiqa or by a function of your own.
 
     Attributes:
         name: column name in rows and reports.
@@ -40,7 +40,7 @@ class MetricSpec:
         weights: files of megasr.evaluation.metrics.FILES that it needs, empty when it is a formula.
         of_set: one number for a whole set of images: a distance between the features of sr and hq, which are not
             paired. `arguments` are then those of megasr.evaluation.metrics.
-        function: (sr, hq) -> float, or (sr) -> float without needs_hq, also of a module of your own; images are
+        function: a function of a module of your own (sr, hq) -> float, or (sr) -> float without needs_hq; images are
             (1, 3, H, W) float32 RGB in [0, 1], rounded to 8 bits. Its name is a part of the fingerprint, its code not.
         value_range: least and largest value of the function; any other stops the evaluation.
 

@@ -6,23 +6,22 @@ about [0, 1]: nothing clamps them, because a clamp has no gradient where a predi
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from megasr.errors import MegaSRError, unknown_name
+from megasr.errors import MegaSRError, first_line, unknown_name
 from megasr.evaluation import protocol
 from megasr.evaluation.metrics import describe_missing, loading
-from megasr.semantics.clip import load_open_clip, patch_tokens
-from megasr.tracking import first_line
+from megasr.semantics.clip import load_open_clip
 
 _VGG16 = "vgg16-397923af.pth"
 _LPIPS_WEIGHTS = {"alex": protocol.LPIPS.weights, "vgg": (_VGG16, "LPIPS_v0.1_vgg-a78928a0.pth")}
-_VGG16_CHANNELS = (64, 128, 256, 512, 512)  # of its five blocks
+_VGG16_CHANNELS = (64, 128, 256, 512, 512)  # of its blocks
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, in RGB
 
 
@@ -149,7 +148,7 @@ class VGG16Features(_Frozen):
 
         super().__init__("vgg16", (_VGG16,), weights_dir, create)
         self._places = places
-        self.channels = tuple(_VGG16_CHANNELS[int(layer[4]) - 1] for layer in layers)
+        self.channels = tuple(_VGG16_CHANNELS[int(layer[len("relu")]) - 1] for layer in layers)
 
     def _measure(self, network: Any, *images: torch.Tensor) -> Any:
         (image,) = images
@@ -161,69 +160,78 @@ class VGG16Features(_Frozen):
         return [found[place] for place in self._places]
 
 
-class TowerFeatures(nn.Module):
-    """Patch tokens of the shipped CLIP's vision tower as a feature map: images (B, 3, H, W) -> [(B, C, h, w)]."""
+class TinyClipFeatures(_Frozen):
+    """Feature maps of every layer of the shipped CLIP's vision tower: images (B, 3, H, W) -> list of (B, 128, 8, 8).
+
+    It sees images at 128 x 128 px: for tests and small worlds.
+    """
 
     def __init__(self) -> None:
-        super().__init__()
-        self.visual = load_open_clip("tiny").visual
-        self.channels = (self.visual.ln_post.normalized_shape[0],)
+        super().__init__("tiny", (), None, lambda: load_open_clip("tiny").visual)
+        (network,) = self._network
+        self.channels = (network.transformer.width,) * network.transformer.layers
 
-    def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
-        """The tower resizes images to its own size."""
-        tokens = patch_tokens(self.visual, image)
-        side = math.isqrt(tokens.shape[1])
-        return [tokens.transpose(1, 2).unflatten(2, (side, side))]
+    def _measure(self, network: Any, *images: torch.Tensor) -> Any:
+        (image,) = images
+        image = F.interpolate(image, tuple(network.image_size), mode="bicubic", antialias=True)
+        return network.forward_intermediates(2 * image - 1, intermediates_only=True)["image_intermediates"]
 
 
-class TimmFeatures(nn.Module):
+class TimmFeatures(_Frozen):
     """Feature maps of a convolutional model of timm: images (B, 3, H, W) -> one (B, C, h, w) per stage.
 
     Args:
         name: of the model, with its tag.
 
     Raises:
-        MegaSRError: there is none, or its weights are not in the cache of the Hugging Face hub.
+        MegaSRError: its weights are not in the cache of the Hugging Face hub, or timm cannot build it.
     """
 
     def __init__(self, name: str) -> None:
-        import timm
         from huggingface_hub import try_to_load_from_cache
 
-        super().__init__()
+        def create() -> nn.Module:
+            import timm
+
+            try:
+                return timm.create_model(
+                    name, pretrained=True, features_only=True, pretrained_cfg_overlay={"file": weights}
+                )
+            except Exception as error:  # timm has many
+                raise MegaSRError(f"features {name}: timm cannot build it: {first_line(error)}") from error
+
         weights = try_to_load_from_cache(f"timm/{name}", "model.safetensors")
         if not isinstance(weights, str):
             raise MegaSRError(
-                f"objective.critic.features {name}: its weights are not in the local cache; take vgg16 or tiny, or "
-                f"fetch them: hf download timm/{name}"
+                f"features {name}: its weights are not in the local cache; take vgg16 or tiny, or fetch them: "
+                f"hf download timm/{name}"
             )
-        try:
-            self.model = timm.create_model(
-                name, pretrained=True, features_only=True, pretrained_cfg_overlay={"file": weights}
-            )
-        except Exception as error:  # timm has many
-            raise MegaSRError(f"objective.critic.features {name}: timm cannot build it: {first_line(error)}") from error
-        self.channels = tuple(self.model.feature_info.channels())
-        self._mean, self._std = (self.model.pretrained_cfg[key] for key in ("mean", "std"))
+        super().__init__(name, (), None, create)
+        (network,) = self._network
+        self.channels = tuple(network.feature_info.channels())
+        self._mean, self._std = (network.pretrained_cfg[key] for key in ("mean", "std"))
 
-    def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
-        """Normalised as the model was trained."""
+    def _measure(self, network: Any, *images: torch.Tensor) -> Any:
+        (image,) = images
         mean, std = (image.new_tensor(values)[:, None, None] for values in (self._mean, self._std))
-        features: list[torch.Tensor] = self.model((image - mean) / std)
-        return features
+        return network((image - mean) / std)
 
 
-def load_perceptual(name: str, weights_dir: str | None) -> nn.Module:
-    """A frozen distance (lpips_alex, lpips_vgg, dists), or features: vgg16, tiny, or a model of timm.
+_BY_NAME: dict[str, Callable[[Path | None], nn.Module]] = {
+    "lpips_alex": lambda folder: LPIPS("alex", folder),
+    "lpips_vgg": lambda folder: LPIPS("vgg", folder),
+    "dists": DISTS,
+    "vgg16": lambda folder: VGG16Features(weights_dir=folder),
+    "tiny": lambda folder: TinyClipFeatures(),
+}
+
+
+def load_perceptual(name: str, weights_dir: str | None = None) -> nn.Module:
+    """A distance (lpips_alex, lpips_vgg, dists), or features with their `channels`: vgg16, tiny, or a model of timm.
 
     Raises:
-        MegaSRError: weights are missing; names each file and where it can be had.
+        MegaSRError: see _Frozen and TimmFeatures.
     """
-    folder = None if weights_dir is None else Path(weights_dir)
-    if name.startswith("lpips_"):
-        return LPIPS(name.removeprefix("lpips_"), folder)  # type: ignore[arg-type]
-    if name == "dists":
-        return DISTS(folder)
-    if name == "vgg16":
-        return VGG16Features(weights_dir=folder)
-    return (TowerFeatures() if name == "tiny" else TimmFeatures(name)).requires_grad_(False).eval()
+    if name in _BY_NAME:
+        return _BY_NAME[name](Path(weights_dir) if weights_dir else None)
+    return TimmFeatures(name)

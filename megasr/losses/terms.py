@@ -1,4 +1,4 @@
-"""Terms of the loss of one-step and few-step training, and what they see of a restored batch."""
+"""What a term of the loss sees of a restored batch, what it is built from, and terms without weights."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from megasr.batch import SRBatch
-from megasr.plugins import Registry
 from megasr.prior import Prior
 from megasr.training.config import CriticConfig
 
@@ -120,48 +119,3 @@ def l1(sr: torch.Tensor, hq: torch.Tensor) -> torch.Tensor:
 def l2(sr: torch.Tensor, hq: torch.Tensor) -> torch.Tensor:
     """Mean squared difference (B,)."""
     return mean((sr - hq).square())
-
-
-TERMS: Registry[Callable[[TermParts], nn.Module]] = Registry("objective.terms")
-"""Term by name: TermParts to a module whose forward takes an Estimate and returns (B,).
-
-`TERMS.register("mine", lambda parts: Compared(my_distance))` in a user's package adds one. A module with a
-`critic_loss` (see Critic) learns beside the adapter; `draws = True` says that the term depends on draws and has no part
-in the validation loss.
-"""
-
-
-def _score(name: str) -> Callable[[TermParts], nn.Module]:
-    def build(parts: TermParts) -> nn.Module:
-        from megasr.losses import score
-
-        return getattr(score, name)(parts)
-
-    return build
-
-
-def _gan(parts: TermParts) -> nn.Module:
-    from megasr.losses.adversarial import GAN
-
-    return GAN(parts.network(parts.critic.features), parts.seed)
-
-
-def _structure(name: str) -> Callable[[TermParts], nn.Module]:
-    def build(parts: TermParts) -> nn.Module:
-        from megasr.losses import structure
-
-        return Compared(getattr(structure, name))
-
-    return build
-
-
-TERMS.register("l1", lambda parts: Compared(l1))
-TERMS.register("l2", lambda parts: Compared(l2))
-TERMS.register("latent", lambda parts: Compared(l2, latents=True))
-TERMS.register("edge", _structure("edge"))
-TERMS.register("frequency", _structure("frequency"))
-for _name in ("lpips_alex", "lpips_vgg", "dists"):
-    TERMS.register(_name, lambda parts, name=_name: Compared(parts.network(name)))  # type: ignore[misc]
-TERMS.register("csd", _score("CSD"))
-TERMS.register("vsd", _score("VSD"))
-TERMS.register("gan", _gan)

@@ -209,14 +209,10 @@ def load_open_clip(source: str) -> Any:
     return model
 
 
-def prepare_images(visual: Any, images: torch.Tensor, clip: bool = True) -> torch.Tensor:
-    """(B, 3, H, W) in [0, 1] -> what an open_clip vision tower takes: its size, its mean and standard deviation.
-
-    Not clipped for a loss, in which numbers outside of the range must have a gradient.
-    """
+def prepare_images(visual: Any, images: torch.Tensor) -> torch.Tensor:
+    """(B, 3, H, W) in [0, 1] -> what an open_clip vision tower takes: its size, its mean and standard deviation."""
     size = (visual.image_size,) * 2 if isinstance(visual.image_size, int) else tuple(visual.image_size)
-    images = F.interpolate(images, size, mode="bicubic", antialias=True)
-    images = images.clamp(0, 1) if clip else images
+    images = F.interpolate(images, size, mode="bicubic", antialias=True).clamp(0, 1)
     mean, std = (
         torch.tensor(getattr(visual, f"image_{name}", None) or default).to(images).view(3, 1, 1)
         for name, default in _CLIP_PIXELS.items()
@@ -241,15 +237,10 @@ def tokens_and_embedding(model: Any, images: torch.Tensor) -> tuple[torch.Tensor
     return outputs["image_intermediates"][-1], F.normalize(outputs["image_features"], dim=-1)
 
 
-def patch_tokens(visual: Any, images: torch.Tensor) -> torch.Tensor:
-    """(B, 3, H, W) around [0, 1] -> patch tokens (B, N, D), with gradients everywhere."""
-    return _intermediates(visual, images, clip=False, intermediates_only=True)["image_intermediates"][-1]
-
-
-def _intermediates(visual: Any, images: torch.Tensor, clip: bool = True, **more: bool) -> dict[str, Any]:
+def _intermediates(visual: Any, images: torch.Tensor, **more: bool) -> dict[str, Any]:
     """Tokens of the last layer after the final norm, without the class token."""
     return visual.forward_intermediates(
-        prepare_images(visual, images, clip), indices=1, normalize_intermediates=True, output_fmt="NLC", **more
+        prepare_images(visual, images), indices=1, normalize_intermediates=True, output_fmt="NLC", **more
     )
 
 

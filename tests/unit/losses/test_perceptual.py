@@ -8,14 +8,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import timm
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from megasr.errors import MegaSRError, UsageError
 from megasr.evaluation.evaluator import Evaluator
 from megasr.evaluation.protocol import PROTOCOLS
 from megasr.images import from_uint8, quantise, read_image
-from megasr.losses.perceptual import DISTS, LPIPS, VGG16_LAYERS, VGG16Features
+from megasr.losses.perceptual import DISTS, LPIPS, VGG16_LAYERS, VGG16Features, load_perceptual
 from megasr.rng import torch_generator
 from tests.helpers.metric_weights import write_metric_weights
 
@@ -129,11 +131,32 @@ def test_feature_maps_are_torchvisions(weights_dir: Path) -> None:
     assert [type(network[place]).__name__ for place in VGG16_LAYERS.values()] == ["ReLU"] * 13
 
 
-def test_feature_maps_carry_the_gradient(weights_dir: Path) -> None:
+@pytest.mark.parametrize("name", ["vgg16", "tiny"])
+def test_feature_maps_carry_the_gradient_and_say_their_channels(name: str, weights_dir: Path) -> None:
     image = (2 * _images(1)[1] - 0.5).requires_grad_()
-    maps = VGG16Features(weights_dir=weights_dir)(image)
-    sum(map_.mean() for map_ in maps).backward()
+    features = load_perceptual(name, str(weights_dir))
+    maps = features(image)
+    assert tuple(map_.shape[1] for map_ in maps) == features.channels and len(maps) > 3
+    sum(map_.square().mean() for map_ in maps).backward()
     assert image.grad is not None and (image.grad != 0).double().mean() > 0.99
+
+
+def test_tiny_features_are_those_of_the_shipped_tower() -> None:
+    from megasr.semantics.clip import load_open_clip, prepare_images
+
+    image, visual = _images(1, 128)[1], load_open_clip("tiny").visual
+    outputs = visual.forward_intermediates(prepare_images(visual, image), intermediates_only=True)
+    for found, expected in zip(load_perceptual("tiny")(image), outputs["image_intermediates"], strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+def test_configs_name_them(weights_dir: Path) -> None:
+    for name, kind in {"lpips_alex": LPIPS, "lpips_vgg": LPIPS, "dists": DISTS, "vgg16": VGG16Features}.items():
+        assert isinstance(load_perceptual(name, str(weights_dir)), kind)
+    sr, hq = _images(1)
+    assert torch.equal(load_perceptual("lpips_vgg", str(weights_dir))(sr, hq), LPIPS("vgg", weights_dir)(sr, hq))
+    with pytest.raises(MegaSRError, match="features vgg19: its weights are not in the local cache; take vgg16 or tiny"):
+        load_perceptual("vgg19")
 
 
 def test_unknown_names_are_refused(weights_dir: Path) -> None:
@@ -164,3 +187,26 @@ def test_published_weights_give_published_scores(name: str, metric: str, root: P
     sr, hq = (from_uint8(read_image(data / folder / row["image"]))[None] for folder in ("osediff_sr", "hq"))
     with torch.no_grad():
         assert CREATE[name](weights)(sr, hq).item() == pytest.approx(float(row[metric]), abs=5e-4)
+
+
+def test_features_of_timm_come_from_the_hubs_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "test_convnext.r160_in1k"
+    published = timm.create_model(name)
+    folder = tmp_path / f"models--timm--{name}"
+    (folder / "snapshots" / "0").mkdir(parents=True)
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text("0")
+    save_file(published.state_dict(), folder / "snapshots" / "0" / "model.safetensors")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    features, image = load_perceptual(name), (3 * torch.rand(2, 3, 64, 64) - 1).requires_grad_()
+    levels = features(image)
+    assert tuple(level.shape[1] for level in levels) == features.channels
+    (gradient,) = torch.autograd.grad(levels[-1].square().sum(), image)
+    assert gradient.abs().sum() > 0
+    plain = timm.create_model(name, features_only=True)
+    plain.load_state_dict(features._network[0].state_dict())
+    cfg = published.pretrained_cfg
+    mean, std = (torch.tensor(cfg[key])[:, None, None] for key in ("mean", "std"))
+    torch.testing.assert_close(levels, plain.eval()((image - mean) / std))
+    weight = "stem.0.weight"
+    assert torch.equal(features._network[0].state_dict()["stem_0.weight"], published.state_dict()[weight])

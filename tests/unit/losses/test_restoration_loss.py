@@ -11,8 +11,8 @@ import torch
 
 from megasr.errors import MegaSRError, UsageError
 from megasr.images import upsample_lq
-from megasr.losses.restoration import RestorationLoss
-from megasr.losses.terms import TERMS, Compared, Estimate
+from megasr.losses.restoration import TERMS, RestorationLoss
+from megasr.losses.terms import Compared, Estimate
 from megasr.networks.config import AdapterConfig
 from megasr.system import MegaSR
 from megasr.training.callbacks import EMA
