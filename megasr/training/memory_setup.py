@@ -29,6 +29,7 @@ from megasr.semantics.taggers import GivenTagger, Tagger
 from megasr.semantics.tags import TaggerConfig
 from megasr.semantics.text import OpenClipTextEncoder, TextEncoder, TransformersTextEncoder
 from megasr.training.checkpoint import typed_arguments
+from megasr.training.config import CriticConfig
 from megasr.training.module import FrozenParts, MegaSRModule
 from megasr.weights.local import find_prior
 
@@ -199,11 +200,48 @@ class WeightlessParts(FrozenParts):
         """Extractors of fake tensors."""
         return _WeightlessNetworks(config)
 
+    def perceptual(self, name: str, weights_dir: str | None) -> nn.Module:
+        """VGG16, which the larger ones are, for every network of the loss."""
+        if name not in _VGG16_SIZED:
+            self.notes.append(f"model.objective {name}: counted as VGG16")
+        return _VGG16(distance=name not in (CriticConfig().features, "tiny"))
+
 
 class _Tower(VisionEncoder):
     def __init__(self, visual: nn.Module) -> None:
         nn.Module.__init__(self)
         self.visual = visual.requires_grad_(False).eval()
+
+
+_VGG16_SIZED = ("lpips_vgg", "dists", "vgg16")
+
+
+class _VGG16(nn.Module):
+    """What LPIPS, DISTS and features of a GAN keep for the backward pass, in float32 as they compute."""
+
+    channels = (64, 128, 256, 512, 512)
+
+    def __init__(self, distance: bool) -> None:
+        from torchvision.models import vgg16
+
+        super().__init__()
+        self.features = vgg16(weights=None).features.requires_grad_(False)
+        self.distance = distance
+
+    def forward(self, *images: torch.Tensor) -> Any:
+        with torch.autocast(images[0].device.type, enabled=False):
+            levels = [self._levels(image.float()) for image in images]
+        if not self.distance:
+            return levels[0]
+        return torch.stack([(a - b).square().mean((1, 2, 3)) for a, b in zip(*levels, strict=True)]).sum(0)
+
+    def _levels(self, image: torch.Tensor) -> list[torch.Tensor]:
+        levels = []
+        for layer in self.features:
+            if isinstance(layer, nn.MaxPool2d):
+                levels.append(image)
+            image = layer(image)
+        return levels
 
 
 class Tokens:
