@@ -165,6 +165,8 @@ def read_recipe(path: Path, components: Components, steps: int | None = None) ->
     """
     import yaml
 
+    from data_pipelines.data_module import choose_crop
+
     try:
         raw = load_yaml(path.read_text(encoding="utf-8-sig"))
     except UnicodeDecodeError as error:
@@ -179,6 +181,8 @@ def read_recipe(path: Path, components: Components, steps: int | None = None) ->
     if steps is not None:
         raw["trainer"] = {**raw.get("trainer", {}), "max_steps": steps}
     config = resolve(raw, components)
+    if "prior" in config["model"]:  # the components may be others
+        choose_crop(config["data"]["init_args"], config["model"]["prior"])
     if int(config["trainer"].get("max_steps", -1)) < 1:
         raise UsageError(f"{path}: trainer.max_steps must be 1 or more: only runs of equal steps are compared")
     return Recipe(config, **section)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 from dataclasses import replace
 from typing import Any, Literal, Self
 
@@ -33,9 +34,11 @@ from data_pipelines.samples import (
 from data_pipelines.workers import ErrorBudget, read_or_next, start_worker
 from megasr.batch import SRBatch
 from megasr.errors import UsageError
+from megasr.weights.local import find_prior, read_sizes
 
 EVAL_SEED = 2**31  # evaluation images and their degradation do not depend on the seed of a run
 Backend = Literal["cpu", "device"]
+CROP_PX = 512  # what Stable Diffusion 2.1-base and 1.5 were trained on
 # What the arguments of data modules mean that have the same name in several; their --help shows it.
 _HELP = {
     "degradation": "name of the degradation that makes lq from hq.",
@@ -45,7 +48,8 @@ _HELP = {
     "eval_degradation": "degradation of the evaluation (the field trains with realesrgan_strong and evaluates on"
     " stablesr_mild); None takes `degradation`.",
     "scale_factor": "size of hq over size of lq.",
-    "crop_size_px": "height and width of hq in training; smaller images are left out and counted.",
+    "crop_size_px": "height and width of hq in training; smaller images are left out and counted. Where it is None, a"
+    f" configuration takes the size that the prior was trained on, and Python {CROP_PX}.",
     "eval_crop_size_px": "height and width of hq in evaluation; None takes crop_size_px.",
     "batch_size": "samples per batch and device.",
     "train_samples": "draws per epoch, rounded down to whole batches.",
@@ -58,6 +62,25 @@ _HELP = {
     "cache_dir": "where copies are kept of what cannot be read in ranges; None is the user's cache folder.",
     "cache_gb": "size of these copies of a set together, in 1e9 bytes.",
 }
+
+
+def choose_crop(data: Any, prior: str) -> None:
+    """Set crop_size_px to the size that a prior was trained on, where a configuration leaves it open.
+
+    Args:
+        data: init_args of a data module: a dictionary or a Namespace, changed in place.
+        prior: where the prior lies.
+
+    Raises:
+        MegaSRError: it is not on this machine.
+    """
+    if data.get("crop_size_px", 0) is not None:
+        return
+    sizes = read_sizes(find_prior(prior))
+    native_px, multiple = (sizes and sizes.native_px) or CROP_PX, sizes.multiple if sizes else 1
+    multiple = math.lcm(multiple, data.get("scale_factor") or 1)
+    data["crop_size_px"] = native_px // multiple * multiple or multiple
+    rank_zero_info(f"data.crop_size_px is not set: {data['crop_size_px']}, which the prior {prior} was trained on")
 
 
 class SRDataModule(lightning.LightningDataModule):

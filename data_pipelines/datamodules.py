@@ -13,7 +13,7 @@ from typing import TypeVar
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from data_pipelines.benchmarks import BenchmarkDataModule
-from data_pipelines.data_module import Backend, SRDataModule
+from data_pipelines.data_module import CROP_PX, Backend, SRDataModule
 from data_pipelines.embedded import PhotoDataModule, SceneDataModule, WorldDataModule
 from data_pipelines.encoded import LatentDataModule
 from data_pipelines.folder import FolderSource, check_disjoint
@@ -109,12 +109,13 @@ class FolderDataModule(SRDataModule):
     """
 
     def __init__(
-        self, train_root: str, eval_root: str | None = None, crop_size_px: int = 512, eval_samples: int = 100,
+        self, train_root: str, eval_root: str | None = None, crop_size_px: int | None = None, eval_samples: int = 100,
         eval_crop_size_px: int | None = None, min_sharpness: float = 0.0, max_damaged: float = 0.01,
-        degradation: str = "bicubic", backend: Backend = "cpu", usm_target: bool = False,
+        degradation: str = "realesrgan_strong", backend: Backend = "cpu", usm_target: bool = False,
         eval_degradation: str | None = None, scale_factor: int = 4, batch_size: int = 8, train_samples: int = 1024,
         num_workers: int = 0, seed: int = 0,
     ) -> None:  # fmt: skip
+        crop_size_px = CROP_PX if crop_size_px is None else crop_size_px
         train = FolderSource(train_root)
         if eval_root is None:
             train, evaluation = keep_some(
@@ -153,11 +154,12 @@ class ShardDataModule(SRDataModule):
     def __init__(
         self, train_url: str, eval_url: str | None = None, baked: str = "", baked_share: float = 1.0,
         shuffle_shards: int = 16, cache_dir: str | None = None, cache_gb: float = 50.0, eval_samples: int = 100,
-        crop_size_px: int = 512, eval_crop_size_px: int | None = None, min_sharpness: float = 0.0,
-        max_damaged: float = 0.01, degradation: str = "bicubic", backend: Backend = "cpu", usm_target: bool = False,
-        eval_degradation: str | None = None, scale_factor: int = 4, batch_size: int = 8, train_samples: int = 1024,
-        num_workers: int = 0, seed: int = 0,
+        crop_size_px: int | None = None, eval_crop_size_px: int | None = None, min_sharpness: float = 0.0,
+        max_damaged: float = 0.01, degradation: str = "realesrgan_strong", backend: Backend = "cpu",
+        usm_target: bool = False, eval_degradation: str | None = None, scale_factor: int = 4, batch_size: int = 8,
+        train_samples: int = 1024, num_workers: int = 0, seed: int = 0,
     ) -> None:  # fmt: skip
+        crop_size_px = CROP_PX if crop_size_px is None else crop_size_px
         if baked and eval_url is None:
             raise UsageError("data.baked has all images of data.train_url: name others for evaluation in data.eval_url")
         if not 0 <= baked_share <= 1:
@@ -230,13 +232,14 @@ class MixtureDataModule(SRDataModule):
     """
 
     def __init__(
-        self, parts: list[Part], eval_url: str | None = None, crop_size_px: int = 512, seed: int = 0,
+        self, parts: list[Part], eval_url: str | None = None, crop_size_px: int | None = None, seed: int = 0,
         cache_dir: str | None = None, cache_gb: float = 50.0, eval_samples: int = 100,
         eval_crop_size_px: int | None = None, min_sharpness: float = 0.0, max_damaged: float = 0.01,
-        degradation: str = "bicubic", backend: Backend = "cpu", usm_target: bool = False,
+        degradation: str = "realesrgan_strong", backend: Backend = "cpu", usm_target: bool = False,
         eval_degradation: str | None = None, scale_factor: int = 4, batch_size: int = 8, train_samples: int = 1024,
         num_workers: int = 0,
     ) -> None:  # fmt: skip
+        crop_size_px = CROP_PX if crop_size_px is None else crop_size_px
         finite = {
             number: open_source(part.source, cache_dir, cache_gb, part.shuffle_shards)
             for number, part in enumerate(parts)
@@ -285,10 +288,11 @@ class PairedDataModule(SRDataModule):
 
     def __init__(
         self, train_root: str, eval_root: str | None = None, train_lq_root: str | None = None,
-        eval_lq_root: str | None = None, crop_size_px: int = 512, eval_samples: int = 100, max_damaged: float = 0.01,
-        scale_factor: int = 4, eval_crop_size_px: int | None = None, batch_size: int = 8, train_samples: int = 1024,
-        num_workers: int = 0, seed: int = 0,
+        eval_lq_root: str | None = None, crop_size_px: int | None = None, eval_samples: int = 100,
+        max_damaged: float = 0.01, scale_factor: int = 4, eval_crop_size_px: int | None = None, batch_size: int = 8,
+        train_samples: int = 1024, num_workers: int = 0, seed: int = 0,
     ) -> None:  # fmt: skip
+        crop_size_px = CROP_PX if crop_size_px is None else crop_size_px
         train = PairedSource(train_root, scale_factor, train_lq_root)
         if eval_root is None:
             train, evaluation = keep_some(

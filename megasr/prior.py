@@ -21,7 +21,7 @@ from megasr.files import identify_folder
 from megasr.images import to_signed
 from megasr.provenance import weights_digest
 from megasr.semantics.text import TextEncoder, load_text_encoder
-from megasr.weights.local import downsampling, find_prior, size_multiple
+from megasr.weights.local import downsampling, find_prior, native_px, size_multiple
 
 PARTS = ("vae", "unet", "text_encoder", "scheduler")
 AUTOENCODERS = ("AutoencoderKL", "AutoencoderDC")
@@ -50,8 +50,7 @@ class Prior(nn.Module):
     @property
     def native_px(self) -> int | None:
         """Height and width of the images that the prior was trained on; None when its configuration does not say."""
-        sides = self.unet.config.sample_size
-        return None if sides is None else self.downsampling * (sides if isinstance(sides, int) else max(sides))
+        return native_px(self.vae.config, self.unet.config)
 
     @property
     def prediction_type(self) -> str:

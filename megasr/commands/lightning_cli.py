@@ -20,6 +20,7 @@ import megasr.pretraining.autoencoder
 import megasr.pretraining.clip
 import megasr.pretraining.text_to_image  # noqa: F401
 from data_pipelines.benchmarks import BENCHMARKS, get_benchmark
+from data_pipelines.data_module import choose_crop
 from megasr.commands.early import NAME_LISTS, read_settings
 from megasr.commands.schema import DATA_MODULES, class_schema, data_modules
 from megasr.commands.shards import tower_name
@@ -38,7 +39,7 @@ from megasr.training.monitor import TrainingMonitor
 from megasr.training.probes import global_batch
 from megasr.training.protocol_metrics import ProtocolMetrics
 from megasr.training.sharding import ShardedStrategy
-from megasr.weights.local import find_prior, read_size_multiple
+from megasr.weights.local import find_prior, read_sizes
 
 _UNKNOWN_KEY = re.compile(
     r"unrecognized arguments: --([^\s=]+)|not accept option '([^']+)'|Option '([^']+)' is not accepted"
@@ -162,8 +163,10 @@ class MegaSRCLI(OneLineCLI):
         parser.add_lightning_class_args(TrainingMonitor, "monitor")
 
     def before_instantiate_classes(self) -> None:
-        """Refuse a module and data that disagree on the scale factor."""
-        _check_scale_factors(self.config[self.config.subcommand])
+        """Refuse a module and data that disagree on the scale factor; set crops that are left open."""
+        config = self.config[self.config.subcommand]
+        _check_scale_factors(config)
+        choose_crop(_data_arguments(config), config.model.prior)
 
     def instantiate_classes(self) -> None:
         """Build trainer, module and data; refuse crops and baked tokens or latents that do not fit."""
@@ -296,7 +299,8 @@ def _check_scale_factors(config: Any) -> None:
 def _check_crops(command: str, config: Any) -> None:
     """Refuse crops that the prior cannot encode, before it is loaded (UsageError); `test` restores any size."""
     encoded = {"fit": ("crop_size_px", "eval_crop_size_px"), "validate": ("eval_crop_size_px",)}
-    multiple = read_size_multiple(find_prior(config.model.prior))
+    sizes = read_sizes(find_prior(config.model.prior))
+    multiple = sizes and sizes.multiple
     for name in encoded.get(command, ()):
         size = _data_arguments(config).get(name) or 0
         if multiple and size > 0 and size % multiple:

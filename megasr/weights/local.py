@@ -9,7 +9,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from megasr.errors import MegaSRError, UsageError, first_line, unknown_name
@@ -235,11 +235,24 @@ def size_multiple(vae: Mapping[str, Any], unet: Mapping[str, Any]) -> int:
     return downsampling(vae) * 2 ** (len(unet["block_out_channels"]) - 1)
 
 
-def read_size_multiple(folder: Path) -> int | None:
-    """size_multiple of the prior in a folder; None when its configuration cannot be read."""
+def native_px(vae: Mapping[str, Any], unet: Mapping[str, Any]) -> int | None:
+    """Height and width of the images that a prior was trained on; None when its configuration does not say."""
+    sides = unet["sample_size"]
+    return None if sides is None else downsampling(vae) * (sides if isinstance(sides, int) else max(sides))
+
+
+class Sizes(NamedTuple):
+    """Of hq in px: height and width must be multiples of the first, and were the second when the prior was trained."""
+
+    multiple: int
+    native_px: int | None
+
+
+def read_sizes(folder: Path) -> Sizes | None:
+    """The sizes of the prior in a folder; None when its configuration cannot be read."""
     try:
         vae, unet = (json.loads((folder / part / "config.json").read_text()) for part in ("vae", "unet"))
-        return size_multiple(vae, unet)
+        return Sizes(size_multiple(vae, unet), native_px(vae, {"sample_size": None} | unet))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None  # whoever loads it says what is wrong with it
 

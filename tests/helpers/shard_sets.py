@@ -87,7 +87,7 @@ def train_and_eval(folder: Path) -> Path:
 def shard_module(shards: Path, **settings: Any) -> ShardDataModule:
     """A data module over a set of train_and_eval."""
     defaults = {"crop_size_px": 32, "batch_size": 3, "train_samples": 12, "eval_samples": 2, "cache_dir": str(shards)}
-    defaults |= {"train_url": str(shards), "eval_url": str(shards.parent / "eval")}
+    defaults |= {"train_url": str(shards), "eval_url": str(shards.parent / "eval"), "degradation": "bicubic"}
     return ShardDataModule(**{**defaults, **settings})
 
 

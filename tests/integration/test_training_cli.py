@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
 from data_pipelines.embedded import SceneDataModule
 from megasr import cli
 from megasr.commands.lightning_cli import read_fit
+from megasr.images import write_png
 from megasr.prior import save_prior
+from megasr.rng import numpy_generator
 from tests.helpers.networks import random_prior
 
 
@@ -170,3 +174,30 @@ def test_a_data_module_without_arguments_trains(prior: Path, tmp_path: Path) -> 
     options = [option for option in recipe(prior, tmp_path / "run") if not option.startswith("--data")]
     assert cli.main(["fit", *options, f"--data={__name__}.WithoutArguments"]) == 0
     assert (tmp_path / "run" / "last.ckpt").is_file()
+
+
+def test_photographs_are_degraded_and_cropped_as_the_prior_needs_where_nothing_else_is_said(
+    prior: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in range(3):
+        picture = numpy_generator(0, number).integers(0, 256, (130, 140, 3), dtype=np.uint8)
+        write_png(picture, tmp_path / "photos" / f"{number}.png")
+    photos = ["--data=FolderDataModule", f"--data.train_root={tmp_path / 'photos'}", "--data.eval_samples=1"]
+    shared = [option for option in recipe(prior, tmp_path / "run") if "prior" not in option and "--data" not in option]
+    assert cli.main(["fit", *shared, *photos, "--data.batch_size=1"]) == 0
+    data = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["data"]["init_args"]
+    assert (data["crop_size_px"], data["degradation"]) == (128, "realesrgan_strong"), "the tiny prior's size"
+    assert "data.crop_size_px is not set: 128, which the prior tiny was trained on" in caplog.text
+
+    def crop(*options: str) -> int:
+        size: int = read_fit([*photos, *options])["data"]["init_args"]["crop_size_px"]
+        return size
+
+    unet = json.loads((prior / "unet" / "config.json").read_text())
+    for native, px in ((24, 24 * 4), (None, 512)):
+        folder = tmp_path / f"prior-{native}"
+        shutil.copytree(prior, folder)
+        (folder / "unet" / "config.json").write_text(json.dumps({**unet, "sample_size": native}))
+        assert crop(f"--model.prior={folder}") == px
+    assert crop("--data.crop_size_px=64") == 64
+    assert crop("--model.scale_factor=3", "--data.scale_factor=3") == 96, "a multiple of 3 and of the prior's 16"
