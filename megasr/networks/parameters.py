@@ -66,6 +66,8 @@ def parameter_table(prior: Prior, config: AdapterConfig) -> list[PartSize]:
         PartSize("U-Net", *_count(prior.unet)),
         *_site_rows("U-Net", network.unet.sites),
     ]
+    if config.prior_lora is not None:
+        rows.append(PartSize("U-Net LoRA", _count(network.unet.unet)[0], 0))
     if network.connector is not None:
         rows.append(PartSize("CSM connector", *_count(network.connector)))
     if network.controlnet is not None:

@@ -124,9 +124,16 @@ def module_arguments(model: Mapping[str, Any]) -> dict[str, Any]:
 @contextmanager
 def without_bytes() -> Iterator[None]:
     """Tensors that are made inside are fake: they have sizes and no bytes, and nothing is computed."""
-    with warnings.catch_warnings(), FakeTensorMode(allow_non_fake_inputs=True):
-        warnings.simplefilter("ignore")
-        yield
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    move = BaseTunerLayer._move_adapter_to_device_of_base_layer
+    BaseTunerLayer._move_adapter_to_device_of_base_layer = lambda *_, **__: None  # torch moves no fake tensors
+    try:
+        with warnings.catch_warnings(), FakeTensorMode(allow_non_fake_inputs=True):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        BaseTunerLayer._move_adapter_to_device_of_base_layer = move
 
 
 def build_weightless(model: Mapping[str, Any]) -> tuple[MegaSRModule, WeightlessParts]:
