@@ -124,16 +124,14 @@ def module_arguments(model: Mapping[str, Any]) -> dict[str, Any]:
 @contextmanager
 def without_bytes() -> Iterator[None]:
     """Tensors that are made inside are fake: they have sizes and no bytes, and nothing is computed."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    move = BaseTunerLayer._move_adapter_to_device_of_base_layer
-    BaseTunerLayer._move_adapter_to_device_of_base_layer = lambda *_, **__: None  # torch moves no fake tensors
+    move = nn.Module.to
+    nn.Module.to = lambda self, *_, **__: self  # type: ignore[method-assign]  # peft moves layers; torch no fake ones
     try:
         with warnings.catch_warnings(), FakeTensorMode(allow_non_fake_inputs=True):
             warnings.simplefilter("ignore")
             yield
     finally:
-        BaseTunerLayer._move_adapter_to_device_of_base_layer = move
+        nn.Module.to = move  # type: ignore[method-assign]
 
 
 def build_weightless(model: Mapping[str, Any]) -> tuple[MegaSRModule, WeightlessParts]:
