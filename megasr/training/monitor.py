@@ -213,7 +213,7 @@ class TrainingMonitor(lightning.Callback):
     """
 
     def __init__(
-        self, every_n_steps: int = 500, images: int = 4, protocol: str = "weight-free-v1", loss_bins: int = 4
+        self, every_n_steps: int = 500, images: int = 4, protocol: str = "weight-free-v2", loss_bins: int = 4
     ) -> None:
         least = {"every_n_steps": 0, "images": 1, "loss_bins": 1}
         for name, value in (("every_n_steps", every_n_steps), ("images", images), ("loss_bins", loss_bins)):
