@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -279,11 +279,15 @@ class MegaSR(nn.Module):
             return self.network(z_t, t, conditions)
 
         prior, timesteps = self.prior, self._timesteps(self.sampler)
-        with torch.no_grad():
-            z_lq = None if self.sampler.start == "noise" else prior.encode(lq_up).float()
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.network.vae is not None):
+            z_lq = None if self.sampler.start == "noise" else self._encode_lq(lq_up).float()
         shape = lq_up.shape[-2] // prior.downsampling, lq_up.shape[-1] // prior.downsampling
         z = self._start(batch["keys"], z_lq, shape, self.sampler, timesteps[0], self.seed, *purpose).to(lq_up.device)
         return ddim(denoiser, self.alphas_cumprod, prior.prediction_type, z, timesteps)
+
+    @property
+    def _encode_lq(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        return self.prior.encode if self.network.vae is None else self.network.encode
 
     def _timesteps(self, sampler: SamplerConfig) -> list[int]:
         return spaced_timesteps(sampler.num_steps, sampler.start_fraction, len(self.alphas_cumprod))
@@ -381,7 +385,7 @@ class MegaSR(nn.Module):
         """From the sampler's start to z0."""
         prior, sampler, alphas = self.prior, options.sampler, self.alphas_cumprod
         timesteps, latents = self._timesteps(sampler), grid.divided(prior.downsampling)
-        z_lq = None if sampler.start == "noise" else encode_tiles(prior, lq_up, grid)
+        z_lq = None if sampler.start == "noise" else encode_tiles(prior, lq_up, grid, self._encode_lq)
         size = latents.rows.length, latents.columns.length
         z = self._start(keys, z_lq, size, sampler, timesteps[0], options.seed).to(lq_up.device)
         if sampler.solver is None:

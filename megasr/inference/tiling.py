@@ -155,10 +155,12 @@ class Grid:
         return image
 
 
-def encode_tiles(prior: Prior, lq_up: torch.Tensor, grid: Grid) -> torch.Tensor:
-    """(B, 3, H, W) in [0, 1] -> z (B, C, h, w) float32; see Prior.encode."""
-    latents = grid.divided(prior.downsampling)
-    return latents.blend(lambda boxes: _run(prior, lambda: prior.encode(grid.crop(lq_up, boxes)))).float()
+def encode_tiles(
+    prior: Prior, lq_up: torch.Tensor, grid: Grid, encode: Callable[[torch.Tensor], torch.Tensor] | None = None
+) -> torch.Tensor:
+    """(B, 3, H, W) in [0, 1] -> z (B, C, h, w) float32; see Prior.encode, in whose place an `encode` is used."""
+    latents, encode = grid.divided(prior.downsampling), encode or prior.encode
+    return latents.blend(lambda boxes: _run(prior, lambda: encode(grid.crop(lq_up, boxes)))).float()
 
 
 def decode_tiles(prior: Prior, z: torch.Tensor, grid: Grid) -> torch.Tensor:

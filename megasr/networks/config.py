@@ -46,6 +46,8 @@ class AdapterConfig:
         lq_encoder: a class of megasr.networks.controlnet.LQ_ENCODERS in place of ControlNet's encoder of lq.
         prior_lora: rank of a LoRA (2106.09685) on all linear layers and convolutions of the prior's U-Net, which is
             trained with the adapter; None leaves the prior as it is.
+        encoder_lora: rank of a LoRA on the VAE's encoder where it reads lq (OSEDiff's); hq is read without. Needs
+            objective.kind one_step or few_step, and a sampler that starts from lq.
     """
 
     guidance: tuple[str, ...] | str = ()
@@ -67,6 +69,7 @@ class AdapterConfig:
     csm: str = "megasr"
     lq_encoder: str = "megasr"
     prior_lora: int | None = None
+    encoder_lora: int | None = None
 
     def __post_init__(self) -> None:
         # YAML gives a list, which would make the frozen object unhashable, or a string.
@@ -74,8 +77,9 @@ class AdapterConfig:
         for name in ("saft_width", "image_width", "representation_width"):
             if getattr(self, name) < 1:
                 raise UsageError(f"adapter.{name} must be at least 1, got {getattr(self, name)}")
-        if self.prior_lora is not None and self.prior_lora < 1:
-            raise UsageError(f"adapter.prior_lora must be a rank of at least 1, got {self.prior_lora}")
+        for name in ("prior_lora", "encoder_lora"):
+            if (rank := getattr(self, name)) is not None and rank < 1:
+                raise UsageError(f"adapter.{name} must be a rank of at least 1, got {rank}")
         if self.fusion_in == "controlnet" and not self.controlnet:
             raise UsageError(
                 "adapter.fusion_in is controlnet, but adapter.controlnet is off: the maps would go nowhere"

@@ -22,7 +22,7 @@ from megasr.networks.lora import add_lora, sharing_copy
 from megasr.networks.msfm import Modulation, group_maps
 from megasr.networks.sites import Semantics, Site, SiteCondition, compiled_block, iterate_transformers
 from megasr.networks.unet import MegaSRUNet
-from megasr.prior import Prior
+from megasr.prior import Prior, encode_images
 from megasr.rng import seeded_initialisation
 
 SaftMaps = Sequence[Sequence[torch.Tensor]]  # per site (U-Net's, then ControlNet's): the input of each of its SAFTs
@@ -65,6 +65,10 @@ class MegaSRNetwork(nn.Module):
                 self.connector = nn.Linear(config.image_width, prior.unet.config.cross_attention_dim)
         if config.prior_lora is not None:  # last: ControlNet and CSM start from the prior's own weights
             self.unet.unet = add_lora(sharing_copy(prior.unet), config.prior_lora, seed, "prior_lora")
+        self.vae = None
+        if config.encoder_lora is not None:
+            self.vae = sharing_copy(prior.vae)
+            add_lora(self.vae.encoder, config.encoder_lora, seed, "encoder_lora")
         self.downsampling = prior.downsampling
         self.halvings = len(prior.unet.config.down_block_types) - 1
 
@@ -86,7 +90,7 @@ class MegaSRNetwork(nn.Module):
             for (transformer, _), site in zip(iterate_transformers(model), sites, strict=True)
         ]
 
-    # Where FSDP2 spreads the weights, these four are forwards of their own on the object (see training/sharding.py);
+    # Where FSDP2 spreads the weights, these five are forwards of their own on the object (see training/sharding.py);
     # `apply_forward_hook` lets accelerate's offloading hooks see them as well.
 
     def conditions(self, lq_up: torch.Tensor, semantics: Semantics, maps: Mapping[str, torch.Tensor]) -> Conditions:
@@ -104,6 +108,11 @@ class MegaSRNetwork(nn.Module):
         cls = MegaSRNetwork  # called through the class, so that this is one forward under FSDP2, not four
         saft_maps = cls.saft_maps(self, maps, height // self.downsampling, width // self.downsampling)
         return cls.guide(self, cls.read(self, semantics), lq_up, [(1.0, saft_maps)])
+
+    @apply_forward_hook
+    def encode(self, lq_up: torch.Tensor) -> torch.Tensor:
+        """The latent of lq_up by the VAE with the adapter's LoRA on its encoder; see megasr.prior.encode_images."""
+        return encode_images(self.vae, lq_up)
 
     @apply_forward_hook
     def read(self, semantics: Semantics) -> Conditions:

@@ -66,8 +66,9 @@ def parameter_table(prior: Prior, config: AdapterConfig) -> list[PartSize]:
         PartSize("U-Net", *_count(prior.unet)),
         *_site_rows("U-Net", network.unet.sites),
     ]
-    if config.prior_lora is not None:
-        rows.append(PartSize("U-Net LoRA", _count(network.unet.unet)[0], 0))
+    for name, part in (("U-Net LoRA", network.unet.unet), ("VAE encoder LoRA", network.vae)):
+        if part is not None and (trained := _count(part)[0]):
+            rows.append(PartSize(name, trained, 0))
     if network.connector is not None:
         rows.append(PartSize("CSM connector", *_count(network.connector)))
     if network.controlnet is not None:

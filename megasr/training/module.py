@@ -35,7 +35,7 @@ from megasr.training.checkpoint import (
     join_critics,
     split_state,
 )
-from megasr.training.config import STEPS, CriticConfig, ObjectiveConfig, OptimizerConfig, SamplerConfig
+from megasr.training.config import DENOISE, STEPS, CriticConfig, ObjectiveConfig, OptimizerConfig, SamplerConfig
 from megasr.training.sharding import ShardedStrategy
 
 
@@ -58,6 +58,11 @@ def trapezoid(step: int, steps: float, warmup_steps: int, decay_share: float) ->
 
 def _check_sampler(objective: ObjectiveConfig, sampler: SamplerConfig, adapter: AdapterConfig) -> None:
     """Check that the sampler is one that the objective can train, and that its terms have what they need."""
+    if adapter.encoder_lora is not None and (not objective.samples or sampler.start == "noise"):
+        raise UsageError(
+            "adapter.encoder_lora would do nothing: it needs objective.kind one_step or few_step, and sampler.start "
+            f"lq or noiseless_lq; got {objective.kind or DENOISE} and {sampler.start}"
+        )
     if not objective.samples:
         if sampler.start == "noiseless_lq":
             raise UsageError(

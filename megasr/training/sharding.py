@@ -42,7 +42,7 @@ def shard_network(network: MegaSRNetwork, mesh: DeviceMesh, shard_frozen: bool) 
                 fully_shard(modules, mesh=mesh, ignored_params=None if shard_frozen else frozen)
     # Reshard the root too: EMA would not replace weights that stay gathered after a validation.
     fully_shard(network, mesh=mesh, reshard_after_forward=True, ignored_params=frozen)
-    for name in ("conditions", "read", "saft_maps", "guide"):
+    for name in ("conditions", "encode", "read", "saft_maps", "guide"):
         register_fsdp_forward_method(network, name)
 
 

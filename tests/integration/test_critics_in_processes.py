@@ -24,7 +24,7 @@ from tests.helpers.training import LossCurve
 pytestmark = pytest.mark.filterwarnings("ignore")
 STEPS, HALF = 3, 1
 # Checkpoints of folders are written tensor by tensor: a ControlNet would take most of the time.
-ADAPTER = AdapterConfig(guidance=("canny",), saft_width=8, controlnet=False, prior_lora=2)
+ADAPTER = AdapterConfig(guidance=("canny",), saft_width=8, controlnet=False, prior_lora=2, encoder_lora=2)
 STRATEGIES = {"ddp": lambda: "ddp", "sharded": lambda: ShardedStrategy(single_file=False)}
 
 

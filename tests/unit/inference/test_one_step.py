@@ -1,4 +1,4 @@
-"""An adapter that was trained in one step, with a LoRA on the prior: exported, loaded, restored, in tiles and in bf16."""
+"""An adapter trained in one step, with a LoRA on the prior: exported, loaded, restored, in tiles and in bf16."""
 
 from __future__ import annotations
 

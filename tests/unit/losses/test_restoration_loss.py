@@ -182,6 +182,20 @@ def test_a_lora_changes_nothing_at_first_and_leaves_the_prior_alone():
     assert held == shared, "the prior lies in memory twice"
 
 
+def test_a_lora_on_the_encoder_reads_lq_and_not_hq():
+    adapter, batch = AdapterConfig(encoder_lora=2, controlnet=False, prior_lora=1), make_batch()
+    plain = one_step({"latent": 1.0}, adapter=AdapterConfig(controlnet=False, prior_lora=1)).eval()
+    module = one_step({"latent": 1.0}, adapter=adapter)
+    assert torch.equal(plain.restore(batch), module.eval().restore(batch))
+    before = module.latents(batch).clone()
+    fit(module.train(), batch, 3)
+    learnt = {name for name, p in adapter_parameters(module).items() if ".lora_B." in name and p.abs().sum() > 0}
+    assert any(name.startswith("network.vae.encoder.") for name in learnt)
+    assert torch.equal(module.latents(batch), before)
+    lq_up = upsample_lq(batch["lq"], 4)
+    assert not torch.equal(module.network.encode(lq_up), module.prior.encode(lq_up))
+
+
 def test_the_control_net_starts_from_the_prior_without_lora():
     assert not any("lora" in name for name, _ in one_step({"l1": 1.0}, lora=2).network.controlnet.named_parameters())
 
@@ -284,6 +298,10 @@ def test_settings_that_cannot_be(objective, message):
         ({"sampler": SamplerConfig()}, "objective.kind one_step needs sampler.num_steps 1, got 20"),
         ({"sampler": SamplerConfig(num_steps=1, solver="euler")}, "leave sampler.solver out, got euler"),
         ({"terms": {"nothing": 1.0}}, "objective.terms"),
+        (
+            {"adapter": AdapterConfig(encoder_lora=1), "sampler": SamplerConfig(num_steps=1, start="noise")},
+            "adapter.encoder_lora would do nothing: .* got one_step and noise",
+        ),
         ({"terms": {"csd": 1.0}, "adapter": AdapterConfig(text=False)}, "objective.terms.csd .* needs adapter.text"),
     ],
 )
