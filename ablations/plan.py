@@ -16,10 +16,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from ablations.declared import declare, declared_keys, is_declared
 from ablations.identity import identify_weights
 from ablations.registry import Config, Study, apply_changes, check_diff, flatten
 from megasr.configs import load_yaml
-from megasr.errors import MegaSRError, UsageError
+from megasr.errors import MegaSRError, UsageError, unknown_name
 from megasr.evaluation.protocol import WEIGHT_FREE_V1, get_protocol
 from megasr.files import at_home
 from megasr.training.config import SAMPLED
@@ -46,6 +47,7 @@ class Recipe:
     """A resolved recipe: `config` holds model, data and trainer with all defaults filled in; see Study for the rest.
 
     Attributes:
+        declared: the study, where the recipe declares it (see ablations.declared).
         protocol: name of the protocol that its numbers are taken by.
         weights_dir: folder in which the weights of metrics are looked for first.
     """
@@ -56,6 +58,7 @@ class Recipe:
     least_difference: float = 0.0
     protocol: str = WEIGHT_FREE_V1.name
     weights_dir: Path | None = None
+    declared: Study | None = None
 
 
 @dataclass(frozen=True)
@@ -214,7 +217,10 @@ _STUDY_OPTIONS = ("least_difference", "protocol", "weights_dir")
 
 
 def _read_study_section(path: Path, section: dict[str, Any]) -> dict[str, Any]:
-    if section.keys() - set(_STUDY_OPTIONS) != {"name", "seeds"}:
+    own = set(declared_keys())
+    for key in section.keys() - {"name", "seeds", *_STUDY_OPTIONS} - own:
+        raise unknown_name(f"key of study in {path}", str(key), ("name", "seeds", *_STUDY_OPTIONS, *declared_keys()))
+    if section.keys() - set(_STUDY_OPTIONS) - own != {"name", "seeds"}:
         raise UsageError(
             f"{path}: section study has the keys name and seeds, and where needed {', '.join(_STUDY_OPTIONS)}; got "
             f"{', '.join(map(str, section))}"
@@ -232,6 +238,7 @@ def _read_study_section(path: Path, section: dict[str, Any]) -> dict[str, Any]:
         "least_difference": float(least),
         "protocol": get_protocol(str(section.get("protocol", WEIGHT_FREE_V1.name))).name,
         "weights_dir": None if folder is None else Path(at_home(str(folder))),
+        "declared": declare(section, path) if is_declared(section) else None,
     }
 
 

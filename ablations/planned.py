@@ -26,7 +26,10 @@ def describe_hypotheses(study: Study) -> str:
         kind = study.controls.get(ablation.name)
         marks = [f"{kind} control"] * (kind is not None) + ["no training"] * (not ablation.retrains)
         name = f"{ablation.name} ({', '.join(marks)})" if marks else ablation.name
-        lines += [f"{name}: {ablation.description}", f"    expected: {ablation.hypothesis}"]
+        lines += [
+            f"{name}: {ablation.description}",
+            f"    expected: {ablation.hypothesis or 'nothing was written down'}",
+        ]
     return "\n".join(lines)
 
 

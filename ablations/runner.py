@@ -225,13 +225,14 @@ def open_study(
         UsageError: unknown study, a recipe that is not for it, or a protocol that does not measure the study's primary
             metric.
     """
-    chosen = get_study(study) if isinstance(study, str) else study
     components = components or default_components()
     recipe = read_recipe(config, components, steps)
+    name = study.name if isinstance(study, Study) else study
+    chosen = study if isinstance(study, Study) else recipe.declared or get_study(study)
     protocol = protocol or get_protocol(recipe.protocol)
     protocol.metric(chosen.primary_metric)  # before hours of runs that could not answer the question
-    if recipe.study != chosen.name:
-        raise UsageError(f"{config} is a recipe for study {recipe.study!r}, not for {chosen.name!r}")
+    if recipe.study != name:
+        raise UsageError(f"{config} is a recipe for study {recipe.study!r}, not for {name!r}")
     chosen = replace(chosen, least_difference=recipe.least_difference)
     plans = plan_runs(chosen, recipe, components, seeds)
     group = f"{chosen.name}-{hashlib.blake2b(json.dumps(recipe.config).encode(), digest_size=4).hexdigest()}"

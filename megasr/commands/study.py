@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megasr.errors import MegaSRError, UsageError
-from megasr.files import write_whole
+from megasr.files import at_home, write_whole
 
 if TYPE_CHECKING:
     from ablations.launch.local import LocalExecutor
@@ -41,8 +41,9 @@ def add_parser(commands: Any) -> None:
     agree.add_argument("--output", type=Path, nargs=2, required=True, help="the folders of both")
     agree.set_defaults(run=run_agree, passes_options_on=False)
     for action, run in ((plan, run_plan), (start, run_study), (report, run_report)):
-        action.add_argument("name", metavar="NAME", help="a study of `megasr study list`")
-        action.add_argument("--config", type=Path, required=True, help="YAML recipe of the study")
+        named = "a study of `megasr study list`, or the YAML file of one of your own, which is its recipe too"
+        action.add_argument("name", metavar="NAME", help=named)
+        action.add_argument("--config", type=Path, help="YAML recipe of the study")
         action.add_argument("--output", type=Path, required=True, help="folder for the runs and the report")
         action.add_argument("--seeds", type=int, nargs="+", help="seeds, instead of the recipe's")
         action.add_argument("--steps", type=int, help="optimiser steps per run, instead of the recipe's")
@@ -188,10 +189,34 @@ def _show_commands(study: OpenStudy) -> None:
 
 
 def _open(arguments: argparse.Namespace) -> OpenStudy:
+    if arguments.config is None:
+        arguments.config, arguments.name = _own_study(arguments.name)
     _check_recipe(arguments.name, arguments.config)
     from ablations.runner import open_study
 
     return open_study(arguments.name, arguments.config, arguments.output, arguments.seeds, arguments.steps)
+
+
+def _own_study(file: str) -> tuple[Path, str]:
+    """Path and name of the study that a file declares.
+
+    Raises:
+        UsageError: it is no YAML file, cannot be read, or names no study.
+    """
+    import yaml
+
+    from megasr.configs import load_yaml
+
+    path = Path(at_home(file))
+    if path.suffix not in (".yaml", ".yml"):
+        raise UsageError(f"study {file}: give its recipe with --config, or the YAML file of a study of your own")
+    try:
+        raw = load_yaml(path.read_text(encoding="utf-8-sig"))
+        return path, str(raw["study"]["name"])
+    except OSError as error:
+        raise UsageError(f"cannot read study {path}: {error.strerror}") from error
+    except (ValueError, TypeError, KeyError, yaml.YAMLError) as error:
+        raise UsageError(f"{path} declares no study: it needs the section study with a name") from error
 
 
 def _check_recipe(name: str, path: Path) -> None:
