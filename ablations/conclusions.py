@@ -9,6 +9,7 @@ import numpy as np
 
 from ablations.attribution import Attribution, Ranked, Subset, ranking, shapley, synergy
 from ablations.plan import BICUBIC
+from ablations.power import what_would_decide
 from ablations.registry import Study
 from ablations.results import StudyResult, values
 from ablations.statistics import holm, paired_differences, pool_of_pairs, score_table
@@ -251,6 +252,10 @@ def _notes(result: StudyResult, comparisons: Sequence[Comparison]) -> tuple[str,
         f"Intervals: 95 %, paired bootstrap over {interval.photographs} photographs and {interval.seeds} seed(s), not "
         "corrected. How far seeds move a difference is estimated from all ablations together.",
     ]
+    open_ones = {c.ablation: c.interval for c in comparisons if c.verdict == "undecided"}
+    if undecided := {name: left for name, left in open_ones.items() if name not in study.controls}:
+        least = study.least_difference
+        notes.append(what_would_decide(undecided, study.primary_metric, least, ALPHA / family))
     if family * 2.0 ** (1 - interval.photographs) >= ALPHA:
         notes.append(
             f"{interval.photographs} photographs are too few for {family} comparisons: whatever the numbers, "

@@ -96,6 +96,8 @@ class Interval:
             the smallest p-value of a sign-flip test: with five photographs or fewer it stays above 0.05.
         photographs: independent photographs behind it.
         seeds: seeds behind it; with one seed the interval says nothing about other seeds.
+        photo_error: standard error from the photographs.
+        seed_error: standard error from the seeds, beyond what the photographs explain; 0 with one seed.
     """
 
     mean: float
@@ -104,6 +106,8 @@ class Interval:
     p_value: float
     photographs: int
     seeds: int
+    photo_error: float = 0.0
+    seed_error: float = 0.0
 
     @property
     def excludes_zero(self) -> bool:
@@ -186,7 +190,7 @@ def paired_bootstrap(
     mean = float(differences.mean())
     below, above = spread.half_widths(1 - confidence)
     p_value = spread.p_value(mean, least, max(2 / (resamples + 1), 2.0 ** (1 - count)))
-    return Interval(mean, mean - below, mean + above, p_value, count, seeds)
+    return Interval(mean, mean - below, mean + above, p_value, count, seeds, spread.photo_error, seed_error)
 
 
 def mean_intervals(

@@ -1,0 +1,54 @@
+"""How many more photographs or seeds would decide what a study leaves open."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from statistics import NormalDist
+
+from megasr.evaluation.intervals import Interval
+
+_MOST = 10_000  # more is not a plan
+
+
+def photographs_needed(interval: Interval, least: float, alpha: float) -> int | None:
+    """Photographs with which the interval at level 1 - alpha would lie beyond `least`, were the mean the true one.
+
+    Errors fall with the root of the number of photographs; that of the seeds stays. None when no number would do.
+    """
+    return _needed(interval.photographs, interval.photo_error, interval.seed_error, interval.mean, least, alpha)
+
+
+def seeds_needed(interval: Interval, least: float, alpha: float) -> int | None:
+    """As photographs_needed, of seeds. None also with one seed, which says nothing of others."""
+    if interval.seeds == 1:
+        return None
+    return _needed(interval.seeds, interval.seed_error, interval.photo_error, interval.mean, least, alpha)
+
+
+def _needed(count: int, error: float, other: float, mean: float, least: float, alpha: float) -> int | None:
+    reach = max(0.0, abs(mean) - least) / NormalDist().inv_cdf(1 - alpha / 2)
+    room = reach**2 - other**2
+    return None if room <= 0 else max(count, math.ceil(count * error**2 / room))
+
+
+def what_would_decide(undecided: Mapping[str, Interval], metric: str, least: float, alpha: float) -> str:
+    """What would decide each comparison that is left open, at the difference that was seen.
+
+    Args:
+        undecided: ablation -> interval of its difference to the reference, at least one.
+        metric: of the differences.
+        least: smallest difference that counts.
+        alpha: level of one comparison.
+    """
+    lines = []
+    for name, interval in undecided.items():
+        numbers = {
+            "photographs": photographs_needed(interval, least, alpha), "seeds": seeds_needed(interval, least, alpha),
+        }  # fmt: skip
+        ways = [f"{number:,} {kind}" for kind, number in numbers.items() if number is not None and number <= _MOST]
+        lines.append(f"{name} ({interval.mean:+.2g}): {' or '.join(ways) or 'no number of either alone'}")
+    return (
+        f"What would decide, were the differences in {metric} as large as they were seen (half as large takes four "
+        f"times as many): {'; '.join(lines)}."
+    )
