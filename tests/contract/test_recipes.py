@@ -32,6 +32,10 @@ def test_the_full_size_recipes_are_there() -> None:
         "holisdip_like",
         "megasr",
         "megasr_v1",
+        "osediff_like",
+        "pisa_like",
+        "hypir_like",
+        "megasr_one_step",
     }
 
 
@@ -47,6 +51,7 @@ def test_a_twin_trains_and_restores(
 
     adapter = config["model"]["adapter"]
     wanted = {"csm": "image", "rca": "rca", "msfm": "guidance", "controlnet": "controlnet", "lq_encoder": "controlnet"}
+    wanted["prior_lora"] = "prior_lora"
     missing = {"controlnet": True}  # AdapterConfig's defaults that are on
     expected = {part for part in PARTS if adapter.get(wanted[part], missing.get(wanted[part]))}
     assert set(trained_parts(module.network)) == expected

@@ -42,7 +42,7 @@ class RandomDistance(RandomFeatures):
 
 def load_random(self: FrozenParts, name: str, weights_dir: str | None) -> nn.Module:
     """In the place of FrozenParts.perceptual."""
-    network = RandomFeatures() if name in ("vgg16", "tiny") else RandomDistance()
+    network = RandomDistance() if name in ("lpips_alex", "lpips_vgg", "dists") else RandomFeatures()
     return network.requires_grad_(False)
 
 

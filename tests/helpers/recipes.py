@@ -21,6 +21,7 @@ from megasr.commands import lightning_cli
 from megasr.images import write_png
 from megasr.prior import Prior, load_prior
 from megasr.training.module import MegaSRModule
+from tests.helpers.losses import load_random
 from tests.helpers.sources import ROOT
 from tests.helpers.towers import random_tower
 
@@ -119,12 +120,18 @@ def twin(config: Config, materials: Materials) -> Config:
     config = copy.deepcopy(config)
     model, data = config["model"], config["data"]["init_args"]
     config["trainer"] |= QUIET | {"default_root_dir": str(materials.folder / "run")}
-    model["sampler"]["num_steps"] = 2
+    objective = model.get("objective", {})
+    model["sampler"]["num_steps"] = 2 if objective.get("kind") != "one_step" else 1
+    if starts := objective.get("term_starts"):
+        objective["term_starts"] = dict.fromkeys(starts, 1)
     model["adapter"]["saft_width"] = 8
+    if "prior_lora" in model["adapter"]:
+        model["adapter"]["prior_lora"] = 2
     data |= {"batch_size": 2, "train_samples": 64, "eval_samples": 1}
     model.pop("init", None)  # a trained adapter, which only a run leaves
     if model["prior"] == "tiny":
         data |= {"crop_size_px": 64, "eval_crop_size_px": 64} | ({"pool": 2} if "pool" in data else {})
+        data |= {"photos": str(materials.folder / "train")} if "photos" in data else {}
         return config
     model["prior"] = str(materials.prior)
     if "vision" in model:
@@ -173,5 +180,6 @@ def fit(
 
     monkeypatch.setattr(lightning_cli, "MegaSRCLI", Watched)
     monkeypatch.setattr(parts, "load_prior", cached_prior)
+    monkeypatch.setattr(parts.FrozenParts, "perceptual", load_random)
     lightning_cli.run_lightning(["fit", "--config", str(path)])
     return commands[0]
