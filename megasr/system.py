@@ -170,7 +170,7 @@ class MegaSR(nn.Module):
         self.network = MegaSRNetwork(self.prior, adapter, seed)
         if not any(p.requires_grad for p in self.network.parameters()):
             raise UsageError(
-                "model.adapter is empty: turn on controlnet, guidance, image, rca or prior_lora, else nothing is trained"
+                "model.adapter is empty, so nothing is trained: turn on controlnet, guidance, image, rca or prior_lora"
             )
         self.vision = self.parts.vision(vision)
         if tagger is not None and not adapter.text:

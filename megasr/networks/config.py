@@ -26,8 +26,8 @@ class AdapterConfig:
         text: condition on the tags. Off, every prompt is the empty one.
         image: add CSM's visual branch over CLIP image tokens.
         image_width: width of the image tokens (1280 for OpenCLIP ViT-H/14). Used with image on.
-        controlnet: add the ControlNet on lq. Without it lq reaches the U-Net through guidance and image tokens, and where
-            the sampler starts from it.
+        controlnet: add the ControlNet on lq. Without it lq reaches the U-Net through guidance, image tokens, and the
+            sampler's start.
         gate: form of CSM's zero-initialised gate (LGWAM): a linear map, one number per channel, or one per site.
         fusion_init: `as_drawn` is the figure: F' = sum of SAFTs of GroupNorm(F), which replaces the prior's features
             from step 0. `residual` keeps F and starts at the identity; it is the

@@ -29,7 +29,6 @@ from megasr.semantics.taggers import GivenTagger, Tagger
 from megasr.semantics.tags import TaggerConfig
 from megasr.semantics.text import OpenClipTextEncoder, TextEncoder, TransformersTextEncoder
 from megasr.training.checkpoint import typed_arguments
-from megasr.training.config import CriticConfig
 from megasr.training.module import FrozenParts, MegaSRModule
 from megasr.weights.local import find_prior
 
@@ -117,8 +116,10 @@ def module_arguments(model: Mapping[str, Any]) -> dict[str, Any]:
     """Plain data -> arguments of MegaSRModule, without those that a plan handles itself."""
     optimizer = {**(model.get("optimizer") or {}), "decay_share": 0.0}  # a decay asks the trainer for its steps
     optimizer.pop("state_bits", None)
-    passed = {name: value for name, value in model.items() if name not in _NOT_PASSED}
-    return typed_arguments(MegaSRModule, passed | {"optimizer": optimizer})
+    passed = {name: value for name, value in model.items() if name not in _NOT_PASSED} | {"optimizer": optimizer}
+    if passed.get("objective"):  # a step that all terms have joined takes the most
+        passed["objective"] = {**passed["objective"], "term_starts": None}
+    return typed_arguments(MegaSRModule, passed)
 
 
 @contextmanager
@@ -140,7 +141,19 @@ def build_weightless(model: Mapping[str, Any]) -> tuple[MegaSRModule, Weightless
     class WeightlessModule(MegaSRModule):
         parts = WeightlessParts()
 
-    return WeightlessModule(**module_arguments(model)), WeightlessModule.parts
+    with _nothing_moves():
+        return WeightlessModule(**module_arguments(model)), WeightlessModule.parts
+
+
+@contextmanager
+def _nothing_moves() -> Iterator[None]:
+    """Make `Module.to` do nothing: peft moves each LoRA to where it is already, and torch cannot move fake tensors."""
+    move = nn.Module.to
+    nn.Module.to = lambda self, *unused, **also_unused: self  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        nn.Module.to = move  # type: ignore[method-assign]
 
 
 class WeightlessPrior(Prior):
@@ -209,7 +222,7 @@ class WeightlessParts(FrozenParts):
         """VGG16, which the larger ones are, for every network of the loss."""
         if name not in _VGG16_SIZED:
             self.notes.append(f"model.objective {name}: counted as VGG16")
-        return _VGG16(distance=name not in (CriticConfig().features, "tiny"))
+        return _VGG16(distance=name in ("lpips_alex", "lpips_vgg", "dists"))
 
 
 class _Tower(VisionEncoder):

@@ -46,6 +46,27 @@ def test_a_small_prior_needs_what_the_allocator_gives_out(planner: Planner) -> N
     assert planner.plan(_small()).total_gib * GIB == pytest.approx(peak, rel=0.02)
 
 
+ONE_STEP = {
+    "adapter": {"prior_lora": 2, "controlnet": False},
+    "sampler": {"num_steps": 1, "start": "noiseless_lq", "start_fraction": 0.25},
+    "objective": {"kind": "one_step", "terms": {"l1": 1.0, "vsd": 1.0}, "critic": {"lora_rank": 2}},
+}
+
+
+def test_one_step_training_of_a_lora_with_a_critic_needs_what_the_allocator_gives_out(planner: Planner) -> None:
+    setup = _small()
+    setup = replace(setup, model={**setup.model, **ONE_STEP})
+    peak, _ = measure_step(setup)
+    assert planner.plan(setup).total_gib * GIB == pytest.approx(peak, rel=0.02)
+
+
+def test_terms_that_join_later_are_counted(planner: Planner) -> None:
+    setup = _small()
+    later = {**ONE_STEP, "objective": {**ONE_STEP["objective"], "term_starts": {"vsd": 1000}}}
+    totals = [planner.plan(replace(setup, model={**setup.model, **model})).total_gib for model in (ONE_STEP, later)]
+    assert totals[0] == totals[1]
+
+
 def test_a_storage_is_counted_until_its_last_owner_is_gone() -> None:
     with LiveBytes() as tracker:
         x = torch.zeros(1000)

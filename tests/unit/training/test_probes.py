@@ -89,10 +89,10 @@ def test_samples_without_their_maps_do_not_count() -> None:
 
 
 def test_gradients_of_the_parts_are_those_of_the_whole() -> None:
-    net, inputs = network(**EVERYTHING), random_inputs(random_prior())
+    net, inputs = network(**EVERYTHING, prior_lora=2), random_inputs(random_prior())
     train_steps(net, inputs, 2)
     parts = trained_parts(net)
-    assert list(parts) == ["lq_encoder", "controlnet", "csm", "rca", "msfm"]
+    assert list(parts) == ["lq_encoder", "controlnet", "csm", "rca", "msfm", "prior_lora"]
     trained = [p for p in net.parameters() if p.requires_grad]
     assert {id(p) for part in parts.values() for p in part} == {id(p) for p in trained}
     assert sum(len(part) for part in parts.values()) == len(trained)
