@@ -2,13 +2,16 @@
 
 import dataclasses
 import functools
+from unittest import mock
 
 import pytest
 import torch
 
 from megasr.networks.config import AdapterConfig
-from megasr.training.config import ObjectiveConfig, OptimizerConfig, SamplerConfig
-from tests.helpers.training import fit, make_batch, make_module
+from megasr.system import FrozenParts
+from megasr.training.config import SAMPLED, CriticConfig, ObjectiveConfig, OptimizerConfig, SamplerConfig
+from tests.helpers.losses import load_random
+from tests.helpers.training import LossCurve, fit, make_batch, make_module
 
 ADAPTER = AdapterConfig(guidance=("canny", "superpixel"), image=True, rca=True, saft_width=8, fusion_init="as_drawn")
 SAMPLER = SamplerConfig(num_steps=2, guidance_scale=2.0, start_fraction=0.9)
@@ -35,6 +38,7 @@ FLIPS = {
         "connector": "shared",
         "fusion": "sum",
         "fusion_in": "unet",
+        "prior_lora": 2,
     },
     "objective": {
         "text_dropout": 0.0,
@@ -64,6 +68,32 @@ FLIPS = {
     },
 }
 ELSEWHERE = {"state_bits", "msfm", "csm", "lq_encoder"}  # test_precision.py and test_registries.py
+# These have an effect on objectives that train the sampler alone, and the sampler has one on them.
+CRITIC = CriticConfig(lora_rank=2, learning_rate=1e-2)
+ONE_STEP = {
+    "objective": ObjectiveConfig(
+        kind="few_step", terms={"l1": 1.0, "l2": 1.0, "vsd": 0.5, "gan": 0.5}, term_starts={"l2": 1}, critic=CRITIC
+    ),
+    "sampler": SamplerConfig(num_steps=2, start="lq", start_fraction=0.5),
+}
+ONE_STEP_FLIPS = {
+    "objective": {
+        "kind": None,
+        "terms": {"l1": 2.0, "l2": 1.0, "vsd": 0.5, "gan": 0.5},
+        "term_starts": {"l2": 2},
+        "critic": CriticConfig(),
+        "weights_dir": "elsewhere",
+    },
+    "critic": {
+        "guidance_scale": 1.0,
+        "timesteps": (0.02, 0.3),
+        "lora_rank": 3,
+        "features": "tiny",
+        "learning_rate": 1e-3,
+    },
+    "sampler": {"num_steps": 3, "start": "noiseless_lq", "start_fraction": 0.25},
+}
+ONE_STEP_CASES = [(section, field) for section, flips in ONE_STEP_FLIPS.items() for field in flips]
 CASES = [(section, field) for section, flips in FLIPS.items() for field in flips]
 
 
@@ -106,9 +136,16 @@ def base():
     return observe(**BASES)
 
 
+def names(config):
+    return {field.name for field in dataclasses.fields(config)} - ELSEWHERE
+
+
 def test_every_field_is_in_the_table():
+    assert set(ONE_STEP_FLIPS["critic"]) == names(CRITIC)
+    assert set(ONE_STEP_FLIPS["sampler"]) == set(SAMPLED)
     for section, config in BASES.items():
-        assert set(FLIPS[section]) == {field.name for field in dataclasses.fields(config)} - ELSEWHERE
+        more = set(ONE_STEP_FLIPS["objective"]) if section == "objective" else set()
+        assert set(FLIPS[section]) | more == names(config)
 
 
 @pytest.mark.parametrize(("section", "field"), CASES, ids=[f"{s}.{f}" for s, f in CASES])
@@ -121,6 +158,42 @@ def test_every_field_has_an_effect(base, section, field):
         reference = base
     torch.manual_seed(0)
     assert observe(**{**BASES, section: dataclasses.replace(BASES[section], **changes)}) != reference
+
+
+def observe_one_step(sampler, objective):
+    """Sizes, losses of three steps, the networks that were asked for, and sr, all with the sampler that is trained."""
+    asked = []
+
+    def perceptual(self, name, weights_dir):
+        asked.append((name, weights_dir))
+        return load_random(self, name, weights_dir)
+
+    with mock.patch.object(FrozenParts, "perceptual", perceptual):
+        module = make_module(adapter=AdapterConfig(), objective=objective, sampler=sampler)
+    curve, batch = LossCurve(), make_batch()
+    fit(module, batch, 3, callbacks=[curve])
+    shapes = {name: tuple(p.shape) for name, p in module.named_parameters() if p.requires_grad}
+    return shapes, curve.losses, asked, module.eval().restore(batch).sum().item()
+
+
+@pytest.fixture(scope="module")
+def one_step_base():
+    return observe_one_step(**ONE_STEP)
+
+
+@pytest.mark.parametrize(("section", "field"), ONE_STEP_CASES, ids=[f"{s}.{f}" for s, f in ONE_STEP_CASES])
+def test_every_field_of_one_step_training_has_an_effect(one_step_base, section, field):
+    changes = {field: ONE_STEP_FLIPS[section][field]}
+    if section == "critic":
+        section, changes = "objective", {"critic": dataclasses.replace(CRITIC, **changes)}
+    if changes == {"kind": None}:
+        changes |= {"terms": None, "term_starts": None, "critic": None}  # which are refused then
+    changed = {**ONE_STEP, section: dataclasses.replace(ONE_STEP[section], **changes)}
+    assert observe_one_step(**changed) != one_step_base
+
+
+def test_the_comparison_of_one_step_training_can_be_equal(one_step_base):
+    assert observe_one_step(**ONE_STEP) == one_step_base
 
 
 def test_the_comparison_itself_can_be_equal(base):
