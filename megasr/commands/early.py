@@ -33,6 +33,7 @@ NAME_LISTS = ("model.adapter.guidance", "model.sampler.shown_guidance", "evaluat
 _FOLDERS = ("train_root", "eval_root", "train_lq_root", "eval_lq_root")
 _HOLD_CLASSES = ("class_path", "data", "callbacks", "logger", "strategy", "plugins", "profiler")
 _NO_PATH = rf"{'|'.join([*CHOSEN_BY_TRAINER, *SHIPPED, 'null', 'None'])}|.*:.*|"  # of ckpt_path
+_TERMS = "model.objective.terms"
 _RANKS = ("LOCAL_RANK", "RANK", "SLURM_PROCID")
 
 
@@ -118,6 +119,26 @@ def guidance_names() -> list[str]:
     return names
 
 
+def check_term(name: str) -> None:
+    """Refuse an unknown term of the objective, as check_guidance does a type.
+
+    Raises:
+        UsageError: there is none of this name.
+    """
+    if name in (known := term_names()):
+        return
+    if not plugin_modules():
+        raise unknown_entry("term of objective.terms", name, known)
+    from megasr.losses.restoration import TERMS
+
+    TERMS[name]
+
+
+def term_names() -> list[str]:
+    """The names of megasr.losses.restoration.TERMS, without those of users' packages."""
+    return [name for name, *_ in strings_in_calls("megasr.losses.restoration", "TERMS.register")]
+
+
 def benchmark_names() -> list[str]:
     """The names of data_pipelines.benchmarks."""
     return [name for name, *_ in strings_in_calls("data_pipelines.benchmarks", "Benchmark")]
@@ -169,12 +190,18 @@ class _Given:
         self.values[".".join([section, *path])] = value
 
     def check_names(self) -> None:
-        """Check the names of guidance types, protocols and metrics, and that the prior is here."""
+        """Check the names of guidance types, terms, protocols and metrics, and that the prior is here."""
         from megasr.evaluation.protocol import get_protocol
 
         for key in NAME_LISTS[:2]:
             for name in _names(self.values.get(key)):
                 check_guidance(name)
+        written = re.findall(r"(\w+)['\"]?\s*:", str(self.values.get(_TERMS)))  # {l1: 1, lpips_alex: 2}
+        for name in [
+            *written,
+            *(key.removeprefix(f"{_TERMS}.") for key in self.values if key.startswith(f"{_TERMS}.")),
+        ]:
+            check_term(name)
         for section in ("evaluation", "monitor"):
             if isinstance(protocol := self.values.get(f"{section}.protocol", "weight-free-v1"), str):
                 get_protocol(protocol)

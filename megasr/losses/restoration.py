@@ -16,18 +16,22 @@ from megasr.plugins import Registry
 from megasr.prior import Prior
 from megasr.training.config import CriticConfig, ObjectiveConfig
 
-TERMS: Registry[Callable[[TermParts], nn.Module]] = Registry("objective.terms")
+TERMS: Registry[Callable[[TermParts], nn.Module]] = Registry("term of objective.terms")
 """Term by name: TermParts to a module whose forward takes an Estimate and returns (B,).
 
 `TERMS.register("mine", lambda parts: Compared(my_distance))` in a user's package adds one. A module with a
 `critic_loss` (see Critic) learns beside the adapter; `draws = True` says that the term depends on draws and has no part
 in the validation loss.
 """
-for _name, _distance in (("l1", l1), ("l2", l2), ("edge", edge), ("frequency", frequency)):
-    TERMS.register(_name, lambda parts, distance=_distance: Compared(distance))  # type: ignore[misc]
-for _name in ("lpips_alex", "lpips_vgg", "dists"):
-    TERMS.register(_name, lambda parts, name=_name: Compared(parts.network(name)))  # type: ignore[misc]
+# Literal names: the command line reads them without importing torch.
+TERMS.register("l1", lambda parts: Compared(l1))
+TERMS.register("l2", lambda parts: Compared(l2))
 TERMS.register("latent", lambda parts: Compared(l2, latents=True))
+TERMS.register("edge", lambda parts: Compared(edge))
+TERMS.register("frequency", lambda parts: Compared(frequency))
+TERMS.register("lpips_alex", lambda parts: Compared(parts.network("lpips_alex")))
+TERMS.register("lpips_vgg", lambda parts: Compared(parts.network("lpips_vgg")))
+TERMS.register("dists", lambda parts: Compared(parts.network("dists")))
 TERMS.register("csd", CSD)
 TERMS.register("vsd", VSD)
 TERMS.register("gan", lambda parts: GAN(parts.network(parts.critic.features), parts.seed))

@@ -6,6 +6,7 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import get_args
 
@@ -19,11 +20,14 @@ from megasr.commands.upscale import add_options
 from megasr.errors import MegaSRError, UsageError
 from megasr.images import ColorFix
 from megasr.inference.pipeline import PRESETS
+from tests.helpers.losses import one_step
 from tests.helpers.sources import ROOT
+from tests.helpers.training import fit, make_batch
 
 RECIPE = "experiments/tiny/megasr.yaml"
 STUDY = "experiments/tiny/prior_selection_quick.yaml"
 FIT = ("fit", "--config", RECIPE)
+ONE_STEP = ("fit", "--config", "experiments/tiny/one_step.yaml", "--trainer.default_root_dir={}/run")
 FOLDERS = (*FIT, "--data=FolderDataModule")
 # What was typed -> what is said. {} is a folder in which the test has put what is named.
 MISTAKES = {
@@ -42,6 +46,8 @@ MISTAKES = {
     (*FIT, "--model.wd=0.1"): "unknown key 'model.wd'; did you mean model.optimizer.weight_decay",
     (*FIT, "--trainer.max_stepz=3"): "unknown key 'trainer.max_stepz'; did you mean trainer.max_steps",
     (*FIT, "--trainer.epochs=3"): "unknown key 'trainer.epochs'; did you mean trainer.max_epochs",
+    (*ONE_STEP, "--model.objective.terms.ll", "1"): "unknown term of objective.terms 'll'; did you mean",
+    (*ONE_STEP, "--model.objective.terms", "{l1: 1, lpips_alx: 2}"): "'lpips_alx'; did you mean lpips_alex, lpips_vgg?",
     (*FIT, "--trainer.default_root_dir={}/held"): "held already holds a run: resume it with --ckpt_path last",
     (*FIT, "--ckpt_path={}/absent.ckpt"): "no checkpoint {}/absent.ckpt: give the path of one that `megasr fit` wrote",
     (*FOLDERS, "--data.train_root={}/absent"): "absent: no such folder",
@@ -68,6 +74,19 @@ MISTAKES = {
     ("evaluate", "docs", "--metrics", "psnr_yy"): "unknown metric of protocol weight-free-v1 'psnr_yy'; did you mean",
     ("evaluate", "{}/empty", "--hq", "{}/empty"): "empty: holds no image",
 }  # fmt: skip
+# These are answered after torch is imported, and in one line as well.
+LATER = {
+    (*ONE_STEP, "--model.objective.terms.l1", "-1"): "objective.terms.l1 must be a weight of 0 or more, got -1.0",
+    (*ONE_STEP, "--model.objective.terms={l1:1}"): "model.objective.terms",
+    (*ONE_STEP, "--model.sampler.num_steps=20"): "objective.kind one_step needs sampler.num_steps 1, got 20",
+    (*ONE_STEP, "--model.objective.kind=null"): "objective.terms would do nothing: objective.kind is denoise",
+    ("upscale", "docs/images/demo.png", "{}/out.png", "--checkpoint", "{}/one.ckpt", "--preset=fast"): (
+        "preset='fast': the adapter was trained to restore in 1 (one_step); leave it out"
+    ),
+    ("study", "plan", "objective", "--config", "{}/objective.yaml", "--output", "{}/study"): (
+        "unknown protocol 'paired-v7'; did you mean paired-v1"
+    ),
+}
 RUN_ALL = """
 import contextlib, io, json, sys
 from megasr.cli import main
@@ -93,17 +112,30 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_mistakes_are_answered_before_torch_is_imported(folder: Path) -> None:
-    typed = [[word.replace("{}", str(folder)) for word in argv] for argv in MISTAKES]
+def answers(mistakes: Mapping[tuple[str, ...], str], folder: Path) -> Iterator[tuple[list[str], list[str]]]:
+    """Each command of one shell and the heavy modules that its answer took; checks that the answer is the line."""
+    typed = [[word.replace("{}", str(folder)) for word in argv] for argv in mistakes]
     done = subprocess.run(
         [sys.executable, "-c", RUN_ALL], input=json.dumps(typed), capture_output=True, text=True, check=True, cwd=ROOT
     )
-    answers = [json.loads(line) for line in done.stdout.splitlines()]
-    for argv, says, (code, said, heavy) in zip(typed, MISTAKES.values(), answers, strict=True):
+    printed = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
+    for argv, says, (code, said, heavy) in zip(typed, mistakes.values(), printed, strict=True):
         assert code in (1, 2), argv
         (line,) = said.splitlines()
-        assert line.startswith("megasr: error: ") and says.replace("{}", str(folder)) in line, argv
+        assert line.startswith("megasr: error: ") and says.replace("{}", str(folder)) in line, line
+        yield argv, heavy
+
+
+def test_mistakes_are_answered_before_torch_is_imported(folder: Path) -> None:
+    for argv, heavy in answers(MISTAKES, folder):
         assert not heavy, f"{' '.join(argv)} was answered after {', '.join(heavy)}"
+
+
+def test_mistakes_of_one_step_training_are_answered_in_one_line(folder: Path) -> None:
+    text = (ROOT / "experiments/tiny/objective.yaml").read_text()
+    (folder / "objective.yaml").write_text(text.replace("paired-v1", "paired-v7"))
+    fit(one_step({"l1": 1.0}), make_batch(), 1, default_root_dir=folder).save_checkpoint(folder / "one.ckpt")
+    assert len(list(answers(LATER, folder))) == len(LATER)
 
 
 def recipes() -> list[Path]:
@@ -143,6 +175,7 @@ def test_every_argument_of_the_data_modules_is_known() -> None:
     from data_pipelines import datamodules
     from data_pipelines.benchmarks import BENCHMARKS
     from megasr.guidance.registry import list_guidance
+    from megasr.losses.restoration import TERMS
 
     for name in datamodules.__all__:
         parser = ArgumentParser()
@@ -151,6 +184,7 @@ def test_every_argument_of_the_data_modules_is_known() -> None:
         assert taken <= set(class_schema(DATA_MODULES, name)["properties"])
     assert sorted(early.guidance_names()) == list_guidance()
     assert early.benchmark_names() == list(BENCHMARKS)
+    assert early.term_names() == list(TERMS)
     named = {name: getattr(datamodules, name) for name in datamodules.__all__}
     assert data_modules() == [name for name, made in named.items() if issubclass(made, LightningDataModule)]
 

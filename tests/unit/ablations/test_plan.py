@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from ablations.plan import BICUBIC, Components, RunPlan, plan_runs, read_recipe
-from ablations.registry import Ablation, Study
+from ablations.plan import (
+    BICUBIC,
+    Components,
+    RunPlan,
+    default_components,
+    plan_run,
+    plan_runs,
+    read_recipe,
+    resolve,
+)
+from ablations.registry import Ablation, Study, apply_changes
 from ablations.studies import get_study
 from megasr.errors import UsageError
 from tests.helpers.tiny_study import tiny_components, write_recipe
@@ -120,3 +130,38 @@ def test_an_ablation_without_effect_is_refused(tmp_path: Path, components: Compo
     other = Study("widths", "?", reference, (Ablation("narrow", {path: 2}, (path,), ""),), "psnr_y")
     runs = plan_runs(other, recipe, components, seeds=[5])
     assert [run.config["model"]["adapter"]["width"] for run in runs[1:]] == [8, 2]
+
+
+def test_an_unknown_protocol_of_a_recipe_is_refused(tmp_path: Path, components: Components) -> None:
+    path = write_recipe(tmp_path)
+    path.write_text(path.read_text().replace("seeds: [0, 1]", "seeds: [0], protocol: paired-v7"))
+    with pytest.raises(UsageError, match="unknown protocol 'paired-v7'; did you mean paired-v1"):
+        read_recipe(path, components)
+
+
+OBJECTIVE = Path(__file__).parents[3] / "experiments" / "tiny" / "objective.yaml"
+
+
+@pytest.fixture(scope="module")
+def one_step() -> dict[str, Any]:
+    """The config of the study objective's reference, resolved."""
+    components, study = default_components(), get_study("objective")
+    return resolve(apply_changes(read_recipe(OBJECTIVE, components).config, study.reference), components)
+
+
+SHOWN = {"shown_guidance": [], "positive_prompt": "sharp", "guidance_scale": 2.0}  # how a trained adapter is shown
+TRAINED = {"num_steps": 2, "start": "lq", "start_fraction": 0.5}
+
+
+@pytest.mark.parametrize(("field", "value"), [*SHOWN.items(), *TRAINED.items()])
+@pytest.mark.parametrize("samples", [True, False], ids=["one_step", "denoise"])
+def test_a_training_depends_on_the_sampler_that_it_trains(
+    one_step: dict[str, Any], samples: bool, field: str, value: object
+) -> None:
+    model = one_step["model"]
+    if not samples:
+        model = {**model, "objective": {**model["objective"], "kind": None, "terms": None}}
+    changed = {**model, "sampler": {**model["sampler"], field: value}}
+    first, second = (plan_run("objective", "x", 0, {**one_step, "model": config}) for config in (model, changed))
+    assert first.run_id != second.run_id
+    assert (first.training == second.training) == (not samples or field in SHOWN)

@@ -26,7 +26,7 @@ from ablations.tracking import Tracker
 from ablations.train import read_losses
 from megasr.batch import SRBatch
 from megasr.errors import MegaSRError, UsageError
-from megasr.evaluation.protocol import WEIGHT_FREE_V1, Protocol
+from megasr.evaluation.protocol import PROTOCOLS, WEIGHT_FREE_V1, Protocol, get_protocol
 from megasr.images import read_image
 from tests.helpers.tiny_study import (
     FAST,
@@ -291,3 +291,33 @@ def test_learning_curves_are_differences_to_the_reference_of_the_same_seed(finis
     assert list(curves.index) == [1, 2]
     assert list(curves["canny"]) == pytest.approx([a[1] - b[1] for a, b in zip(own, reference, strict=True)])
     assert curves["canny"][1] != 0
+
+
+def _recipe(folder: Path, study: str) -> Path:
+    path = write_recipe(folder)
+    path.write_text(path.read_text().replace("seeds: [0, 1]", f"seeds: [0], {study}"))
+    return path
+
+
+def test_the_rows_hold_what_the_protocol_of_the_recipe_measures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        PROTOCOLS,
+        "_entries",
+        {**PROTOCOLS._entries, "one-metric": Protocol("one-metric", 1, WEIGHT_FREE_V1.metrics[:1])},
+    )
+    study = replace(TINY_STUDY, ablations=TINY_STUDY.ablations[:1], controls={}, primary_metric="psnr_y")
+    result = run_tiny(study, tmp_path, recipe=_recipe(tmp_path, "protocol: one-metric"), protocol=None)
+    assert {name for run in result.runs for row in run.rows for name in row} == {"key", "psnr_y"}
+    assert {run.protocol["name"] for run in result.runs} == {"one-metric"}
+
+
+def test_weights_of_metrics_are_taken_from_the_folder_of_the_recipe(tmp_path: Path) -> None:
+    weights = tmp_path / "weights"
+    weights.mkdir()
+    for name in get_protocol("paired-v1").metric("lpips").weights:
+        (weights / name).write_bytes(b"no weights")
+    recipe = _recipe(tmp_path, f"protocol: paired-v1, weights_dir: {weights}")
+    with pytest.raises(MegaSRError, match="weights of metrics are missing: dists lacks"):  # LPIPS is not named
+        run_tiny(TINY_STUDY, tmp_path, recipe=recipe, protocol=None)
