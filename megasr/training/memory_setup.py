@@ -141,19 +141,7 @@ def build_weightless(model: Mapping[str, Any]) -> tuple[MegaSRModule, Weightless
     class WeightlessModule(MegaSRModule):
         parts = WeightlessParts()
 
-    with _nothing_moves():
-        return WeightlessModule(**module_arguments(model)), WeightlessModule.parts
-
-
-@contextmanager
-def _nothing_moves() -> Iterator[None]:
-    """Make `Module.to` do nothing: peft moves each LoRA to where it is already, and torch cannot move fake tensors."""
-    move = nn.Module.to
-    nn.Module.to = lambda self, *unused, **also_unused: self  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        nn.Module.to = move  # type: ignore[method-assign]
+    return WeightlessModule(**module_arguments(model)), WeightlessModule.parts
 
 
 class WeightlessPrior(Prior):

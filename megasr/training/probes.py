@@ -15,7 +15,7 @@ from megasr.networks.network import MegaSRNetwork
 from megasr.networks.sites import Site, iterate_transformers
 from megasr.training.sharding import gathered, total_norm
 
-PARTS = ("lq_encoder", "controlnet", "csm", "rca", "msfm", "prior_lora")
+PARTS = ("lq_encoder", "controlnet", "csm", "rca", "msfm", "prior_lora", "encoder_lora")
 REGION = "region"
 
 
@@ -25,8 +25,8 @@ def trained_parts(network: MegaSRNetwork) -> dict[str, list[nn.Parameter]]:
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:
             shared = "csm" if name.startswith("connector.") else "controlnet"
-            places = {"csm": ".csm.", "rca": ".rca.", "msfm": ".msfm.", "prior_lora": ".lora_"}
-            places["lq_encoder"] = "controlnet_cond_embedding"
+            places = {"lq_encoder": "controlnet_cond_embedding", "csm": ".csm.", "rca": ".rca.", "msfm": ".msfm."}
+            places |= {"encoder_lora": "vae.encoder.", "prior_lora": ".lora_"}
             parts[next((part for part, place in places.items() if place in name), shared)].append(parameter)
     return {part: parameters for part, parameters in parts.items() if parameters}
 

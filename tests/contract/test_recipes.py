@@ -51,7 +51,7 @@ def test_a_twin_trains_and_restores(
 
     adapter = config["model"]["adapter"]
     wanted = {"csm": "image", "rca": "rca", "msfm": "guidance", "controlnet": "controlnet", "lq_encoder": "controlnet"}
-    wanted["prior_lora"] = "prior_lora"
+    wanted |= {name: name for name in ("prior_lora", "encoder_lora")}
     missing = {"controlnet": True}  # AdapterConfig's defaults that are on
     expected = {part for part in PARTS if adapter.get(wanted[part], missing.get(wanted[part]))}
     assert set(trained_parts(module.network)) == expected

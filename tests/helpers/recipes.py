@@ -125,8 +125,7 @@ def twin(config: Config, materials: Materials) -> Config:
     if starts := objective.get("term_starts"):
         objective["term_starts"] = dict.fromkeys(starts, 1)
     model["adapter"]["saft_width"] = 8
-    if "prior_lora" in model["adapter"]:
-        model["adapter"]["prior_lora"] = 2
+    model["adapter"] |= {name: 2 for name in model["adapter"] if name in ("prior_lora", "encoder_lora")}
     data |= {"batch_size": 2, "train_samples": 64, "eval_samples": 1}
     model.pop("init", None)  # a trained adapter, which only a run leaves
     if model["prior"] == "tiny":

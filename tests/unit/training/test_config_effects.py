@@ -71,12 +71,14 @@ ELSEWHERE = {"state_bits", "msfm", "csm", "lq_encoder"}  # test_precision.py and
 # These have an effect on objectives that train the sampler alone, and the sampler has one on them.
 CRITIC = CriticConfig(lora_rank=2, learning_rate=1e-2)
 ONE_STEP = {
+    "adapter": AdapterConfig(),
     "objective": ObjectiveConfig(
         kind="few_step", terms={"l1": 1.0, "l2": 1.0, "vsd": 0.5, "gan": 0.5}, term_starts={"l2": 1}, critic=CRITIC
     ),
     "sampler": SamplerConfig(num_steps=2, start="lq", start_fraction=0.5),
 }
 ONE_STEP_FLIPS = {
+    "adapter": {"encoder_lora": 2},
     "objective": {
         "kind": None,
         "terms": {"l1": 2.0, "l2": 1.0, "vsd": 0.5, "gan": 0.5},
@@ -144,8 +146,8 @@ def test_every_field_is_in_the_table():
     assert set(ONE_STEP_FLIPS["critic"]) == names(CRITIC)
     assert set(ONE_STEP_FLIPS["sampler"]) == set(SAMPLED)
     for section, config in BASES.items():
-        more = set(ONE_STEP_FLIPS["objective"]) if section == "objective" else set()
-        assert set(FLIPS[section]) | more == names(config)
+        more = ONE_STEP_FLIPS.get(section, {}) if section != "sampler" else {}
+        assert set(FLIPS[section]) | set(more) == names(config)
 
 
 @pytest.mark.parametrize(("section", "field"), CASES, ids=[f"{s}.{f}" for s, f in CASES])
@@ -160,7 +162,7 @@ def test_every_field_has_an_effect(base, section, field):
     assert observe(**{**BASES, section: dataclasses.replace(BASES[section], **changes)}) != reference
 
 
-def observe_one_step(sampler, objective):
+def observe_one_step(adapter, sampler, objective):
     """Sizes, losses of three steps, the networks that were asked for, and sr, all with the sampler that is trained."""
     asked = []
 
@@ -169,7 +171,7 @@ def observe_one_step(sampler, objective):
         return load_random(self, name, weights_dir)
 
     with mock.patch.object(FrozenParts, "perceptual", perceptual):
-        module = make_module(adapter=AdapterConfig(), objective=objective, sampler=sampler)
+        module = make_module(adapter=adapter, objective=objective, sampler=sampler)
     curve, batch = LossCurve(), make_batch()
     fit(module, batch, 3, callbacks=[curve])
     shapes = {name: tuple(p.shape) for name, p in module.named_parameters() if p.requires_grad}
