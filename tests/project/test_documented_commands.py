@@ -33,7 +33,7 @@ from megasr.inference.pipeline import MegaSRPipeline
 from megasr.losses.restoration import TERMS
 from megasr.networks.config import AdapterConfig
 from megasr.training.module import MegaSRModule
-from tests.helpers.documents import FENCED, PROGRAMS, Command, commands, documents, snippets
+from tests.helpers.documents import FENCED, PROGRAMS, Command, commands, documents, fenced, snippets
 from tests.helpers.sources import ROOT
 
 OF_MEGASR = [command for command in commands() if command.text.startswith("megasr ")]
@@ -226,7 +226,18 @@ def test_snippet_runs(number: int, workplace: Path, monkeypatch: pytest.MonkeyPa
     exec(compile(code, f"{document}, Python", "exec"), {"__name__": "__main__"})
 
 
+RECIPES = [
+    (document, text) for document, text in fenced("yaml") if "--8<--" not in text
+]  # files have tests of their own
+
+
+@pytest.mark.parametrize(("document", "text"), RECIPES, ids=lambda value: value[:20])
+def test_a_recipe_in_a_document_is_what_fit_takes(document: str, text: str, workplace: Path) -> None:
+    (workplace / "block.yaml").write_text(text)
+    parse_with(fit_cli(), ["fit", "--data", "SceneDataModule", "--config", str(workplace / "block.yaml")])
+
+
 def test_no_block_is_of_another_kind() -> None:
     """Which would be read by none of these tests."""
     kinds = {match[1] for path in documents() for match in FENCED.finditer(path.read_text())}
-    assert kinds <= {"bash", "python", "py", ""}
+    assert kinds <= {"bash", "python", "py", "yaml", ""}
