@@ -17,6 +17,7 @@ import torch
 import yaml
 from PIL import Image
 
+from ablations.declared import declare, is_declared
 from ablations.studies import get_study
 from megasr.cli import build_parser
 from megasr.commands.lightning_cli import (
@@ -94,8 +95,14 @@ def parse(argv: Sequence[str]) -> None:
     if rest:
         raise UsageError(f"unrecognized arguments: {' '.join(rest)}")
     if argv[:2] in (["study", "plan"], ["study", "run"], ["study", "report"]):
-        recipe = yaml.safe_load(arguments.config.read_text())
-        own = arguments.config.parts[0] == "examples"  # tests/project/test_wheel.py installs it and runs its study
+        path = arguments.config or Path(arguments.name)
+        if arguments.config is None and not path.exists():
+            return None  # of the reader's own
+        recipe = yaml.safe_load(path.read_text())
+        if is_declared(recipe["study"]):
+            assert declare(recipe["study"], path).ablations
+            return None
+        own = path.parts[0] == "examples"  # tests/project/test_wheel.py installs it and runs its study
         assert own or get_study(arguments.name).name == recipe["study"]["name"]
     return None
 
