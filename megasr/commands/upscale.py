@@ -295,13 +295,17 @@ def _upscale(plan: Sequence[_Planned], settings: Settings, arguments: argparse.N
 
 def _say_time(sizes: Sequence[tuple[int, int]], pipeline: MegaSRPipeline, settings: Settings, speed: float) -> None:
     """Say how long a CPU takes, and what is faster."""
+    from megasr.inference.pipeline import fixed_steps
     from megasr.inference.upscale import seconds_of
 
-    seconds = sum(seconds_of(pipeline, settings, size, speed) for size in sizes if all(size))
-    fast = replace(settings, options={**settings.options, "num_inference_steps": None, "preset": "fast"})
-    faster = sum(seconds_of(pipeline, fast, size, speed) for size in sizes if all(size))
+    def total(settings: Settings) -> float:
+        return sum(seconds_of(pipeline, settings, size, speed) for size in sizes if all(size))
+
+    seconds, hint = total(settings), ""
+    if seconds > 60 and fixed_steps(pipeline.module) is None:
+        fast = replace(settings, options={**settings.options, "num_inference_steps": None, "preset": "fast"})
+        hint = f"; with --preset fast about {_duration(total(fast))}" if total(fast) < seconds else ""
     if seconds >= 10:
-        hint = f"; with --preset fast about {_duration(faster)}" if seconds > 60 and faster < seconds else ""
         print(f"this takes about {_duration(seconds)} on the CPU{hint}", file=sys.stderr)
 
 

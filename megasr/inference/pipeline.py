@@ -37,6 +37,12 @@ OutputType = Literal["pil", "pt", "np"]
 Callback = Callable[[Any, int, int, dict[str, torch.Tensor]], Mapping[str, torch.Tensor] | None]
 
 
+def fixed_steps(system: MegaSR) -> int | None:
+    """The steps that an adapter was trained to restore in (one_step, few_step); None where any number will do."""
+    kind = (system.settings.get("objective") or {}).get("kind")
+    return None if kind is None else system.sampler.num_steps
+
+
 def change_sampler(
     system: MegaSR,
     steps: int | None,
@@ -56,12 +62,12 @@ def change_sampler(
         if preset not in PRESETS:
             raise unknown_name("preset", preset, PRESETS)
         steps = PRESETS[preset]
-    trained, kind = system.sampler, (system.settings.get("objective") or {}).get("kind")
-    if kind is not None and steps not in (None, trained.num_steps):
+    fixed = fixed_steps(system)
+    if fixed is not None and steps not in (None, fixed):
         asked = f"preset={preset!r}" if preset else f"num_inference_steps={steps}"
-        raise UsageError(f"{asked}: the adapter was trained to restore in {trained.num_steps} ({kind}); leave it out")
+        raise UsageError(f"{asked}: the adapter was trained to restore in {fixed}; leave it out")
     changes = {"num_steps": steps, "guidance_scale": guidance_scale, "negative_prompt": negative_prompt}
-    return replace(trained, **{name: value for name, value in changes.items() if value is not None})  # type: ignore[arg-type]
+    return replace(system.sampler, **{name: value for name, value in changes.items() if value is not None})  # type: ignore[arg-type]
 
 
 def spread_prompts(prompt: str | Sequence[str], count: int, uses_text: bool) -> list[str]:

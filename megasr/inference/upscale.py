@@ -247,7 +247,7 @@ def tile_grid(pipeline: MegaSRPipeline, settings: Settings, size: Sequence[int])
 def seconds_of(pipeline: MegaSRPipeline, settings: Settings, size: Sequence[int], speed: float) -> float:
     """About how long the steps of a photograph take, by what OnSpeed is given."""
     names = ("num_inference_steps", "preset", "guidance_scale", "negative_prompt")
-    sampler = change_sampler(pipeline.module.sampler, *(settings.options.get(name) for name in names))
+    sampler = change_sampler(pipeline.module, *(settings.options.get(name) for name in names))
     low, high = sampler.guidance_interval or (0.0, 1.0)
     halves = 1 + (high - low) * (sampler.guidance_scale != 1)  # of classifier-free guidance
     grid = tile_grid(pipeline, settings, size)

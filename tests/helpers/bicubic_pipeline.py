@@ -26,6 +26,7 @@ class BicubicPipeline:
         prior=SimpleNamespace(size_multiple=8, native_px=64, downsampling=8),
         network=torch.nn.Identity(),
         sampler=SamplerConfig(),
+        settings={},
         adapter=SimpleNamespace(text=False),
     )
 
