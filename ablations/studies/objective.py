@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from ablations.registry import Ablation, Study, change, register
+from ablations.studies.prior_selection import NOISE
 
 _OBJECTIVE, _SAMPLER, _ADAPTER = "model.objective", "model.sampler", "model.adapter"
 _TERMS = {"l1": 1.0, "lpips_alex": 2.0}
@@ -92,7 +93,12 @@ OBJECTIVE = register(
                 "lora_guidance", {f"{_ADAPTER}.prior_lora": 4, f"{_ADAPTER}.guidance": _MAPS},
                 "with the LoRA and with the maps", "As lora and guidance together.",
             ),
+            change(
+                NOISE, {f"{_ADAPTER}.guidance": [NOISE]}, "with a map that says nothing of the image",
+                "Not better: there is nothing to learn from it.",
+            ),
         ),
         primary_metric="dists",
+        controls={NOISE: "negative"},
     )
 )  # fmt: skip

@@ -20,6 +20,7 @@ from ablations.studies import studies
 from ablations.train import load_adapter, read_training, train
 from megasr import system as parts
 from megasr.images import to_uint8
+from tests.helpers.losses import load_random
 from tests.helpers.recipes import cached_prior
 from tests.helpers.sources import ROOT
 
@@ -47,6 +48,7 @@ class Twin:
         """Ablation -> its run."""
         raw = yaml.safe_load(recipe_of(self.study).read_text())
         data = raw["data"]["init_args"]
+        data |= {"photos": None} if "photos" in data else {}  # those of `make photos` are not in the repository
         data |= SMALL_DATA | {"eval_samples": 1} | ({"pool": 1} if "pool" in data else {})
         raw["model"]["adapter"]["saft_width"] = 8
         raw["model"]["optimizer"] |= LOUD
@@ -82,8 +84,9 @@ def twins(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Twin]:
 
 
 @pytest.fixture(autouse=True)
-def _one_prior(monkeypatch: pytest.MonkeyPatch) -> None:
+def _one_prior_and_no_download(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parts, "load_prior", cached_prior)
+    monkeypatch.setattr(parts.FrozenParts, "perceptual", load_random)
 
 
 @pytest.mark.parametrize(

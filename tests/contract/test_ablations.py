@@ -12,7 +12,7 @@ from ablations.plan import RunPlan, default_components, plan_runs, read_recipe
 from ablations.registry import Study, check_diff
 from ablations.studies import studies
 from megasr.errors import UsageError
-from megasr.evaluation.protocol import WEIGHT_FREE_V1
+from megasr.evaluation.protocol import get_protocol
 
 STUDIES = sorted(studies())
 RECIPES = [
@@ -49,9 +49,10 @@ def test_a_study_of_guidance_types_has_a_negative_control(study: str) -> None:
     assert studies()[study].question.endswith("?")
 
 
-@pytest.mark.parametrize("study", STUDIES)
-def test_the_primary_metric_is_measured(study: str) -> None:
-    assert WEIGHT_FREE_V1.metric(studies()[study].primary_metric).needs_hq
+@recipes
+def test_the_primary_metric_is_measured(path: Path) -> None:
+    recipe = read_recipe(path, default_components())
+    assert get_protocol(recipe.protocol).metric(studies()[recipe.study].primary_metric).needs_hq
 
 
 @recipes

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from megasr.networks.config import AdapterConfig
+from megasr.rng import seeded_initialisation
 from megasr.system import FrozenParts
 from megasr.training.config import CriticConfig, ObjectiveConfig, SamplerConfig
 from megasr.training.module import MegaSRModule
@@ -21,10 +22,9 @@ class RandomFeatures(nn.Module):
 
     channels = (8, 16)
 
-    def __init__(self) -> None:
+    def __init__(self, name: str) -> None:
         super().__init__()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+        with seeded_initialisation(0, name):
             self.first, self.second = nn.Conv2d(3, 8, 3, stride=2), nn.Conv2d(8, 16, 3, stride=2)
 
     def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
@@ -42,8 +42,8 @@ class RandomDistance(RandomFeatures):
 
 def load_random(self: FrozenParts, name: str, weights_dir: str | None) -> nn.Module:
     """In the place of FrozenParts.perceptual."""
-    network = RandomDistance() if name in ("lpips_alex", "lpips_vgg", "dists") else RandomFeatures()
-    return network.requires_grad_(False)
+    kind = RandomDistance if name in ("lpips_alex", "lpips_vgg", "dists") else RandomFeatures
+    return kind(name).requires_grad_(False)
 
 
 def one_step(terms: dict[str, float], lora: int | None = None, **changes: object) -> MegaSRModule:
