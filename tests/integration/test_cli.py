@@ -28,7 +28,7 @@ def failure(argv: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, s
         ([], "the following arguments are required: command"),
         (["studdy"], "invalid choice: 'studdy'"),
         (["doctor", "--bogus"], "unrecognized arguments: --bogus"),
-        (["study", "run", "prior_selection"], "required: --config, --output"),
+        (["study", "run", "prior_selection"], "required: --output"),
         (["upscale", "a.png", "b.png"], "required: --checkpoint"),
         (["upscale", "absent.png", "b.png", "--checkpoint", "c.ckpt"], "absent.png: no such file or folder"),
         (["upscale", "a.png", "b.png", "--checkpoint", "c.ckpt", "--steps", "many"], "invalid int value: 'many'"),

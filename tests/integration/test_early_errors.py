@@ -81,7 +81,7 @@ LATER = {
     (*ONE_STEP, "--model.sampler.num_steps=20"): "objective.kind one_step needs sampler.num_steps 1, got 20",
     (*ONE_STEP, "--model.objective.kind=null"): "objective.terms would do nothing: objective.kind is denoise",
     ("upscale", "docs/images/demo.png", "{}/out.png", "--checkpoint", "{}/one.ckpt", "--preset=fast"): (
-        "preset='fast': the adapter was trained to restore in 1 (one_step); leave it out"
+        "preset='fast': the adapter was trained to restore in 1; leave it out"
     ),
     ("study", "plan", "objective", "--config", "{}/objective.yaml", "--output", "{}/study"): (
         "unknown protocol 'paired-v7'; did you mean paired-v1"
