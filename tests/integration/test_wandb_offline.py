@@ -82,7 +82,7 @@ def test_an_offline_run_holds_numbers_pictures_and_a_table(tmp_path: Path) -> No
     pictures = [*monitored["monitor/images.filenames"], monitored["monitor/guidance_use.path"]]
     assert all((files / path).is_file() for path in pictures)
     table = json.loads((files / monitored["monitor/per_image.path"]).read_text())
-    assert table["columns"] == ["step", "key", "psnr_y", "ssim_y", "gmsd", "fsim", "nlpd", "sr"]
+    assert table["columns"] == ["step", "key", "psnr_y", "ssim_y", "gmsd", "fsim", "nlpd", "spectral_peaks", "sr"]
     assert [row[0] for row in table["data"]] == [2, 2]
     psnr = [row[2] for row in table["data"]]
     assert sum(psnr) / 2 == pytest.approx(monitored["val/psnr_y"])

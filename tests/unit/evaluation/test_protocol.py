@@ -52,6 +52,7 @@ def test_fingerprints_are_pinned() -> None:
     assert {name: protocol.fingerprint for name, protocol in PROTOCOLS.items()} == {
         "weight-free-v1": "1e7481d0",
         "weight-free-v2": "894a9ebf",
+        "paired-v1": "0601dde0",
         "stablesr-crops-v1": "45101352",
         "dreamclear-1024-v1": "fcd9261c",
         "whole-image-v1": "f5b7e718",
