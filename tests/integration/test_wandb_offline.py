@@ -130,7 +130,7 @@ def test_a_fit_that_fails_before_its_first_step_leaves_the_folder_free(
         assert "measures 512 px" in capsys.readouterr().err
     assert (tmp_path / "config.yaml").is_file()
     assert cli.main(recipe(tmp_path, 2)) == 0
-    assert [[row["_step"] for row in history(record)] for record in offline_runs(tmp_path)][-1] == [0, 1]
+    assert [0, 1] in [[row["_step"] for row in history(record)] for record in offline_runs(tmp_path)]
 
 
 def test_what_is_logged_where_can_be_chosen(
