@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -46,16 +47,16 @@ _ONE_STEP = {"num_steps": 1, "start": "noiseless_lq", "start_fraction": 0.25}
 
 
 def _objective(terms: dict[str, float], features: str) -> ObjectiveConfig:
-    judged = {"csd", "vsd", "gan"} & terms.keys()
-    return ObjectiveConfig(kind="one_step", terms=terms, critic=CriticConfig(features=features) if judged else None)
+    critic = CriticConfig(features=features) if "gan" in terms else None
+    return ObjectiveConfig(kind="one_step", terms=terms, critic=critic)
 
 
 def counted() -> dict[str, float]:
     """Operations of each arm at SD 2.1's size."""
     adapter = {"guidance": list(_MAPS), "image": True}
-    arms: dict[str, dict[str, Any]] = {"denoise": {"objective": ObjectiveConfig(), "sampler": SamplerConfig()}}
+    arms: dict[str, dict[str, Any]] = {"denoise": {}}
     for name, terms in _COUNTED.items():
-        arms[name] = {"objective": _objective(terms, "vgg16"), "sampler": SamplerConfig(**_ONE_STEP)}  # type: ignore[arg-type]
+        arms[name] = {"objective": asdict(_objective(terms, "vgg16")), "sampler": _ONE_STEP}
     found = {}
     with without_bytes():
         for name, settings in arms.items():

@@ -304,7 +304,8 @@ def _say_time(sizes: Sequence[tuple[int, int]], pipeline: MegaSRPipeline, settin
     seconds, hint = total(settings), ""
     if seconds > 60 and fixed_steps(pipeline.module) is None:
         fast = replace(settings, options={**settings.options, "num_inference_steps": None, "preset": "fast"})
-        hint = f"; with --preset fast about {_duration(total(fast))}" if total(fast) < seconds else ""
+        faster = total(fast)
+        hint = f"; with --preset fast about {_duration(faster)}" if faster < seconds else ""
     if seconds >= 10:
         print(f"this takes about {_duration(seconds)} on the CPU{hint}", file=sys.stderr)
 

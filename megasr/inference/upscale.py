@@ -31,6 +31,7 @@ from megasr.images import check_color_fix
 from megasr.inference.photographs import Photograph, check_fits, encode, read_photograph
 from megasr.inference.pipeline import change_sampler, choose_tile, choose_tiling, spread_prompts
 from megasr.inference.tiling import Grid, Tiling
+from megasr.training.config import SamplerConfig
 
 if TYPE_CHECKING:
     from megasr.inference.pipeline import MegaSRPipeline
@@ -221,8 +222,7 @@ def load_pipeline(settings: Settings, device: str) -> MegaSRPipeline:
     else:
         pipeline = MegaSRPipeline.from_checkpoint(settings.checkpoint, prior=settings.prior, device=device)
     options, module = settings.options, pipeline.module
-    names = ("num_inference_steps", "preset", "guidance_scale", "negative_prompt")
-    change_sampler(module, *(options.get(name) for name in names))
+    _sampler_of(pipeline, settings)
     check_strengths(options.get("guidance") or {}, dict.fromkeys(pipeline.guidance, 1.0))
     check_color_fix(options.get("color_fix"))
     spread_prompts(options.get("prompt", ""), 1, module.adapter.text)
@@ -244,10 +244,15 @@ def tile_grid(pipeline: MegaSRPipeline, settings: Settings, size: Sequence[int])
     return Grid.whole(height, width) if tile is None else Tiling(tile).grid(height, width, multiple)
 
 
+def _sampler_of(pipeline: MegaSRPipeline, settings: Settings) -> SamplerConfig:
+    """The sampler with the options. Raises as change_sampler."""
+    names = ("num_inference_steps", "preset", "guidance_scale", "negative_prompt")
+    return change_sampler(pipeline.module, *(settings.options.get(name) for name in names))
+
+
 def seconds_of(pipeline: MegaSRPipeline, settings: Settings, size: Sequence[int], speed: float) -> float:
     """About how long the steps of a photograph take, by what OnSpeed is given."""
-    names = ("num_inference_steps", "preset", "guidance_scale", "negative_prompt")
-    sampler = change_sampler(pipeline.module, *(settings.options.get(name) for name in names))
+    sampler = _sampler_of(pipeline, settings)
     low, high = sampler.guidance_interval or (0.0, 1.0)
     halves = 1 + (high - low) * (sampler.guidance_scale != 1)  # of classifier-free guidance
     grid = tile_grid(pipeline, settings, size)

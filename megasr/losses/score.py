@@ -100,7 +100,11 @@ class VSD(CSD):
 
 @contextmanager
 def _judging(z: torch.Tensor) -> Iterator[None]:
-    """No gradients. Autocast must not keep the weights that it casts here: a critic would learn nothing from them."""
+    """No gradients, and no weights cast here that autocast keeps.
+
+    Before pytorch#165068, newer than the oldest torch that is supported, they had no graph, and a critic that used them
+    afterwards learnt nothing. With newer versions this changes nothing.
+    """
     kind = z.device.type
     dtype, enabled = torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)
     with torch.no_grad(), torch.autocast(kind, dtype=dtype, enabled=enabled, cache_enabled=False):

@@ -41,6 +41,16 @@ class CriticConfig:
             raise UsageError(f"objective.critic.learning_rate must be positive, got {self.learning_rate}")
 
 
+# Which terms read a field of the critic.
+_READ_BY = {
+    "guidance_scale": ("csd", "vsd"),
+    "timesteps": ("csd", "vsd"),
+    "lora_rank": ("vsd",),
+    "features": ("gan",),
+    "learning_rate": ("vsd", "gan"),
+}
+
+
 @dataclass(frozen=True)
 class ObjectiveConfig:
     """What the adapter is trained for: to denoise at any timestep, or to restore in the few steps of the sampler.
@@ -121,6 +131,11 @@ class ObjectiveConfig:
             raise UsageError("objective.term_starts: one term must count from the first step, else nothing is trained")
         if self.critic is not None and not any(weights.get(name) for name in ("csd", "vsd", "gan")):
             raise UsageError("objective.critic would do nothing: objective.terms has no csd, vsd or gan")
+        for name, readers in _READ_BY.items():
+            set_to = getattr(self.critic, name, getattr(CriticConfig(), name))
+            if set_to != getattr(CriticConfig(), name) and not any(weights.get(reader) for reader in readers):
+                asked = " or ".join(readers)
+                raise UsageError(f"objective.critic.{name} would do nothing: objective.terms has no {asked}")
 
 
 @dataclass(frozen=True)

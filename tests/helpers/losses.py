@@ -50,7 +50,8 @@ def one_step(terms: dict[str, float], lora: int | None = None, **changes: object
     """A module that is trained in one step by these terms."""
     objective = {"kind": "one_step", "terms": terms, **changes.pop("objective", {})}  # type: ignore[arg-type]
     if any(terms.get(name) for name in ("csd", "vsd", "gan")):
-        objective.setdefault("critic", CriticConfig(learning_rate=1e-3))
+        learns = any(terms.get(name) for name in ("vsd", "gan"))
+        objective.setdefault("critic", CriticConfig(learning_rate=1e-3) if learns else CriticConfig())
     adapter = AdapterConfig(guidance=("canny",), saft_width=8, prior_lora=lora)
     with mock.patch.object(FrozenParts, "perceptual", load_random):
         return make_module(

@@ -283,6 +283,10 @@ SAMPLES = {"kind": "one_step", "terms": {"l1": 1.0}}
         ({**SAMPLES, "term_starts": {"l2": 5}}, r"objective.term_starts.l2 would do nothing: .* has no l2"),
         ({**SAMPLES, "term_starts": {"l1": 5}}, r"one term must count from the first step"),
         ({**SAMPLES, "critic": CriticConfig()}, r"objective.critic would do nothing: .* no csd, vsd or gan"),
+        (
+            {"kind": "one_step", "terms": {"csd": 1.0}, "critic": CriticConfig(lora_rank=8)},
+            r"objective.critic.lora_rank would do nothing: objective.terms has no vsd",
+        ),
         ({**SAMPLES, "timestep_fraction": 0.5}, r"objective.timestep_fraction would do nothing: .* is one_step"),
         ({**SAMPLES, "validation_timesteps": 2}, r"objective.validation_timesteps would do nothing"),
     ],
