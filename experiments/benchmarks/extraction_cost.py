@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -101,26 +102,27 @@ def segmentation_network() -> Any:
     return UperNetForSemanticSegmentation(config)
 
 
-@torch.no_grad()
-def extraction() -> dict[str, float]:
-    """Operations of every extractor on one image."""
+def extractors(batch_size: int) -> dict[str, Callable[[], Any]]:
+    """Every extractor on random images, on torch's default device; to be called without gradients."""
     import open_clip
 
-    with torch.device("meta"):
-        image, hed = torch.rand(1, 3, _SIZE_PX, _SIZE_PX), HedNetwork()
-        found = {"hed": count(lambda: hed.decode(hed.encode(Views(image)), hed.outputs))}
-        for size in _DEPTH_SIZES:
-            found[f"depth_{size}"] = _forward(depth_network(size), torch.rand(1, 3, _DEPTH_PX, _DEPTH_PX))
-        found["segmentation"] = _forward(segmentation_network(), image)
-        config = open_clip.get_model_config("ViT-H-14")
-        tower = open_clip.CLIP(**{key: config[key] for key in ("embed_dim", "vision_cfg", "text_cfg")})
-        found["clip_vit_h14"] = count(lambda: tokens_and_embedding(tower, image))
+    image, hed = torch.rand(batch_size, 3, _SIZE_PX, _SIZE_PX), HedNetwork()
+    for_depth = torch.rand(batch_size, 3, _DEPTH_PX, _DEPTH_PX)
+    config = open_clip.get_model_config("ViT-H-14")
+    tower = open_clip.CLIP(**{key: config[key] for key in ("embed_dim", "vision_cfg", "text_cfg")})
+    found: dict[str, Callable[[], Any]] = {"hed": lambda: hed.decode(hed.encode(Views(image)), hed.outputs)}
+    for size in _DEPTH_SIZES:
+        found[f"depth_{size}"] = partial(depth_network(size).eval(), pixel_values=for_depth)
+    found["segmentation"] = partial(segmentation_network().eval(), pixel_values=image)
+    found["clip_vit_h14"] = lambda: tokens_and_embedding(tower, image)
     return found
 
 
-def _forward(model: Any, image: torch.Tensor) -> float:
-    model.eval()
-    return count(lambda: model(pixel_values=image))
+@torch.no_grad()
+def extraction() -> dict[str, float]:
+    """Operations of every extractor on one image."""
+    with torch.device("meta"):
+        return {name: count(run) for name, run in extractors(1).items()}
 
 
 def main() -> None:

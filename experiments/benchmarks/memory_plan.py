@@ -10,6 +10,7 @@ with and without gradient checkpointing.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,9 @@ def on_cuda(setup: TrainingSetup) -> dict[str, float]:
     """Predicted and measured GiB of a step at SD 2.1's size."""
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
-    _train_on(setup, "cuda")
+    step = build_step(setup, "cuda")
+    for _ in range(2):
+        step()
     measured = torch.cuda.max_memory_allocated() / GIB
     predicted = Planner().plan(setup).total_gib
     return {"predicted_gib": predicted, "allocated_gib": measured, "predicted_over_allocated": predicted / measured}
@@ -77,21 +80,32 @@ class _RandomModule(MegaSRModule):
     parts = _RandomParts()
 
 
-def _train_on(setup: TrainingSetup, device: str) -> None:
+def build_module(setup: TrainingSetup, device: str) -> MegaSRModule:
+    """The module with random weights, on a device."""
     with torch.device(device):
-        module = _RandomModule(**module_arguments(setup.model)).to(device).train()
+        return _RandomModule(**module_arguments(setup.model)).to(device)
+
+
+def build_step(setup: TrainingSetup, device: str) -> Callable[[], None]:
+    """A training step with its optimizer, on a device."""
+    module = build_module(setup, device).train()
+    with torch.device(device):
         batch: Any = build_batch(setup, module)
         load_extractors(module, batch)
     optimizer = module.configure_optimizers()["optimizer"]
-    for _ in range(2):
+
+    def step() -> None:
         with torch.autocast(device, torch.bfloat16, enabled=setup.precision == "bf16-mixed"):
             loss = module.training_step(batch, 0)["loss"]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
 
+    return step
 
-def _variants(setup: TrainingSetup, sizes: tuple[int, ...]) -> dict[str, TrainingSetup]:
+
+def variants(setup: TrainingSetup, sizes: tuple[int, ...]) -> dict[str, TrainingSetup]:
+    """Setups of every batch size, with and without gradient checkpointing."""
     return {
         f"batch_{size}{'_checkpointing' if recomputes else ''}": replace(
             setup.with_model("adapter.gradient_checkpointing", recomputes), batch_size=size
@@ -106,10 +120,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, help="file for the record")
     options = parser.parse_args()
-    results: dict[str, Any] = {"tiny": {n: on_processor(s) for n, s in _variants(TINY, (2, 4)).items()}}
+    results: dict[str, Any] = {"tiny": {n: on_processor(s) for n, s in variants(TINY, (2, 4)).items()}}
     if torch.cuda.is_available():
         results["gpu"] = torch.cuda.get_device_name()
-        results["sd21"] = {name: on_cuda(s) for name, s in _variants(SD21, (1, 2, 4, 8)).items()}
+        results["sd21"] = {name: on_cuda(s) for name, s in variants(SD21, (1, 2, 4, 8)).items()}
     publish("memory_plan", {"tiny": asdict(TINY), "sd21": asdict(SD21)}, results, options.output)
 
 

@@ -64,14 +64,16 @@ class StepClock(lightning.Callback):
         return [after - before for before, after in itertools.pairwise(ends)]
 
 
-def train(name: str, processes: int, steps: int, batch_size: int) -> tuple[list[float], float, float]:
+def train(
+    name: str, processes: int, steps: int, batch_size: int, accelerator: str = "cpu"
+) -> tuple[list[float], float, float]:
     """(seconds of every step, share of the trained weights, share of the optimizer's state) of this process."""
     torch.set_num_threads(1)
     module = MegaSRModule(adapter=AdapterConfig(guidance=("canny", "superpixel")))
     data = PhotoDataModule(crop_size_px=64, batch_size=batch_size, train_samples=10**6, eval_samples=1)
     clock = StepClock()
     trainer = lightning.Trainer(
-        accelerator="cpu", devices=1 if name == "unconnected" else processes, strategy=_STRATEGIES[name](),
+        accelerator=accelerator, devices=1 if name == "unconnected" else processes, strategy=_STRATEGIES[name](),
         max_steps=steps + _NOT_COUNTED, callbacks=[clock], gradient_clip_val=1.0, limit_val_batches=0, logger=False,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
