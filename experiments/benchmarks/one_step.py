@@ -11,6 +11,10 @@ forward pass of the VAE's decoder.
 images, without an optimizer. All arms take turns in one process, on one thread; the first round is not counted.
 `ratio` is one_step / (denoise + decode); `share_of_goal` is one_step / (1.6 denoise + decode), at most 1 where the goal
 is met.
+
+`restored_s` are the same medians for restoring these images, whose maps are there already, in one step and in four;
+`coded` is their VAE alone, which both need: one encoding of lq and one decoding. `restored` is one step over four,
+whole and without `coded`.
 """
 
 from __future__ import annotations
@@ -18,7 +22,9 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +33,7 @@ import torch
 from experiments.benchmarks.extraction_cost import count
 from experiments.benchmarks.record import publish
 from megasr.batch import SRBatch
+from megasr.images import upsample_lq
 from megasr.networks.config import AdapterConfig
 from megasr.training.config import CriticConfig, ObjectiveConfig, SamplerConfig
 from megasr.training.memory_plan import FakeAnswers
@@ -80,8 +87,8 @@ def _step(module: MegaSRModule, batch: SRBatch) -> None:
     module.training_step(batch, 0)["loss"].backward()
 
 
-def measured(rounds: int) -> dict[str, float]:
-    """Median seconds of each arm on the tiny prior."""
+def measured(rounds: int) -> tuple[dict[str, float], dict[str, float]]:
+    """Median seconds of each arm's training step and of restoring, on the tiny prior."""
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(0)
     batch = SRBatch(
@@ -96,17 +103,25 @@ def measured(rounds: int) -> dict[str, float]:
     for name, terms in _MEASURED.items():
         objective, sampler = _objective(terms, "tiny"), SamplerConfig(**_ONE_STEP)  # type: ignore[arg-type]
         modules[name] = MegaSRModule(adapter=adapter, objective=objective, sampler=sampler)
-    z = modules["denoise"].latents(batch)
-    seconds: dict[str, list[float]] = {name: [] for name in (*modules, "decode")}
+    trained: dict[str, Callable[[], Any]] = {name: partial(_step, module, batch) for name, module in modules.items()}
+    one, four = modules["one_step_l1"], MegaSRModule(adapter=adapter, sampler=SamplerConfig(num_steps=4))
+    prior, lq_up, z = one.prior, upsample_lq(batch["lq"], 4), one.latents(batch)
+    restored: dict[str, Callable[[], Any]] = {
+        "one_step": lambda: one.eval().restore(batch),
+        "four_steps": lambda: four.eval().restore(batch),
+        "coded": torch.no_grad()(lambda: (prior.encode(lq_up), prior.decode_unclipped(z))),
+    }
+    decoding = {"decode": torch.no_grad()(lambda: prior.decode_unclipped(z))}
+    return _take_turns(trained | decoding, rounds), _take_turns(restored, rounds)
+
+
+def _take_turns(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds + 1):
-        for name, module in modules.items():
+        for name, call in calls.items():
             started = time.process_time()
-            _step(module, batch)
+            call()
             seconds[name].append(time.process_time() - started)
-        started = time.process_time()
-        with torch.no_grad():
-            modules["denoise"].prior.decode_unclipped(z)
-        seconds["decode"].append(time.process_time() - started)
     return {name: statistics.median(taken[1:]) for name, taken in seconds.items()}
 
 
@@ -125,12 +140,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7, help="rounds that are counted")
     parser.add_argument("--output", type=Path, help="file for the record")
     arguments = parser.parse_args()
-    operations, seconds = counted(), measured(arguments.rounds)
+    operations, (seconds, restored) = counted(), measured(arguments.rounds)
+    one, four, coded = (restored[name] for name in ("one_step", "four_steps", "coded"))
     results = {
         "counted_gflop": {name: round(value, 1) for name, value in operations.items()},
         "measured_s": {name: round(value, 3) for name, value in seconds.items()},
+        "restored_s": {name: round(value, 3) for name, value in restored.items()},
         "counted": _ratios(operations),
         "measured": _ratios(seconds),
+        "restored": {"whole": round(one / four, 3), "without_coded": round((one - coded) / (four - coded), 3)},
     }
     publish("one_step", {"rounds": arguments.rounds, "threads": 1, "terms": _COUNTED}, results, arguments.output)
 
