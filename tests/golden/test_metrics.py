@@ -1,7 +1,7 @@
 """Golden numbers of the metrics that need no weights, on the project's own images: tests/golden/images.
 
-hq are three rendered scenes; sr are a bicubic restoration, a JPEG and a noisy copy. They are made and measured anew by
-`python -m tests.golden.test_metrics`; the commit says why a number has changed.
+hq are three scenes of an earlier renderer; sr are a bicubic restoration, a JPEG of quality 20 and a copy with noise of 12
+levels. `python -m tests.golden.test_metrics` measures them anew; the commit says why a number has changed.
 """
 
 from __future__ import annotations
@@ -9,19 +9,16 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 
 from megasr.evaluation.evaluator import Evaluator
 from megasr.evaluation.folders import evaluate_folder
 from megasr.evaluation.protocol import PROTOCOLS
-from megasr.images import read_image, write_png
-from megasr.rng import numpy_generator
+from megasr.images import read_image
 
 FILE = Path(__file__).with_name("metrics.json")
 IMAGES = Path(__file__).with_name("images")
-SIZE_PX = 96
 MEASURED = {"weight-free-v1": None, "whole-image-v1": ["psnr", "ssim"], "rgb-v1": ["psnr_rgb", "ssim_yiq"]}
 
 
@@ -64,28 +61,9 @@ def test_the_stored_psnr_and_ssim_are_those_of_other_libraries(key: str):
     assert stored["rgb-v1"][key]["psnr_rgb"] == pytest.approx(rgb, abs=1e-4)
 
 
-def make_images() -> None:
-    """Render hq and spoil it."""
-    from data_pipelines.scenes.rendering import render_scene
-
-    for index, name in enumerate(("bicubic", "jpeg", "noise")):
-        hq = render_scene(index, 0, SIZE_PX).hq
-        if name == "bicubic":
-            small = cv2.resize(hq, None, fx=0.25, fy=0.25, interpolation=cv2.INTER_AREA)
-            sr = cv2.resize(small, hq.shape[:2], interpolation=cv2.INTER_CUBIC)
-        elif name == "jpeg":
-            sr = cv2.imdecode(cv2.imencode(".jpg", hq, [cv2.IMWRITE_JPEG_QUALITY, 20])[1], cv2.IMREAD_COLOR)
-        else:
-            noisy = hq + numpy_generator(0, "golden").normal(0, 12, hq.shape)
-            sr = np.clip(np.round(noisy), 0, 255).astype(np.uint8)
-        write_png(hq, IMAGES / "hq" / f"{name}.png")
-        write_png(sr, IMAGES / "sr" / f"{name}.png")
-
-
 if __name__ == "__main__":
     from megasr.provenance import versions
 
-    make_images()
     numbers = measure()
     if FILE.exists():
         before = json.loads(FILE.read_text())["numbers"]
