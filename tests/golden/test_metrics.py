@@ -1,7 +1,7 @@
 """Golden numbers of the metrics that need no weights, on the project's own images: tests/golden/images.
 
-hq are three scenes of an earlier renderer; sr are a bicubic restoration, a JPEG of quality 20 and a copy with noise of 12
-levels. `python -m tests.golden.test_metrics` measures them anew; the commit says why a number has changed.
+hq are three scenes of an earlier renderer; sr are a bicubic restoration, a JPEG of quality 20 and a copy with noise of
+12 levels. `python -m tests.golden.test_metrics` measures them anew; the commit says why a number has changed.
 """
 
 from __future__ import annotations
