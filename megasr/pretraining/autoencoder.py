@@ -19,6 +19,7 @@ from megasr.prior import load_autoencoder, save_part
 from megasr.rng import torch_generator
 from megasr.tracking import first_line
 
+_PROBE = 0.2  # standard deviations by which a latent channel is changed, to see what it does
 _LEVEL = 4.0  # a constant channel value that keeps the last norm, and so the decoder's path, nearly linear at first
 
 
@@ -100,10 +101,38 @@ def standardise_latents(vae: Any, images: torch.Tensor) -> None:
     With unit variance, v (2202.00512) of Gaussian data does not correlate with z_t: the U-Net has only structure to
     learn. Otherwise it first learns to pass z_t through.
     """
-    deviation = vae.encode(images).latent.std((0, 2, 3))
-    vae.encoder.conv_out.weight /= deviation[:, None, None, None]
-    vae.encoder.conv_out.bias /= deviation
-    vae.decoder.conv_in.weight *= deviation[None, :, None, None]
+    _scale_latents(vae, 1 / vae.encode(images).latent.std((0, 2, 3)))
+
+
+@torch.no_grad()
+def weigh_latents(vae: Any, images: torch.Tensor, power: float) -> None:
+    """Scale latent channels by what the decoder makes of them, and the decoder inversely.
+
+    Of many channels of unit variance most are detail that looks like noise, and noise hides all of them at the same
+    timestep. Weighed, what the picture shows at large is hidden last, as in pixels: a diffusion model draws it first.
+
+    Args:
+        vae: of build_autoencoder.
+        images: (B, 3, H, W) in [-1, 1].
+        power: a channel's standard deviation becomes proportional to the change of the picture by a deviation of the
+            channel, to this power. The variance of all channels together becomes 1.
+    """
+    standardise_latents(vae, images)
+    z = vae.encode(images).latent
+    before, change = vae.decode(z).sample, torch.zeros(z.shape[1], device=z.device)
+    for channel in range(z.shape[1]):
+        noise = torch.zeros_like(z)
+        generator = torch_generator(0, "weigh_latents", channel)
+        noise[:, channel] = _PROBE * torch.randn(z[:, channel].shape, generator=generator).to(z)
+        change[channel] = (vae.decode(z + noise).sample - before).square().mean().sqrt()
+    weight = change**power
+    _scale_latents(vae, weight / weight.square().mean().sqrt())
+
+
+def _scale_latents(vae: Any, factor: torch.Tensor) -> None:
+    vae.encoder.conv_out.weight *= factor[:, None, None, None]
+    vae.encoder.conv_out.bias *= factor
+    vae.decoder.conv_in.weight /= factor[None, :, None, None]
 
 
 def _set_centre(conv: nn.Conv2d, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
@@ -126,6 +155,7 @@ class AutoencoderModule(PretrainingModule):
             tolerates a diffusion model's errors.
         gradient_weight: weight of the squared error of image gradients, for sharp edges.
         lpips_weight: weight of LPIPS on AlexNet; 0 needs none of its weights.
+        latent_power: see weigh_latents; 0 gives every channel of the exported autoencoder unit variance.
         weights_dir: folder of LPIPS's weights; None looks where pyiqa and torch keep them.
         init: folder of an exported autoencoder of the same sizes to start from; None starts from components.
         settings: see PretrainingModule.
@@ -145,6 +175,7 @@ class AutoencoderModule(PretrainingModule):
         latent_noise: float = 0.03,
         gradient_weight: float = 0.5,
         lpips_weight: float = 0.0,
+        latent_power: float = 0.0,
         weights_dir: str | None = None,
         init: str | None = None,
         **settings: Any,
@@ -164,7 +195,7 @@ class AutoencoderModule(PretrainingModule):
                 raise MegaSRError(f"model.init {init} is no autoencoder of these sizes: {first_line(error)}") from error
         self.vae.to(memory_format=torch.channels_last)
         self.whitening, self.latent_noise, self.gradient_weight = whitening, latent_noise, gradient_weight
-        self.lpips_weight = lpips_weight
+        self.lpips_weight, self.latent_power = lpips_weight, latent_power
         self.lpips = LPIPS("alex", Path(weights_dir) if weights_dir else None) if lpips_weight else None
 
     def setup(self, stage: str) -> None:
@@ -199,7 +230,7 @@ class AutoencoderModule(PretrainingModule):
 
     @torch.no_grad()
     def export(self, folder: Path) -> None:
-        """Write a diffusers folder whose latent channels have unit variance on training images."""
+        """Write a diffusers folder, its latents scaled on training images (latent_power)."""
         vae = copy.deepcopy(self.vae)
-        standardise_latents(vae, to_signed(self.samples(256)).to(self.device))
+        weigh_latents(vae, to_signed(self.samples(256)).to(self.device), self.latent_power)
         save_part(vae, folder)

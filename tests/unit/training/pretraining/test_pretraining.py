@@ -24,6 +24,7 @@ from megasr.pretraining.autoencoder import (
     build_autoencoder,
     standardise_latents,
     start_from_components,
+    weigh_latents,
 )
 from megasr.pretraining.clip import ClipModule, draw_phrases, spans, truth
 from megasr.pretraining.module import Export, PretrainingModule
@@ -100,6 +101,28 @@ def test_standard_latents_decode_to_the_same_picture() -> None:
     torch.testing.assert_close(z.std((0, 2, 3)), torch.ones(12), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
+def test_a_latent_channel_is_as_strong_as_what_it_does_to_the_picture(power: float) -> None:
+    vae = build_autoencoder(12, 28, (1, 1), (1, 1))
+    images = to_signed(torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(0)))
+    images[:, 0] *= 0.2
+    start_from_components(vae, images, whitening=1.0)
+    with torch.no_grad():
+        before = vae.decode(vae.encode(images).latent).sample
+        weigh_latents(vae, images, power)
+        z = vae.encode(images).latent
+        torch.testing.assert_close(vae.decode(z).sample, before, rtol=1e-3, atol=1e-4)
+        deviations = z.std((0, 2, 3))
+        noise = torch.zeros(12, *z.shape)
+        for channel in range(12):
+            noise[channel, :, channel] = 0.1 * deviations[channel] * torch.randn(z[:, channel].shape)
+        done = torch.stack([(vae.decode(z + n).sample - before).square().mean().sqrt() for n in noise])
+    assert deviations.square().mean() == pytest.approx(1, rel=1e-3)
+    # Noise is drawn, and the decoder is not quite linear.
+    expected = done**power / (done**power).square().mean().sqrt()
+    torch.testing.assert_close(deviations, expected, rtol=0.1, atol=0)
+
+
 def test_lpips_is_a_part_of_the_loss_and_of_no_checkpoint(tmp_path: Path) -> None:
     write_metric_weights(tmp_path / "weights", set(LPIPS.weights))
     module = AutoencoderModule(**VAE, lpips_weight=1.0, weights_dir=str(tmp_path / "weights"))
@@ -112,6 +135,19 @@ def test_lpips_is_a_part_of_the_loss_and_of_no_checkpoint(tmp_path: Path) -> Non
     assert with_lpips > module.training_step(batch, 0)
     with_lpips.backward()
     assert {name.split(".")[0] for name, _ in module.named_parameters()} == {"vae"}
+
+
+def test_the_exported_latents_are_weighed_as_is_said(made: Path, tmp_path: Path) -> None:
+    images = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    spread = []
+    for power in (0.0, 1.0):
+        module = AutoencoderModule(**VAE, init=str(made / "vae"), latent_power=power)
+        module.samples = lambda count: images  # type: ignore[method-assign]
+        module.export(tmp_path / str(power))
+        with torch.no_grad():
+            z = load_autoencoder(tmp_path / str(power)).encode(to_signed(images)).latent
+        spread.append(float(z.std((0, 2, 3)).std()))
+    assert spread[0] < 1e-3 < 0.1 < spread[1]
 
 
 def test_an_autoencoder_goes_on_from_an_exported_one(made: Path, tmp_path: Path) -> None:
