@@ -10,6 +10,7 @@ import pandas as pd
 from ablations.attribution import Estimate, Subset, kendall, seed_agreement
 from ablations.conclusions import scores_of
 from ablations.results import StudyResult
+from ablations.tables import protocol_lines
 from megasr.errors import UsageError
 from megasr.rng import numpy_generator
 
@@ -76,11 +77,12 @@ def compare_studies(first: StudyResult, other: StudyResult) -> Agreement:
         UsageError: they were judged by other metrics, on other images, or have fewer than two combinations in common.
     """
     names = first.study.name, other.study.name
-    metric = first.study.primary_metric
-    if metric != other.study.primary_metric or first.protocol.fingerprint != other.protocol.fingerprint:
+    metric, judged_by = first.study.primary_metric, other.study.primary_metric
+    if metric != judged_by or first.primary_set.protocol.fingerprint != other.primary_set.protocol.fingerprint:
+        mine, their = (", ".join(protocol_lines(result)) for result in (first, other))
         raise UsageError(
-            f"{names[0]} is judged by {metric} ({first.protocol.name}), {names[1]} by {other.study.primary_metric} "
-            f"({other.protocol.name}): only studies of one metric and protocol are compared"
+            f"{names[0]} is judged by {metric} ({mine}), {names[1]} by {judged_by} ({their}): only studies of one "
+            "metric and protocol are compared"
         )
     (scores, keys), (theirs, other_keys) = scores_of(first), scores_of(other)
     if keys != other_keys:

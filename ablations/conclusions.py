@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from ablations.attribution import Attribution, Ranked, Subset, ranking, shapley, synergy
+from ablations.evaluation import find_metric
 from ablations.plan import BICUBIC
 from ablations.power import what_would_decide
 from ablations.registry import Study
@@ -56,6 +57,10 @@ class Comparison:
     def leans_better(self) -> bool:
         """The uncorrected interval lies wholly on the side of improvement, beyond `least`: the reading of controls."""
         return self.interval.beyond(self.least) and self.interval.mean * self.better_sign > 0
+
+    def agrees_with(self, other: Comparison) -> bool:
+        """Whether both means are improvements, or both are not; how sure either is makes no difference."""
+        return (self.interval.mean * self.better_sign > 0) == (other.interval.mean * other.better_sign > 0)
 
     @property
     def direction(self) -> str:
@@ -106,21 +111,22 @@ def make_report(result: StudyResult) -> Report:
 
     Raises:
         MegaSRError: no seed is finished for every ablation.
-        UsageError: the runs did not measure the same images, there are fewer than two photographs, or the protocol does
-            not measure the primary metric.
+        UsageError: the runs did not measure the same images, there are fewer than two photographs, or no protocol
+            measures the primary metric.
     """
     study, reference = result.study, result.study.reference.name
+    find_metric(result.sets, study.primary_metric)
     require_seeds(result)
-    primary = result.protocol.metric(study.primary_metric)
+    primary, metrics = result.primary, result.metrics
     names = [ablation.name for ablation in study.ablations]
-    pools = {metric.name: _pool(result, metric) for metric in result.protocol.metrics}
+    pools = {metric.name: _pool(result, metric) for metric in metrics}
     family = [_compare(result, name, reference, primary, pools[primary.name], study.least_difference) for name in names]
     corrected = holm([comparison.interval.p_value for comparison in family])
     comparisons = [replace(c, p_holm=p) for c, p in zip(family, corrected, strict=True)]
-    others = [(name, metric) for name in names for metric in result.protocol.metrics if metric is not primary]
+    others = [(name, metric) for name in names for metric in metrics if metric != primary]
     comparisons += [_compare(result, name, reference, metric, pools[metric.name]) for name, metric in others]
     with_bicubic = [(BICUBIC, reference), *((name, BICUBIC) for name in names)]
-    comparisons += [_compare(result, *pair, metric) for pair in with_bicubic for metric in result.protocol.metrics]
+    comparisons += [_compare(result, *pair, metric) for pair in with_bicubic for metric in metrics]
     means = {row: _means(result, row) for row in (BICUBIC, reference, *names)}
     judged = trust(study, comparisons), _findings(study, comparisons), _notes(result, comparisons)
     return Report(means, tuple(comparisons), *judged, *_attribution(result))
@@ -140,7 +146,7 @@ def scores_of(result: StudyResult) -> tuple[dict[Subset, np.ndarray], list[str]]
     Ablations that are not a combination of guidance types (an oracle, say) are left out.
     """
     study = result.study
-    primary = result.protocol.metric(study.primary_metric)
+    primary = result.primary
     sign = 1 if primary.higher_is_better else -1
     scores: dict[Subset, np.ndarray] = {}
     keys: list[str] = []
@@ -195,14 +201,16 @@ def trust(study: Study, comparisons: Sequence[Comparison]) -> str:
 
 
 def _means(result: StudyResult, row: str) -> dict[str, float]:
-    runs = result.of(row)
-    return {name: sum(run.summary[name] for run in runs) / len(runs) for name in result.protocol.metric_names}
+    runs = {metric.name: result.of(row, metric.name) for metric in result.metrics}
+    return {name: sum(run.summary[name] for run in of) / len(of) for name, of in runs.items()}
 
 
 def _pool(result: StudyResult, metric: MetricSpec) -> SeedPool | None:
     """What seeds do to the difference between any two ablations of the study."""
     names = [ablation.name for ablation in (result.study.reference, *result.study.ablations)]
-    return pool_of_pairs([score_table([values(run, metric.name) for run in result.of(name)])[0] for name in names])
+    return pool_of_pairs(
+        [score_table([values(run, metric.name) for run in result.of(name, metric.name)])[0] for name in names]
+    )
 
 
 def _compare(
@@ -213,7 +221,8 @@ def _compare(
     pool: SeedPool | None = None,
     least: float = 0.0,
 ) -> Comparison:
-    treatment, baseline = ([values(run, metric.name) for run in result.of(name)] for name in (ablation, reference))
+    runs = (result.of(name, metric.name) for name in (ablation, reference))
+    treatment, baseline = ([values(run, metric.name) for run in of] for of in runs)
     if ablation == BICUBIC:  # it has no seed: the same values stand against every seed
         treatment = treatment * len(baseline)
     differences, keys = paired_differences(treatment, baseline)
@@ -236,6 +245,10 @@ def _findings(study: Study, comparisons: Sequence[Comparison]) -> tuple[str, ...
         else:
             line = f"no difference to {than} is shown"
         hints = [c.direction for c in mine if c.p_holm is None and c.interval.excludes_zero]
+        primary = next(c for c in mine if c.metric == study.primary_metric)
+        if held_out := next((c for c in mine if c.metric == study.holdout_metric), None):
+            sign = "agrees" if held_out.agrees_with(primary) else "disagrees"
+            line += f"; the hold-out metric {held_out.metric} {sign} in sign"
         lines.append(f"{ablation.name}: {line}{'; exploratory: ' * bool(hints)}{', '.join(hints)}.")
     return tuple(lines)
 
@@ -271,7 +284,44 @@ def _notes(result: StudyResult, comparisons: Sequence[Comparison]) -> tuple[str,
     with_bicubic = [c for c in comparisons if (c.ablation, c.reference) == (BICUBIC, study.reference.name)]
     if ahead := [c.direction for c in with_bicubic if c.leans_better]:
         notes.append(f"At this budget bicubic has {', '.join(ahead)} than {study.reference.name} (exploratory).")
-    return (*notes, *_incomplete(result))
+    return (*notes, *_contradictions(study, comparisons), *_incomplete(result))
+
+
+def holdout_summary(study: Study, comparisons: Sequence[Comparison]) -> str:
+    """Does the hold-out metric say the same as the primary one? A sentence; "" without a hold-out metric."""
+    if study.holdout_metric is None:
+        return ""
+    of = {(c.ablation, c.metric): c for c in comparisons if c.reference == study.reference.name}
+    pairs = [(of.get((a.name, study.primary_metric)), of.get((a.name, study.holdout_metric))) for a in study.ablations]
+    both = [(one, other) for one, other in pairs if one is not None and other is not None]
+    if not both:
+        return f"The hold-out metric {study.holdout_metric} is not measured of every ablation yet."
+    against = [one.ablation for one, other in both if not other.agrees_with(one)]
+    tail = f"; it disagrees in {', '.join(against)}" if against else ""
+    return (
+        f"The hold-out metric {study.holdout_metric} agrees with {study.primary_metric} in the sign of "
+        f"{len(both) - len(against)} of {len(both)} differences{tail}."
+    )
+
+
+def _contradictions(study: Study, comparisons: Sequence[Comparison]) -> list[str]:
+    """Warnings where the hold-out metric, or another whose interval excludes zero, contradicts the primary one."""
+    mine = [c for c in comparisons if c.reference == study.reference.name]
+    primary = {c.ablation: c for c in mine if c.metric == study.primary_metric}
+    against = [c for c in mine if c.ablation in primary and not c.agrees_with(primary[c.ablation])]
+    lines = []
+    if held := [c.ablation for c in against if c.metric == study.holdout_metric]:
+        lines.append(
+            f"Warning: the hold-out metric {study.holdout_metric} has the other sign than {study.primary_metric} for "
+            f"{', '.join(held)}: a gain that one metric alone sees may be a gain in that metric alone."
+        )
+    sure = [c for c in against if c.interval.excludes_zero and primary[c.ablation].interval.excludes_zero]
+    if told := [f"{c.ablation} ({c.metric})" for c in sure if c.metric != study.holdout_metric]:
+        lines.append(
+            f"Warning: metrics disagree in sign with {study.primary_metric}, and both intervals exclude zero: "
+            f"{', '.join(told)}."
+        )
+    return lines
 
 
 def _other_machines(study: Study) -> str:
@@ -299,6 +349,8 @@ def _incomplete(result: StudyResult) -> list[str]:
             f"{', '.join(left_out)}."
         )
     notes += [f"Failed: {run_id} ({reason})." for run_id, reason in result.failed.items()]
+    if lacking := [f"{run_id} of {name}" for run_id, name in result.missing]:
+        notes.append(f"Not measured, so that metrics of these sets lack a seed or are left out: {', '.join(lacking)}.")
     commits = {run.commit for run in result.runs}
     if len(commits) > 1:
         notes.append(f"The runs were made by different code: {', '.join(sorted(map(str, commits)))}.")

@@ -32,19 +32,19 @@ def write_contact_sheet(result: StudyResult, path: Path, rows: int = ROWS) -> No
     Raises:
         MegaSRError: a picture is missing or the file cannot be written.
     """
-    study, metric = result.study, result.protocol.metric(result.study.primary_metric)
+    study, metric, of_set = result.study, result.primary, result.primary_set
     names = [study.reference.name, *(ablation.name for ablation in study.ablations)]
     bicubic, *runs = (result.of(name)[0] for name in (BICUBIC, *names))
-    keys = _spread([row["key"] for row in bicubic.rows], rows)
-    folders = [(bicubic, "lq"), (bicubic, "sr"), *((run, "sr") for run in runs), (bicubic, "hq")]
-    paths = [result.output / run.run_id / folder for run, folder in folders]
+    keys = _spread(list(values(bicubic, metric.name)), rows)
+    folders = [(bicubic, "lq"), (bicubic, "sr"), *((run, "sr") for run in runs), *[(bicubic, "hq")] * of_set.has_hq]
+    paths = [of_set.folder(result.output / run.run_id) / folder for run, folder in folders]
     images = [[read_image(path / f"{key}.png") for path in paths] for key in keys]
     scores = [values(run, metric.name) for run in (bicubic, *runs)]
-    captions = [
-        [(key, False), *_captions([one[key] for one in scores], metric), ("ground truth", False)] for key in keys
-    ]
+    truth = [("ground truth", False)] * of_set.has_hq
+    captions = [[(key, False), *_captions([one[key] for one in scores], metric), *truth] for key in keys]
     kinds = {name: f"{name}\n{kind} control" for name, kind in study.controls.items()}
-    labels = ["lq (nearest)", "bicubic", *(kinds.get(name, name.replace("+", " +\n")) for name in names), "hq"]
+    labels = ["lq (nearest)", "bicubic", *(kinds.get(name, name.replace("+", " +\n")) for name in names)]
+    labels += ["hq"] * of_set.has_hq
     settings = f"{study.name} · {runs[0].steps} steps · seed {runs[0].seed}"
     below = f"{settings} · {metric.name} below, best of the combinations in green"
     figure = _draw((study.question, below), labels, images, captions)

@@ -1,14 +1,16 @@
-"""One run: train (see ablations.train), restore the held-out images, measure, write.
+"""One run: train (see ablations.train), restore the images of the evaluation sets, measure, write.
 
 Imports Lightning; the runner imports this file only when a run is not finished yet.
 """
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning
 import numpy as np
@@ -16,13 +18,28 @@ import torch
 import yaml
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from ablations.evaluation import EvaluationSet, check_images, open_set
 from ablations.plan import Components, RunPlan, build
-from ablations.results import RunResult, write_result, write_text
+from ablations.results import (
+    METRICS_FILE,
+    RESTORED_FILE,
+    Restored,
+    RunResult,
+    Training,
+    merge_results,
+    read_restored,
+    read_training,
+    write_restored,
+    write_result,
+    write_text,
+)
 from ablations.tracking import Tracker
-from ablations.train import OnStep, load_adapter, read_training, train
+from ablations.train import OnStep, load_adapter, train
 from megasr.batch import SRBatch
-from megasr.errors import MegaSRError
-from megasr.evaluation.evaluator import Evaluator, Row
+from megasr.errors import MegaSRError, UsageError
+from megasr.evaluation.evaluator import Evaluator
+from megasr.evaluation.folders import check_sizes, load_pair
+from megasr.evaluation.pairing import Pair
 from megasr.images import read_image, to_uint8, upsample_lq, write_png
 from megasr.provenance import git_commit, versions
 from megasr.training.module import MegaSRModule
@@ -30,33 +47,79 @@ from megasr.training.probes import SiteProbes
 
 _PICTURES = 4  # per run on W&B
 Restore = Callable[[SRBatch], torch.Tensor]  # batch -> sr (B, 3, H, W) in [0, 1]
-Pictures = dict[str, dict[str, torch.Tensor]]  # key -> {"lq_up", "sr", "hq"}
+Pictures = dict[str, dict[str, torch.Tensor]]  # key -> {"lq_up", "sr", "hq" where there is one}
 
 
-def execute_baseline(plan: RunPlan, components: Components, evaluator: Evaluator, folder: Path) -> RunResult:
-    """Measure bicubic lq_up on the held-out images; also writes their lq and hq, which all runs share."""
-    scale_factor, started = plan.config["data"]["init_args"]["scale_factor"], time.perf_counter()
-    batches = held_out(plan.config["data"], components, torch.device("cpu"))
-    rows, _ = _evaluate(batches, lambda batch: upsample_lq(batch["lq"], scale_factor), evaluator, folder)
-    return _finish(plan, evaluator, rows, folder, evaluate_s=time.perf_counter() - started)
+class Evaluators:
+    """The evaluators of a study's sets; each is made once, when it is asked for.
+
+    Args:
+        sets: all sets of the study.
+        weights_dir: where weights of metrics are looked for first.
+    """
+
+    def __init__(self, sets: Sequence[EvaluationSet], weights_dir: Path | None = None) -> None:
+        self.sets, self._weights_dir = tuple(sets), weights_dir
+        self._made: dict[str, Evaluator] = {}
+
+    def of(self, one: EvaluationSet) -> Evaluator:
+        """The evaluator of a set. Raises MegaSRError when weights are missing."""
+        if one.name not in self._made:
+            names = [metric.name for metric in one.metrics]
+            self._made[one.name] = Evaluator(
+                one.protocol, metrics=names, weights_dir=self._weights_dir, has_hq=one.has_hq
+            )
+        return self._made[one.name]
+
+
+class Restorer(NamedTuple):
+    """What restores the images of a run: on which device, how, and whose training it is (None of bicubic)."""
+
+    device: torch.device
+    restore: Restore
+    training: Training | None = None
+
+
+def execute_baseline(
+    plan: RunPlan, components: Components, todo: Sequence[EvaluationSet], evaluators: Evaluators, folder: Path
+) -> None:
+    """Measure bicubic lq_up on the sets in `todo`; also writes their lq and hq, which all runs share.
+
+    Raises:
+        UsageError, MegaSRError: a set cannot be read or measured.
+    """
+    for one in todo:
+        if (restored := read_restored(plan, one.folder(folder))) is None:
+            data = open_set(one, plan.config["data"], components)
+            bicubic = Restorer(torch.device("cpu"), partial(_bicubic, data.scale_factor))
+            restored = restore_set(plan, one, data, bicubic, one.folder(folder), None)[0]
+        measure_set(plan, one, evaluators.of(one), restored, folder, folder)
+
+
+def _bicubic(scale_factor: int, batch: SRBatch) -> torch.Tensor:
+    return upsample_lq(batch["lq"], scale_factor)
 
 
 def execute_run(
     plan: RunPlan,
     components: Components,
-    evaluator: Evaluator,
+    todo: Sequence[EvaluationSet],
+    evaluators: Evaluators,
     folder: Path,
     baseline: Path,
     tracker: Tracker,
     on_step: OnStep,
     trained_in: Path | None = None,
-) -> RunResult | None:
-    """Train (unless that is done) and measure one planned run; metrics.json is the last file it writes.
+) -> dict[str, RunResult] | None:
+    """Train and restore as far as that is not done, and measure a planned run set by set.
+
+    A set that fails does not cost the others: its error is raised when they are finished.
 
     Args:
         plan: what to run.
         components: classes the config builds.
-        evaluator: the protocol.
+        todo: the sets that are not measured.
+        evaluators: of all sets.
         folder: the run's folder.
         baseline: folder of the finished bicubic baseline.
         tracker: W&B.
@@ -64,11 +127,11 @@ def execute_run(
         trained_in: folder of the run that trains for this one; None is its own.
 
     Returns:
-        None in all processes but the first: they train with it and measure nothing.
+        Name of a set -> result. None in all processes but the first: they train with it and measure nothing.
 
     Raises:
-        MegaSRError: the run took other than the planned number of steps, was given another lq than the baseline, or an
-            image cannot be measured or written.
+        MegaSRError: the run took other than the planned number of steps, was given another lq or other images than the
+            baseline, or an image cannot be measured or written.
     """
     trained_in = trained_in or folder
     if rank_zero_only.rank:  # Lightning started this process for the training
@@ -76,30 +139,62 @@ def execute_run(
         return None
     config = f"# run {plan.run_id}, fingerprint {plan.fingerprint}\n" + yaml.safe_dump(plan.config, sort_keys=False)
     write_text(folder / "config.yaml", config)  # as LightningCLI reads it
-    logger, strengths = tracker.open(plan, folder / "wandb"), dict[str, float]()
+    logger, strengths, pictures = tracker.open(plan, folder / "wandb"), dict[str, float](), Pictures()
     try:
-        training = read_training(plan, trained_in) or train(plan, components, trained_in, logger, on_step)
-        started = time.perf_counter()
-        model = build(components, {"model": plan.config["model"]}).model
-        load_adapter(model, trained_in)
-        device = torch.device(training.device if torch.cuda.is_available() else "cpu")
-        restore = _probed(model.to(device).eval(), strengths)
-        batches = held_out(plan.config["data"], components, device)
-        rows, pictures = _evaluate(batches, restore, evaluator, folder, baseline)
-        measured = {"steps": training.steps, "train_s": training.train_s, "device": str(device)}
-        measured["tracking"] = logger and f"{logger.experiment.project}/{logger.experiment.id}"
-        result = _finish(plan, evaluator, rows, folder, evaluate_s=time.perf_counter() - started, **measured)
+        training = read_training(plan, trained_in)
+        weights = training.weights if training else ""
+        done = {one.name: read_restored(plan, one.folder(folder), weights) for one in todo}
+        restorer = None
+        if None in done.values():
+            training = training or train(plan, components, trained_in, logger, on_step)
+            restorer = _restorer(plan, components, trained_in, training, strengths)
+        results, failed = dict[str, RunResult](), dict[str, Exception]()
+        where = logger and f"{logger.experiment.project}/{logger.experiment.id}"
+        for one in todo:
+            try:
+                if (restored := done[one.name]) is None:
+                    assert restorer is not None
+                    data = open_set(one, plan.config["data"], components)
+                    restored, seen = restore_set(plan, one, data, restorer, one.folder(folder), one.folder(baseline))
+                    pictures |= seen if not pictures else {}
+                results[one.name] = measure_set(plan, one, evaluators.of(one), restored, folder, baseline, where)
+            except UsageError:
+                raise
+            except Exception as error:
+                failed[one.name] = error
     except BaseException:
         tracker.abort(logger)
         raise
-    tracker.close(logger, result, pictures, strengths)
-    return result
+    if merged := merge_results(evaluators.sets, results):
+        tracker.close(logger, merged, pictures, strengths)
+    else:
+        tracker.abort(logger)
+    _raise(failed, len(evaluators.sets))
+    return results
 
 
-def held_out(section: Mapping[str, Any], components: Components, device: torch.device) -> Iterator[SRBatch]:
-    """Batches of the evaluation set of a `data` section on a device, in the same order every time."""
-    data = build(components, {"data": section}).data
-    data.setup("validate")
+def _raise(failed: Mapping[str, Exception], sets: int) -> None:
+    """Raise what the sets raised; what was not foreseen stays an error that is worth another try."""
+    if failed and sets == 1:
+        raise next(iter(failed.values()))
+    if failed:
+        text = "; ".join(f"evaluation set {name}: {error}" for name, error in failed.items())
+        foreseen = all(isinstance(error, MegaSRError) for error in failed.values())
+        raise (MegaSRError if foreseen else RuntimeError)(text) from next(iter(failed.values()))
+
+
+def _restorer(
+    plan: RunPlan, components: Components, trained_in: Path, training: Training, strengths: dict[str, float]
+) -> Restorer:
+    """The trained adapter of a run on the device that trained it; fills `strengths` (see _probed)."""
+    model = build(components, {"model": plan.config["model"]}).model
+    load_adapter(model, trained_in)
+    device = torch.device(training.device if torch.cuda.is_available() else "cpu")
+    return Restorer(device, _probed(model.to(device).eval(), strengths), training)
+
+
+def batches_of(data: Any, device: torch.device) -> Iterator[SRBatch]:
+    """Batches of the evaluation images of a data module on a device, in the same order every time."""
     for batch in data.val_dataloader():
         yield data.on_after_batch_transfer(data.transfer_batch_to_device(batch, device, 0), 0)
 
@@ -120,31 +215,44 @@ def _probed(model: lightning.LightningModule, strengths: dict[str, float]) -> Re
 
 
 @torch.no_grad()
-def _evaluate(
-    batches: Iterable[SRBatch],
-    restore: Restore,
-    evaluator: Evaluator,
-    folder: Path,
-    baseline: Path | None = None,
-) -> tuple[list[Row], Pictures]:
-    """Restore and measure the held-out images and write sr; without a baseline, write lq and hq as well."""
-    rows: list[Row] = []
-    pictures: Pictures = {}
-    for batch in batches:
-        sr = restore(batch).float().cpu()
-        hq, lq = batch["hq"].float().cpu(), batch["lq"].float().cpu()
-        rows += evaluator.rows(sr, hq, batch["keys"])
-        lq_up = upsample_lq(lq, hq.shape[-1] // lq.shape[-1])
+def restore_set(
+    plan: RunPlan, one: EvaluationSet, data: Any, restorer: Restorer, place: Path, baseline: Path | None
+) -> tuple[Restored, Pictures]:
+    """Restore the images of a set and write sr/<key>.png, and restored.json when all are there.
+
+    Args:
+        plan: the run.
+        one: the set.
+        data: its data module.
+        restorer: what restores.
+        place: folder of the set in the folder of the run.
+        baseline: the same of bicubic, whose lq it must be; None writes lq and hq.
+
+    Raises:
+        MegaSRError: it is given another lq or other images than bicubic, or an image cannot be written.
+    """
+    began, keys, pictures = time.perf_counter(), list[str](), Pictures()
+    for stale in (RESTORED_FILE, METRICS_FILE):  # what is left of other weights
+        (place / stale).unlink(missing_ok=True)
+    for batch in batches_of(data, restorer.device):
+        sr, lq = restorer.restore(batch).float().cpu(), batch["lq"].float().cpu()
+        views = {"sr": sr} | ({"hq": batch["hq"].float().cpu()} if one.has_hq else {})
+        lq_up = upsample_lq(lq, sr.shape[-1] // lq.shape[-1])
         for i, key in enumerate(batch["keys"]):
-            write_png(to_uint8(sr[i]), folder / "sr" / f"{key}.png")
-            if baseline is None:
-                write_png(to_uint8(lq[i]), folder / "lq" / f"{key}.png")
-                write_png(to_uint8(hq[i]), folder / "hq" / f"{key}.png")
-            else:
+            for name, images in ({"lq": lq} | views if baseline is None else {"sr": sr}).items():
+                write_png(to_uint8(images[i]), place / name / f"{key}.png")
+            if baseline is not None:
                 _check_same_lq(to_uint8(lq[i]), baseline / "lq" / f"{key}.png")
             if len(pictures) < _PICTURES:
-                pictures[key] = {"lq_up": lq_up[i], "sr": sr[i], "hq": hq[i]}
-    return rows, pictures
+                pictures[key] = {"lq_up": lq_up[i]} | {name: images[i] for name, images in views.items()}
+        keys += batch["keys"]
+    if baseline is not None and (baseline / RESTORED_FILE).is_file():
+        check_images(one, keys, json.loads((baseline / RESTORED_FILE).read_text())["keys"])
+    training, seconds = restorer.training, time.perf_counter() - began
+    weights, steps, train_s = (training.weights, training.steps, training.train_s) if training else ("", 0, 0.0)
+    restored = Restored(plan.fingerprint, weights, keys, steps, train_s, str(restorer.device), seconds)
+    write_restored(restored, place)
+    return restored, pictures
 
 
 def _check_same_lq(lq: np.ndarray, path: Path) -> None:
@@ -154,22 +262,52 @@ def _check_same_lq(lq: np.ndarray, path: Path) -> None:
         raise MegaSRError(f"evaluated on another lq than {path}; the degradation must not depend on the run")
 
 
-def _finish(plan: RunPlan, evaluator: Evaluator, rows: list[Row], folder: Path, **measured: Any) -> RunResult:
-    """Write metrics.json."""
-    protocol = evaluator.protocol
-    defaults: dict[str, Any] = {"steps": 0, "train_s": 0.0, "device": "cpu", "tracking": None}
+def measure_set(
+    plan: RunPlan,
+    one: EvaluationSet,
+    evaluator: Evaluator,
+    restored: Restored,
+    folder: Path,
+    baseline: Path,
+    tracking: str | None = None,
+) -> RunResult:
+    """Measure the images that a run has restored of a set, and write its result.
+
+    Args:
+        plan: the run.
+        one: the set.
+        evaluator: of its protocol.
+        restored: the images.
+        folder: of the run.
+        baseline: folder of bicubic's run, which holds hq.
+        tracking: name of the W&B run.
+
+    Raises:
+        UsageError: an image is not of the size that the protocol measures.
+        MegaSRError: an image cannot be read or measured.
+    """
+    began, place, truth = time.perf_counter(), one.folder(folder), one.folder(baseline)
+    files = [(key, f"{key}.png") for key in restored.keys]
+    pairs = [Pair(key, place / "sr" / name, truth / "hq" / name if one.has_hq else None) for key, name in files]
+    check_sizes(pairs, one.protocol)
+    rows = evaluator.rows_of(torch.stack(list(evaluator.measure(pairs, load_pair))), restored.keys)
     result = RunResult(
         run_id=plan.run_id,
         study=plan.study,
         ablation=plan.ablation,
         seed=plan.seed,
         fingerprint=plan.fingerprint,
-        protocol={"name": protocol.name, "fingerprint": protocol.fingerprint},
+        protocol={"name": one.protocol.name, "fingerprint": one.protocol.fingerprint},
         rows=rows,
         summary=evaluator.summary(rows),
+        steps=restored.steps,
+        train_s=restored.train_s,
+        evaluate_s=restored.restore_s + time.perf_counter() - began,
+        device=restored.device,
         commit=git_commit(),
         versions=versions(),
-        **defaults | measured,
+        tracking=tracking,
+        weights=restored.weights,
     )
-    write_result(result, folder)
+    write_result(result, place)
     return result

@@ -36,8 +36,8 @@ class StudyPage:
         curves: learning curves, one column each over the steps; empty when there are none.
         curves_axis: what they are, for their axis.
         curves_note: what they show, a sentence.
-        pictures: "lq", "bicubic", labels of rows, "hq" -> key of the image -> file.
-        scores: "bicubic" and labels of rows -> scores of these images, keys by metrics.
+        pictures: "lq", "bicubic", labels of rows, "hq" where there is one -> key of the image -> file.
+        scores: "bicubic" and labels of rows -> scores of these images, keys by those metrics that they have.
         failures: run without numbers -> reason in one line.
         notes: what limits the answer.
         least_difference: smallest difference that is called one, in the primary metric; 0 is any.
@@ -89,11 +89,12 @@ def write_page(page: StudyPage, path: Path, webp_quality: int | None = None) -> 
         MegaSRError: a picture cannot be read, or the page cannot be written.
     """
     sources = _sources(page)
-    keys = list(page.pictures.get(HQ, ()))
+    keys = list(page.pictures.get(LQ, ()))
     labels = [source.label for source in sources]
     measured = [s.label for s in sorted((s for s in sources if s.method is not None), key=lambda s: s.method or 0)]
     scores = {label: page.scores[label] for label in measured}
-    data = viewer_data(sources, keys, scores, page.metrics if measured else (), webp_quality)
+    metrics = [metric for metric in page.metrics if all(metric.name in table for table in scores.values())]
+    data = viewer_data(sources, keys, scores, metrics if measured else (), webp_quality)
     data |= {"pairwise": True, "start": _start(page, labels)}
     places = {label: number for number, label in enumerate(labels)}
     template = load_template("study.html", ("ablations", "templates"))
@@ -126,7 +127,10 @@ def _start(page: StudyPage, labels: Sequence[str]) -> list[int]:
     if not labels:
         return []
     best = [label for label in page.competing["label"] if label in labels]
-    return [labels.index(page.reference if page.reference in labels else LQ), labels.index(best[0] if best else HQ)]
+    return [
+        labels.index(page.reference if page.reference in labels else LQ),
+        labels.index(best[0]) if best else len(labels) - 1,
+    ]
 
 
 def _rows(page: StudyPage, places: Mapping[str, int]) -> list[dict[str, Any]]:

@@ -50,6 +50,8 @@ class Recipe:
         declared: the study, where the recipe declares it (see ablations.declared).
         protocol: name of the protocol that its numbers are taken by.
         weights_dir: folder in which the weights of metrics are looked for first.
+        evaluation: the evaluation sets as they are written (see ablations.evaluation); None is the recipe's data alone.
+        holdout_metric: a metric that neither training nor the verdicts use; see Study.
     """
 
     config: Config
@@ -59,6 +61,8 @@ class Recipe:
     protocol: str = WEIGHT_FREE_V1.name
     weights_dir: Path | None = None
     declared: Study | None = None
+    evaluation: Mapping[str, Any] | None = None
+    holdout_metric: str | None = None
 
 
 @dataclass(frozen=True)
@@ -148,12 +152,12 @@ def build(components: Components, config: Mapping[str, Any]) -> Any:
 
 
 def resolve(config: Mapping[str, Any], components: Components) -> Config:
-    """Check a nested config against the constructors and fill in the defaults.
+    """Check a nested config, of all sections or of data alone, against the constructors and fill in the defaults.
 
     Raises:
         UsageError: unknown key or wrong type; the message names the path.
     """
-    parser = build_parser(components)
+    parser = build_parser(components, ("data",)) if config.keys() == {"data"} else build_parser(components)
     try:
         return json.loads(parser.dump(parser.parse_object(deepcopy(dict(config))), format="json", skip_none=False))
     except Exception as error:  # jsonargparse raises several kinds
@@ -209,11 +213,14 @@ def plan_runs(
         configs[ablation.name] = resolve(apply_changes(reference, ablation), components)
         check_diff(ablation, reference, configs[ablation.name])
     _check_distinct(configs)
-    runs = [plan_run(study.name, name, seed, config) for seed in seeds for name, config in configs.items()]
+    weights = {name: identify_weights(config["model"]) for name, config in configs.items()}  # no seed changes them
+    runs = [
+        plan_run(study.name, name, seed, config, weights[name]) for seed in seeds for name, config in configs.items()
+    ]
     return [plan_run(study.name, BICUBIC, None, {"data": reference["data"]}), *runs]
 
 
-_STUDY_OPTIONS = ("least_difference", "protocol", "weights_dir")
+_STUDY_OPTIONS = ("least_difference", "protocol", "weights_dir", "evaluation", "holdout_metric")
 
 
 def _read_study_section(path: Path, section: dict[str, Any]) -> dict[str, Any]:
@@ -231,7 +238,9 @@ def _read_study_section(path: Path, section: dict[str, Any]) -> dict[str, Any]:
     least = section.get("least_difference", 0)
     if isinstance(least, bool) or not isinstance(least, int | float) or not 0 <= least < math.inf:
         raise UsageError(f"{path}: study.least_difference must be a number of 0 or more, got {least!r}")
-    folder = section.get("weights_dir")
+    folder, holdout = section.get("weights_dir"), section.get("holdout_metric")
+    if holdout is not None and not isinstance(holdout, str):
+        raise UsageError(f"{path}: study.holdout_metric must be the name of a metric, got {holdout!r}")
     return {
         "study": str(section["name"]),
         "seeds": tuple(seeds),
@@ -239,6 +248,8 @@ def _read_study_section(path: Path, section: dict[str, Any]) -> dict[str, Any]:
         "protocol": get_protocol(str(section.get("protocol", WEIGHT_FREE_V1.name))).name,
         "weights_dir": None if folder is None else Path(at_home(str(folder))),
         "declared": declare(section, path) if is_declared(section) else None,
+        "evaluation": section.get("evaluation"),
+        "holdout_metric": holdout,
     }
 
 
@@ -246,13 +257,19 @@ def _check_distinct(configs: Mapping[str, Config]) -> None:
     """Two ablations of one config would be one answer under two names."""
     seen: dict[str, str] = {}
     for name, config in configs.items():
-        other = seen.setdefault(json.dumps(_present(config), sort_keys=True), name)
+        other = seen.setdefault(json.dumps(present(config), sort_keys=True), name)
         if other != name:
             raise UsageError(f"ablations {other!r} and {name!r} give the same config: leave one out")
 
 
-def plan_run(study: str, ablation: str, seed: int | None, config: Config) -> RunPlan:
+def plan_run(
+    study: str, ablation: str, seed: int | None, config: Config, weights: Mapping[str, str | None] | None = None
+) -> RunPlan:
     """Plan one run of a resolved config; with seed None it is the baseline.
+
+    Args:
+        study, ablation, seed, config: see RunPlan.
+        weights: what identify_weights says of the config; None asks it.
 
     Raises:
         MegaSRError: weights that the config names are not on this machine.
@@ -261,12 +278,13 @@ def plan_run(study: str, ablation: str, seed: int | None, config: Config) -> Run
         # Everything random follows the run's seed: model, noise and the order of the data.
         data = {**config["data"], "init_args": {**config["data"]["init_args"], "seed": seed}}
         config = {**config, "model": {**config["model"], "seed": seed}, "data": data}
-    weights = identify_weights(config["model"]) if "model" in config else {}
-    fingerprint = _digest([study, ablation, seed, _present(config), weights])
+    if weights is None:
+        weights = identify_weights(config["model"]) if "model" in config else {}
+    fingerprint = _digest([study, ablation, seed, present(config), weights])
     training = ""
     if seed is not None:
         model = {name: value for name, value in config["model"].items() if name != "sampler"} | trained_sampler(config)
-        training = _digest([_present({**config, "model": model}), weights])
+        training = _digest([present({**config, "model": model}), weights])
     run_id = "-".join([study, ablation, *([] if seed is None else [f"s{seed}"]), fingerprint[:8]])
     return RunPlan(run_id, study, ablation, seed, config, fingerprint, training)
 
@@ -283,6 +301,6 @@ def _digest(content: Any) -> str:
     return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=6).hexdigest()
 
 
-def _present(config: Config) -> dict[str, Any]:
+def present(config: Mapping[str, Any]) -> dict[str, Any]:
     """The leaves that are not None: a new option that is off by default changes no older run's id."""
     return {path: value for path, value in flatten(config).items() if value is not None}

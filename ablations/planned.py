@@ -10,9 +10,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ablations.evaluation import EvaluationSet, open_set
 from ablations.launch.local import LocalExecutor, Outbox, Slot, Task
 from ablations.plan import Components, RunPlan, build
 from ablations.registry import Study
+from ablations.results import CHECKPOINT
 from ablations.runner import Job, OpenStudy
 
 _STEPS, _COUNTED = 6, 3  # the first ones fill caches
@@ -34,27 +36,32 @@ def describe_hypotheses(study: Study) -> str:
 
 
 def describe_runs(study: OpenStudy) -> str:
-    """A line per run: its id, whether it is done, and which run trains for it; then a line of totals."""
-    done = set(study.finished)
-    hosts: dict[str, str] = {}
+    """A line per run: its id, whether it is done, which run trains for it, what is left; then a line of totals."""
+    jobs = study.jobs
+    trained = {plan.run_id for job in jobs if not study.needs_training(job) for plan in job.todo}
+    left = {plan.run_id for job in jobs for plan in job.todo}
     lines = []
     for plan in study.plans:
-        host = hosts.setdefault(plan.training, plan.run_id)
-        state = "done" if plan.run_id in done else "to do"
+        host = study.hosts[plan.training].run_id
         if plan.seed is None:
             what = "not trained"
+        elif plan.run_id in trained:
+            what = "trained, to evaluate"
         else:
             what = f"{plan.max_steps} steps" if host == plan.run_id else f"no training: that of {host}"
-        lines.append(f"{state:<6} {plan.run_id:<70} {what}")
-    trainings = sum(job.host.seed is not None for job in study.jobs)
-    left = len(study.plans) - len(done)
-    lines.append(f"{len(study.plans)} runs: {len(done)} done, {left} to do, with {trainings} trainings")
+        if plan.run_id in left and len(study.sets) > 1:
+            what += f"; evaluation sets {', '.join(one.name for one in study.left(plan))}"
+        lines.append(f"{'to do' if plan.run_id in left else 'done':<6} {plan.run_id:<70} {what}")
+    trainings = sum(study.needs_training(job) for job in jobs)
+    done = len(study.plans) - len(left)
+    lines.append(f"{len(study.plans)} runs: {done} done, {len(left)} to do, with {trainings} trainings")
     return "\n".join(lines)
 
 
 def pipe_commands(study: OpenStudy) -> list[str]:
-    """The `pipe:` addresses in the data sections of a study's runs, each once."""
-    return list(dict.fromkeys(url for plan in study.plans for url in _pipes(plan.config["data"])))
+    """The `pipe:` addresses in the data sections of a study's runs and evaluation sets, each once."""
+    sections = [*(plan.config["data"] for plan in study.plans), *(one.data for one in study.sets)]
+    return list(dict.fromkeys(url for section in sections for url in _pipes(section)))
 
 
 def _pipes(config: Any) -> Iterator[str]:
@@ -72,7 +79,7 @@ class Cost:
     Attributes:
         start_s: seconds before the first step.
         step_s: seconds per optimizer step.
-        images_s: seconds to restore the evaluation set.
+        images_s: seconds to restore the evaluation sets.
         checkpoint_bytes: of adapter.ckpt.
         picture_bytes: of the pictures of one evaluation, about.
     """
@@ -83,25 +90,26 @@ class Cost:
     checkpoint_bytes: int
     picture_bytes: float
 
-    def seconds(self, job: Job) -> float:
-        """Of a job: its training and its evaluations."""
-        return self.start_s + self.step_s * job.host.max_steps + self.images_s * len(job.todo)
+    def seconds(self, job: Job, training: bool) -> float:
+        """Of a job: its training, unless it is trained, and its evaluations."""
+        return self.start_s + self.step_s * job.host.max_steps * training + self.images_s * len(job.todo)
 
 
-def describe_cost(jobs: Sequence[Job], slots: Sequence[Slot], components: Components) -> str:
-    """Time and disk of the jobs in two lines, from a few steps of the one with the most guidance types.
+def describe_cost(study: OpenStudy, slots: Sequence[Slot]) -> str:
+    """Time and disk of what is left in two lines, from a few steps of the training with the most guidance types.
 
     Raises:
         MegaSRError: the probe failed, as the study would.
         UsageError: the config does not fit.
     """
-    trainings = [job for job in jobs if job.host.seed is not None]
+    trainings = [job for job in study.jobs if job.host.seed is not None]
     if not trainings:
         return "no training is left to do"
-    cost = probe(max(trainings, key=lambda job: len(job.host.guidance)).host, slots[0], components)
+    host = max(trainings, key=lambda job: len(job.host.guidance)).host
+    cost = probe(host, study.sets, slots[0], study.components)
     free = [0.0] * len(slots)
     for job in trainings:
-        free[free.index(min(free))] += cost.seconds(job)
+        free[free.index(min(free))] += cost.seconds(job, study.needs_training(job))
     size = sum(cost.checkpoint_bytes + cost.picture_bytes * len(job.todo) for job in trainings)
     names = Counter(slot.name for slot in slots)
     where = ", ".join(name if count == 1 else f"{count} x {name}" for name, count in names.items())
@@ -114,8 +122,8 @@ def describe_cost(jobs: Sequence[Job], slots: Sequence[Slot], components: Compon
     )
 
 
-def probe(plan: RunPlan, slot: Slot, components: Components) -> Cost:
-    """A few steps of a plan and one restored batch, in a process of its own.
+def probe(plan: RunPlan, sets: Sequence[EvaluationSet], slot: Slot, components: Components) -> Cost:
+    """A few steps of a plan and one restored batch of every set, in a process of its own.
 
     Raises:
         MegaSRError: it failed, as the run would.
@@ -123,7 +131,7 @@ def probe(plan: RunPlan, slot: Slot, components: Components) -> Cost:
     """
     measured: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
-        task = Task("probe", lambda send: _probe(plan, components, Path(folder), send), Path(folder))
+        task = Task("probe", lambda send: _probe(plan, sets, components, Path(folder), send), Path(folder))
         for event in LocalExecutor([slot], retries=0).run([task]):
             if event.kind == "cost":
                 measured = event.details
@@ -132,11 +140,11 @@ def probe(plan: RunPlan, slot: Slot, components: Components) -> Cost:
     return Cost(**measured)
 
 
-def _probe(plan: RunPlan, components: Components, folder: Path, send: Outbox) -> None:
+def _probe(plan: RunPlan, sets: Sequence[EvaluationSet], components: Components, folder: Path, send: Outbox) -> None:
     import torch
 
-    from ablations.execute import held_out
-    from ablations.train import CHECKPOINT, train
+    from ablations.execute import batches_of
+    from ablations.train import train
 
     trainer = {**plan.config["trainer"], "max_steps": _STEPS, "devices": 1}
     began, times = time.perf_counter(), list[float]()
@@ -144,17 +152,21 @@ def _probe(plan: RunPlan, components: Components, folder: Path, send: Outbox) ->
     train(short, components, folder, None, lambda step, loss: times.append(time.perf_counter()))
     step_s = (times[-1] - times[-1 - _COUNTED]) / _COUNTED
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    built = build(components, {"model": plan.config["model"], "data": plan.config["data"]})
-    built.data.setup("validate")
-    images = len(built.data.val_dataloader().dataset)
-    batch = next(held_out(plan.config["data"], components, device))
-    restoring = time.perf_counter()
-    sr = built.model.to(device).eval().restore(batch).cpu()
+    model = build(components, {"model": plan.config["model"]}).model.to(device).eval()
+    images_s = picture_bytes = 0.0
+    for one in sets:
+        data = open_set(one, plan.config["data"], components)
+        images = len(data.val_dataloader().dataset)
+        batch = next(batches_of(data, device))
+        restoring = time.perf_counter()
+        sr = model.restore(batch).cpu()
+        images_s += (time.perf_counter() - restoring) / len(sr) * images
+        picture_bytes += sr.shape[-2] * sr.shape[-1] * images * _IMAGE_BYTES_PER_PIXEL
     send(
         "cost",
         start_s=times[0] - began - step_s,
         step_s=step_s,
-        images_s=(time.perf_counter() - restoring) / len(sr) * images,
+        images_s=images_s,
         checkpoint_bytes=(folder / CHECKPOINT).stat().st_size,
-        picture_bytes=sr.shape[-2] * sr.shape[-1] * images * _IMAGE_BYTES_PER_PIXEL,
+        picture_bytes=picture_bytes,
     )

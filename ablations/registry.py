@@ -67,6 +67,8 @@ class Study:
         primary_metric: the metric of the protocol that decides, named before any run; all others are exploratory.
         least_difference: smallest difference in the primary metric that counts, as measured between two machines (the
             recipe's `study.least_difference`); 0 where that has not been measured.
+        holdout_metric: a metric that no objective optimises and no verdict uses (the recipe's `study.holdout_metric`):
+            the report says where it contradicts the primary one.
         controls: ablation name -> "negative" (must not help) or "positive" (must help). A study whose controls fail is
             reported as not trustworthy.
     """
@@ -78,6 +80,7 @@ class Study:
     primary_metric: str
     controls: Mapping[str, Control] = field(default_factory=dict)
     least_difference: float = 0.0
+    holdout_metric: str | None = None
 
     def __post_init__(self) -> None:
         _check_name("study", self.name)

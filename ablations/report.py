@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ablations.conclusions import Report, make_report
 from ablations.page import StudyPage, write_page
@@ -68,9 +68,15 @@ def write_report(result: StudyResult, output: Path, console: Console | None = No
 def _track(result: StudyResult, page: StudyPage, output: Path, say: Callable[[str], None]) -> None:
     from ablations.tracking import Tracker
 
-    protocol = {"name": result.protocol.name, "fingerprint": result.protocol.fingerprint}
-    config = {"study": result.study.name, "primary_metric": result.study.primary_metric, "protocol": protocol}
+    study = result.study
+    config = {"study": study.name, "primary_metric": study.primary_metric, "protocol": _protocols(result)}
     Tracker(result.group, say).report(page, output, config)
+
+
+def _protocols(result: StudyResult) -> dict[str, Any]:
+    """Name and fingerprint of the protocol; of several sets by the set."""
+    about = {one.name: {"name": one.protocol.name, "fingerprint": one.protocol.fingerprint} for one in result.sets}
+    return about if len(about) > 1 else next(iter(about.values()))
 
 
 def _files(result: StudyResult, report: Report, page: StudyPage) -> dict[str, str]:
@@ -84,7 +90,7 @@ def _files(result: StudyResult, report: Report, page: StudyPage) -> dict[str, st
     ranking = ranking_table(page.ranking, page.metrics, caption, (page.trust, *page.notes))
     return {
         "results.csv": page.results.to_csv(index=False),
-        "scores.csv": scores[list(result.protocol.metric_names)].reset_index().to_csv(index=False),
+        "scores.csv": scores[[metric.name for metric in result.metrics]].reset_index().to_csv(index=False),
         "results.md": _markdown(result, report),
         "results.json": _json(result, report),
         "ranking.csv": page.ranking.to_csv(index=False),
@@ -126,10 +132,12 @@ def _json(result: StudyResult, report: Report) -> str:
     content = {
         "study": result.study.name,
         "question": result.study.question,
-        "protocol": {"name": result.protocol.name, "fingerprint": result.protocol.fingerprint},
+        "protocol": _protocols(result),
         "primary_metric": result.study.primary_metric,
+        "holdout_metric": result.study.holdout_metric,
         "seeds": result.seeds,
         "failed": dict(result.failed),
+        "missing": result.missing,
         "trust": report.trust,
         "findings": report.findings,
         "notes": report.notes,

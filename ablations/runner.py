@@ -10,21 +10,29 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
+from ablations.evaluation import EvaluationSet, check_sets, find_metric, read_sets
+from ablations.holdout import check_holdout
 from ablations.launch.local import Event, Executor, LocalExecutor, Outbox, Slot, Task
 from ablations.plan import Components, RunPlan, default_components, plan_runs, read_recipe
 from ablations.progress import StudyProgress, say
+from ablations.record import changes, make_record, read_record, write_record
 from ablations.registry import Study
-from ablations.results import RunResult, StudyResult, read_finished
+from ablations.results import (
+    RunResult,
+    StudyResult,
+    merge_results,
+    read_finished,
+    read_restored,
+    read_training,
+)
 from ablations.studies import get_study
 from megasr.console import quiet_warnings
 from megasr.errors import MegaSRError, UsageError
-from megasr.evaluation.evaluator import Evaluator
 from megasr.evaluation.protocol import Protocol, get_protocol
 from megasr.files import locked_folder, write_whole
-
-STUDY_FILE = "study.txt"  # whose folder it is
 
 
 @dataclass(frozen=True)
@@ -53,11 +61,11 @@ class OpenStudy:
     """A planned study and its folder.
 
     Attributes:
-        study: the question.
+        study: the question; its metrics have their names in the study.
         plans: every run, bicubic first.
         output: folder of the run folders.
         group: id of study and recipe; W&B groups the runs by it.
-        protocol: how the numbers are taken.
+        sets: what is measured, and how.
         components: classes the config builds.
         weights_dir: where weights of metrics are looked for first.
     """
@@ -66,23 +74,42 @@ class OpenStudy:
     plans: tuple[RunPlan, ...]
     output: Path
     group: str
-    protocol: Protocol
+    sets: tuple[EvaluationSet, ...]
     components: Components
     weights_dir: Path | None = None
 
+    @cached_property
+    def hosts(self) -> dict[str, RunPlan]:
+        """Training -> the run in whose folder it lies: the first that needs it."""
+        return {plan.training: plan for plan in reversed(self.plans)}
+
     @property
     def finished(self) -> dict[str, RunResult]:
-        """Run id -> result of the finished runs, in the order of the plan.
+        """Run id -> result of the runs that are finished on every set, in the order of the plan.
 
         Raises:
             MegaSRError: a result cannot be read.
         """
-        results = {plan.run_id: self.read(plan) for plan in self.plans}
+        results = {plan.run_id: self.read(plan) for plan in self.plans if not self.left(plan)}
         return {run_id: result for run_id, result in results.items() if result is not None}
 
     def read(self, plan: RunPlan) -> RunResult | None:
-        """The result of a run, None when it is not finished."""
-        return read_finished(plan, self.protocol, self.output / plan.run_id)
+        """The result of a run on the sets that it has finished, None when there is none."""
+        return merge_results(self.sets, self._read_sets(plan))
+
+    def left(self, plan: RunPlan) -> list[EvaluationSet]:
+        """The sets on which a run is not finished."""
+        done = self._read_sets(plan)
+        return [one for one in self.sets if one.name not in done]
+
+    def _read_sets(self, plan: RunPlan) -> dict[str, RunResult]:
+        weights = self._weights(plan)
+        found = {one.name: read_finished(plan, one, self.output / plan.run_id, weights) for one in self.sets}
+        return {name: result for name, result in found.items() if result is not None}
+
+    def _weights(self, plan: RunPlan) -> str:
+        training = read_training(plan, self.output / self.hosts[plan.training].run_id)
+        return training.weights if training else ""
 
     @property
     def baseline(self) -> RunPlan:
@@ -92,30 +119,54 @@ class OpenStudy:
     @property
     def jobs(self) -> list[Job]:
         """The trainings that unfinished runs need, in the order of the plan; bicubic is a job of its own, the first."""
-        finished, hosts, todo = self.finished, dict[str, RunPlan](), dict[str, list[RunPlan]]()
+        todo = dict[str, list[RunPlan]]()
         for plan in self.plans:
-            hosts.setdefault(plan.training, plan)
-            if plan.run_id not in finished:
+            if self.left(plan):
                 todo.setdefault(plan.training, []).append(plan)
-        return [Job(hosts[training], tuple(runs)) for training, runs in todo.items()]
+        return [Job(self.hosts[training], tuple(runs)) for training, runs in todo.items()]
+
+    def needs_training(self, job: Job) -> bool:
+        """Whether it takes more than restoring and measuring."""
+        if job.host.seed is None or read_training(job.host, self.output / job.host.run_id) is not None:
+            return False
+        left = ((plan, one.folder(self.output / plan.run_id)) for plan in job.todo for one in self.left(plan))
+        return any(read_restored(plan, folder) is None for plan, folder in left)
 
     @property
     def devices(self) -> int:
         """Devices that a training asks for."""
         return max(plan.processes for plan in self.plans)
 
-    def run(self, executor: Executor) -> StudyResult:
+    def check(self) -> None:
+        """Check evaluation sets and weights of metrics before the first run. Raises as `check_sets`."""
+        base = self.output / self.baseline.run_id
+        restored = {one.name: read_restored(self.baseline, one.folder(base)) for one in self.sets}
+        measured = {name: images.keys for name, images in restored.items() if images is not None}
+        check_sets(self.sets, self.baseline.config["data"], self.components, self.weights_dir, measured)
+
+    def run(self, executor: Executor, train: bool = True) -> StudyResult:
         """Do what is left, under `output/<run_id>/`: bicubic here, the trainings by the executor.
 
+        Args:
+            executor: where.
+            train: without, runs that are not trained are left as they are.
+
         Raises:
-            UsageError: a config does not fit, or `output` is another study's.
-            MegaSRError: another process works in `output`, or bicubic cannot be measured. Any other run that fails is
-                named in the result, and the study goes on.
+            UsageError: a config does not fit, the study file was changed, or `output` is another study's.
+            MegaSRError: another process works in `output`, weights of a metric are missing, or bicubic cannot be
+                measured. Any other run that fails is named in the result, and the study goes on.
         """
         with self.claimed():
             reused = tuple(self.finished)
+            if len(reused) < len(self.plans):
+                self.check()
             self.run_baseline()
             jobs = self.jobs
+            if not train:
+                untrained = [job for job in jobs if self.needs_training(job)]
+                jobs = [job for job in jobs if job not in untrained]
+                for job in untrained:
+                    say(f"{job.label}: not trained, so not evaluated; `megasr study run` trains it")
             failed = self._run(jobs, executor) if jobs else {}
         return self.result(reused, failed)
 
@@ -143,33 +194,46 @@ class OpenStudy:
         if run_id not in plans:
             raise UsageError(f"study {self.study.name} has no run {run_id!r} with this recipe; see `megasr study plan`")
         jobs = [job for job in self.jobs if job.host.training == plans[run_id].training]
-        if jobs and run_id != self.baseline.run_id and self.read(self.baseline) is None:
+        self.check_unchanged()
+        if jobs and run_id != self.baseline.run_id and self.left(self.baseline):
             raise MegaSRError(f"run {self.baseline.run_id} comes first: every other one is checked against it")
         return self._run(jobs, executor) if jobs else {}
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
-        """Be the only driver that works in `output`. A folder is one study's: its report would replace the other's.
+        """Be the only driver that works in `output`, and write down what the study is.
 
         Raises:
-            UsageError: `output` is another study's.
+            UsageError: see check_unchanged.
             MegaSRError: another driver works in `output`.
         """
         with locked_folder(self.output):
-            path = self.output / STUDY_FILE
-            owner = path.read_text().strip() if path.is_file() else self.study.name
-            if owner != self.study.name:
-                raise UsageError(f"{self.output} holds study {owner}; give {self.study.name} a folder of its own")
-            write_whole(path, f"{owner}\n".encode())
+            self.check_unchanged()
+            write_record(make_record(self.study, self.plans, self.sets), self.output)
             yield
 
+    def check_unchanged(self) -> None:
+        """Refuse a study that is no longer the one that was begun in `output`; it may have grown.
+
+        Raises:
+            UsageError: `output` is another study's, or something was changed or removed; all of it is listed.
+        """
+        if (begun := read_record(self.output)) is None:
+            return
+        if begun.study != self.study.name:
+            raise UsageError(f"{self.output} holds study {begun.study}; give {self.study.name} a folder of its own")
+        if told := changes(begun, make_record(self.study, self.plans, self.sets)):
+            lines = "".join(f"\n  {line}" for line in told)
+            raise UsageError(
+                f"{self.output} was begun as another study; what has changed since:{lines}\nA study may grow (seeds, "
+                "ablations, evaluation sets, protocols); what is changed is another study: name another --output"
+            )
+
     def result(self, reused: Sequence[str] | None = None, failed: Mapping[str, str] | None = None) -> StudyResult:
-        """What is finished; all of it was before, unless `reused` says otherwise."""
-        runs = self.finished
-        reused = tuple(runs) if reused is None else tuple(reused)
-        return StudyResult(
-            self.study, self.protocol, tuple(runs.values()), self.output, self.group, reused, failed or {}
-        )
+        """What is finished, of runs that lack a set as well; all of it was before, unless `reused` says otherwise."""
+        runs = [result for plan in self.plans if (result := self.read(plan)) is not None]
+        reused = tuple(run.run_id for run in runs) if reused is None else tuple(reused)
+        return StudyResult(self.study, self.sets, tuple(runs), self.output, self.group, reused, failed or {})
 
     def _run(self, jobs: Sequence[Job], executor: Executor) -> dict[str, str]:
         """Run id -> reason, in one line, of the runs of these jobs that failed."""
@@ -194,7 +258,7 @@ class OpenStudy:
         if job.host.seed is None:
             raise MegaSRError(f"run {event.task}: {error}; no other run can be checked without it") from error
         reason = " ".join(str(error).split())
-        lost = [plan.run_id for plan in job.todo if self.read(plan) is None]
+        lost = [plan.run_id for plan in job.todo if self.left(plan)]
         for run_id in lost:
             say(f"run {run_id} failed: {reason}")
         return dict.fromkeys(lost, reason)
@@ -218,25 +282,30 @@ def open_study(
         output: folder of the run folders.
         seeds: instead of the recipe's study.seeds.
         steps: instead of the recipe's trainer.max_steps.
-        protocol: instead of the recipe's study.protocol.
+        protocol: of all evaluation sets, instead of the recipe's.
         components: classes the config builds; the project's own by default.
 
     Raises:
-        UsageError: unknown study, a recipe that is not for it, or a protocol that does not measure the study's primary
-            metric.
+        UsageError: unknown study, a recipe that is not for it, an evaluation set that cannot be, a primary or hold-out
+            metric that no protocol measures, or a hold-out metric that is no hold-out.
     """
     components = components or default_components()
     recipe = read_recipe(config, components, steps)
     name = study.name if isinstance(study, Study) else study
     chosen = study if isinstance(study, Study) else recipe.declared or get_study(study)
-    protocol = protocol or get_protocol(recipe.protocol)
-    protocol.metric(chosen.primary_metric)  # before hours of runs that could not answer the question
+    sets = read_sets(recipe.evaluation, protocol or get_protocol(recipe.protocol), components, config)
+    if protocol is not None:
+        sets = tuple(replace(one, protocol=protocol) for one in sets)
     if recipe.study != name:
         raise UsageError(f"{config} is a recipe for study {recipe.study!r}, not for {name!r}")
-    chosen = replace(chosen, least_difference=recipe.least_difference)
+    # Before hours of runs that could not answer the question.
+    primary, holdout = find_metric(sets, chosen.primary_metric), recipe.holdout_metric or chosen.holdout_metric
+    holdout = None if holdout is None else find_metric(sets, holdout)
+    chosen = replace(chosen, primary_metric=primary, holdout_metric=holdout, least_difference=recipe.least_difference)
     plans = plan_runs(chosen, recipe, components, seeds)
+    check_holdout(chosen, sets, plans)
     group = f"{chosen.name}-{hashlib.blake2b(json.dumps(recipe.config).encode(), digest_size=4).hexdigest()}"
-    return OpenStudy(chosen, tuple(plans), output, group, protocol, components, recipe.weights_dir)
+    return OpenStudy(chosen, tuple(plans), output, group, sets, components, recipe.weights_dir)
 
 
 @dataclass(frozen=True)
@@ -248,7 +317,7 @@ class StudyWork:
 
     def is_done(self) -> bool:
         """Whether all of its runs are finished."""
-        return all(self.study.read(plan) is not None for plan in self.job.todo)
+        return not any(self.study.left(plan) for plan in self.job.todo)
 
     def __call__(self, send: Outbox) -> None:
         """Do it, in this process, or in as many as the recipe's trainer has devices."""
@@ -270,27 +339,24 @@ class StudyWork:
             self._do(send)
 
     def _do(self, send: Callable[..., None]) -> None:
-        from ablations.execute import execute_baseline, execute_run
+        from ablations.execute import Evaluators, execute_baseline, execute_run
         from ablations.tracking import Tracker
 
         study = self.study
-        evaluator, baseline = (
-            Evaluator(study.protocol, weights_dir=study.weights_dir),
-            study.output / study.baseline.run_id,
-        )
+        evaluators, baseline = Evaluators(study.sets, study.weights_dir), study.output / study.baseline.run_id
         tracker = Tracker(study.group, lambda line: send("message", line=line))
 
         def on_step(step: int, loss: float) -> None:
             send("step", step=step, loss=loss)
 
         for plan in self.job.todo:
-            if study.read(plan) is not None:
+            if not (todo := study.left(plan)):
                 continue
             if plan.seed is None:
-                execute_baseline(plan, study.components, evaluator, self.folder)
+                execute_baseline(plan, study.components, todo, evaluators, self.folder)
                 continue
-            own = study.output / plan.run_id
-            if execute_run(plan, study.components, evaluator, own, baseline, tracker, on_step, self.folder) is None:
+            given = (plan, study.components, todo, evaluators, study.output / plan.run_id, baseline)
+            if execute_run(*given, tracker, on_step, self.folder) is None:
                 return  # of several processes only the first one measures
             send("run", run=plan.run_id)
 

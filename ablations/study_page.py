@@ -6,12 +6,12 @@ from collections.abc import Iterator
 
 import pandas as pd
 
-from ablations.conclusions import Report
+from ablations.conclusions import Report, holdout_summary
+from ablations.evaluation import study_name
 from ablations.page import StudyPage
 from ablations.plan import BICUBIC
-from ablations.results import StudyResult
-from ablations.tables import comparison_frame, ordered_metrics, ranking_frame
-from ablations.train import read_losses
+from ablations.results import RunResult, StudyResult, read_losses, values
+from ablations.tables import comparison_frame, ordered_metrics, protocol_lines, ranking_frame
 
 _SHOWN_IMAGES = 12
 _WINDOW = 5  # a running mean over this part of the training
@@ -19,13 +19,14 @@ _WINDOW = 5  # a running mean over this part of the training
 
 def study_page(result: StudyResult, report: Report) -> StudyPage:
     """Everything on the page. The primary metric's differences are turned so that more is better."""
-    study = result.study
+    study, of_set = result.study, result.primary_set
     curves, axis, note = learning_curves(result)
     bicubic, *runs = [
         result.of(name)[0] for name in (BICUBIC, study.reference.name, *(a.name for a in study.ablations))
     ]
-    keys = [row["key"] for row in bicubic.rows[:_SHOWN_IMAGES]]
-    files = {"lq": (bicubic, "lq"), **{run.ablation: (run, "sr") for run in (bicubic, *runs)}, "hq": (bicubic, "hq")}
+    keys = list(values(bicubic, study.primary_metric))[:_SHOWN_IMAGES]
+    files = {"lq": (bicubic, "lq"), **{run.ablation: (run, "sr") for run in (bicubic, *runs)}}
+    files |= {"hq": (bicubic, "hq")} if of_set.has_hq else {}
     worth = [(name, one.mean, one.low, one.high) for name, one in report.worth.items()]
     synergies = [(*pair, one.mean, one.low, one.high) for pair, one in report.synergies.items()]
     return StudyPage(
@@ -44,15 +45,28 @@ def study_page(result: StudyResult, report: Report) -> StudyPage:
         curves_axis=axis,
         curves_note=note,
         pictures={
-            label: {key: result.output / run.run_id / folder / f"{key}.png" for key in keys}
+            label: {key: of_set.folder(result.output / run.run_id) / folder / f"{key}.png" for key in keys}
             for label, (run, folder) in files.items()
         },
-        scores={run.ablation: pd.DataFrame(run.rows).set_index("key") for run in (bicubic, *runs)},
+        scores={run.ablation: _scores(run, study.primary_metric) for run in (bicubic, *runs)},
         failures=result.failed,
         notes=report.notes,
         least_difference=study.least_difference,
         provenance=_provenance(result),
     )
+
+
+def _scores(run: RunResult, primary: str) -> pd.DataFrame:
+    """Scores of the images of the primary metric's set, keys by metrics."""
+    return pd.DataFrame([row for row in run.rows if primary in row]).set_index("key")
+
+
+def _images(result: StudyResult) -> str:
+    """How many images were measured, of each set."""
+    named = {one.name: study_name(result.sets, one, one.metrics[0].name) for one in result.sets}
+    bicubic = next(run for run in result.runs if run.seed is None)
+    counts = {name: len(values(bicubic, metric)) for name, metric in named.items()}
+    return ", ".join(f"{count} of {name}" if len(counts) > 1 else str(count) for name, count in counts.items())
 
 
 def _answer(result: StudyResult, report: Report) -> Iterator[str]:
@@ -80,16 +94,18 @@ def _answer(result: StudyResult, report: Report) -> Iterator[str]:
             f"Drawn again with other images and seeds, {names.get(first.subset, '+'.join(sorted(first.subset)))} would "
             f"be first in {first.wins:.0%} of the draws."
         )
+    if held_out := holdout_summary(study, report.comparisons):
+        yield held_out
     trained = {run.train_s for run in result.runs if run.seed is not None}
     evaluated = sum(run.evaluate_s for run in result.runs)
     yield f"It took {sum(trained) / 60:.0f} min of training and {evaluated / 60:.0f} min of restoring and measuring."
 
 
 def _provenance(result: StudyResult) -> dict[str, str]:
-    trained = next(run for run in result.runs if run.seed is not None)
+    trained = result.of(result.study.reference.name)[0]
     return {
-        "protocol": f"{result.protocol.name} ({result.protocol.fingerprint})",
-        "images": str(len(trained.rows)),
+        "protocol": ", ".join(protocol_lines(result)),
+        "images": _images(result),
         "seeds": ", ".join(map(str, result.seeds)),
         "steps": str(trained.steps),
         "device": trained.device,

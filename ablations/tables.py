@@ -88,7 +88,13 @@ def kind(verdict: str) -> str:
 
 def ordered_metrics(result: StudyResult) -> list[MetricSpec]:
     """The metrics of a study, the primary one first."""
-    return sorted(result.protocol.metrics, key=lambda metric: metric.name != result.study.primary_metric)
+    return sorted(result.metrics, key=lambda metric: metric.name != result.study.primary_metric)
+
+
+def protocol_lines(result: StudyResult) -> list[str]:
+    """How the numbers of each set were taken: "NAME (fingerprint)", of several sets with " of SET"."""
+    several = len(result.sets) > 1
+    return [f"{s.protocol.name} ({s.protocol.fingerprint}){f' of {s.name}' * several}" for s in result.sets]
 
 
 def ranking_table(
@@ -136,7 +142,7 @@ def summary_table(result: StudyResult, report: Report, intervals: bool = True) -
             for row, means in report.means.items()
         ]
     legend = (
-        f"Differences are to {reference}. Protocol {result.protocol.name} ({result.protocol.fingerprint}). Only "
+        f"Differences are to {reference}. Protocol {', '.join(protocol_lines(result))}. Only "
         f"{study.primary_metric} is judged; {HINT} marks exploratory intervals, not corrected, that exclude zero: "
         "hints, not results."
     )

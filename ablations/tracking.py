@@ -79,7 +79,7 @@ class Tracker:
         import wandb
 
         metrics = list(result.summary)
-        table = wandb.Table(["key", *metrics], [[row["key"], *(row[name] for name in metrics)] for row in result.rows])
+        table = wandb.Table(["key", *metrics], [[row["key"], *map(row.get, metrics)] for row in result.rows])
         try:
             run = logger.experiment
             for key, views in images.items():

@@ -10,16 +10,17 @@ import json
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import lightning
 
 from ablations.plan import Components, RunPlan, build
+from ablations.results import CHECKPOINT, TRAINING_FILE, Training
 from megasr.console import quiet_lightning
 from megasr.errors import MegaSRError
-from megasr.files import write_whole
+from megasr.files import file_sha256, write_whole
 from megasr.training.callbacks import EMA
 from megasr.training.checkpoint import final_weights, read_checkpoint
 from megasr.training.last_checkpoint import LAST, find_last
@@ -27,28 +28,8 @@ from megasr.training.loggers import call_trainer, run_callbacks
 from megasr.training.module import MegaSRModule
 from megasr.training.monitor import TrainingMonitor
 
-CHECKPOINT, TRAINING_FILE = "adapter.ckpt", "training.json"
 SAVE_EVERY_N_STEPS = 50
 OnStep = Callable[[int, float], None]  # (optimizer steps so far, loss)
-
-
-@dataclass(frozen=True)
-class Training:
-    """A finished training.
-
-    Attributes:
-        fingerprint: RunPlan.training.
-        steps: optimizer steps.
-        train_s: seconds, those before a resume included.
-        device: what it ran on.
-        losses: [step, loss] every trainer.log_every_n_steps.
-    """
-
-    fingerprint: str
-    steps: int
-    train_s: float
-    device: str
-    losses: list[list[float]]
 
 
 class Steps(lightning.Callback):
@@ -89,28 +70,6 @@ class Steps(lightning.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore them."""
         self.losses, self._before_s = list(state_dict["losses"]), float(state_dict["seconds"])
-
-
-def read_training(plan: RunPlan, folder: Path) -> Training | None:
-    """The finished training of a plan in a folder; None when there is none.
-
-    Raises:
-        MegaSRError: training.json cannot be understood.
-    """
-    path = folder / TRAINING_FILE
-    if not (path.is_file() and (folder / CHECKPOINT).exists()):
-        return None
-    try:
-        training = Training(**json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        raise MegaSRError(f"{path} is damaged ({error}); delete {folder} to run it again") from error
-    return training if training.fingerprint == plan.training else None
-
-
-def read_losses(folder: Path) -> list[list[float]]:
-    """[step, loss] of the training in a run's folder; empty when the run shares the training of another one."""
-    path = folder / TRAINING_FILE
-    return list(json.loads(path.read_text())["losses"]) if path.is_file() else []
 
 
 def train(plan: RunPlan, components: Components, folder: Path, logger: Any, on_step: OnStep) -> Training:
@@ -156,8 +115,9 @@ def train(plan: RunPlan, components: Components, folder: Path, logger: Any, on_s
         if isinstance(callback, EMA):
             callback.swap_in(built.model)
     trainer.save_checkpoint(folder / CHECKPOINT, weights_only=True)  # written whole, see use_checkpoint_files
-    device = str(trainer.strategy.root_device)
-    training = Training(plan.training, trainer.global_step, steps.seconds, device, steps.losses)
+    device, checkpoint = str(trainer.strategy.root_device), folder / CHECKPOINT
+    weights = file_sha256(checkpoint)[:12] if checkpoint.is_file() else ""
+    training = Training(plan.training, trainer.global_step, steps.seconds, device, steps.losses, weights)
     if trainer.is_global_zero:
         write_whole(folder / TRAINING_FILE, json.dumps(asdict(training)).encode())
         shutil.rmtree(resume, ignore_errors=True)

@@ -42,7 +42,7 @@ def study_media(page: StudyPage, sheet: Path, index: Path) -> dict[str, Any]:
         "page": wandb.Html(index.read_text(), inject=False),
         **{name: _table(frame) for name, frame in tables.items() if len(frame)},
         **{f"figures/{name}": wandb.Image(draw()) for name, draw in drawn.items()},
-        **{f"pictures/{key}": _pictures(page, key) for key in page.pictures.get("hq", ())},
+        **{f"pictures/{key}": _pictures(page, key) for key in page.pictures.get("lq", ())},
     }
 
 
@@ -116,7 +116,7 @@ def _report(page: StudyPage, group: str, place: dict[str, str]) -> Any:
     keys = [f"figures/{name}" for name, there in figures.items() if there]
     panels = [wr.MediaBrowser(title="ranking, worth, pairs", media_keys=keys)]
     if page.pictures:
-        pictures = [f"pictures/{key}" for key in page.pictures["hq"]]
+        pictures = [f"pictures/{key}" for key in page.pictures["lq"]]
         panels.append(wr.MediaBrowser(title="same image, all combinations", media_keys=pictures))
     reference = f"Difference to {page.reference}" if page.reference else "Difference"
     table = ranking_table(page.ranking, page.metrics, f"{reference} in {page.metrics[0].name}").markdown()

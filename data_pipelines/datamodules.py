@@ -35,6 +35,7 @@ AnySource = TypeVar("AnySource", bound=FolderSource | ShardSource | PairedSource
 __all__ = [
     "BenchmarkDataModule",
     "FolderDataModule",
+    "ImagesDataModule",
     "LatentDataModule",
     "MixtureDataModule",
     "PairedDataModule",
@@ -306,3 +307,50 @@ class PairedDataModule(SRDataModule):
             eval_crop_size_px=eval_crop_size_px, batch_size=batch_size, train_samples=train_samples,
             eval_samples=eval_samples, num_workers=num_workers, seed=seed, max_damaged=max_damaged,
         )  # fmt: skip
+
+
+class ImagesDataModule(SRDataModule):
+    """Images of your own to evaluate on, for `megasr test` and studies: pairs, or hq that a degradation damages.
+
+    Args:
+        root: folder of pairs (see data_pipelines.paired), or with lq_root of their hq; with a degradation, a folder or
+            shard set of hq.
+        lq_root: folder of lq of the pairs.
+        degradation: name of the degradation that makes lq; None takes the pairs as they are.
+        eval_crop_size_px: height and width of the centre of hq that is taken; None takes whole images.
+        batch_size: images per batch; whole images of several sizes need 1.
+
+    Raises:
+        UsageError: a folder is missing or empty, images do not make pairs, or a value cannot be used.
+        MegaSRError: a shard set cannot be reached or is not usable.
+    """
+
+    def __init__(
+        self, root: str, lq_root: str | None = None, degradation: str | None = None,
+        eval_crop_size_px: int | None = None, scale_factor: int = 4, batch_size: int = 1, num_workers: int = 0,
+    ) -> None:  # fmt: skip
+        if degradation is None:
+            source: NamedSource = PairedSource(root, scale_factor, lq_root)
+        elif lq_root is not None:
+            raise UsageError("data.lq_root has lq: data.degradation would replace them; leave one of the two out")
+        else:
+            source = open_source(root)
+        self.whole = eval_crop_size_px is None
+        super().__init__(
+            evaluation=source, degradation=degradation, scale_factor=scale_factor, batch_size=batch_size,
+            crop_size_px=eval_crop_size_px or 32 * scale_factor, train_samples=batch_size, eval_samples=len(source),
+            num_workers=num_workers,
+        )  # fmt: skip
+
+    def setup(self, stage: str) -> None:
+        """Refuse to train: there are no training images. Raises UsageError."""
+        if stage == "fit":
+            raise UsageError("ImagesDataModule has images to evaluate on alone: train with FolderDataModule or others")
+
+    def eval_sample(self, index: int) -> Sample:
+        if not self.whole:
+            return super().eval_sample(index)
+        assert self.eval_source is not None
+        sample = self.eval_source.read(index)
+        height, width = (side // self.scale_factor * self.scale_factor for side in sample.hq.shape[:2])
+        return replace(sample, hq=sample.hq[:height, :width])

@@ -81,8 +81,8 @@ def _check_pictures(folder: Path) -> None:
     Raises:
         UsageError: the folder is not the one of the pictures, or not all of them are there.
     """
+    from ablations.record import STUDY_FILE
     from ablations.results import METRICS_FILE
-    from ablations.runner import STUDY_FILE
     from megasr.training.protocol_metrics import MARK, PICTURES, RESULT
 
     sr = PICTURES[0]

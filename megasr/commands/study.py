@@ -1,4 +1,4 @@
-"""`megasr study list | plan | run | report | agree`: answer a question over many runs."""
+"""`megasr study list | plan | run | evaluate | report | agree`: answer a question over many runs."""
 
 from __future__ import annotations
 
@@ -35,12 +35,14 @@ def add_parser(commands: Any) -> None:
     start.add_argument("--launcher", choices=("local", "slurm", "wandb"), default="local", help=where)
     start.add_argument("--slurm", nargs="+", default=[], metavar="KEY=VALUE", help="of the jobs: partition=a time=600")
     start.add_argument("--only", metavar="RUN_ID", help="do the training of this run alone, and write no report")
+    again = actions.add_parser("evaluate", help="evaluate what is trained, also on new sets or by another protocol")
+    again.add_argument("--protocol", metavar="NAME", help="of all evaluation sets, instead of the recipe's")
     report = actions.add_parser("report", help="write the report of what is finished, and run nothing")
     agree = actions.add_parser("agree", help="say how well one study's ranking predicts another's")
     agree.add_argument("--config", type=Path, nargs=2, required=True, help="recipes: of the cheap study, of the other")
     agree.add_argument("--output", type=Path, nargs=2, required=True, help="the folders of both")
     agree.set_defaults(run=run_agree, passes_options_on=False)
-    for action, run in ((plan, run_plan), (start, run_study), (report, run_report)):
+    for action, run in ((plan, run_plan), (start, run_study), (again, run_evaluate), (report, run_report)):
         named = "a study of `megasr study list`, or the YAML file of one of your own, which is its recipe too"
         action.add_argument("name", metavar="NAME", help=named)
         action.add_argument("--config", type=Path, help="YAML recipe of the study")
@@ -48,7 +50,7 @@ def add_parser(commands: Any) -> None:
         action.add_argument("--seeds", type=int, nargs="+", help="seeds, instead of the recipe's")
         action.add_argument("--steps", type=int, help="optimiser steps per run, instead of the recipe's")
         action.set_defaults(run=run, passes_options_on=False)
-    for action in (plan, start):
+    for action in (plan, start, again):
         action.add_argument("--devices", default="auto", help="cpu, or GPUs like 0,1 (default: all GPUs, else the CPU)")
         action.add_argument("--per-device", type=int, help="trainings at a time on each (default: 1 per GPU or core)")
 
@@ -71,14 +73,17 @@ def run_plan(arguments: argparse.Namespace) -> None:
     study = _open(arguments)
     from ablations.planned import describe_cost, describe_hypotheses, describe_runs, pipe_commands
 
+    study.check_unchanged()
     print(describe_hypotheses(study.study) + "\n")
     print(describe_runs(study))
     commands = pipe_commands(study)
+    if study.jobs and not commands:
+        study.check()
     if study.jobs and arguments.probe is None and commands:
         print(f"cost not measured, because reading the data runs {', '.join(commands)}; --probe measures it")
     elif study.jobs and arguments.probe is not False:
         _show_commands(study)
-        print(describe_cost(study.jobs, _local(study, arguments).slots, study.components))
+        print(describe_cost(study, _local(study, arguments).slots))
 
 
 def run_study(arguments: argparse.Namespace) -> None:
@@ -157,11 +162,24 @@ def _write_sweep(study: OpenStudy, arguments: argparse.Namespace) -> None:
     print("then the command that made the sweep, without --launcher wandb: it does what is left and writes the report")
 
 
+def run_evaluate(arguments: argparse.Namespace) -> None:
+    """Restore and measure what is trained, as far as that is not done, and write the report; nothing is trained.
+
+    Raises MegaSRError when a run failed, or no seed is trained for all ablations.
+    """
+    study = _open(arguments)
+    _show_commands(study)
+    from ablations.report import write_report
+
+    write_report(study.run(_local(study, arguments), train=False), arguments.output)
+
+
 def run_report(arguments: argparse.Namespace) -> None:
     """Write the report of the runs that are finished. Raises MegaSRError when no seed is finished for all ablations."""
     study = _open(arguments)
     from ablations.report import write_report
 
+    study.check_unchanged()
     write_report(study.result(), arguments.output)
 
 
@@ -193,8 +211,11 @@ def _open(arguments: argparse.Namespace) -> OpenStudy:
         arguments.config, arguments.name = _own_study(arguments.name)
     _check_recipe(arguments.name, arguments.config)
     from ablations.runner import open_study
+    from megasr.evaluation.protocol import get_protocol
 
-    return open_study(arguments.name, arguments.config, arguments.output, arguments.seeds, arguments.steps)
+    named = getattr(arguments, "protocol", None)
+    given = arguments.name, arguments.config, arguments.output, arguments.seeds, arguments.steps
+    return open_study(*given, protocol=None if named is None else get_protocol(named))
 
 
 def _own_study(file: str) -> tuple[Path, str]:

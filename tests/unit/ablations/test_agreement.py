@@ -10,6 +10,7 @@ import pytest
 
 from ablations import agreement
 from ablations.agreement import compare_studies
+from ablations.evaluation import RECIPE, EvaluationSet
 from ablations.plan import BICUBIC
 from ablations.registry import Ablation, Study
 from ablations.results import RunResult, StudyResult
@@ -32,7 +33,7 @@ def _study(name: str, gains: dict[str, float], seeds: tuple[int, ...] = (0, 1), 
     study = Study(name, "Which?", none, tuple(others), "gmsd", {})
     runs = [_run(name, BICUBIC, None, 0.0, spread)]
     runs += [_run(name, ablation, seed, gain, spread) for seed in seeds for ablation, gain in gains.items()]
-    return StudyResult(study, PROTOCOL, tuple(runs), Path(), "group", ())
+    return StudyResult(study, (EvaluationSet(RECIPE, PROTOCOL),), tuple(runs), Path(), "group", ())
 
 
 def _run(study: str, ablation: str, seed: int | None, gain: float, spread: float) -> RunResult:
@@ -40,7 +41,8 @@ def _run(study: str, ablation: str, seed: int | None, gain: float, spread: float
     rows = [{"key": f"photo{i}", "gmsd": 0.3 - gain + float(noise[i])} for i in range(PHOTOS)]
     return RunResult(
         run_id=f"{ablation}-{seed}", study=study, ablation=ablation, seed=seed, fingerprint="", protocol={},
-        rows=rows, summary={}, steps=1, train_s=0, evaluate_s=0, device="cpu", commit=None, versions={}, tracking=None,
+        rows=rows,
+        summary={"gmsd": 0.3 - gain}, steps=1, train_s=0, evaluate_s=0, device="cpu", commit=None, versions={}, tracking=None,
     )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ import yaml
 
 from ablations import conclusions
 from ablations.conclusions import Comparison, Report, make_report
+from ablations.evaluation import RECIPE, EvaluationSet
 from ablations.plan import BICUBIC
 from ablations.registry import Ablation, Study
 from ablations.results import RunResult, StudyResult, tidy
@@ -65,7 +66,9 @@ def _result(study: Study = STUDY, seeds: int = 2, photos: int = PHOTOS, **gains:
     levels = {"none": 0.0, "good": 0.0, "noise": 0.0, "oracle": 1.0} | gains
     bicubic = levels.pop(BICUBIC, -1.0)
     runs = [_run(name, seed, gain, photos) for seed in range(seeds) for name, gain in levels.items()]
-    return StudyResult(study, PROTOCOL, (_run(BICUBIC, None, bicubic, photos), *runs), Path("out"), "g", ())
+    return StudyResult(
+        study, (EvaluationSet(RECIPE, PROTOCOL),), (_run(BICUBIC, None, bicubic, photos), *runs), Path("out"), "g", ()
+    )
 
 
 def _comparison(report: Report, ablation: str, reference: str, metric: str) -> Comparison:

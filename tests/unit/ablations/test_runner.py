@@ -19,11 +19,10 @@ from ablations.execute import execute_run
 from ablations.page import StudyPage
 from ablations.plan import BICUBIC, RunPlan
 from ablations.report import write_report
-from ablations.results import METRICS_FILE, RunResult, StudyResult
+from ablations.results import METRICS_FILE, RunResult, StudyResult, read_losses
 from ablations.runner import open_study
 from ablations.study_page import learning_curves
 from ablations.tracking import Tracker
-from ablations.train import read_losses
 from megasr.batch import SRBatch
 from megasr.errors import MegaSRError, UsageError
 from megasr.evaluation.protocol import PROTOCOLS, WEIGHT_FREE_V1, Protocol, get_protocol
@@ -70,7 +69,7 @@ def test_every_run_leaves_its_files(finished: StudyResult) -> None:
     assert len(finished.runs) == 6
     for run in finished.runs:
         folder = finished.output / run.run_id
-        stored = json.loads((folder / METRICS_FILE).read_text())
+        (stored,) = json.loads((folder / METRICS_FILE).read_text()).values()
         assert stored["protocol"]["fingerprint"] == FAST.fingerprint
         assert torch.__version__.startswith(stored["versions"]["torch"])
         assert [row["key"] for row in stored["rows"]] == [f"photo{p}/0-{c}" for p in range(3) for c in range(2)]

@@ -12,10 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from ablations.results import METRICS_FILE, StudyResult
+from ablations.results import CHECKPOINT, METRICS_FILE, RESTORED_FILE, TRAINING_FILE, StudyResult
 from ablations.runner import open_study
 from ablations.study_page import learning_curves
-from ablations.train import CHECKPOINT, TRAINING_FILE
 from megasr.errors import MegaSRError, UsageError
 from megasr.files import locked_folder
 from tests.helpers.tiny_study import (
@@ -76,7 +75,8 @@ def test_a_training_of_another_recipe_is_not_taken(finished: StudyResult, tmp_pa
     host = tmp_path / "out" / finished.of("as-it-is")[0].run_id
     stored = json.loads((host / TRAINING_FILE).read_text())
     (host / TRAINING_FILE).write_text(json.dumps(stored | {"fingerprint": "of another"}))
-    (host / METRICS_FILE).unlink()
+    for file in (METRICS_FILE, RESTORED_FILE):
+        (host / file).unlink()
     again = _run(tmp_path)
     assert json.loads((host / TRAINING_FILE).read_text())["fingerprint"] == stored["fingerprint"]
     assert _rows(again) == _rows(finished)

@@ -204,7 +204,7 @@ def test_folders_of_runs_and_what_is_unfinished_are_named(tmp_path: Path, capsys
     folder_of(study / "begun" / "sr", keys=("a",))
     folder_of(test / "sr")
     folder_of(test / "hq")
-    for file in (study / "study.txt", test / ".sr_of_test", tmp_path / "config.yaml"):
+    for file in (study / "study.json", test / ".sr_of_test", tmp_path / "config.yaml"):
         file.touch()
     for given, says in [
         (study, "is the folder of a study: no run of it is finished yet"),
