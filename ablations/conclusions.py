@@ -308,15 +308,16 @@ def _contradictions(study: Study, comparisons: Sequence[Comparison]) -> list[str
     """Warnings where the hold-out metric, or another whose interval excludes zero, contradicts the primary one."""
     mine = [c for c in comparisons if c.reference == study.reference.name]
     primary = {c.ablation: c for c in mine if c.metric == study.primary_metric}
-    against = [c for c in mine if c.ablation in primary and not c.agrees_with(primary[c.ablation])]
+    known = {name: c for name, c in primary.items() if c.interval.excludes_zero}  # else its sign is not known
+    against = [c for c in mine if c.ablation in known and not c.agrees_with(known[c.ablation])]
     lines = []
     if held := [c.ablation for c in against if c.metric == study.holdout_metric]:
         lines.append(
             f"Warning: the hold-out metric {study.holdout_metric} has the other sign than {study.primary_metric} for "
             f"{', '.join(held)}: a gain that one metric alone sees may be a gain in that metric alone."
         )
-    sure = [c for c in against if c.interval.excludes_zero and primary[c.ablation].interval.excludes_zero]
-    if told := [f"{c.ablation} ({c.metric})" for c in sure if c.metric != study.holdout_metric]:
+    sure = [c for c in against if c.interval.excludes_zero and c.metric != study.holdout_metric]
+    if told := [f"{c.ablation} ({c.metric})" for c in sure]:
         lines.append(
             f"Warning: metrics disagree in sign with {study.primary_metric}, and both intervals exclude zero: "
             f"{', '.join(told)}."

@@ -24,6 +24,7 @@ from typing import Any
 from ablations.plan import Components, build, present, resolve
 from ablations.registry import Config
 from megasr.errors import MegaSRError, UsageError, unknown_name
+from megasr.evaluation.intervals import photograph
 from megasr.evaluation.protocol import MetricSpec, Protocol, get_protocol
 
 RECIPE = "recipe"
@@ -234,5 +235,10 @@ def check_sets(
             raise UsageError(
                 f"evaluation set {one.name} has scale_factor {data.scale_factor}, the recipe's data {factor}"
             )
-        if one.name in measured and hasattr(data, "eval_keys"):
-            check_images(one, data.eval_keys(), measured[one.name])
+        if not hasattr(data, "eval_keys"):
+            continue
+        keys = data.eval_keys()
+        if len({photograph(key) for key in keys}) < 2:
+            raise UsageError(f"evaluation set {one.name} has images of one photograph: intervals need two or more")
+        if one.name in measured:
+            check_images(one, keys, measured[one.name])

@@ -237,7 +237,9 @@ class OpenStudy:
 
     def _run(self, jobs: Sequence[Job], executor: Executor) -> dict[str, str]:
         """Run id -> reason, in one line, of the runs of these jobs that failed."""
-        import ablations.execute  # noqa: F401  once, in the process that is forked
+        import pyiqa  # noqa: F401  once, in the process that is forked: it takes seconds
+
+        import ablations.execute  # noqa: F401
 
         failed: dict[str, str] = {}
         by_name = {job.host.run_id: job for job in jobs}

@@ -42,7 +42,8 @@ def _run(study: str, ablation: str, seed: int | None, gain: float, spread: float
     return RunResult(
         run_id=f"{ablation}-{seed}", study=study, ablation=ablation, seed=seed, fingerprint="", protocol={},
         rows=rows,
-        summary={"gmsd": 0.3 - gain}, steps=1, train_s=0, evaluate_s=0, device="cpu", commit=None, versions={}, tracking=None,
+        summary={"gmsd": 0.3 - gain}, steps=1, train_s=0, evaluate_s=0, device="cpu", commit=None, versions={},
+        tracking=None,
     )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from ablations import conclusions
-from ablations.conclusions import Comparison, Report, make_report
+from ablations.conclusions import Comparison, Report, holdout_summary, make_report
 from ablations.evaluation import RECIPE, EvaluationSet
 from ablations.plan import BICUBIC
 from ablations.registry import Ablation, Study
@@ -340,3 +340,43 @@ def test_scores_are_tidy() -> None:
     one = scores.query("ablation == 'good' and seed == 1 and key == 'p3/0-0' and metric == 'gmsd'")
     assert one["value"].item() == result.of("good")[1].rows[3]["gmsd"]
     assert scores[scores["ablation"] == BICUBIC]["seed"].isna().all()
+
+
+def test_a_holdout_metric_is_compared_in_sign() -> None:
+    """good gains PSNR; its GMSD is made to fall or to rise with it."""
+    study = replace(STUDY, holdout_metric="gmsd")
+    agreeing = _result(study, good=0.5, noise=0.2)
+    report = make_report(agreeing)
+    assert "good: better than none in psnr_y; the hold-out metric gmsd agrees in sign" in report.findings[0]
+    assert "agrees with psnr_y in the sign of 3 of 3 differences." in holdout_summary(study, report.comparisons)
+    assert not [note for note in report.notes if note.startswith("Warning")]
+    assert holdout_summary(STUDY, report.comparisons) == ""
+
+    def gamed(run: RunResult) -> RunResult:
+        rows = [{**row, "gmsd": row["gmsd"] + 0.02} for row in run.rows]
+        return replace(run, rows=rows) if run.ablation == "good" else run
+
+    fooled = replace(agreeing, runs=tuple(map(gamed, agreeing.runs)))
+    report = make_report(fooled)
+    assert "good: better than none in psnr_y; the hold-out metric gmsd disagrees in sign" in report.findings[0]
+    assert "2 of 3 differences; it disagrees in good." in holdout_summary(study, report.comparisons)
+    (warning,) = [note for note in report.notes if note.startswith("Warning")]
+    assert "hold-out metric gmsd has the other sign than psnr_y for good" in warning
+    (warning,) = [n for n in make_report(replace(fooled, study=STUDY)).notes if n.startswith("Warning")]
+    assert warning.endswith("psnr_y, and both intervals exclude zero: good (gmsd).")
+
+
+def test_metrics_are_compared_over_the_seeds_that_have_them() -> None:
+    whole = _result(seeds=3, good=0.5)
+
+    def without_gmsd(run: RunResult) -> RunResult:
+        if (run.ablation, run.seed) != ("good", 1):
+            return run
+        rows = [{"key": row["key"], "psnr_y": row["psnr_y"]} for row in run.rows]
+        return replace(run, rows=rows, summary={"psnr_y": run.summary["psnr_y"]})
+
+    partial_result = replace(whole, runs=tuple(map(without_gmsd, whole.runs)))
+    assert (partial_result.seeds, partial_result.seeds_of("gmsd")) == ([0, 1, 2], [0, 2])
+    report = make_report(partial_result)
+    assert _comparison(report, "good", "none", "psnr_y").interval.seeds == 3
+    assert _comparison(report, "noise", "none", "gmsd").interval.seeds == 2
