@@ -296,7 +296,11 @@ def holdout_summary(study: Study, comparisons: Sequence[Comparison]) -> str:
     both = [(one, other) for one, other in pairs if one is not None and other is not None]
     if not both:
         return f"The hold-out metric {study.holdout_metric} is not measured of every ablation yet."
-    against = [one.ablation for one, other in both if not other.agrees_with(one)]
+    against = [
+        one.ablation + " (undecided)" * (not one.interval.excludes_zero)
+        for one, other in both
+        if not other.agrees_with(one)
+    ]
     tail = f"; it disagrees in {', '.join(against)}" if against else ""
     return (
         f"The hold-out metric {study.holdout_metric} agrees with {study.primary_metric} in the sign of "

@@ -95,7 +95,7 @@ def find_metric(sets: Sequence[EvaluationSet], name: str) -> str:
         if candidate in known:
             return candidate
     protocols = ", ".join(dict.fromkeys(one.protocol.name for one in sets))
-    raise unknown_name(f"metric of protocol {protocols}", name, known)
+    raise unknown_name(f"metric of protocol {protocols}", name, {*known, *(m.name for m in sets[0].metrics)})
 
 
 def read_sets(

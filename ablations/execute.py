@@ -140,23 +140,17 @@ def execute_run(
     config = f"# run {plan.run_id}, fingerprint {plan.fingerprint}\n" + yaml.safe_dump(plan.config, sort_keys=False)
     write_text(folder / "config.yaml", config)  # as LightningCLI reads it
     logger, strengths, pictures = tracker.open(plan, folder / "wandb"), dict[str, float](), Pictures()
+    results, failed = dict[str, RunResult](), dict[str, Exception]()
     try:
-        training = read_training(plan, trained_in)
-        weights = training.weights if training else ""
-        done = {one.name: read_restored(plan, one.folder(folder), weights) for one in todo}
-        restorer = None
-        if None in done.values():
-            training = training or train(plan, components, trained_in, logger, on_step)
-            restorer = _restorer(plan, components, trained_in, training, strengths)
-        results, failed = dict[str, RunResult](), dict[str, Exception]()
         where = logger and f"{logger.experiment.project}/{logger.experiment.id}"
+        done, restorer = _prepare(plan, components, todo, folder, trained_in, logger, on_step, strengths)
         for one in todo:
             try:
-                if (restored := done[one.name]) is None:
-                    assert restorer is not None
-                    data = open_set(one, plan.config["data"], components)
-                    restored, seen = restore_set(plan, one, data, restorer, one.folder(folder), one.folder(baseline))
-                    pictures |= seen if not pictures else {}
+                if (restored := done[one.name]) is None and restorer is not None:
+                    data, places = open_set(one, plan.config["data"], components), map(one.folder, (folder, baseline))
+                    restored, seen = restore_set(plan, one, data, restorer, *places)
+                    pictures = pictures or seen
+                assert restored is not None
                 results[one.name] = measure_set(plan, one, evaluators.of(one), restored, folder, baseline, where)
             except UsageError:
                 raise
@@ -171,6 +165,31 @@ def execute_run(
         tracker.abort(logger)
     _raise(failed, len(evaluators.sets))
     return results
+
+
+def _prepare(
+    plan: RunPlan,
+    components: Components,
+    todo: Sequence[EvaluationSet],
+    folder: Path,
+    trained_in: Path,
+    logger: Any,
+    on_step: OnStep,
+    strengths: dict[str, float],
+) -> tuple[dict[str, Restored | None], Restorer | None]:
+    """What is restored already of the sets, by name, and what restores the others: trained now where it is not yet."""
+
+    def restored(weights: str) -> dict[str, Restored | None]:
+        return {one.name: read_restored(plan, one.folder(folder), weights) for one in todo}
+
+    training = read_training(plan, trained_in)
+    done = restored(training.weights if training else "")
+    if None not in done.values():
+        return done, None
+    if training is None:
+        training = train(plan, components, trained_in, logger, on_step)
+        done = restored(training.weights)
+    return done, _restorer(plan, components, trained_in, training, strengths)
 
 
 def _raise(failed: Mapping[str, Exception], sets: int) -> None:

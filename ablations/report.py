@@ -55,7 +55,9 @@ def write_report(result: StudyResult, output: Path, console: Console | None = No
     def say(line: str) -> None:
         console.print(line, markup=False, highlight=False)
 
-    console.print(_printed(result.study.question, summary_table(result, report, console.width >= _LEAST_WIDTH)))
+    for one in result.sets:
+        table = summary_table(result, report, console.width >= _LEAST_WIDTH, one)
+        console.print(_printed(result.study.question, table))
     for line in (report.trust, *report.findings, *report.notes, f"written to {output}"):
         say(line)
     if len(result.reused) < len(result.runs):
@@ -116,7 +118,7 @@ def _printed(question: str, table: TextTable) -> Table:
 
 
 def _markdown(result: StudyResult, report: Report) -> str:
-    table = summary_table(result, report).markdown()
+    table = "\n".join(summary_table(result, report, of=one).markdown() for one in result.sets)
     lines = [f"- {markdown_text(line)}" for line in (*report.findings, *report.notes)]
     return "\n".join(
         [f"# {result.study.name}", "", result.study.question, "", report.trust, "", table, *lines, "",

@@ -106,6 +106,7 @@ def _provenance(result: StudyResult) -> dict[str, str]:
     return {
         "protocol": ", ".join(protocol_lines(result)),
         "images": _images(result),
+        **({"pictures": f"of {result.primary_set.name}"} if len(result.sets) > 1 else {}),
         "seeds": ", ".join(map(str, result.seeds)),
         "steps": str(trained.steps),
         "device": trained.device,

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 import pandas as pd
 
 from ablations.conclusions import Comparison, Report
+from ablations.evaluation import EvaluationSet, study_metrics
 from ablations.results import StudyResult, tidy
 from megasr.evaluation.protocol import MetricSpec
 from megasr.evaluation.tables import TextTable, rank_column
@@ -87,14 +88,15 @@ def kind(verdict: str) -> str:
 
 
 def ordered_metrics(result: StudyResult) -> list[MetricSpec]:
-    """The metrics of a study, the primary one first."""
-    return sorted(result.metrics, key=lambda metric: metric.name != result.study.primary_metric)
+    """The metrics of a study, the primary one first, then the hold-out."""
+    first = [result.study.primary_metric, result.study.holdout_metric]
+    return sorted(result.metrics, key=lambda m: first.index(m.name) if m.name in first else len(first))
 
 
-def protocol_lines(result: StudyResult) -> list[str]:
-    """How the numbers of each set were taken: "NAME (fingerprint)", of several sets with " of SET"."""
-    several = len(result.sets) > 1
-    return [f"{s.protocol.name} ({s.protocol.fingerprint}){f' of {s.name}' * several}" for s in result.sets]
+def protocol_lines(result: StudyResult, sets: Sequence[EvaluationSet] | None = None) -> list[str]:
+    """How the numbers of each set were taken: "NAME (fingerprint)", of a study of several sets with " of SET"."""
+    several, shown = len(result.sets) > 1, result.sets if sets is None else sets
+    return [f"{s.protocol.name} ({s.protocol.fingerprint}){f' of {s.name}' * several}" for s in shown]
 
 
 def ranking_table(
@@ -130,19 +132,29 @@ def best_means(ranking: pd.DataFrame, metric: MetricSpec) -> pd.Series:
     return rank_column(competing, metric.higher_is_better) == 1
 
 
-def summary_table(result: StudyResult, report: Report, intervals: bool = True) -> TextTable:
-    """Every row of the study in every metric: the mean, then the difference to the reference and its interval."""
+def summary_table(
+    result: StudyResult, report: Report, intervals: bool = True, of: EvaluationSet | None = None
+) -> TextTable:
+    """Every row of the study in every metric: the mean, then the difference to the reference and its interval.
+
+    Args:
+        result: the study's.
+        report: what it says.
+        intervals: write them.
+        of: the set whose metrics are shown; None shows all.
+    """
+    sets, known = result.sets if of is None else (of,), study_metrics(result.sets)
     study, reference = result.study, result.study.reference.name
     labels = [f"{row} ({study.controls[row]} control)" if row in study.controls else row for row in report.means]
     cells = pd.DataFrame({"": labels})
-    for metric in ordered_metrics(result):
+    for metric in (metric for metric in ordered_metrics(result) if known[metric.name][0] in sets):
         primary = "\nprimary" if metric.name == study.primary_metric else ""
         cells[heading(metric) + primary] = [
             _summary_cell(means[metric.name], report.comparison(row, reference, metric.name), intervals)
             for row, means in report.means.items()
         ]
     legend = (
-        f"Differences are to {reference}. Protocol {', '.join(protocol_lines(result))}. Only "
+        f"Differences are to {reference}. Protocol {', '.join(protocol_lines(result, sets))}. Only "
         f"{study.primary_metric} is judged; {HINT} marks exploratory intervals, not corrected, that exclude zero: "
         "hints, not results."
     )

@@ -44,7 +44,7 @@ class PhotoDataModule(SRDataModule):
         self.crops = _spread_crops(self.eval_crop_size_px, eval_samples)
 
     def num_eval(self) -> int:
-        return len(self.crops)
+        return min(self.eval_samples, len(self.crops))
 
     def train_sample(self, draw: int) -> Sample:
         photo = TRAIN_PHOTOS[int(numpy_generator(self.seed, "photo", draw).integers(len(TRAIN_PHOTOS)))]

@@ -18,6 +18,8 @@ import yaml
 from PIL import Image
 
 from ablations.declared import declare, is_declared
+from ablations.evaluation import find_metric, read_sets
+from ablations.plan import default_components
 from ablations.studies import get_study
 from megasr.cli import build_parser
 from megasr.commands.lightning_cli import (
@@ -30,6 +32,7 @@ from megasr.commands.lightning_cli import (
     run_pretraining,
 )
 from megasr.errors import UsageError
+from megasr.evaluation.protocol import get_protocol
 from megasr.inference.pipeline import MegaSRPipeline
 from megasr.losses.restoration import TERMS
 from megasr.networks.config import AdapterConfig
@@ -240,6 +243,10 @@ RECIPES = [
 
 @pytest.mark.parametrize(("document", "text"), RECIPES, ids=lambda value: value[:20])
 def test_a_recipe_in_a_document_is_what_fit_takes(document: str, text: str, workplace: Path) -> None:
+    if (study := yaml.safe_load(text).get("study")) is not None:  # which fit does not read
+        sets = read_sets(study["evaluation"], get_protocol(study["protocol"]), default_components(), workplace)
+        assert find_metric(sets, study["primary_metric"]) != find_metric(sets, study["holdout_metric"])
+        return
     (workplace / "block.yaml").write_text(text)
     parse_with(fit_cli(), ["fit", "--data", "SceneDataModule", "--config", str(workplace / "block.yaml")])
 

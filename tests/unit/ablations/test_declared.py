@@ -78,6 +78,7 @@ def written(folder: Path, **changes: Any) -> Path:
     """The example, too small to find anything out, with another section study."""
     config = yaml.safe_load(EXAMPLE.read_text())
     config["study"] |= {"seeds": [0], "combinations": {"of": ["canny"]}, "ablations": {}, "controls": {}, **changes}
+    config["study"]["evaluation"]["photographs"] |= {"eval_crop_size_px": 64, "eval_samples": 2}
     config["data"]["init_args"] |= {"pool": 8, "train_samples": 16, "eval_samples": 2, "batch_size": 2}
     config["data"]["init_args"] |= {"crop_size_px": 32, "eval_crop_size_px": 64}
     config["trainer"] |= {"max_steps": 2, "accelerator": "cpu"}
