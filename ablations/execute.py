@@ -92,7 +92,7 @@ def execute_baseline(
         if (restored := read_restored(plan, one.folder(folder))) is None:
             data = open_set(one, plan.config["data"], components)
             bicubic = Restorer(torch.device("cpu"), partial(_bicubic, data.scale_factor))
-            restored = restore_set(plan, one, data, bicubic, one.folder(folder), None)[0]
+            restored = restore_set(plan, one, data, bicubic, folder, None)[0]
         measure_set(plan, one, evaluators.of(one), restored, folder, folder)
 
 
@@ -137,8 +137,6 @@ def execute_run(
     if rank_zero_only.rank:  # Lightning started this process for the training
         train(plan, components, trained_in, None, lambda step, loss: None)
         return None
-    config = f"# run {plan.run_id}, fingerprint {plan.fingerprint}\n" + yaml.safe_dump(plan.config, sort_keys=False)
-    write_text(folder / "config.yaml", config)  # as LightningCLI reads it
     logger, strengths, pictures = tracker.open(plan, folder / "wandb"), dict[str, float](), Pictures()
     results, failed = dict[str, RunResult](), dict[str, Exception]()
     try:
@@ -146,11 +144,11 @@ def execute_run(
         done, restorer = _prepare(plan, components, todo, folder, trained_in, logger, on_step, strengths)
         for one in todo:
             try:
-                if (restored := done[one.name]) is None and restorer is not None:
-                    data, places = open_set(one, plan.config["data"], components), map(one.folder, (folder, baseline))
-                    restored, seen = restore_set(plan, one, data, restorer, *places)
+                if (restored := done[one.name]) is None:
+                    assert restorer is not None
+                    data = open_set(one, plan.config["data"], components)
+                    restored, seen = restore_set(plan, one, data, restorer, folder, baseline)
                     pictures = pictures or seen
-                assert restored is not None
                 results[one.name] = measure_set(plan, one, evaluators.of(one), restored, folder, baseline, where)
             except UsageError:
                 raise
@@ -159,10 +157,7 @@ def execute_run(
     except BaseException:
         tracker.abort(logger)
         raise
-    if merged := merge_results(evaluators.sets, results):
-        tracker.close(logger, merged, pictures, strengths)
-    else:
-        tracker.abort(logger)
+    tracker.close(logger, merge_results(evaluators.sets, results), pictures, strengths)
     _raise(failed, len(evaluators.sets))
     return results
 
@@ -178,6 +173,8 @@ def _prepare(
     strengths: dict[str, float],
 ) -> tuple[dict[str, Restored | None], Restorer | None]:
     """What is restored already of the sets, by name, and what restores the others: trained now where it is not yet."""
+    config = f"# run {plan.run_id}, fingerprint {plan.fingerprint}\n" + yaml.safe_dump(plan.config, sort_keys=False)
+    write_text(folder / "config.yaml", config)  # as LightningCLI reads it
 
     def restored(weights: str) -> dict[str, Restored | None]:
         return {one.name: read_restored(plan, one.folder(folder), weights) for one in todo}
@@ -235,7 +232,7 @@ def _probed(model: lightning.LightningModule, strengths: dict[str, float]) -> Re
 
 @torch.no_grad()
 def restore_set(
-    plan: RunPlan, one: EvaluationSet, data: Any, restorer: Restorer, place: Path, baseline: Path | None
+    plan: RunPlan, one: EvaluationSet, data: Any, restorer: Restorer, folder: Path, baseline: Path | None
 ) -> tuple[Restored, Pictures]:
     """Restore the images of a set and write sr/<key>.png, and restored.json when all are there.
 
@@ -244,13 +241,14 @@ def restore_set(
         one: the set.
         data: its data module.
         restorer: what restores.
-        place: folder of the set in the folder of the run.
-        baseline: the same of bicubic, whose lq it must be; None writes lq and hq.
+        folder: of the run.
+        baseline: folder of bicubic's run, whose lq it must be; None writes lq and hq.
 
     Raises:
         MegaSRError: it is given another lq or other images than bicubic, or an image cannot be written.
     """
     began, keys, pictures = time.perf_counter(), list[str](), Pictures()
+    place, truth = one.folder(folder), None if baseline is None else one.folder(baseline)
     for stale in (RESTORED_FILE, METRICS_FILE):  # what is left of other weights
         (place / stale).unlink(missing_ok=True)
     for batch in batches_of(data, restorer.device):
@@ -258,15 +256,15 @@ def restore_set(
         views = {"sr": sr} | ({"hq": batch["hq"].float().cpu()} if one.has_hq else {})
         lq_up = upsample_lq(lq, sr.shape[-1] // lq.shape[-1])
         for i, key in enumerate(batch["keys"]):
-            for name, images in ({"lq": lq} | views if baseline is None else {"sr": sr}).items():
+            for name, images in ({"lq": lq} | views if truth is None else {"sr": sr}).items():
                 write_png(to_uint8(images[i]), place / name / f"{key}.png")
-            if baseline is not None:
-                _check_same_lq(to_uint8(lq[i]), baseline / "lq" / f"{key}.png")
+            if truth is not None:
+                _check_same_lq(to_uint8(lq[i]), truth / "lq" / f"{key}.png")
             if len(pictures) < _PICTURES:
                 pictures[key] = {"lq_up": lq_up[i]} | {name: images[i] for name, images in views.items()}
         keys += batch["keys"]
-    if baseline is not None and (baseline / RESTORED_FILE).is_file():
-        check_images(one, keys, json.loads((baseline / RESTORED_FILE).read_text())["keys"])
+    if truth is not None and (truth / RESTORED_FILE).is_file():
+        check_images(one, keys, json.loads((truth / RESTORED_FILE).read_text())["keys"])
     training, seconds = restorer.training, time.perf_counter() - began
     weights, steps, train_s = (training.weights, training.steps, training.train_s) if training else ("", 0, 0.0)
     restored = Restored(plan.fingerprint, weights, keys, steps, train_s, str(restorer.device), seconds)

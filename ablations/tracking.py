@@ -62,7 +62,7 @@ class Tracker:
     def close(
         self,
         logger: Any | None,
-        result: RunResult,
+        result: RunResult | None,
         images: Mapping[str, Mapping[str, torch.Tensor]],
         strengths: Mapping[str, float],
     ) -> None:
@@ -70,11 +70,13 @@ class Tracker:
 
         Args:
             logger: what `open` returned.
-            result: the finished run.
+            result: the finished run; None (no set could be measured) aborts the W&B run.
             images: key -> {"lq_up", "sr", "hq"}, each (3, H, W) in [0, 1]: the pictures to show.
             strengths: of the branches at every site, see megasr.training.monitor.heat_map.
         """
-        if logger is None:
+        if result is None:
+            self.abort(logger)
+        if logger is None or result is None:
             return
         import wandb
 
