@@ -81,7 +81,7 @@ def run_export(arguments: argparse.Namespace) -> None:
 
 def _checkpoint_in(folder: Path) -> Path | None:
     """That of a run of `megasr fit`, whole, or of a study's training; None when the folder has neither."""
-    from ablations.train import CHECKPOINT
+    from ablations.results import CHECKPOINT
     from megasr.training.last_checkpoint import LAST, PREVIOUS, find_last
 
     if any((folder / name).exists() for name in (LAST, PREVIOUS)):

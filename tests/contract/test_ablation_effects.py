@@ -16,8 +16,9 @@ import torch
 import yaml
 
 from ablations.plan import RunPlan, build, default_components, plan_runs, read_recipe
+from ablations.results import read_training
 from ablations.studies import studies
-from ablations.train import load_adapter, read_training, train
+from ablations.train import load_adapter, train
 from megasr import system as parts
 from megasr.images import to_uint8
 from tests.helpers.losses import load_random
