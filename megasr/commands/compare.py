@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from megasr.commands import baselines
 from megasr.commands.evaluate import Progress, add_measuring_options, check_metrics, make_evaluator, measuring_progress
 from megasr.errors import UsageError
 
@@ -22,11 +23,13 @@ def add_parser(commands: Any) -> None:
     """Declare `compare`."""
     parser = commands.add_parser("compare", help="scores and pictures of several methods as one HTML page",
                                  description=__doc__)  # fmt: skip
-    parser.add_argument("folders", metavar="DIR", nargs="+", type=Path, help="folder of sr, one per method")
+    parser.add_argument(
+        "folders", metavar="DIR", nargs="+", type=Path, help=f"folder of sr, one per method{baselines.HELP}"
+    )
     parser.add_argument(
         "--hq", metavar="DIR", type=Path, help="ground truth; without it, only metrics without reference"
     )
-    parser.add_argument("--lq", metavar="DIR", type=Path, help="what was restored; shown, never measured")
+    parser.add_argument("--lq", metavar="DIR", type=Path, help="what was restored: shown, and given to baselines")
     parser.add_argument("--out", metavar="FILE.html", type=Path, required=True, help="the page")
     parser.add_argument("--labels", metavar="NAME", nargs="+", help="of the methods (default: names of the folders)")
     parser.add_argument("--protocol", default="weight-free-v1", help="how is measured (default: weight-free-v1)")
@@ -50,22 +53,26 @@ def run(arguments: argparse.Namespace) -> None:
     check_labels(labels)
     for folder in arguments.folders:
         _check_pictures(folder)
-    first, *others = arguments.folders
-    pictures = [{pair.key: pair.sr for pair in pair_by_name(first, None, arguments.strip)}]
-
-    def of_first(folder: Path) -> dict[str, Path]:
-        """Key -> file; the names must be those of the first folder."""
-        pairs = pair_by_name(first, folder, arguments.strip)
-        return {pair.key: pair.hq for pair in pairs if pair.hq is not None}
-
-    pictures += map(of_first, others)
-    hq, lq = (folder and of_first(folder) for folder in (arguments.hq, arguments.lq))
-    # Before hours of measuring, not after.
-    sizes(make_sources(dict(zip(labels, pictures, strict=True)), hq, lq), list(pictures[0]))
     evaluator = make_evaluator(arguments, arguments.protocol, missing="skip")
-    with measuring_progress() as progress:
+    with (
+        measuring_progress() as progress,
+        baselines.restored_baselines(arguments.folders, arguments, progress) as restored,
+    ):
+        folders = [restored[folder].folder for folder in arguments.folders]
+        first, *others = folders
+        pictures = [{pair.key: pair.sr for pair in pair_by_name(first, None, arguments.strip)}]
+
+        def of_first(folder: Path) -> dict[str, Path]:
+            """Key -> file; the names must be those of the first folder."""
+            pairs = pair_by_name(first, folder, arguments.strip)
+            return {pair.key: pair.hq for pair in pairs if pair.hq is not None}
+
+        pictures += map(of_first, others)
+        hq, lq = (folder and of_first(folder) for folder in (arguments.hq, arguments.lq))
+        # Before hours of measuring, not after.
+        sizes(make_sources(dict(zip(labels, pictures, strict=True)), hq, lq), list(pictures[0]))
         methods = []
-        for label, folder, files in zip(labels, arguments.folders, pictures, strict=True):
+        for label, folder, files in zip(labels, folders, pictures, strict=True):
             evaluation = _evaluate(folder, list(files), evaluator, arguments, label, progress)
             methods.append(Method(label, evaluation, files))
         quality = arguments.webp_quality

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from megasr.commands import baselines
 from megasr.commands.early import benchmark_names
 from megasr.console import progress_bars
 from megasr.errors import MegaSRError, UsageError, first_line, split_names, unknown_name
@@ -161,8 +162,13 @@ def add_parser(commands: Any) -> None:
     """Declare `evaluate`."""
     parser = commands.add_parser("evaluate", help="measure folders of restored images", description=__doc__)
     parser.add_argument(
-        "sr", metavar="SR", type=Path, nargs="+", help="folder of restored images, or a .json of before"
+        "sr",
+        metavar="SR",
+        type=Path,
+        nargs="+",
+        help=f"folder of restored images, or a .json of before{baselines.HELP}",
     )
+    parser.add_argument("--lq", metavar="DIR", type=Path, help="what baselines restore")
     parser.add_argument("--hq", metavar="DIR", type=Path, help="ground truth; without it, only metrics without hq")
     parser.add_argument("--protocol", help="how is measured; default: the one of --data, else weight-free-v1")
     parser.add_argument("--data", metavar="SET", help="the benchmark set these images are of (`realsr`, ...)")
@@ -191,8 +197,9 @@ def run(arguments: argparse.Namespace) -> None:
     labels = _checked_labels(arguments)
     _check_inputs(arguments)
     with measuring_progress() as progress:
-        pairs = zip(labels, arguments.sr, strict=True)
-        measured = [(label, _evaluation(sr, arguments, label, progress)) for label, sr in pairs]
+        with baselines.restored_baselines(arguments.sr, arguments, progress) as restored:
+            pairs = zip(labels, arguments.sr, strict=True)
+            measured = [(label, _evaluation(restored[sr], arguments, label, progress)) for label, sr in pairs]
     for label, evaluation in measured:
         print(f"{label}: " + "\n".join(describe(evaluation)) + "\n")
     rows = _published(measured) if "published" in arguments.against else ()
@@ -224,7 +231,7 @@ def _checked_labels(arguments: argparse.Namespace) -> list[str]:
     if "published" in arguments.against and arguments.data is None and not before:
         raise UsageError(_NEEDS_DATA)
     if len(before) == len(arguments.sr):
-        names = ("hq", "protocol", "missing", "device", "metrics", "weights_dir", "strip")
+        names = ("hq", "lq", "protocol", "missing", "device", "metrics", "weights_dir", "strip")
         idle = [f"--{name.replace('_', '-')}" for name in names if getattr(arguments, name)]
         if idle := idle + ["--devices"] * (arguments.devices != 1):
             raise UsageError(f"{', '.join(idle)}: nothing is measured, every SR is a .json of before")
@@ -243,10 +250,17 @@ def _check_inputs(arguments: argparse.Namespace) -> None:
 
     protocol = _protocol(arguments)
     check_metrics(protocol, arguments.metrics)
-    folders = [sr for sr in arguments.sr if sr.suffix != ".json"]
-    if folders and "published" in arguments.against and arguments.data is not None:
+    measured = [sr for sr in arguments.sr if sr.suffix != ".json"]
+    folders = [sr for sr in measured if not baselines.is_baseline(sr)]
+    if measured and "published" in arguments.against and arguments.data is not None:
         published(protocol, arguments.data)
     paired = {sr: pair_by_name(sr, arguments.hq, arguments.strip) for sr in folders}
+    if len(folders) < len(measured):
+        baselines.check_baselines(measured, arguments)
+        if arguments.hq is not None:  # sr will be of the sizes of hq
+            paired[arguments.hq] = pair_by_name(arguments.hq, None, arguments.strip)
+    elif arguments.lq is not None:
+        raise UsageError("--lq: there is no baseline among the SR, which alone restore it")
     from megasr.evaluation.folders import check_sizes
 
     for sr, pairs in paired.items():
@@ -288,15 +302,18 @@ def _name(sr: Path) -> str:
     """mine/ -> mine; runs/mine/sr, runs/mine/test.json, runs/mine/realsr/sr -> mine; mine.json -> mine."""
     path = sr.resolve()
     if path.name not in ("sr", "test.json"):
-        return path.stem if path.suffix == ".json" else path.name
+        return path.stem if path.suffix in (".json", ".pth", ".safetensors") else path.name
     run = path.parent
     return run.parent.name if run.name in benchmark_names() else run.name
 
 
-def _evaluation(sr: Path, arguments: argparse.Namespace, label: str, progress: Progress) -> Evaluation:
+def _evaluation(
+    restored: baselines.Restored, arguments: argparse.Namespace, label: str, progress: Progress
+) -> Evaluation:
     from megasr.evaluation.folders import evaluate_folder
     from megasr.evaluation.pairing import keyed_images
 
+    sr = restored.folder
     if sr.suffix == ".json":
         return _read(sr, arguments.data)
     keys = tuple(keyed_images(sr, arguments.strip))
@@ -308,7 +325,7 @@ def _evaluation(sr: Path, arguments: argparse.Namespace, label: str, progress: P
         data=arguments.data,
         devices=arguments.devices,
         progress=lambda done, total: progress(f"measuring {label}", done, total),
-        more={**_whole_set(arguments.data, len(keys), sr), **_made_by(sr, keys)},
+        more={**_whole_set(arguments.data, len(keys), sr), **_made_by(sr, keys), **restored.made_by},
     )
 
 

@@ -116,6 +116,8 @@ class MapNetwork(nn.Module):
             )
 
 
+# Where a file that holds more than a state dict has it, the preferred one first (of BasicSR, and of many others).
+_INSIDE = ("params_ema", "params", "state_dict")
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # What checkpoints may lack, since no map depends on it: masked pre-training's token and Mask2Former's training loss.
@@ -148,9 +150,12 @@ def read_state_dict(source: str, what: str, names: tuple[str, ...]) -> tuple[Pat
         state: Any = read_safetensors(path) if path.suffix == ".safetensors" else read_saved(path)
     except Exception as error:  # each format has errors of its own, and a truncated file can raise any of them
         raise MegaSRError(f"{what} {path} cannot be read: {one_line(error)}") from error
+    if isinstance(state, Mapping):  # what a training wrote keeps its step or other weights beside them
+        state = next((state[name] for name in _INSIDE if isinstance(state.get(name), Mapping)), state)
     if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise MegaSRError(f"{what} {path} cannot be used: it is not a state dict of tensors")
-    return path, {str(name): value.float() for name, value in state.items()}
+    # DataParallel names the network that it holds `module`.
+    return path, {str(name).removeprefix("module."): value.float() for name, value in state.items()}
 
 
 def fill(network: nn.Module, state: Mapping[str, torch.Tensor], what: str) -> None:

@@ -108,6 +108,11 @@ _MODELS = (
         PublishedFile("sk_model.pth", 17_173_511,
                       "c686ced2a666b4850b4bb6ccf0748031c3eda9f822de73a34b8979970d90f0c6"),
     )),
+    Weight("realesrgan-x4plus", "baseline realesrgan-x4plus: Real-ESRGAN",
+           ("https://github.com/xinntao/Real-ESRGAN/releases/download/v0.1.0/",), "BSD-3-Clause", (
+        PublishedFile("RealESRGAN_x4plus.pth", 67_040_989,
+                      "4fa0d38905f75ac06eb49a7951b426670021be3018265fd191d2125df9d682f1"),
+    )),
     Weight("depth-anything-v2-small", "guidance depth: Depth Anything V2, small",
            ("depth-anything/Depth-Anything-V2-Small-hf",), "Apache-2.0", (
         *_TRANSFORMERS,
