@@ -73,6 +73,9 @@ _REALSR_CAVEAT = (
     "centre crops of the x4 test pairs; the whole photographs go by the same name, as does DreamClear's 1024 px"
 )
 _DIV2K_CAVEAT = "crops degraded by StableSR's mild preset; DreamClear's DIV2K-Val is another set"
+_VOSR = "huggingface.co/datasets/CSWRY/ScreenSR, or modelscope.cn/datasets/LULALULALU/ScreenSR"
+_SCREENSR_CAVEAT = "VOSR's photographs of screens (2604.03225); 130 is the number of pictures in its overview"
+_X8_CAVEAT = "the lq of the x4 set, restored to 1024 px as TUDSR does (2606.09608): there is no hq of that size"
 _REALLR200 = ("RealLR200", "reallr200")
 _REALLR200_CAVEAT = "SeeSR restores the whole images, TADSR their 128 px centres"
 _ALL = (
@@ -82,7 +85,12 @@ _ALL = (
     Benchmark("reallr200", 200, None, False, "whole-image-v1", _SEESR, _REALLR200, caveat=_REALLR200_CAVEAT),
     Benchmark("reallr200-crop128", 200, None, False, _CROPS, _SEESR, _REALLR200, 128, caveat=_REALLR200_CAVEAT),
     Benchmark("reallq250", 250, 256, False, "dreamclear-1024-v1", _DREAMCLEAR, ("RealLQ250", "reallq250")),
-)
+    Benchmark("screensr", 130, None, True, "whole-image-v2", _VOSR, ("ScreenSR",), caveat=_SCREENSR_CAVEAT),
+    Benchmark("realsr-x8", 100, 128, False, "whole-image-v2", _STABLESR, ("RealSRVal_crop128",),
+              scale_factor=8, caveat=_X8_CAVEAT),
+    Benchmark("drealsr-x8", 93, 128, False, "whole-image-v2", _STABLESR, ("DrealSRVal_crop128",),
+              scale_factor=8, caveat=_X8_CAVEAT),
+)  # fmt: skip
 BENCHMARKS: Mapping[str, Benchmark] = MappingProxyType({benchmark.name: benchmark for benchmark in _ALL})
 
 

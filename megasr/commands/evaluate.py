@@ -275,7 +275,7 @@ def _protocol(arguments: argparse.Namespace) -> str:
     from data_pipelines.benchmarks import BENCHMARKS
     from megasr.evaluation.protocol import published_rows
 
-    known = {row.data: row.protocol for row in published_rows()}
+    known = {row.data: row.protocol for row in reversed(published_rows())}  # the first one that has this set
     known |= {name: benchmark.protocol for name, benchmark in BENCHMARKS.items()}
     if arguments.data not in known:
         raise unknown_name("set of images", arguments.data, known)

@@ -264,7 +264,10 @@ class Evaluator:
         inner = (..., slice(border, sr.shape[-2] - border), slice(border, sr.shape[-1] - border))
         sr = quantise(sr[inner].to(self.device))
         hq = None if hq is None else quantise(hq[inner].to(self.device))
-        values = torch.tensor([metric(sr, hq, key) for metric in self._metrics], dtype=torch.float64)
+        taken: dict[str, float] = {}
+        for metric in self._metrics:
+            taken[metric.spec.name] = metric(sr, hq, key, taken)
+        values = torch.tensor(list(taken.values()), dtype=torch.float64)
         if self._features is None or hq is None:
             return values
         return torch.cat([values, *(self._features(to_uint8(image[0])) for image in (sr, hq))])

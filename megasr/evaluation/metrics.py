@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
+from urllib.parse import quote
 
 import numpy as np
 import torch
@@ -60,6 +61,7 @@ def describe_missing(names: Sequence[str], weights_dir: Path | None = None) -> s
 @contextlib.contextmanager
 def found_weights(names: Sequence[str], weights_dir: Path | None = None) -> Iterator[None]:
     """Inside, pyiqa and torchvision find exactly these files. All of them must be on this machine."""
+    from pyiqa.archs import afineclip_model, clip_model, liqe_arch
     from pyiqa.utils import download_util
 
     with TemporaryDirectory(prefix="megasr-weights-") as folder:
@@ -67,16 +69,27 @@ def found_weights(names: Sequence[str], weights_dir: Path | None = None) -> Iter
             file, place = find_weight(name, weights_dir), FILES[name].place
             if place != "hub" and file is not None:
                 (Path(folder) / place).mkdir(exist_ok=True)
-                os.symlink(file.resolve(), Path(folder) / place / name)
+                for spelt in {name, quote(name)}:  # pyiqa keeps the + of an address as %2B in the file's name
+                    os.symlink(file.resolve(), Path(folder) / place / spelt)
+
+        def local_clip(url: str, root: str) -> str:
+            """In place of CLIP's download, which fetches again what has another sha256."""
+            return str(Path(folder, "clip", url.rsplit("/", 1)[-1]))
+
         # pyiqa fixes its folder when it is imported, and most of its networks take no path of their weights.
-        before = torch.hub.get_dir(), download_util.DEFAULT_CACHE_DIR
+        pyiqa_folder = str(Path(folder) / "pyiqa")
+        changes: list[tuple[Any, str, Any]] = [(m, "_download", local_clip) for m in (afineclip_model, clip_model)]
+        changes += [(m, "DEFAULT_CACHE_DIR", pyiqa_folder) for m in (download_util, liqe_arch)]
+        before = torch.hub.get_dir(), [getattr(module, name) for module, name, _ in changes]
         torch.hub.set_dir(folder)
-        download_util.DEFAULT_CACHE_DIR = str(Path(folder) / "pyiqa")
+        for module, name, value in changes:
+            setattr(module, name, value)
         try:
             yield
         finally:
             torch.hub.set_dir(before[0])
-            download_util.DEFAULT_CACHE_DIR = before[1]
+            for (module, name, _), value in zip(changes, before[1], strict=True):
+                setattr(module, name, value)
 
 
 def weight_hashes(names: Sequence[str], weights_dir: Path | None = None) -> dict[str, str]:
@@ -230,8 +243,8 @@ class ImageMetric:
         # Networks of pyiqa keep what their hooks saw in themselves; its formulas keep nothing.
         self._lock = threading.Lock() if spec.weights or spec.function else contextlib.nullcontext()
 
-    def __call__(self, sr: torch.Tensor, hq: torch.Tensor | None, key: str) -> float:
-        """Measure (1, 3, H, W) in [0, 1].
+    def __call__(self, sr: torch.Tensor, hq: torch.Tensor | None, key: str, taken: Mapping[str, float]) -> float:
+        """Measure (1, 3, H, W) in [0, 1]; `taken` is what the metrics before this one gave of the image.
 
         Raises:
             MegaSRError: the metric cannot be taken of this image, or is not finite or out of its range.
@@ -239,7 +252,10 @@ class ImageMetric:
         images = (sr, hq) if self.spec.needs_hq else (sr,)
         try:
             with self._lock:
-                value = float(self._metric(*images))
+                if self.spec.of_metrics:
+                    value = float(self._metric(*(taken[name] for name in self.spec.of_metrics)))
+                else:  # copies: A-FINE normalises in place what it is given
+                    value = float(self._metric(*(image if image is None else image.clone() for image in images)))
         except Exception as error:  # pyiqa raises whatever its formulas do on images that are too small
             size = f"{sr.shape[-1]}x{sr.shape[-2]}"
             raise MegaSRError(f"{self.spec.name} cannot be taken of {key!r} ({size} px): {error}") from error
@@ -281,7 +297,10 @@ def choose_metrics(
             skipped[spec.name] = NEEDS_HQ
         elif reason := describe_missing(spec.weights, weights_dir):
             skipped[spec.name] = reason
-            lacking.append(f"{spec.name} {reason}")
+            if names is not None or not spec.optional:
+                lacking.append(f"{spec.name} {reason}")
+        elif absent := [name for name in spec.of_metrics if name not in {taken.name for taken in chosen}]:
+            skipped[spec.name] = f"is made of {', '.join(absent)}, not taken"
         else:
             chosen.append(spec)
     if lacking and missing == "error":
@@ -306,9 +325,6 @@ def _create(
     arguments: dict[str, Any] = dict(spec.arguments)
     if spec.on_y:
         arguments |= {"test_y_channel": True, "color_space": protocol.color_space}
-    for name in spec.weights:  # CLIP is the one network that checks, and fetches again, what lies in its cache
-        if FILES[name].place == "clip":
-            arguments["backbone"] = str(find_weight(name, weights_dir))
     with loading(spec.name, spec.weights, weights_dir):
         import pyiqa
 

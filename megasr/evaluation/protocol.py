@@ -28,7 +28,7 @@ Argument = bool | int | float | str
 
 @dataclass(frozen=True)
 class MetricSpec:
-    """One number per image, or per set of images, computed by pyiqa or by a function of your own.
+    """One number per image, or per set of images, computed by pyiqa, by a function of your own, or from other numbers.
 
     Attributes:
         name: column name in rows and reports.
@@ -43,9 +43,12 @@ class MetricSpec:
         function: a function of a module of your own (sr, hq) -> float, or (sr) -> float without needs_hq; images are
             (1, 3, H, W) float32 RGB in [0, 1], rounded to 8 bits. Its name is a part of the fingerprint, its code not.
         value_range: least and largest value of the function; any other stops the evaluation.
+        of_metrics: metrics of the same image that the function is given instead of images, as floats in this order.
+        optional: skipped like a metric that needs hq, and never refused, when its weights are missing and it is not
+            named. Says nothing about the number, so it is no part of the fingerprint.
 
     Raises:
-        UsageError: it has both a pyiqa_name and a function, or neither.
+        UsageError: it has both a pyiqa_name and a function, or neither, or is made of metrics without a function.
     """
 
     name: str
@@ -59,17 +62,23 @@ class MetricSpec:
     of_set: bool = False
     function: Callable[..., Any] | None = None
     value_range: tuple[float, float] = (float("-inf"), float("inf"))
+    of_metrics: tuple[str, ...] = ()
+    optional: bool = False
 
     def __post_init__(self) -> None:
         if bool(self.pyiqa_name) == (self.function is not None):
             raise UsageError(f"metric {self.name}: give it either a pyiqa_name or a function")
+        if self.of_metrics and self.function is None:
+            raise UsageError(f"metric {self.name} is made of {', '.join(self.of_metrics)}: give it a function")
 
     def identity(self) -> dict[str, Any]:
         """What of it enters the fingerprint of a protocol."""
         content = asdict(self)
         function, value_range = content.pop("function"), content.pop("value_range")
+        of_metrics, _ = content.pop("of_metrics"), content.pop("optional")
         if function is None:
             return content
+        content |= {"of_metrics": of_metrics} if of_metrics else {}
         return content | {"function": f"{function.__module__}.{function.__qualname__}", "value_range": value_range}
 
 
@@ -108,6 +117,11 @@ class Protocol:
         names = self.metric_names
         if len(set(names)) != len(names):
             raise UsageError(f"protocol {self.name}: a metric name occurs twice in {', '.join(names)}")
+        for place, metric in enumerate(self.metrics):
+            if later := set(metric.of_metrics) - set(names[:place]):
+                raise UsageError(
+                    f"protocol {self.name}: {metric.name} is made of {', '.join(sorted(later))}, not measured before it"
+                )
 
     @property
     def fingerprint(self) -> str:
@@ -126,6 +140,13 @@ class Protocol:
             if spec.name == name:
                 return spec
         raise unknown_name(f"metric of protocol {self.name}", name, self.metric_names)
+
+    def measures_alike(self, other: Protocol, metrics: Sequence[str]) -> bool:
+        """Whether numbers of these metrics that were taken under `other` may stand beside those taken under this."""
+        settings = ("color_space", "border_px", "rounding", "size_px", "resize")
+        return all(getattr(self, name) == getattr(other, name) for name in settings) and all(
+            other.metric(name) in self.metrics for name in metrics
+        )
 
     def check_size(self, size: Sequence[int], image: str) -> None:
         """Refuse an image whose (height, width) the protocol does not measure. Raises UsageError."""
@@ -200,6 +221,35 @@ PAQ2PIQ = _register(
     "paq2piq", "paq2piq", higher_is_better=True, needs_hq=False, arguments={"backbone": "resnet18"},
     weights=("resnet18-f37072fd.pth", "P2P_RoIPoolModel-fit.10.bs.120-ca69882e.pth"),
 )  # fmt: skip
+# Since 2024. CLIP-IQA+ without a suffix is the one on ResNet-50.
+CLIPIQA_PLUS_RN50 = _register(
+    "clipiqa+", "clipiqa+", higher_is_better=True, needs_hq=False,
+    weights=("RN50.pt", "CLIP-IQA+_learned_prompts-603f3273.pth"),
+    arguments={"model_type": "clipiqa+", "backbone": "RN50"},
+)  # fmt: skip
+TOPIQ_NR = _register(
+    "topiq_nr", "topiq_nr", higher_is_better=True, needs_hq=False, weights=("cfanet_nr_koniq_res50-9a73138b.pth",),
+    arguments={
+        "semantic_model_name": "resnet50", "model_name": "cfanet_nr_koniq_res50", "use_ref": False,
+        "backbone_pretrain": False,  # the file holds the backbone too
+    },
+)  # fmt: skip
+LIQE = _register(
+    "liqe", "liqe", higher_is_better=True, needs_hq=False, weights=("ViT-B-32.pt", "liqe_koniq.pt"),
+    arguments={"pretrained": "koniq", "backbone": "ViT-B/32"},
+)  # fmt: skip
+QUALICLIP = _register(
+    "qualiclip", "qualiclip", higher_is_better=True, needs_hq=False, weights=("RN50.pt", "QualiCLIP.pth"),
+    arguments={"model_type": "qualiclip", "backbone": "RN50"},
+)  # fmt: skip
+AFINE_FR = _register(
+    "afine_fr", "afine_fr", higher_is_better=False, weights=("ViT-B-32.pt", "afine.pth"),
+    arguments={"model_type": "afine_fr", "pretrained": True, "clip_backbone": "ViT-B/32"},
+)  # fmt: skip
+QALIGN = _register(
+    "qalign", "qalign", higher_is_better=True, needs_hq=False, weights=("q-future/one-align",),
+    arguments={"dtype": "fp16"}, optional=True,
+)  # fmt: skip
 _INCEPTION = ("pt_inception-2015-12-05-6726825d.pth",)
 FID = _register(
     "fid", "fid", higher_is_better=False, of_set=True, weights=_INCEPTION,
@@ -245,6 +295,43 @@ register_protocol(
 )
 # Whole photographs: D3SR, PASD, ResShift and InvSR on RealSR. Which MANIQA they take differs; PIPAL's is taken here.
 register_protocol(Protocol("whole-image-v1", 1, _FIELD))
+# What papers of 2026 add, for the same images. Q-Align's 8 billion parameters are taken where they are.
+register_protocol(
+    Protocol(
+        "stablesr-crops-v2",
+        2,
+        (*_FIELD, TOPIQ_NR, LIQE, QUALICLIP, CLIPIQA_PLUS_RN50, AFINE_FR, QALIGN),
+        size_px=512,
+    )
+)
+# StrSR's tables of whole images. Not A-FINE: it takes sides that are multiples of 32 px only.
+register_protocol(Protocol("whole-image-v2", 2, (*_FIELD, QUALICLIP, QALIGN)))
+
+
+def ntire26_score(lpips: float, dists: float, clipiqa: float, maniqa: float, musiq: float, niqe: float) -> float:
+    """Score of the perceptual track of NTIRE 2026's super-resolution challenge (2604.14558), of one image."""
+    return (1 - lpips) + (1 - dists) + clipiqa + maniqa + musiq / 100 + max(0.0, (10 - niqe) / 10)
+
+
+# Its rules: pyiqa's defaults, by which MANIQA is KonIQ-10k's; PSNR on Y without 4 px at each side.
+register_protocol(
+    Protocol(
+        "ntire26-perceptual-v1",
+        1,
+        (
+            _register("psnr_y_border4", "psnr", higher_is_better=True, on_y=True, arguments={"crop_border": 4}),
+            *(LPIPS, DISTS, CLIPIQA, MANIQA_KONIQ, MUSIQ, NIQE),
+            register_metric(
+                MetricSpec(
+                    "ntire26_score",
+                    higher_is_better=True,
+                    function=ntire26_score,
+                    of_metrics=("lpips", "dists", "clipiqa", "maniqa", "musiq", "niqe"),
+                )
+            ),
+        ),
+    )
+)
 # pyiqa's defaults, as FaithDiff's script takes them: PSNR on RGB, SSIM on the full-range Y of YIQ.
 register_protocol(
     Protocol(
@@ -277,6 +364,7 @@ class PublishedRow:
         images: number of images; None when it is not published.
         values: metric of the protocol -> value, as printed.
         source: paper (arXiv id) and table.
+        secondary: read in notes about the paper, not in the paper itself.
     """
 
     method: str
@@ -286,11 +374,16 @@ class PublishedRow:
     images: int | None
     values: Mapping[str, float]
     source: str
+    secondary: bool = False
 
     @property
     def label(self) -> str:
         """Method and steps as the field writes them: SeeSR-50."""
         return self.method if self.steps is None else f"{self.method}-{self.steps}"
+
+    def is_under(self, protocol: Protocol) -> bool:
+        """Whether these numbers may stand beside those that were taken under this protocol."""
+        return protocol.measures_alike(get_protocol(self.protocol), tuple(self.values))
 
 
 @cache
@@ -303,27 +396,28 @@ def published_rows() -> tuple[PublishedRow, ...]:
 def _row(record: dict[str, str]) -> PublishedRow:
     text = {name: record.pop(name) for name in ("method", "protocol", "data", "source")}
     steps, images = (int(number) if (number := record.pop(name)) else None for name in ("steps", "images"))
+    secondary = record.pop("secondary") == "yes"
     values = {name: float(value) for name, value in record.items() if value}
-    return PublishedRow(**text, steps=steps, images=images, values=values)
+    return PublishedRow(**text, steps=steps, images=images, values=values, secondary=secondary)
 
 
 def published(protocol: str, data: str) -> tuple[PublishedRow, ...]:
-    """The published rows of an image set under one protocol.
+    """The published rows of an image set under one protocol, or another that takes their metrics in the same way.
 
     Raises:
         UsageError: there are none; names the protocols that have some for this set, or the sets that have some.
     """
-    protocol = get_protocol(protocol).name
+    asked = get_protocol(protocol)
     of_set = [row for row in published_rows() if row.data == data]
     if not of_set:
         raise unknown_name("set with published numbers", data, {row.data for row in published_rows()})
-    rows = tuple(row for row in of_set if row.protocol == protocol)
+    rows = tuple(row for row in of_set if row.is_under(asked))
     if not rows:
         others = ", ".join(dict.fromkeys(row.protocol for row in of_set))
-        under = ", ".join(dict.fromkeys(row.data for row in published_rows() if row.protocol == protocol))
+        under = ", ".join(dict.fromkeys(row.data for row in published_rows() if row.is_under(asked)))
         raise UsageError(
-            f"no published numbers for {data} under {protocol}, there are some under {others}"
-            + (f", and under {protocol} of {under}" if under else "")
+            f"no published numbers for {data} under {asked.name}, there are some under {others}"
+            + (f", and under {asked.name} of {under}" if under else "")
             + "; numbers of different protocols cannot be compared"
         )
     return rows

@@ -203,7 +203,7 @@ def check_comparable(evaluations: Sequence[Labelled], published: Sequence[Publis
         check_weights(first, other)
     data = data_name(evaluations)
     for row in published:
-        if (row.protocol, row.data) != (first.protocol, data):
+        if row.data != data or not row.is_under(first.get_protocol()):
             raise UsageError(
                 f"{row.label} is published under {row.protocol} on {row.data}, {first_label} was measured under "
                 f"{first.protocol} on {data or 'images of no named set'}: these numbers cannot be compared"
@@ -253,7 +253,10 @@ def _notes(
         whose = f" for {', '.join(labels)}" if len(labels) < len(evaluations) else ""
         grouped.setdefault((whose, why), []).append(_title(name))
     notes += [f"Not taken{whose}: {', '.join(names)} ({why})." for (whose, why), names in grouped.items()]
-    notes += [f"[{number}] {source}: as published, not measured here." for number, source in enumerate(sources, 1)]
+    second_hand = {row.source for row in published if row.secondary}
+    for number, source in enumerate(sources, 1):
+        read = ", as notes about the paper have it" if source in second_hand else ""
+        notes.append(f"[{number}] {source}: as published{read}, not measured here.")
     measured = len(evaluations[0][1].rows)
     if others := sorted({row.images for row in published if row.images not in (None, measured)}):
         notes.append(

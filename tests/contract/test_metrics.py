@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import os
 import re
 import warnings
 from pathlib import Path
@@ -14,6 +12,7 @@ import torch
 
 from megasr.errors import MegaSRError
 from megasr.evaluation import metrics as distribution
+from megasr.evaluation.comparison import deviations
 from megasr.evaluation.evaluator import Evaluator
 from megasr.evaluation.folders import evaluate_folder, load_pair
 from megasr.evaluation.metrics import FILES
@@ -23,6 +22,7 @@ from megasr.files import file_sha256
 from megasr.images import resize, to_uint8, write_png
 from megasr.rng import torch_generator
 from tests.helpers.metric_weights import WRITERS, write_metric_weights
+from tests.helpers.shared import shared
 
 CASES = [pytest.param(p, m, id=f"{p.name}-{m.name}") for p in PROTOCOLS.values() for m in p.metrics if m.pyiqa_name]
 FORMULAS = [case for case in CASES if not case.values[1].weights]
@@ -114,7 +114,8 @@ def test_every_file_of_a_learned_metric_is_needed(metric: MetricSpec, weights_di
         for name in set(metric.weights) - {missing}:
             (tmp_path / name).symlink_to(weights_dir / name)
         with pytest.raises(
-            MegaSRError, match=rf"{re.escape(metric.name)} lacks {missing} \(https://.*Put the files into one folder"
+            MegaSRError,
+            match=rf"{re.escape(metric.name)} lacks {re.escape(missing)} \(https://.*Put the files into one folder",
         ):
             Evaluator(_only(metric), weights_dir=tmp_path)
         for link in tmp_path.iterdir():
@@ -130,7 +131,8 @@ def test_a_damaged_file_is_one_line_that_names_metric_and_files(
     (tmp_path / metric.weights[-1]).unlink()
     (tmp_path / metric.weights[-1]).write_bytes((weights_dir / metric.weights[-1]).read_bytes()[:1000])
     with pytest.raises(
-        MegaSRError, match=rf"^{metric.name}: its weights \(.*{metric.weights[-1]}\) cannot be loaded"
+        MegaSRError,
+        match=rf"^{re.escape(metric.name)}: its weights \(.*{re.escape(metric.weights[-1])}\) cannot be loaded",
     ) as found:
         Evaluator(_only(metric), weights_dir=tmp_path)
     assert len(str(found.value).splitlines()) == 1
@@ -167,30 +169,32 @@ def test_features_and_distances_of_sets_are_pyiqas(weights_dir: Path, tmp_path: 
     assert found.set_values["fid"] == distribution.frechet_distance(vectors[:, :2048], vectors[:, 2048:]) > 0
 
 
-def _shared_data(root: Path) -> Path:
-    named = os.environ.get("MEGASR_SHARED_DATA")
-    return Path(named) if named else root.parent / "shared" / "data"
-
-
 @pytest.mark.golden
-def test_the_published_scores_of_drealsr(root: Path) -> None:
-    """OSEDiff's published sr of 40 DRealSR crops, measured again, against its published scores of every image."""
-    folder = _shared_data(root) / "drealsr"
-    if not (folder / "metrics.csv").is_file():
-        pytest.skip(f"no DRealSR reference data at {folder}; set MEGASR_SHARED_DATA to the folder that holds drealsr/")
-    evaluator = Evaluator(PROTOCOLS["stablesr-crops-v1"], metrics=["psnr", "ssim", "niqe"], weights_dir=folder.parent)
-    found = evaluate_folder(folder / "osediff_sr", folder / "hq", evaluator)
-    with (folder / "metrics.csv").open() as file:
-        published = {row["image"].removesuffix(".png"): row for row in csv.DictReader(file)}
-    assert set(published) == set(found.keys)
-    gaps = {
-        name: np.array([abs(row[name] - float(published[row["key"]][name])) for row in found.rows])
-        for name in ("psnr", "ssim", "niqe")
-    }
-    assert gaps["psnr"].max() < 1e-3
-    assert gaps["ssim"].max() < 1e-4
-    assert gaps["niqe"].max() < 0.02
-    assert np.median(gaps["niqe"]) < 2e-3
+@pytest.mark.parametrize(
+    ("names", "photographs", "most"),
+    [
+        (("psnr", "ssim", "niqe"), 40, {"psnr": 1e-3, "ssim": 1e-4, "niqe": 0.02}),
+        (("lpips", "dists"), 4, {"lpips": 5e-4, "dists": 5e-4}),
+    ],
+)
+def test_the_published_scores_of_drealsr(
+    names: tuple[str, ...], photographs: int, most: dict[str, float], tmp_path: Path
+) -> None:
+    """OSEDiff's published sr of DRealSR crops, measured again, against its published scores of every image."""
+    data, weights = shared("data", "drealsr"), shared("weights", "lpips")
+    for name in ("osediff_sr", "hq"):
+        (tmp_path / name).mkdir()
+        for file in sorted((data / name).iterdir())[:photographs]:
+            (tmp_path / name / file.name).symlink_to(file)
+    for file in (*weights.iterdir(), data.parent / "niqe_modelparameters.mat"):
+        (tmp_path / file.name).symlink_to(file)
+    evaluator = Evaluator(PROTOCOLS["stablesr-crops-v1"], metrics=names, weights_dir=tmp_path)
+    found = evaluate_folder(tmp_path / "osediff_sr", tmp_path / "hq", evaluator)
+    gaps = deviations(found, data / "metrics.csv")
+    assert len(found.rows) == photographs and set(gaps.index) == set(names)
+    for name in names:
+        assert gaps["largest"][name] < most[name]
+        assert gaps["median"][name] < most[name] / 10
 
 
 def test_measuring_does_not_touch_global_state(hq: torch.Tensor) -> None:

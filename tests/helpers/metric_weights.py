@@ -106,6 +106,19 @@ def _clip(path: Path) -> None:
         torch.jit.trace(network.eval(), example).save(str(path))
 
 
+def _qualiclip(path: Path) -> None:
+    from pyiqa.archs.clip_model import load
+
+    _clip(path)  # a CLIP that was tuned, beside the features of 14 prompts
+    state = {f"clip_model.{name}": value for name, value in load(str(path), "cpu").state_dict().items()}
+    features = torch.from_numpy(numpy_generator(0, "prompts").normal(size=(14, 32)).astype(np.float32))
+    torch.save(state | {"prompts_features": features}, path)
+
+
+def _learned_prompts(path: Path) -> None:
+    torch.save(torch.from_numpy(numpy_generator(0, "prompts").normal(size=(2, 16, 64)).astype(np.float32)), path)
+
+
 WRITERS: dict[str, Callable[[Path], None]] = {
     "alexnet-owt-7be5be79.pth": _torchvision("alexnet"),
     "vgg16-397923af.pth": _torchvision("vgg16"),
@@ -116,4 +129,6 @@ WRITERS: dict[str, Callable[[Path], None]] = {
     "pt_inception-2015-12-05-6726825d.pth": _inception,
     "musiq_koniq_ckpt-e95806b9.pth": _musiq,
     "RN50.pt": _clip,
+    "QualiCLIP.pth": _qualiclip,
+    "CLIP-IQA+_learned_prompts-603f3273.pth": _learned_prompts,
 }

@@ -16,7 +16,7 @@ from megasr.errors import MegaSRError, UsageError
 from megasr.evaluation.evaluator import Evaluator, Images, check_keys
 from megasr.evaluation.intervals import mean_intervals
 from megasr.evaluation.metrics import FEATURES, ImageMetric, frechet_distance
-from megasr.evaluation.protocol import FID, WEIGHT_FREE_V1, Protocol
+from megasr.evaluation.protocol import FID, PROTOCOLS, WEIGHT_FREE_V1, MetricSpec, Protocol, ntire26_score
 from megasr.rng import numpy_generator, torch_generator
 
 PSNR_ONLY = Protocol("psnr-only", 1, WEIGHT_FREE_V1.metrics[:1])
@@ -42,9 +42,49 @@ def test_a_metric_is_given_sr_first_and_hq_only_where_it_compares() -> None:
         spec = replace(PSNR_ONLY.metrics[0], needs_hq=needs_hq)
         metric, given = ImageMetric(spec, PSNR_ONLY, torch.device("cpu"), None), []
         metric._metric = lambda *images, given=given: given.extend(images) or 1.0
-        assert metric(sr, hq, "a") == 1
+        assert metric(sr, hq, "a", {}) == 1
         assert len(given) == len(expected)
         assert all(torch.equal(*pair) for pair in zip(given, expected, strict=True))
+
+
+def test_a_metric_that_writes_into_its_images_changes_no_other() -> None:
+    def spoil(sr: torch.Tensor, hq: torch.Tensor) -> float:
+        return float(sr.zero_().sum() + hq.zero_().sum())
+
+    spoiler = MetricSpec("spoiler", higher_is_better=True, function=spoil)
+    image = _images(1)
+    found = Evaluator(replace(PSNR_ONLY, metrics=(spoiler, *PSNR_ONLY.metrics))).rows(image * 0.5, image, ["a"])[0]
+    assert found["psnr_y"] == Evaluator(PSNR_ONLY).rows(image * 0.5, image, ["a"])[0]["psnr_y"]
+
+
+def test_the_score_of_a_challenge_is_made_of_the_metrics_of_the_image() -> None:
+    """One part less, and it is not taken."""
+    assert ntire26_score(0.2, 0.1, 0.7, 0.5, 70.0, 4.0) == pytest.approx(0.8 + 0.9 + 0.7 + 0.5 + 0.7 + 0.6)
+    assert ntire26_score(0, 0, 0, 0, 0, 12.0) == 2  # a NIQE above 10 costs no more than 10
+
+    def half(psnr: float, ssim: float) -> float:
+        return psnr / 2 + ssim
+
+    made = MetricSpec("made", higher_is_better=True, function=half, of_metrics=("psnr_y", "ssim_y"))
+    protocol = replace(WEIGHT_FREE_V1, metrics=(*WEIGHT_FREE_V1.metrics, made))
+    images = _images(2)
+    evaluator = Evaluator(protocol)
+    evaluation = evaluator.evaluation(evaluator.vectors(images * 0.9, images, ["a", "b"]), ["a", "b"])
+    assert [row["made"] for row in evaluation.rows] == [row["psnr_y"] / 2 + row["ssim_y"] for row in evaluation.rows]
+    assert evaluation.means["made"] == pytest.approx(sum(row["made"] for row in evaluation.rows) / 2)
+    assert Evaluator(protocol, metrics=["psnr_y", "made"]).skipped == {"made": "is made of ssim_y, not taken"}
+
+
+def test_an_optional_metric_is_refused_only_where_it_is_named() -> None:
+    optional = replace(PROTOCOLS["whole-image-v2"].metric("qalign"), name="large")
+    protocol = replace(WEIGHT_FREE_V1, metrics=(*WEIGHT_FREE_V1.metrics, optional))
+    assert replace(protocol, metrics=(*protocol.metrics[:-1], replace(optional, optional=False))).fingerprint == (
+        protocol.fingerprint
+    )
+    lacks = "lacks q-future/one-align (`hf download q-future/one-align`)"
+    assert Evaluator(protocol).skipped == {"large": lacks}
+    with pytest.raises(MegaSRError, match="weights of metrics are missing: large lacks q-future/one-align"):
+        Evaluator(protocol, metrics=["psnr_y", "large"])
 
 
 def test_a_network_measures_one_image_at_a_time_and_a_formula_several() -> None:
@@ -63,7 +103,7 @@ def test_a_network_measures_one_image_at_a_time_and_a_formula_several() -> None:
 
         metric._metric = meet
         with ThreadPoolExecutor(2) as pool:
-            values = [pool.submit(metric, image, image, key) for key in "ab"]
+            values = [pool.submit(metric, image, image, key, {}) for key in "ab"]
         assert [value.result() for value in values] == ([0, 0] if weights else [1, 1])
 
 

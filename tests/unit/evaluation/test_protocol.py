@@ -57,6 +57,9 @@ def test_fingerprints_are_pinned() -> None:
         "dreamclear-1024-v1": "fcd9261c",
         "whole-image-v1": "f5b7e718",
         "rgb-v1": "ae271c5a",
+        "stablesr-crops-v2": "8e071e7f",
+        "whole-image-v2": "a1a9acb5",
+        "ntire26-perceptual-v1": "df2b8eaf",
     }
 
 
@@ -75,6 +78,24 @@ def test_bad_fields_are_refused() -> None:
         replace(WEIGHT_FREE_V1, border_px=-1)
     with pytest.raises(UsageError, match="occurs twice"):
         replace(WEIGHT_FREE_V1, metrics=WEIGHT_FREE_V1.metrics[:1] * 2)
+
+
+def test_what_is_made_of_metrics_comes_after_them() -> None:
+    whole = get_protocol("ntire26-perceptual-v1")
+    score = whole.metric("ntire26_score")
+    with pytest.raises(UsageError, match="ntire26_score is made of niqe, not measured before it"):
+        replace(whole, metrics=(*whole.metrics[:-2], score, whole.metric("niqe")))
+    assert replace(whole, metrics=(*whole.metrics[:-1], replace(score, of_metrics=score.of_metrics[::-1]))) != whole
+    with pytest.raises(UsageError, match="made of a: give it a function"):
+        replace(whole.metric("psnr_y_border4"), of_metrics=("a",))
+
+
+def test_protocols_that_take_a_metric_alike_share_its_published_numbers() -> None:
+    first, second = (get_protocol(f"stablesr-crops-v{version}") for version in (1, 2))
+    assert second.measures_alike(first, ("psnr", "fid"))
+    assert not first.measures_alike(second, ("psnr", "qalign"))
+    assert not get_protocol("whole-image-v2").measures_alike(first, ("psnr",))  # other sizes
+    assert not first.measures_alike(get_protocol("dreamclear-1024-v1"), ("psnr",))
 
 
 def test_a_metric_is_found_by_name() -> None:

@@ -20,6 +20,10 @@ _RANGES = {
     "maniqa": (0.25, 0.55),
     "maniqa-pipal": (0.45, 0.7),
     "clipiqa": (0.5, 0.75),
+    "clipiqa+": (0.6, 0.8),
+    "liqe": (3, 5),
+    "qalign": (3.5, 4.5),
+    "qualiclip": (0.5, 0.8),
 }
 _CROPS = "stablesr-crops-v1"
 
@@ -38,6 +42,12 @@ _CROPS = "stablesr-crops-v1"
         ("dreamclear-1024-v1", "reallq250", "SUPIR", "DreamClear", {"niqe": 3.6336, "maniqa": 0.3926, "musiq": 66.03}),
         ("dreamclear-1024-v1", "reallq250", "SeeSR", "LucidFlux", {"niqe": 4.4383, "musiq": 70.38}),
         ("dreamclear-1024-v1", "realsr-1024", "SeeSR", "DreamClear", {"psnr": 24.66, "fid": 71.92, "clipiqa": 0.6839}),
+        ("whole-image-v2", "realsr-whole", "StrSR-F", "StrSR", {"psnr": 23.77, "niqe": 3.8090, "qualiclip": 0.7134}),
+        ("whole-image-v2", "realsr-whole", "SUPIR", "StrSR", {"ssim": 0.6993, "dists": 0.1982, "qalign": 4.0683}),
+        ("whole-image-v2", "reallq250", "TSD-SR", "StrSR", {"niqe": 3.4879, "maniqa-pipal": 0.5829, "qalign": 4.1694}),
+        ("whole-image-v2", "realsr-whole", "StableSR", "D3SR", {"psnr": 26.28}),  # as whole-image-v1 has it
+        (_CROPS, "realsr", "GDPO-SR-1", "GDPO-SR", {"psnr": 25.48, "dists": 0.1980, "musiq": 69.42}),
+        ("stablesr-crops-v2", "realsr", "TUDSR-2", "TUDSR", {"lpips": 0.3217, "liqe": 4.37, "clipiqa+": 0.7135}),
         ("whole-image-v1", "realsr-whole", "StableSR", "D3SR", {"psnr": 26.28, "lpips": 0.2622, "musiq": 60.53}),
     ],
 )
@@ -61,7 +71,13 @@ def test_tables_are_complete() -> None:
     for data in ("div2k-val", "drealsr", "realsr"):
         assert {row.label for row in table if row.data == data} == methods
     assert {len(row.values) for row in table} == {9}
-    assert len(published_rows()) == 55
+    table = [row for row in published_rows() if row.source.startswith("StrSR")]
+    assert [len([row for row in table if row.data == data]) for data in ("realsr-whole", "reallq250")] == [15, 13]
+    assert {len(row.values) for row in table} == {9, 4}
+    assert {row.source.split(" ")[0] for row in published_rows() if row.secondary} == {
+        "GDPO-SR", "ODTSR", "SRSR", "DNF-SR", "TUDSR",
+    }  # fmt: skip
+    assert len(published_rows()) == 92
 
 
 @pytest.mark.parametrize(
@@ -70,14 +86,14 @@ def test_tables_are_complete() -> None:
         (
             "weight-free-v1",
             "realsr",
-            "under weight-free-v1, there are some under stablesr-crops-v1; numbers of different",
+            "under weight-free-v1, there are some under stablesr-crops-v1, stablesr-crops-v2; numbers of different",
         ),
         (
             "whole-image-v1",
             "realsr",
-            "under stablesr-crops-v1, and under whole-image-v1 of realsr-whole, div2k-val-whole;",
+            "under stablesr-crops-v1, stablesr-crops-v2, and under whole-image-v1 of realsr-whole, div2k-val-whole;",
         ),
-        (_CROPS, "reallq250", "there are some under dreamclear-1024-v1, and under"),
+        (_CROPS, "reallq250", "there are some under dreamclear-1024-v1, whole-image-v2, and under"),
         (_CROPS, "reallr200", "unknown set with published numbers 'reallr200'; did you mean .*reallr200-crop128"),
         ("stablesr-crop-v1", "realsr", "did you mean stablesr-crops-v1"),
     ],

@@ -76,6 +76,7 @@ def test_published_rows_stand_apart_and_warn() -> None:
     assert cells[r"SeeSR-50 \[3\]"] == ["93", "28.14", "0.3141", "–"]
     assert cells["mine"][1] == "**30.00**"
     assert r"- \[1\] OSEDiff (2406.08177) Table 1: as published, not measured here." in text
+    assert "GDPO-SR (2603.16769): as published, as notes about the paper have it, not measured here." in text
     assert "- WARNING: these numbers are of 40 images, published ones of 93." in text
     whole = evaluation(30, rows=tuple({"key": str(i), "psnr": 30.0} for i in range(93)), provenance={})
     assert "WARNING" not in markdown([("mine", whole)], rows)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from megasr.images import from_uint8, quantise, read_image
 from megasr.losses.perceptual import DISTS, LPIPS, VGG16_LAYERS, VGG16Features, load_perceptual
 from megasr.rng import torch_generator
 from tests.helpers.metric_weights import write_metric_weights
+from tests.helpers.shared import shared
 
 FILES = {
     "lpips-alex": ("alexnet-owt-7be5be79.pth", "LPIPS_v0.1_alex-df73285e.pth"),
@@ -176,12 +176,9 @@ def test_losses_are_the_metrics(name: str, weights_dir: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "metric"), [("lpips-alex", "lpips"), ("dists", "dists")])
-def test_published_weights_give_published_scores(name: str, metric: str, root: Path) -> None:
+def test_published_weights_give_published_scores(name: str, metric: str) -> None:
     """OSEDiff's published scores of a DRealSR crop."""
-    data = Path(os.environ.get("MEGASR_SHARED_DATA") or root.parent / "shared" / "data") / "drealsr"
-    weights = data.parents[1] / "weights" / "lpips"
-    if not (data / "metrics.csv").is_file() or not all(list(weights.rglob(file)) for file in FILES[name]):
-        pytest.skip(f"no weights at {weights} or no DRealSR reference data at {data}")
+    data, weights = shared("data", "drealsr"), shared("weights", "lpips")
     with (data / "metrics.csv").open() as file:
         row = next(csv.DictReader(file))
     sr, hq = (from_uint8(read_image(data / folder / row["image"]))[None] for folder in ("osediff_sr", "hq"))
