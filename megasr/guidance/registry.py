@@ -16,6 +16,7 @@ import torch
 from megasr.errors import UsageError
 from megasr.guidance.edges import extract_canny, extract_mlsd, load_hed, load_sketch
 from megasr.guidance.extractors import MapNetwork
+from megasr.guidance.pidinet import load_pidinet
 from megasr.guidance.regions import extract_noise, extract_saliency, extract_superpixel, load_depth, load_segmentation
 from megasr.guidance.tiny import FOLDERS as TINY
 from megasr.images import from_uint8
@@ -162,6 +163,10 @@ for _guidance in (
     GuidanceType(
         "hed", "edge", 1, "lq", "soft edges of objects (HED, 1504.06375)",
         load=load_hed, weights=(*_SMALL, "controlnet-hed"),
+    ),
+    GuidanceType(
+        "pidinet", "edge", 1, "lq", "soft edges by pixel differences (PiDiNet, 2108.07009)",
+        load=load_pidinet, weights=("pidinet",),
     ),
     GuidanceType("canny", "edge", 1, "lq", "Canny edges (OpenCV)", formula=extract_canny),
     GuidanceType(

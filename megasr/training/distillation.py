@@ -78,7 +78,7 @@ class MapStudent(nn.Module):
         super().__init__()
         self.network: MapNetwork = load_network(get_guidance(guidance), source)
         losses: dict[str, Loss] = {
-            "hed": binary_divergence, "sketch": binary_divergence, "normal": F.l1_loss,
+            "hed": binary_divergence, "pidinet": binary_divergence, "sketch": binary_divergence, "normal": F.l1_loss,
             "depth": relative_depth_loss if self.network.relative_depth else F.l1_loss,
             "segmentation": class_divergence,
         }  # fmt: skip
@@ -144,7 +144,7 @@ def answer_error(name: str, answer: torch.Tensor, target: torch.Tensor) -> torch
     per pixel of probabilities clamped to [1e-4, 1 - 1e-4] (a mean absolute error would praise a map without edges).
     Others: mean absolute error.
     """
-    if name in ("hed", "sketch"):
+    if name in ("hed", "pidinet", "sketch"):
         q, p = (probability.clamp(1e-4, 1 - 1e-4) for probability in (answer, target))
         return (p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()).flatten(1).mean(1)
     if name == "segmentation":
@@ -176,8 +176,8 @@ class DistillationModule(PretrainingModule):
     """Tune an extractor for degraded images; its export loads wherever the plain one does.
 
     Args:
-        network: `clip` (vision tower and tagger), or the guidance type that names the loader: hed, sketch, depth,
-            segmentation. A network that makes several maps is tuned for all of them.
+        network: `clip` (vision tower and tagger), or the guidance type that names the loader: hed, pidinet, sketch,
+            depth, segmentation. A network that makes several maps is tuned for all of them.
         source: of its weights, as in model.extractors.sources and model.vision.
         strategy: match the features of the encoder (`representation`), the outputs (`output`), or `both`.
         representation_weight: of the features beside the outputs; used by `both`.
@@ -298,6 +298,7 @@ def _add_lora(network: nn.Module, rank: int, seed: int) -> Any:
         for name, part in network.named_modules()
         if isinstance(part, layers)
         and getattr(part, "groups", 1) == 1  # depthwise layers have next to no weights, and no low rank
+        and getattr(part, "dilation", (1, 1)) == (1, 1)  # peft's layers do not know of it
         and not any(name.startswith(f"{outer}.") for outer in attention)
     ]
     config = LoraConfig(r=rank, lora_alpha=rank, target_modules=targets)

@@ -60,7 +60,7 @@ class Weight:
     @property
     def non_commercial(self) -> bool:
         """Whether the licence forbids commercial use."""
-        return any(word in self.licence for word in ("NC", "NVIDIA", "Noncommercial"))
+        return any(word in self.licence for word in ("NC", "NVIDIA", "Noncommercial", "research only"))
 
     @property
     def hub_ids(self) -> tuple[str, ...]:
@@ -107,6 +107,12 @@ _MODELS = (
     Weight("lineart-sketch", "guidance sketch: line drawings (Informative Drawings)", _ANNOTATORS, "MIT", (
         PublishedFile("sk_model.pth", 17_173_511,
                       "c686ced2a666b4850b4bb6ccf0748031c3eda9f822de73a34b8979970d90f0c6"),
+    )),
+    Weight("pidinet", "guidance pidinet: the full PiDiNet trained on BSDS500 and PASCAL VOC",
+           ("https://github.com/hellozhuo/pidinet/raw/master/trained_models/",),
+           "research only, commercial use by agreement with its authors", (
+        PublishedFile("table5_pidinet.pth", 2_871_148,
+                      "80860ac267258b5f27486e0ef152a211d0b08120f62aeb185a050acc30da486c"),
     )),
     Weight("realesrgan-x4plus", "baseline realesrgan-x4plus: Real-ESRGAN",
            ("https://github.com/xinntao/Real-ESRGAN/releases/download/v0.1.0/",), "BSD-3-Clause", (

@@ -19,13 +19,25 @@ from megasr.guidance.extract import ExtractorConfig, Networks, extract_guidance
 from megasr.guidance.extractors import Views
 from megasr.guidance.registry import GUIDANCE, GuidanceType, get_guidance, list_guidance
 from megasr.images import resize
-from tests.helpers.extractor_checkpoints import write_sketch
+from tests.helpers.extractor_checkpoints import write_pidinet, write_sketch
 from tests.helpers.sources import ROOT
 
 Extract = Callable[[SRBatch, str], torch.Tensor]
 SCALE_FACTOR = 4
 SIZE_PX = 64
-POOL = ("hed", "canny", "sketch", "mlsd", "depth", "normal", "segmentation", "superpixel", "saliency", "noise")
+POOL = (
+    "hed",
+    "pidinet",
+    "canny",
+    "sketch",
+    "mlsd",
+    "depth",
+    "normal",
+    "segmentation",
+    "superpixel",
+    "saliency",
+    "noise",
+)
 CONTROLS = ("noise", "oracle_edge", *(f"oracle_{name}" for name in POOL if name != "noise"))
 NAMES = list_guidance()
 
@@ -45,7 +57,9 @@ def batch() -> SRBatch:
 @pytest.fixture(scope="module")
 def networks(tmp_path_factory: pytest.TempPathFactory) -> Networks:
     """The shipped ones, and random weights where none are shipped."""
-    return Networks(ExtractorConfig({"sketch": str(write_sketch(tmp_path_factory.mktemp("sketch")))}))
+    writers = {"sketch": write_sketch, "pidinet": write_pidinet}
+    sources = {name: str(write(tmp_path_factory.mktemp(name))) for name, write in writers.items()}
+    return Networks(ExtractorConfig(sources))
 
 
 @pytest.fixture

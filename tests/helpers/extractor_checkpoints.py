@@ -59,6 +59,40 @@ def write_sketch(folder: Path, width: int = 32, residuals: int = 3, seed: int = 
     return _save(sketch_state(width, residuals, seed), folder / "sk_model.pth")
 
 
+def pidinet_state(width: int = 32, reduced: int = 32, seed: int = 0) -> dict[str, torch.Tensor]:
+    """A state dict with the names of table5_pidinet.pth (whose widths are 60 and 24)."""
+
+    def weight(name: str, *shape: int) -> dict[str, torch.Tensor]:
+        return {f"{name}.weight": _normal(name, shape, seed)}
+
+    state = weight("init_block", width, 3, 3, 3)
+    widths, width_in = (width, 2 * width, 4 * width, 4 * width), width
+    for stage, (count, to) in enumerate(zip((3, 4, 4, 4), widths, strict=True)):
+        for place in range(count):
+            name = f"block{stage + 1}_{place + 1}"
+            state |= weight(f"{name}.conv1", width_in, 1, 3, 3) | weight(f"{name}.conv2", to, width_in, 1, 1)
+            state[f"{name}.conv2.weight"] *= 0.2  # sums over 15 blocks stay small
+            if stage and not place:
+                state |= _layer(f"{name}.shortcut", (to, width_in, 1, 1), seed)
+            width_in = to
+        state |= _layer(f"dilations.{stage}.conv1", (reduced, to, 1, 1), seed)
+        for dilation in (1, 2, 3, 4):
+            state |= weight(f"dilations.{stage}.conv2_{dilation}", reduced, reduced, 3, 3)
+        state |= _layer(f"attentions.{stage}.conv1", (4, reduced, 1, 1), seed)
+        state |= weight(f"attentions.{stage}.conv2", 1, 4, 3, 3)
+        state |= _layer(f"conv_reduces.{stage}.conv", (1, reduced, 1, 1), seed)
+    state |= _layer("classifier", (1, 4, 1, 1), seed)
+    return state | {"classifier.weight": state["classifier.weight"] / 10}  # probabilities between 0 and 1
+
+
+def write_pidinet(folder: Path, width: int = 32, reduced: int = 32, seed: int = 0) -> Path:
+    """Write table5_pidinet.pth as its training does: an epoch, and the weights of a DataParallel."""
+    state = {f"module.{name}": value for name, value in pidinet_state(width, reduced, seed).items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save({"epoch": 19, "state_dict": state}, folder / "table5_pidinet.pth")
+    return folder / "table5_pidinet.pth"
+
+
 def write_depth(folder: Path, shorter_px: int = 56, kind: str = "relative", seed: int = 0) -> Path:
     """Write Depth Anything V2 with a DINOv2 of width 48 and four layers; returns the folder."""
     from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, Dinov2Config

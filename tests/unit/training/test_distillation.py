@@ -21,7 +21,13 @@ from megasr.pretraining.module import Export
 from megasr.semantics.clip import VisionConfig, VisionEncoder, load_clip
 from megasr.training import distillation as losses
 from megasr.training.distillation import DistillationModule, answer_error, lq_up_of
-from tests.helpers.extractor_checkpoints import write_depth, write_hed, write_segmentation, write_sketch
+from tests.helpers.extractor_checkpoints import (
+    write_depth,
+    write_hed,
+    write_pidinet,
+    write_segmentation,
+    write_sketch,
+)
 from tests.helpers.training import LossCurve, fit
 
 COLORS = [(0.2 * i, 1 - 0.2 * i, 0.5) for i in range(5)]
@@ -84,7 +90,13 @@ def test_lora_trains_little_and_the_heads_of_unused_outputs_rest(small: str) -> 
 
 @pytest.mark.parametrize(
     ("network", "write"),
-    [("hed", write_hed), ("sketch", write_sketch), ("depth", write_depth), ("segmentation", write_segmentation)],
+    [
+        ("hed", write_hed),
+        ("pidinet", write_pidinet),
+        ("sketch", write_sketch),
+        ("depth", write_depth),
+        ("segmentation", write_segmentation),
+    ],
 )
 def test_full_size_networks_are_tuned_and_load_where_the_plain_ones_do(
     network: str, write: Any, tmp_path: Path
