@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace) -> None:
     """
     labels = _checked_labels(arguments)
     check_metrics(arguments.protocol, arguments.metrics)
-    from megasr.evaluation.comparison import Method, check_labels, make_sources, sizes, write_page
+    from megasr.evaluation.comparison import Method, check_labels, conflict_between, make_sources, sizes, write_page
     from megasr.evaluation.pairing import pair_by_name
 
     check_labels(labels)
@@ -77,6 +77,9 @@ def run(arguments: argparse.Namespace) -> None:
             methods.append(Method(label, evaluation, files))
         quality = arguments.webp_quality
         written = write_page(arguments.out, methods, hq=hq, lq=lq, webp_quality=quality, progress=progress)
+    for other in methods[1:]:
+        if note := conflict_between(other.evaluation, methods[0].evaluation):
+            print(f"WARNING: {other.label} against {methods[0].label}: {note}")
     if evaluator.skipped:
         print(f"not taken: {', '.join(evaluator.skipped)}; the page says why")
     print(f"{arguments.out}: {len(pictures[0])} images, {len(methods)} methods, {written / 2**20:.1f} MiB")

@@ -124,18 +124,44 @@ def describe(evaluation: Evaluation) -> list[str]:
 
 def beside(evaluation: Evaluation, path: Path, label: str) -> list[str]:
     """An evaluation beside a .json of before or a .csv of scores, in lines for a terminal."""
+    from megasr.evaluation.agreement import conflict
     from megasr.evaluation.comparison import deviations, paired_differences
     from megasr.evaluation.evaluator import read_evaluation
 
     if path.suffix == ".json":
         lines = [f"{label} minus {path}, image by image, with 95 % intervals:"]
-        for one in paired_differences(evaluation, read_evaluation(path)):
+        differences = paired_differences(evaluation, read_evaluation(path))
+        for one in differences:
             i = one.interval
             lines.append(f"  {one.metric:<12} {i.mean:+9.4f}  [{i.low:+.4f}, {i.high:+.4f}]  {one.verdict}")
-        return lines
+        return lines + (
+            [f"WARNING: {note}"] if (note := conflict({one.metric: one.verdict for one in differences})) else []
+        )
     lines = [f"{label}, absolute deviation from {path}, over {len(evaluation.rows)} images:"]
     for metric, gap in deviations(evaluation, path).iterrows():
         lines.append(f"  {metric:<12} largest {gap['largest']:.2e} ({gap['key']}), median {gap['median']:.2e}")
+    return lines
+
+
+def agreement(measured: Sequence[Labelled], correlations: bool) -> list[str]:
+    """Where metrics disagree on a method and the first, and how they correlate, in lines for a terminal.
+
+    Raises:
+        UsageError: correlations are asked for of fewer than two metrics or four images.
+    """
+    from megasr.evaluation.agreement import rank_correlations
+    from megasr.evaluation.comparison import conflict_between
+
+    (first_label, first), *others = measured
+    lines = []
+    for label, evaluation in others:
+        if note := conflict_between(evaluation, first):
+            lines.append(f"WARNING: {label} against {first_label}: {note}")
+    if correlations:
+        found = rank_correlations(first, [evaluation for _, evaluation in others])
+        if found is None:
+            raise UsageError("--correlations needs two metrics per image and four images")
+        lines += [found.markdown(), ""]
     return lines
 
 
@@ -182,6 +208,11 @@ def add_parser(commands: Any) -> None:
         help="`published` (rows of the same benchmark set under the same protocol), a .json of before, or a .csv of "
         "published scores of these images",
     )
+    parser.add_argument(
+        "--correlations",
+        action="store_true",
+        help="print rank correlations between the metrics, over images, or over gains on the first SR",
+    )
     parser.add_argument("--devices", type=int, default=1, help="processes, each with a GPU of its own (default: 1)")
     add_measuring_options(parser, missing="error")
     parser.set_defaults(run=run, passes_options_on=False)
@@ -207,6 +238,8 @@ def run(arguments: argparse.Namespace) -> None:
         from megasr.evaluation.tables import text_table
 
         print(text_table(measured, rows).markdown())
+    if len(measured) > 1 or arguments.correlations:
+        print("\n".join(agreement(measured, arguments.correlations)))
     for path in arguments.out:  # before a comparison can fail: measuring may have taken hours
         write(measured, path, rows)
         print(path)

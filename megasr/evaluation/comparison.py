@@ -20,6 +20,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from megasr.errors import MegaSRError, UsageError
+from megasr.evaluation.agreement import conflict, rank_correlations
 from megasr.evaluation.evaluator import Evaluation, check_keys, check_weights
 from megasr.evaluation.intervals import Interval, paired_bootstrap, photograph
 from megasr.evaluation.protocol import MetricSpec
@@ -75,6 +76,17 @@ def paired_differences(evaluation: Evaluation, other: Evaluation) -> list[Differ
         verdict = ("better" if better else "worse") if shown else "no difference shown"
         differences.append(Difference(name, interval, verdict))
     return differences
+
+
+def conflict_between(evaluation: Evaluation, first: Evaluation) -> str:
+    """A warning where metrics disagree on which of two is better; empty for a single photograph, which shows nothing.
+
+    Raises:
+        UsageError, MegaSRError: as paired_differences.
+    """
+    if len({photograph(key) for key in first.keys}) < 2 or not first.means.keys() & evaluation.means.keys():
+        return ""
+    return conflict({one.metric: one.verdict for one in paired_differences(evaluation, first)})
 
 
 def deviations(evaluation: Evaluation, scores: Path) -> pd.DataFrame:
@@ -398,6 +410,8 @@ def _page_data(
         entry["intervals"] = {name: evaluation.intervals[name] for name in names if name in evaluation.intervals}
         entry["setValues"] = {metric.name: evaluation.set_values[metric.name] for metric in of_set}
         entry["differences"] = _differences(evaluation, first, names)
+    said = {entry["label"]: {n: d["verdict"] for n, d in entry["differences"].items()} for entry in data["methods"]}
+    correlations = rank_correlations(first, [method.evaluation for method in methods[1:]])
     versions = known.get("versions", {})
     facts = {
         "set": first.data,
@@ -411,6 +425,8 @@ def _page_data(
         "facts": [[name, str(value)] for name, value in facts.items() if value],
         "skipped": list({name: [name, why] for m in methods for name, why in m.evaluation.skipped.items()}.values()),
         "setMetrics": _directions(of_set),
+        "conflicts": [[label, note] for label, verdicts in said.items() if (note := conflict(verdicts))],
+        "correlations": None if correlations is None else correlations.as_data(),
     }
 
 

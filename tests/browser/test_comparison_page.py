@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
 import pytest
 
+from megasr.evaluation.comparison import Method, write_page
+from megasr.evaluation.evaluator import Evaluation
 from megasr.evaluation.protocol import get_protocol
+from megasr.images import write_png
 from tests.helpers.comparison_page import (
     HEIGHT,
     HOSTILE,
@@ -31,6 +36,8 @@ from tests.helpers.comparison_page import (
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
+
+    from tests.browser.conftest import Seen
 
 
 def test_crops_follow_the_pointer_together(look: Callable[..., Page], made: Made) -> None:
@@ -245,3 +252,31 @@ def test_both_colour_schemes_can_be_read(look: Callable[..., Page], scheme: Lite
         for ground in (paper, shade):
             low, high = sorted((ink, ground))
             assert (high + 0.05) / (low + 0.05) >= 4.5  # WCAG 2.2, 1.4.3
+
+
+def test_metrics_that_disagree_are_told_and_their_correlations_are_shown(
+    windows: Callable[..., tuple[Page, Seen]], tmp_path: Path
+) -> None:
+    keys = [f"photo {number}" for number in range(9)]
+    hard, noise = np.arange(9.0), np.array([3, 1, 4, 1, 5, 9, 2, 6, 5]) / 100
+    files = {key: tmp_path / f"{key}.png" for key in keys}
+    for file in files.values():
+        write_png(np.zeros((8, 8, 3), np.uint8), file)
+    methods = []
+    for label, gain in (("first", 0.0), ("second", 1.0)):
+        scores = {"psnr_y": hard + gain * (1 + noise), "gmsd": hard + gain * (1 + noise)}
+        rows = [{"key": key, **{name: values[i] for name, values in scores.items()}} for i, key in enumerate(keys)]
+        means = {name: float(values.mean()) for name, values in scores.items()}
+        protocol = get_protocol("weight-free-v1")
+        methods.append(Method(label, Evaluation(protocol.name, protocol.fingerprint, tuple(rows), means), files))
+    write_page(tmp_path / "page.html", methods)
+    page, seen = windows()
+    page.goto((tmp_path / "page.html").as_uri())
+    told = page.locator("#conflicts")
+    assert told.is_visible()
+    assert told.inner_text().startswith("second against first: metrics disagree: better in psnr_y, worse in gmsd.")
+    page.locator("#correlations summary").click()
+    cells = [row.split("\t") for row in page.locator("#correlations table").inner_text().splitlines()]
+    assert cells == [["", "psnr_y", "gmsd"], ["psnr_y", "+1.00", "-1.00"], ["gmsd", "-1.00", "+1.00"]]
+    assert "gains of 1 method over the first on 9 images" in page.locator("#correlations summary").inner_text()
+    assert not seen.problems

@@ -184,7 +184,7 @@ def test_the_restored_images_know_their_training(
     ("options", "code", "message"),
     [
         (["--metrics", "psnr"], 2, "did you mean psnr_y"),
-        (["--protocol", "stablesr-crops"], 2, "did you mean stablesr-crops-v1"),
+        (["--protocol", "stablesr-crops"], 2, "did you mean stablesr-crops-v2, stablesr-crops-v1"),
         (["--data", "realsrr"], 2, "realsr"),
         (["--out", "r.xlsx"], 2, "the ending must be one of .json, .csv, .md, .tex"),
         (["--against", "published"], 2, "needs --data"),

@@ -21,8 +21,26 @@ function showHeader() {
   byId("summary-note").textContent = notes.join(" ");
 }
 
+// Where metrics disagree on a method, and how far they rank the images alike.
+
+function showAgreement() {
+  const { conflicts, correlations, methods } = data;
+  byId("conflicts").hidden = conflicts.length === 0;
+  for (const [label, note] of conflicts) {
+    byId("conflicts").append(make("li", {}, make("b", {}, `${label} against ${methods[0].label}`), `: ${note}.`));
+  }
+  byId("correlations").hidden = correlations === null;
+  if (correlations === null) return;
+  const { caption, metrics, rows } = correlations;
+  byId("correlations").firstElementChild.textContent = caption;
+  const head = make("tr", {}, make("th"), ...metrics.map((name) => make("th", {}, name)));
+  const body = rows.map((row, index) => make("tr", {}, make("th", {}, metrics[index]), ...row.map((cell) => make("td", {}, cell))));
+  byId("correlations").querySelector("table").append(make("thead", {}, head), make("tbody", {}, ...body));
+}
+
 showHeader();
 showMeans();
+showAgreement();
 const firstMethod = data.sources.findIndex(({ method }) => method === 0);
 if (firstMethod < data.sources.length - 1) start(firstMethod, firstMethod + 1);
 else start(0, firstMethod);
