@@ -55,9 +55,18 @@ def check_baselines(methods: Sequence[Path], arguments: argparse.Namespace) -> i
 
 @contextmanager
 def restored_baselines(
-    methods: Sequence[Path], arguments: argparse.Namespace, progress: Callable[[str, int, int], None]
+    methods: Sequence[Path],
+    arguments: argparse.Namespace,
+    device: Callable[[str | None], str],
+    progress: Callable[[str, int, int], None],
 ) -> Iterator[dict[Path, Restored]]:
     """Every method with its folder of images; those of baselines are removed at the end.
+
+    Args:
+        methods: folders, results and baselines.
+        arguments: with lq, hq, strip and device.
+        device: checks --device.
+        progress: is called with what is done, how much of it, of how much.
 
     Raises:
         UsageError, MegaSRError: as check_baselines and restore_folder do.
@@ -68,7 +77,6 @@ def restored_baselines(
         for number, method in enumerate(methods):
             folder, made_by = method, {}
             if is_baseline(method):
-                from megasr.commands.evaluate import usable_device
                 from megasr.evaluation.pairing import keyed_images
                 from megasr.inference.baselines import restore_folder
 
@@ -77,9 +85,13 @@ def restored_baselines(
                 def shown(done: int, total: int, label: str = method.name) -> None:
                     progress(f"restoring {label}", done, total)
 
-                device = usable_device(arguments.device)
                 made_by = restore_folder(
-                    str(method), lq, folder, scale_factor=scale_factor, device=device, progress=shown
+                    str(method),
+                    lq,
+                    folder,
+                    scale_factor=scale_factor,
+                    device=device(arguments.device),
+                    progress=shown,
                 )
             folders[method] = Restored(folder, {"made_by": made_by} if made_by else {})
         yield folders

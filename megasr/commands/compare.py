@@ -12,7 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megasr.commands import baselines
-from megasr.commands.evaluate import Progress, add_measuring_options, check_metrics, make_evaluator, measuring_progress
+from megasr.commands.evaluate import (
+    Progress,
+    add_measuring_options,
+    check_metrics,
+    make_evaluator,
+    measuring_progress,
+    usable_device,
+)
 from megasr.errors import UsageError
 
 if TYPE_CHECKING:
@@ -56,7 +63,7 @@ def run(arguments: argparse.Namespace) -> None:
     evaluator = make_evaluator(arguments, arguments.protocol, missing="skip")
     with (
         measuring_progress() as progress,
-        baselines.restored_baselines(arguments.folders, arguments, progress) as restored,
+        baselines.restored_baselines(arguments.folders, arguments, usable_device, progress) as restored,
     ):
         folders = [restored[folder].folder for folder in arguments.folders]
         first, *others = folders

@@ -228,7 +228,7 @@ def run(arguments: argparse.Namespace) -> None:
     labels = _checked_labels(arguments)
     _check_inputs(arguments)
     with measuring_progress() as progress:
-        with baselines.restored_baselines(arguments.sr, arguments, progress) as restored:
+        with baselines.restored_baselines(arguments.sr, arguments, usable_device, progress) as restored:
             pairs = zip(labels, arguments.sr, strict=True)
             measured = [(label, _evaluation(restored[sr], arguments, label, progress)) for label, sr in pairs]
     for label, evaluation in measured:

@@ -289,7 +289,8 @@ def choose_metrics(
     if names is not None and len(set(names)) != len(names):
         raise UsageError(f"metrics {', '.join(names)}: a name occurs twice")
     asked = {protocol.metric(name) for name in (protocol.metric_names if names is None else names)}
-    chosen, skipped, lacking = [], {}, []
+    chosen: list[MetricSpec] = []
+    skipped, lacking = {}, []
     for spec in (spec for spec in protocol.metrics if spec in asked):
         if spec.needs_hq and not has_hq:
             if names is not None:
