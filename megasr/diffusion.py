@@ -1,10 +1,10 @@
-"""The diffusion loss, and samplers: DDIM, diffusers' solvers, classifier-free guidance. Noise is an argument."""
+"""Noise schedules, the diffusion loss, and samplers with classifier-free guidance. Noise is an argument."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -13,37 +13,152 @@ from megasr.errors import UsageError, unknown_name
 Denoiser = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (z_t, timesteps) -> prediction
 
 
-def add_noise(scheduler: Any, z0: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-    """z_t = sqrt(a_t) z0 + sqrt(1 - a_t) noise, a_t the cumulative product of alphas (DDPM, 2006.11239, eq. 4)."""
-    return scheduler.add_noise(z0, noise, timesteps)
+class Schedule(Protocol):
+    """How a prior noises latents, and what it predicts of them: z_t = signal z0 + sigma noise.
+
+    Timesteps are integers, from 0 at the clean end to num_timesteps - 1.
+    """
+
+    @property
+    def num_timesteps(self) -> int:
+        """Number of timesteps."""
+
+    def levels(self, timesteps: torch.Tensor | int, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Signal and sigma at one timestep, (), or at each of (B,), as (B, 1, 1, 1), on the device of z."""
+
+    def add_noise(self, z0: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        """z_t (B, C, h, w) at `timesteps` (B,)."""
+
+    def target(self, z0: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        """What the prior is trained to predict.
+
+        Raises:
+            UsageError: the prior predicts something that this project does not train.
+        """
+
+    def split(
+        self, prediction: torch.Tensor, z_t: torch.Tensor, timesteps: torch.Tensor | int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Prediction -> estimates of (z0, noise)."""
+
+    def draw(self, fractions: torch.Tensor, count: int) -> torch.Tensor:
+        """Uniform draws in [0, 1) -> timesteps below `count`, with the density that the prior was trained with."""
+
+    def model_timesteps(self, timesteps: torch.Tensor) -> torch.Tensor:
+        """Timesteps as the denoiser reads them."""
 
 
-def prediction_target(scheduler: Any, z0: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-    """Target of the U-Net: the noise, or v = sqrt(a_t) noise - sqrt(1 - a_t) z0 (2202.00512, app. D).
+class DDPM:
+    """Variance-preserving noise with predictions of the noise or of v (2006.11239, 2202.00512): SD 1.x and 2.x.
+
+    Args:
+        scheduler: diffusers' DDPMScheduler; signal is sqrt(a_t), a_t its cumulative product of alphas.
+    """
+
+    def __init__(self, scheduler: Any) -> None:
+        self.scheduler = scheduler
+
+    @property
+    def num_timesteps(self) -> int:
+        return self.scheduler.config.num_train_timesteps
+
+    def levels(self, timesteps: torch.Tensor | int, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        alphas = _at(self.scheduler.alphas_cumprod, timesteps, z)
+        return alphas.sqrt(), (1 - alphas).sqrt()
+
+    def add_noise(self, z0: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        return self.scheduler.add_noise(z0, noise, timesteps)
+
+    def target(self, z0: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        if self._predicts_v():
+            return self.scheduler.get_velocity(z0, noise, timesteps)
+        return noise
+
+    def split(
+        self, prediction: torch.Tensor, z_t: torch.Tensor, timesteps: torch.Tensor | int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        signal, sigma = self.levels(timesteps, z_t)
+        if self._predicts_v():  # v = signal noise - sigma z0
+            return signal * z_t - sigma * prediction, signal * prediction + sigma * z_t
+        return (z_t - sigma * prediction) / signal, prediction
+
+    def draw(self, fractions: torch.Tensor, count: int) -> torch.Tensor:
+        return (fractions * count).long()
+
+    def model_timesteps(self, timesteps: torch.Tensor) -> torch.Tensor:
+        return timesteps
+
+    def _predicts_v(self) -> bool:
+        kind = self.scheduler.config.prediction_type
+        if kind not in ("epsilon", "v_prediction"):
+            raise UsageError(
+                f"prediction_type {kind!r} of the prior's scheduler; this project trains epsilon or v_prediction"
+            )
+        return kind == "v_prediction"
+
+
+class Flow:
+    """Rectified flow (2209.03003) with SD 3's shift and logit-normal density (2403.03206, eq. 19 and 23).
+
+    signal is 1 - sigma, the prediction the velocity noise - z0.
+
+    Args:
+        scheduler: diffusers' FlowMatchEulerDiscreteScheduler, whose table of sigmas is taken.
 
     Raises:
-        UsageError: the prior's scheduler predicts something else.
+        UsageError: the shift depends on the size of the image.
     """
-    kind = scheduler.config.prediction_type
-    if kind == "epsilon":
-        return noise
-    if kind == "v_prediction":
-        return scheduler.get_velocity(z0, noise, timesteps)
-    raise UsageError(f"prediction_type {kind!r} of the prior's scheduler; this project trains epsilon or v_prediction")
+
+    def __init__(self, scheduler: Any) -> None:
+        if scheduler.config.use_dynamic_shifting:
+            raise UsageError("use_dynamic_shifting of the prior's scheduler; this project has flows of one shift")
+        self.num_timesteps: int = scheduler.config.num_train_timesteps
+        base = torch.arange(1, self.num_timesteps + 1, dtype=torch.float32) / self.num_timesteps
+        shift = scheduler.config.shift
+        self.sigmas = shift * base / (1 + (shift - 1) * base)
+
+    def levels(self, timesteps: torch.Tensor | int, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        sigma = _at(self.sigmas, timesteps, z)
+        return 1 - sigma, sigma
+
+    def add_noise(self, z0: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        signal, sigma = self.levels(timesteps, z0)
+        return signal * z0 + sigma * noise
+
+    def target(self, z0: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        return noise - z0
+
+    def split(
+        self, prediction: torch.Tensor, z_t: torch.Tensor, timesteps: torch.Tensor | int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        signal, sigma = self.levels(timesteps, z_t)
+        return z_t - sigma * prediction, z_t + signal * prediction
+
+    def draw(self, fractions: torch.Tensor, count: int) -> torch.Tensor:
+        logit_normal = torch.special.ndtri(fractions).sigmoid()
+        return (logit_normal * count).long().clamp(max=count - 1)
+
+    def model_timesteps(self, timesteps: torch.Tensor) -> torch.Tensor:
+        return self.sigmas.to(timesteps.device)[timesteps] * self.num_timesteps
+
+
+def _at(table: torch.Tensor, timesteps: torch.Tensor | int, z: torch.Tensor) -> torch.Tensor:
+    found = table.to(z.device)[timesteps]
+    return found.view(-1, 1, 1, 1) if isinstance(timesteps, torch.Tensor) else found
 
 
 def diffusion_loss(
-    denoiser: Denoiser, scheduler: Any, z0: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
+    denoiser: Denoiser, schedule: Schedule, z0: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
 ) -> torch.Tensor:
     """Mean squared error of the prediction, one value per sample, shape (B,), in float32 (2006.11239, eq. 14)."""
-    prediction = denoiser(add_noise(scheduler, z0, noise, timesteps), timesteps)
-    target = prediction_target(scheduler, z0, noise, timesteps)
+    prediction = denoiser(schedule.add_noise(z0, noise, timesteps), timesteps)
+    target = schedule.target(z0, noise, timesteps)
     return (prediction.float() - target.float()).square().mean(dim=(1, 2, 3))
 
 
-def stratified_timesteps(num_strata: int, num_train_timesteps: int) -> torch.Tensor:
-    """The middle of each of `num_strata` equal parts of the schedule, for a validation loss without draws."""
-    return ((torch.arange(num_strata) + 0.5) / num_strata * num_train_timesteps).long()
+def stratified_fractions(num_strata: int) -> torch.Tensor:
+    """The middles of `num_strata` equal parts of [0, 1], for a validation loss without draws; see Schedule.draw."""
+    return (torch.arange(num_strata) + 0.5) / num_strata
 
 
 # (number of the step, timestep, latents after it) -> latents to go on with, None for these
@@ -134,19 +249,20 @@ def solve(
 
 
 def ddim(
-    denoiser: Denoiser,
-    alphas_cumprod: torch.Tensor,
-    prediction_type: str,
-    z: torch.Tensor,
-    timesteps: list[int],
-    on_step: OnStep | None = None,
+    denoiser: Denoiser, schedule: Schedule, z: torch.Tensor, timesteps: list[int], on_step: OnStep | None = None
 ) -> torch.Tensor:
-    """DDIM with eta = 0 (2010.02502, eq. 12): z at timesteps[0] -> z0. The last step returns its z0 estimate."""
+    """DDIM with eta = 0 (2010.02502, eq. 12): z at timesteps[0] -> z0. The last step returns its z0 estimate.
+
+    On a flow these are Euler's steps.
+    """
     for number, (t, t_next) in enumerate(zip(timesteps, [*timesteps[1:], None], strict=True)):
         prediction = denoiser(z, torch.full((len(z),), t, device=z.device)).to(z.dtype)
-        z0, noise = split_prediction(prediction, z, alphas_cumprod[t], prediction_type)
-        alpha = None if t_next is None else alphas_cumprod[t_next]
-        z = z0 if alpha is None else alpha.sqrt() * z0 + (1 - alpha).sqrt() * noise
+        z0, noise = schedule.split(prediction, z, t)
+        if t_next is None:
+            z = z0
+        else:
+            signal, sigma = schedule.levels(t_next, z)
+            z = signal * z0 + sigma * noise
         z = _after(on_step, number, t, z)
     return z
 
@@ -154,16 +270,6 @@ def ddim(
 def _after(on_step: OnStep | None, number: int, timestep: int, z: torch.Tensor) -> torch.Tensor:
     changed = on_step(number, timestep, z) if on_step is not None else None
     return z if changed is None else changed
-
-
-def split_prediction(
-    prediction: torch.Tensor, z_t: torch.Tensor, alpha_cumprod: torch.Tensor, prediction_type: str
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Prediction -> (z0, noise), from noise or from v = sqrt(a) noise - sqrt(1 - a) z0 (2202.00512, app. D)."""
-    signal, sigma = alpha_cumprod.sqrt(), (1 - alpha_cumprod).sqrt()
-    if prediction_type == "v_prediction":
-        return signal * z_t - sigma * prediction, signal * prediction + sigma * z_t
-    return (z_t - sigma * prediction) / signal, prediction
 
 
 def spaced_timesteps(num_steps: int, start_fraction: float, num_train_timesteps: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""The frozen text-to-image prior: VAE, U-Net, text encoder and noise schedule, from a diffusers folder.
+"""The frozen text-to-image prior: VAE, denoiser, text encoder and noise schedule, from a diffusers folder.
 
 Latents z are (B, C, H / f, W / f), scaled to about unit variance (f: the VAE's down-sampling, 8 for SD 2.1).
 """
@@ -16,19 +16,31 @@ import torch
 from torch import nn
 
 from megasr.configs import read_config
+from megasr.diffusion import DDPM, Flow, Schedule
 from megasr.errors import MegaSRError
 from megasr.files import identify_folder
 from megasr.images import to_signed
 from megasr.provenance import weights_digest
-from megasr.semantics.text import TextEncoder, load_text_encoder
-from megasr.weights.local import downsampling, find_prior, native_px, size_multiple
+from megasr.semantics.text import Text, TextEncoder, TextStates, load_text_encoder
+from megasr.weights.local import denoiser_folder, downsampling, find_prior, native_px, size_multiple
 
-PARTS = ("vae", "unet", "text_encoder", "scheduler")
+# Denoisers and schedulers by their classes in diffusers, as they go together.
+DENOISERS = {"UNet2DConditionModel": "DDPMScheduler", "SD3Transformer2DModel": "FlowMatchEulerDiscreteScheduler"}
+_FLOW = ("num_train_timesteps", "shift", "use_dynamic_shifting")
+_DDPM = ("beta_schedule", "beta_start", "beta_end", "num_train_timesteps", "prediction_type")
 AUTOENCODERS = ("AutoencoderKL", "AutoencoderDC")
 
 
 class Prior(nn.Module):
-    """A latent diffusion model whose weights never change while an adapter is trained."""
+    """A latent diffusion model whose weights never change while an adapter is trained.
+
+    Args:
+        vae: AutoencoderKL or AutoencoderDC.
+        unet: the denoiser, one of DENOISERS. An MMDiT has the name of a U-Net too: names of weights are in fingerprints
+            and checkpoints.
+        text_encoder: embeds prompts as the denoiser reads them.
+        scheduler: diffusers', of which the noise schedule is taken.
+    """
 
     def __init__(self, vae: nn.Module, unet: nn.Module, text_encoder: TextEncoder, scheduler: Any) -> None:
         super().__init__()
@@ -36,6 +48,8 @@ class Prior(nn.Module):
         self.unet = unet
         self.text_encoder = text_encoder
         self.scheduler = scheduler
+        flow = type(scheduler).__name__ == DENOISERS["SD3Transformer2DModel"]
+        self.schedule: Schedule = Flow(scheduler) if flow else DDPM(scheduler)
 
     @property
     def downsampling(self) -> int:
@@ -52,10 +66,18 @@ class Prior(nn.Module):
         """Height and width of the images that the prior was trained on; None when its configuration does not say."""
         return native_px(self.vae.config, self.unet.config)
 
-    @property
-    def prediction_type(self) -> str:
-        """`epsilon` or `v_prediction`: the output of the U-Net."""
-        return self.scheduler.config.prediction_type
+    def predict(
+        self, z_t: torch.Tensor, timesteps: torch.Tensor, text: Text, denoiser: nn.Module | None = None
+    ) -> torch.Tensor:
+        """Prediction (B, C, h, w) for z_t at `timesteps` (B,), by the prior or a `denoiser` derived from its own."""
+        model, times = self.unet if denoiser is None else denoiser, self.schedule.model_timesteps(timesteps)
+        if isinstance(text, TextStates):
+            return model(z_t, text.states, pooled_projections=text.pooled, timestep=times).sample
+        return model(z_t, times, text).sample
+
+    def to_z0(self, prediction: torch.Tensor, z_t: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        """The estimate of the clean latent."""
+        return self.schedule.split(prediction, z_t, timesteps)[0]
 
     def encode(self, image: torch.Tensor) -> torch.Tensor:
         """(B, 3, H, W) in [0, 1] -> z; see encode_images."""
@@ -67,7 +89,9 @@ class Prior(nn.Module):
 
     def decode_unclipped(self, z: torch.Tensor) -> torch.Tensor:
         """Z -> (B, 3, H, W) float32 around [0, 1]: a loss sees no gradient where a number was clipped."""
-        image = self.vae.decode(z.to(self.vae.dtype) / self.vae.config.scaling_factor).sample
+        z = z.to(self.vae.dtype) / self.vae.config.scaling_factor
+        shift = self.vae.config.get("shift_factor")
+        image = self.vae.decode(z if shift is None else z + shift).sample
         return (image.float() + 1) / 2
 
     def freeze(self) -> Prior:
@@ -84,8 +108,7 @@ class Prior(nn.Module):
 
         An fp32 checkpoint and its fp16 variant are the same prior. Take it before the prior is cast to another dtype.
         """
-        keys = ("beta_schedule", "beta_start", "beta_end", "num_train_timesteps", "prediction_type")
-        schedule = [self.scheduler.config.get(key) for key in keys]
+        schedule = [self.scheduler.config.get(key) for key in (_FLOW if isinstance(self.schedule, Flow) else _DDPM)]
         return weights_digest(self, json.dumps(schedule).encode())[:12]
 
 
@@ -93,7 +116,8 @@ def encode_images(vae: Any, image: torch.Tensor) -> torch.Tensor:
     """(B, 3, H, W) in [0, 1] -> z (the mode of the posterior: evaluation must not depend on a draw)."""
     encoded = vae.encode(to_signed(image).to(vae.dtype))
     z: torch.Tensor = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latent
-    return z * vae.config.scaling_factor
+    shift = vae.config.get("shift_factor")
+    return (z if shift is None else z - shift) * vae.config.scaling_factor
 
 
 def identify_prior(source: str) -> str:
@@ -107,21 +131,25 @@ def load_prior(source: str = "tiny") -> Prior:
     Raises:
         MegaSRError: the prior, or one of its parts, is missing or cannot be read.
     """
-    from diffusers import DDPMScheduler, UNet2DConditionModel
+    import diffusers
 
     folder = find_prior(source)
-    absent = [name for name in ("model_index.json", *PARTS) if not (folder / name).exists()]
+    part = denoiser_folder(folder)
+    needed = ("model_index.json", "vae", part, "text_encoder", "scheduler")
+    absent = [name for name in needed if not (folder / name).exists()]
     if absent:
         raise MegaSRError(f"prior {source!r}: {folder} is not a diffusers folder, it lacks {', '.join(absent)}")
     logging.getLogger("diffusers").setLevel(logging.ERROR)
     try:
         # The libraries draw initial weights before they load the real ones.
         with torch.random.fork_rng(devices=[]):
+            name = denoiser_class(read_config(folder / part / "config.json"))
+            denoiser = getattr(diffusers, name)
             return Prior(
                 vae=load_autoencoder(folder / "vae"),
-                unet=UNet2DConditionModel.from_pretrained(folder, subfolder="unet", torch_dtype=torch.float32),
+                unet=denoiser.from_pretrained(folder, subfolder=part, torch_dtype=torch.float32),
                 text_encoder=load_text_encoder(folder),
-                scheduler=DDPMScheduler.from_pretrained(folder, subfolder="scheduler"),
+                scheduler=getattr(diffusers, DENOISERS[name]).from_pretrained(folder, subfolder="scheduler"),
             ).freeze()
     except pickle.UnpicklingError as error:  # torch advises to read it unsafely
         reason = "a file of weights holds more than tensors; only tensors are read, as other objects could run code"
@@ -142,6 +170,18 @@ def load_autoencoder(folder: Path) -> Any:
 
     name = autoencoder_class(read_config(folder / "config.json"))
     return getattr(diffusers, name).from_pretrained(folder, torch_dtype=torch.float32)
+
+
+def denoiser_class(config: Mapping[str, Any]) -> str:
+    """The name of the class in diffusers that the config of a denoiser asks for.
+
+    Raises:
+        ValueError: it is none of DENOISERS.
+    """
+    name = config.get("_class_name", "UNet2DConditionModel")
+    if name not in DENOISERS:
+        raise ValueError(f"the denoiser is a {name}, but must be one of {', '.join(DENOISERS)}")
+    return str(name)
 
 
 def autoencoder_class(config: Mapping[str, Any]) -> str:

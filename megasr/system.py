@@ -10,13 +10,14 @@ from typing import Any, NamedTuple, Self
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map
 
 from megasr.batch import SRBatch, check_image
 from megasr.diffusion import (
     SOLVERS,
     Denoiser,
+    Flow,
     OnStep,
-    add_noise,
     build_scheduler,
     ddim,
     diffusion_loss,
@@ -179,8 +180,10 @@ class MegaSR(nn.Module):
         self.networks = self.parts.networks(extractors)
         self.networks.config.check_used(self.network.guidance)
         self.map_sources = shown_guidance(self.network.guidance, sampler.shown_guidance)
-        self.alphas_cumprod: torch.Tensor
-        self.register_buffer("alphas_cumprod", self.prior.scheduler.alphas_cumprod.clone(), persistent=False)
+        if sampler.solver is not None and isinstance(self.prior.schedule, Flow):
+            raise UsageError(
+                f"sampler.solver {sampler.solver} steps through DDPM's noise; leave it out for a flow: Euler"
+            )
 
     @property
     def own_modules(self) -> dict[str, str]:
@@ -263,7 +266,7 @@ class MegaSR(nn.Module):
         def denoiser(z_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
             return self.network(z_t, t, conditions)
 
-        return diffusion_loss(denoiser, self.prior.scheduler, z0, noise, timesteps)
+        return diffusion_loss(denoiser, self.prior.schedule, z0, noise, timesteps)
 
     def sample(self, batch: SRBatch, lq_up: torch.Tensor, conditions: Conditions, *purpose: Key) -> torch.Tensor:
         """z0 (B, C, h, w) as the sampler makes it from a batch of whole images, with gradients through all its steps.
@@ -283,14 +286,14 @@ class MegaSR(nn.Module):
             z_lq = None if self.sampler.start == "noise" else self._encode_lq(lq_up).float()
         shape = lq_up.shape[-2] // prior.downsampling, lq_up.shape[-1] // prior.downsampling
         z = self._start(batch["keys"], z_lq, shape, self.sampler, timesteps[0], self.seed, *purpose).to(lq_up.device)
-        return ddim(denoiser, self.alphas_cumprod, prior.prediction_type, z, timesteps)
+        return ddim(denoiser, prior.schedule, z, timesteps)
 
     @property
     def _encode_lq(self) -> Callable[[torch.Tensor], torch.Tensor]:
         return self.prior.encode if self.network.vae is None else self.network.encode
 
     def _timesteps(self, sampler: SamplerConfig) -> list[int]:
-        return spaced_timesteps(sampler.num_steps, sampler.start_fraction, len(self.alphas_cumprod))
+        return spaced_timesteps(sampler.num_steps, sampler.start_fraction, self.prior.schedule.num_timesteps)
 
     def _start(
         self,
@@ -310,7 +313,8 @@ class MegaSR(nn.Module):
         if z_lq is None:
             return noise
         noise = noise.to(z_lq.device)
-        return add_noise(self.prior.scheduler, z_lq, noise, torch.full((len(keys),), timestep, device=z_lq.device))
+        timesteps = torch.full((len(keys),), timestep, device=z_lq.device)
+        return self.prior.schedule.add_noise(z_lq, noise, timesteps)
 
     # Restoration -----------------------------------------------------------------------------------------------------
 
@@ -358,13 +362,15 @@ class MegaSR(nn.Module):
         """Keys and values of prompts and tokens, and of the negative prompt for classifier-free guidance."""
         sampler = options.sampler
         semantics = self.semantics(batch, lq_up, self.prompts(batch, lq_up, sampler.positive_prompt))
-        semantics = Semantics(*(None if tokens is None else options.cast(tokens) for tokens in semantics))
+        semantics = tree_map(lambda tokens: None if tokens is None else options.cast(tokens), semantics)
         known = self.network.read(semantics)
         if sampler.guidance_scale == 1:
             return known, None
-        negative = options.cast(self.prior.text_encoder([sampler.negative_prompt] * len(batch["keys"])))
+        negative = tree_map(options.cast, self.prior.text_encoder([sampler.negative_prompt] * len(batch["keys"])))
         read = self.network.read(semantics._replace(text=negative))
-        return known, Guidance(read, sampler.guidance_scale, sampler.guidance_interval, len(self.alphas_cumprod))
+        return known, Guidance(
+            read, sampler.guidance_scale, sampler.guidance_interval, self.prior.schedule.num_timesteps
+        )
 
     def _weigh_maps(self, maps: Mapping[str, torch.Tensor], grid: Grid, options: RestoreOptions) -> WeightedMaps:
         """Inputs of the SAFTs for the subsets of maps that the strengths mix, each with its weight."""
@@ -383,13 +389,13 @@ class MegaSR(nn.Module):
         self, keys: list[str], lq_up: torch.Tensor, denoiser: Denoiser, grid: Grid, options: RestoreOptions
     ) -> torch.Tensor:
         """From the sampler's start to z0."""
-        prior, sampler, alphas = self.prior, options.sampler, self.alphas_cumprod
+        prior, sampler = self.prior, options.sampler
         timesteps, latents = self._timesteps(sampler), grid.divided(prior.downsampling)
         z_lq = None if sampler.start == "noise" else encode_tiles(prior, lq_up, grid, self._encode_lq)
         size = latents.rows.length, latents.columns.length
         z = self._start(keys, z_lq, size, sampler, timesteps[0], options.seed).to(lq_up.device)
         if sampler.solver is None:
-            return ddim(denoiser, alphas, prior.prediction_type, z, timesteps, options.on_step)
+            return ddim(denoiser, prior.schedule, z, timesteps, options.on_step)
         solver = SOLVERS[sampler.solver]
         scheduler = build_scheduler(solver, prior.scheduler, sampler.num_steps, timesteps[0] + 1)
         generators = [torch_generator(options.seed, "solver_noise", key) for key in keys] if solver.random else []

@@ -64,18 +64,17 @@ def generate(prior: Prior, prompts: Sequence[str], keys: Sequence[str], cfg_scal
     """
     device, pictures = next(prior.parameters()).device, []
     shape = prior.encode(torch.zeros(1, 3, SIZE_PX, SIZE_PX, device=device)).shape[1:]
-    alphas_cumprod = prior.scheduler.alphas_cumprod.to(device)
-    timesteps = spaced_timesteps(NUM_STEPS, 1.0, len(alphas_cumprod))
+    timesteps = spaced_timesteps(NUM_STEPS, 1.0, prior.schedule.num_timesteps)
     for start in track(range(0, len(prompts), BATCH_SIZE), f"sampling, guidance scale {cfg_scale:g}"):
         part = slice(start, start + BATCH_SIZE)
         words, nothing = prior.text_encoder(prompts[part]), prior.text_encoder([""] * len(prompts[part]))
 
         def denoise(z: torch.Tensor, t: torch.Tensor, words=words, nothing=nothing) -> torch.Tensor:  # type: ignore[no-untyped-def]
-            conditional = prior.unet(z, t, words).sample
-            return conditional if cfg_scale == 1 else guided(conditional, prior.unet(z, t, nothing).sample, cfg_scale)
+            conditional = prior.predict(z, t, words)
+            return conditional if cfg_scale == 1 else guided(conditional, prior.predict(z, t, nothing), cfg_scale)
 
         noise = keyed_normal(NOISE_SEED, keys[part], shape, "text_to_image").to(device)
-        z = ddim(denoise, alphas_cumprod, prior.scheduler.config.prediction_type, noise, timesteps)
+        z = ddim(denoise, prior.schedule, noise, timesteps)
         pictures += list(to_uint8(prior.decode(z)))
     return pictures
 

@@ -23,7 +23,6 @@ from megasr.files import file_sha256, write_whole_folder
 from megasr.guidance.extract import check_strengths, shown_guidance
 from megasr.images import ColorFix, check_color_fix, from_uint8, resize, to_uint8
 from megasr.inference.tiling import Tiling
-from megasr.prior import PARTS
 from megasr.provenance import provenance
 from megasr.system import MegaSR, Restored, RestoreOptions
 from megasr.training.checkpoint import adapter_parameters, build_from_state
@@ -421,6 +420,7 @@ def _stack(images: list[torch.Tensor]) -> torch.Tensor | list[torch.Tensor]:
 
 WEIGHTS, CONFIG, CARD, PRIOR = "adapter.safetensors", "config.json", "README.md", "prior"
 FORMAT = 1
+_PRIOR_PARTS = ("vae", "unet", "transformer", "text_encoder*", "tokenizer*", "scheduler")
 
 
 def save_export(system: MegaSR, folder: Path, include_prior: bool) -> None:
@@ -501,9 +501,9 @@ def _config(system: MegaSR) -> dict[str, Any]:
 def _copy_prior(source: Path, target: Path) -> None:
     target.mkdir()
     shutil.copy(source / "model_index.json", target)
-    for name in (*PARTS, "tokenizer"):
-        if (source / name).is_dir():
-            shutil.copytree(source / name, target / name)
+    for part in _PRIOR_PARTS:
+        for folder in source.glob(part):
+            shutil.copytree(folder, target / folder.name)
 
 
 def _card(system: MegaSR, trained: int, include_prior: bool) -> str:

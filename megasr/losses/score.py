@@ -15,10 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from megasr.diffusion import add_noise, diffusion_loss, guided, split_prediction
+from megasr.diffusion import diffusion_loss, guided
 from megasr.losses.terms import Estimate, TermParts, mean
 from megasr.networks.lora import add_lora, sharing_copy
+from megasr.prior import Prior
 from megasr.rng import keyed_normal, keyed_uniform
+from megasr.semantics.text import Text
 
 
 class CSD(nn.Module):
@@ -32,8 +34,7 @@ class CSD(nn.Module):
 
     def __init__(self, parts: TermParts) -> None:
         super().__init__()
-        # Not as submodules: they are the system's.
-        self._unet, self._scheduler = [parts.prior.unet], parts.prior.scheduler
+        self._priors = [parts.prior]  # not as a submodule: it is the system's
         self._scale, self._interval = parts.critic.guidance_scale, parts.critic.timesteps
 
     def forward(self, estimate: Estimate) -> torch.Tensor:
@@ -41,11 +42,11 @@ class CSD(nn.Module):
         z0 = estimate.z0
         with _judging(z0):
             noise, timesteps = self._draw(estimate, "score")
-            z_t = add_noise(self._scheduler, z0.detach(), noise, timesteps)
+            z_t = self._prior.schedule.add_noise(z0.detach(), noise, timesteps)
             with_text = self._predict(z_t, timesteps, estimate.text)
             without = self._predict(z_t, timesteps, estimate.no_text)
-            likely = self._clean(guided(with_text, without, self._scale), z_t, timesteps)
-            now = self._clean(self._second(z_t, timesteps, estimate, without), z_t, timesteps)
+            likely = self._prior.to_z0(guided(with_text, without, self._scale), z_t, timesteps)
+            now = self._prior.to_z0(self._second(z_t, timesteps, estimate, without), z_t, timesteps)
             distance = mean((z0 - likely).abs()).clamp(min=1e-6).view(-1, 1, 1, 1)
             target = z0 - (now - likely) / distance
         return mean(F.mse_loss(z0, target, reduction="none"))
@@ -56,21 +57,22 @@ class CSD(nn.Module):
         """What is predicted for the restoration as it is now."""
         return without_text
 
-    def _predict(self, z_t: torch.Tensor, timesteps: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-        prediction: torch.Tensor = self._unet[0](z_t, timesteps, text).sample
-        return prediction.float()
+    @property
+    def _prior(self) -> Prior:
+        return self._priors[0]
+
+    def _predict(
+        self, z_t: torch.Tensor, timesteps: torch.Tensor, text: Text, critic: nn.Module | None = None
+    ) -> torch.Tensor:
+        return self._prior.predict(z_t, timesteps, text, critic).float()
 
     def _draw(self, estimate: Estimate, purpose: str) -> tuple[torch.Tensor, torch.Tensor]:
         """Noise and timesteps, keyed by image and step: they differ between processes."""
         z0, (low, high) = estimate.z0, self._interval
         key = (f"{purpose}/{type(self).__name__}", estimate.purpose)
         fractions = low + (high - low) * keyed_uniform(estimate.seed, estimate.keys, *key, "timestep")
-        timesteps = (fractions * self._scheduler.config.num_train_timesteps).long().to(z0.device)
+        timesteps = (fractions * self._prior.schedule.num_timesteps).long().to(z0.device)
         return keyed_normal(estimate.seed, estimate.keys, z0.shape[1:], *key).to(z0), timesteps
-
-    def _clean(self, prediction: torch.Tensor, z_t: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-        alphas = self._scheduler.alphas_cumprod.to(z_t.device)[timesteps].view(-1, 1, 1, 1)
-        return split_prediction(prediction, z_t, alphas, self._scheduler.config.prediction_type)[0]
 
 
 class VSD(CSD):
@@ -87,15 +89,16 @@ class VSD(CSD):
     def _second(
         self, z_t: torch.Tensor, timesteps: torch.Tensor, estimate: Estimate, without_text: torch.Tensor
     ) -> torch.Tensor:
-        return self.critic(z_t, timesteps, estimate.text).sample.float()
+        return self._predict(z_t, timesteps, estimate.text, self.critic)
 
     def critic_loss(self, estimate: Estimate) -> torch.Tensor:
         """The diffusion loss of the critic on the restoration, (B,)."""
         noise, timesteps = self._draw(estimate, "critic")
         z0 = estimate.z0.detach()
         return diffusion_loss(
-            lambda z_t, t: self.critic(z_t, t, estimate.text).sample, self._scheduler, z0, noise, timesteps
-        )
+            lambda z_t, t: self._predict(z_t, t, estimate.text, self.critic),
+            self._prior.schedule, z0, noise, timesteps,
+        )  # fmt: skip
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from torch import nn
 
 from megasr.batch import SRBatch
 from megasr.prior import Prior
+from megasr.semantics.text import Text
 from megasr.training.config import CriticConfig
 
 
@@ -54,14 +55,14 @@ class Estimate:
 
     @cached_property
     @torch.no_grad()
-    def text(self) -> torch.Tensor:
-        """Embedded prompts (B, L, D)."""
+    def text(self) -> Text:
+        """Embedded prompts."""
         return self._prior.text_encoder(self._prompts)
 
     @cached_property
     @torch.no_grad()
-    def no_text(self) -> torch.Tensor:
-        """The embedded empty prompt (B, L, D)."""
+    def no_text(self) -> Text:
+        """The embedded empty prompt, B times."""
         return self._prior.text_encoder([""] * len(self._prompts))
 
 

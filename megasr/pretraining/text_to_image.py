@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from megasr.batch import SRBatch
-from megasr.diffusion import add_noise, prediction_target, stratified_timesteps
+from megasr.diffusion import stratified_fractions
 from megasr.errors import MegaSRError, UsageError
 from megasr.files import identify_folder
 from megasr.pretraining.module import PretrainingModule, text_of
@@ -113,7 +113,8 @@ class TextToImageModule(PretrainingModule):
         # Stratified timesteps halve the variance of the loss.
         offset = torch.rand((), generator=torch_generator(self.seed, "timesteps", step, self.global_rank))
         fractions = (torch.arange(len(keys)) + offset) / len(keys)
-        timesteps = (fractions * self.prior.scheduler.config.num_train_timesteps).long().to(self.device)
+        schedule = self.prior.schedule
+        timesteps = schedule.draw(fractions, schedule.num_timesteps).to(self.device)
         loss = self._losses(self._predict, self._latents(batch), texts, timesteps, (*keys,), "prior_noise", step).mean()
         self.log("train/loss", loss, prog_bar=True)
         return loss
@@ -121,11 +122,12 @@ class TextToImageModule(PretrainingModule):
     @torch.no_grad()
     def validation_step(self, batch: SRBatch, batch_index: int) -> None:
         """Loss at eight fixed timesteps with noise keyed by the image, with and without the text."""
-        count, keys, z0 = self.prior.scheduler.config.num_train_timesteps, batch["keys"], self._latents(batch)
+        schedule, keys, z0 = self.prior.schedule, batch["keys"], self._latents(batch)
+        fixed = schedule.draw(stratified_fractions(8), schedule.num_timesteps)
         for name, texts in (("val/loss", text_of(batch)), ("val/loss_without_text", [""] * len(batch["keys"]))):
             losses = [
                 self._losses(self._predict_eagerly, z0, texts, t.expand(len(texts)).to(self.device), keys, "validation")
-                for t in stratified_timesteps(8, count)
+                for t in fixed
             ]
             self.log(name, torch.stack(losses).mean(), prog_bar=True, batch_size=len(texts), sync_dist=True)
 
@@ -136,8 +138,7 @@ class TextToImageModule(PretrainingModule):
         return z0.contiguous(memory_format=torch.channels_last)
 
     def _predict_eagerly(self, z_t: torch.Tensor, timesteps: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-        prediction: torch.Tensor = self.prior.unet(z_t, timesteps, text).sample
-        return prediction
+        return self.prior.predict(z_t, timesteps, text)
 
     def _losses(
         self,
@@ -151,8 +152,8 @@ class TextToImageModule(PretrainingModule):
         with torch.no_grad():
             text = self.prior.text_encoder(texts)
         noise = keyed_normal(self.seed, keys, z0.shape[1:], *purpose).to(z0)
-        z_t = add_noise(self.prior.scheduler, z0, noise, timesteps)
-        target = prediction_target(self.prior.scheduler, z0, noise, timesteps)
+        z_t = self.prior.schedule.add_noise(z0, noise, timesteps)
+        target = self.prior.schedule.target(z0, noise, timesteps)
         return F.mse_loss(predict(z_t, timesteps, text).float(), target, reduction="none").mean((1, 2, 3))
 
     def export(self, folder: Path) -> None:

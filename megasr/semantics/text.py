@@ -1,37 +1,51 @@
-"""Text encoders of a prior folder: SD 2.x's transformers CLIPTextModel, the tiny prior's open_clip TextTransformer."""
+"""Text encoders of a prior folder: CLIP of SD 2.x, two CLIPs and T5 of SD 3, open_clip's tower of the tiny prior."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import nn
+from torch.utils._pytree import tree_map
 
 from megasr.configs import read_config
 from megasr.files import read_safetensors
 from megasr.semantics.clip import find_clip, load_open_clip, load_tokenizer, save_merges
 
 
+class TextStates(NamedTuple):
+    """Text as an MMDiT reads it: states (B, L, D) of all tokens, pooled (B, P) of the whole prompts."""
+
+    states: torch.Tensor
+    pooled: torch.Tensor
+
+
+Text = torch.Tensor | TextStates  # a U-Net reads the (B, L, D) states alone
+Tokens = torch.Tensor | list[torch.Tensor]  # (B, L) token ids, of every encoder where there are several
+
+
 class TextEncoder(nn.Module):
     """Prompts -> (B, L, D) embeddings. L is the context length of the encoder, D its width."""
 
-    def tokenise(self, prompts: Sequence[str]) -> torch.Tensor:
-        """Prompts -> (B, L) token ids, truncated and padded to the context length."""
+    def tokenise(self, prompts: Sequence[str]) -> Any:
+        """Prompts -> Tokens, truncated and padded to the context length."""
         raise NotImplementedError
 
-    def embed(self, tokens: torch.Tensor) -> torch.Tensor:
-        """(B, L) token ids -> (B, L, D) embeddings."""
+    def embed(self, tokens: Any) -> Any:
+        """Tokens -> Text."""
         raise NotImplementedError
 
-    def forward(self, prompts: Sequence[str]) -> torch.Tensor:
+    def forward(self, prompts: Sequence[str]) -> Any:
         """Embed prompts; a prompt that occurs twice in the batch (the empty one, mostly) is encoded once."""
         unique = list(dict.fromkeys(prompts))
         device = next(self.parameters()).device
-        embeddings = self.embed(self.tokenise(unique).to(device))
-        return embeddings[[unique.index(prompt) for prompt in prompts]]
+        embeddings = self.embed(tree_map(lambda tokens: tokens.to(device), self.tokenise(unique)))
+        chosen = [unique.index(prompt) for prompt in prompts]
+        return tree_map(lambda embedding: embedding[chosen], embeddings)
 
 
 class OpenClipTextEncoder(TextEncoder):
@@ -119,9 +133,67 @@ class TransformersTextEncoder(TextEncoder):
         return cls(model, CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True))
 
 
+class SD3TextEncoder(TextEncoder):
+    """Stable Diffusion 3's text encoders: two CLIPs and, where there is one, a T5.
+
+    The CLIPs' states lie side by side, padded to the T5's width, before the T5's; pooled are the CLIPs' projections.
+
+    Args:
+        clips: two CLIPTextModelWithProjection, with their tokenizers.
+        t5: T5EncoderModel with its tokenizer; None puts zeros in the place of its states, as diffusers does.
+        width: D, of the T5.
+    """
+
+    t5_length = 256  # diffusers' max_sequence_length
+
+    def __init__(self, clips: Sequence[tuple[nn.Module, Any]], t5: tuple[nn.Module, Any] | None, width: int) -> None:
+        super().__init__()
+        self.clips = nn.ModuleList(model for model, _ in clips)
+        self.t5 = None if t5 is None else t5[0]
+        self.tokenizers = [tokenizer for _, tokenizer in (*clips, *([] if t5 is None else [t5]))]
+        self.width = width
+
+    def tokenise(self, prompts: Sequence[str]) -> list[torch.Tensor]:
+        lengths = [self.tokenizers[0].model_max_length] * 2 + [self.t5_length]
+        return [
+            tokenizer(
+                list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+            ).input_ids
+            for tokenizer, length in zip(self.tokenizers, lengths, strict=False)
+        ]
+
+    def embed(self, tokens: list[torch.Tensor]) -> TextStates:
+        seen = [clip(ids, output_hidden_states=True) for clip, ids in zip(self.clips, tokens, strict=False)]
+        states = torch.cat([one.hidden_states[-2] for one in seen], dim=-1)
+        states = F.pad(states, (0, self.width - states.shape[-1]))
+        if self.t5 is None:
+            last = states.new_zeros(len(states), self.t5_length, self.width)
+        else:
+            last = self.t5(tokens[2]).last_hidden_state
+        return TextStates(torch.cat([states, last], dim=1), torch.cat([one.text_embeds for one in seen], dim=-1))
+
+    @classmethod
+    def load(cls, folder: Path) -> SD3TextEncoder:
+        """Read a diffusers folder; without `text_encoder_3/` there is no T5."""
+        from transformers import CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
+
+        def read(model: Any, tokenizer: Any, suffix: str) -> tuple[nn.Module, Any]:
+            read_config(folder / f"text_encoder{suffix}" / "config.json")  # it must not lead elsewhere
+            return (
+                model.from_pretrained(folder / f"text_encoder{suffix}", local_files_only=True),
+                tokenizer.from_pretrained(folder / f"tokenizer{suffix}", local_files_only=True),
+            )
+
+        clips = [read(CLIPTextModelWithProjection, CLIPTokenizer, suffix) for suffix in ("", "_2")]
+        t5 = read(T5EncoderModel, T5TokenizerFast, "_3") if (folder / "text_encoder_3").is_dir() else None
+        return cls(clips, t5, read_config(folder / "transformer" / "config.json")["joint_attention_dim"])
+
+
 def load_text_encoder(prior_folder: Path) -> TextEncoder:
     """The text encoder of a prior folder, of whichever library its model_index.json names."""
     library, _ = json.loads((prior_folder / "model_index.json").read_text())["text_encoder"]
     if library == "open_clip":
         return OpenClipTextEncoder.load(prior_folder / "text_encoder")
+    if (prior_folder / "transformer").is_dir():
+        return SD3TextEncoder.load(prior_folder)
     return TransformersTextEncoder.load(prior_folder)

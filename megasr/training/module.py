@@ -13,7 +13,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import nn
 
 from megasr.batch import SRBatch
-from megasr.diffusion import stratified_timesteps
+from megasr.diffusion import stratified_fractions
 from megasr.errors import MegaSRError, UsageError
 from megasr.guidance.extract import ExtractorConfig
 from megasr.images import upsample_lq
@@ -276,7 +276,7 @@ class MegaSRModule(MegaSR, lightning.LightningModule):
         keys, z0 = batch["keys"], self.latents(batch)
         noise = keyed_normal(self.seed, keys, z0.shape[1:], "training_noise", step).to(z0)
         fractions = keyed_uniform(self.seed, keys, "timestep", step)
-        timesteps = (fractions * self._trained_timesteps).long().to(z0.device)
+        timesteps = self.prior.schedule.draw(fractions, self._trained_timesteps).to(z0.device)
         return self.loss(conditions, z0, noise, timesteps), timesteps
 
     def _estimate(
@@ -298,7 +298,8 @@ class MegaSRModule(MegaSR, lightning.LightningModule):
         if self.restoration_loss is None:
             conditions, z0 = self.conditions(batch), self.latents(batch)
             noise = keyed_normal(self.seed, batch["keys"], z0.shape[1:], "validation_noise").to(z0)
-            strata = stratified_timesteps(self.objective.validation_timesteps, self._trained_timesteps)
+            fractions = stratified_fractions(self.objective.validation_timesteps)
+            strata = self.prior.schedule.draw(fractions, self._trained_timesteps)
             losses = torch.stack([self.loss(conditions, z0, noise, t.expand(len(z0)).to(z0.device)) for t in strata])
         else:
             lq_up = upsample_lq(batch["lq"], self.scale_factor)
@@ -314,7 +315,7 @@ class MegaSRModule(MegaSR, lightning.LightningModule):
 
     @property
     def _trained_timesteps(self) -> int:
-        return max(1, round(self.objective.timestep_fraction * len(self.alphas_cumprod)))
+        return max(1, round(self.objective.timestep_fraction * self.prior.schedule.num_timesteps))
 
     def configure_optimizers(self) -> dict[str, Any]:
         settings, optimizer = self.optimizer, build_optimizer(adapter_parameters(self).values(), self.optimizer)

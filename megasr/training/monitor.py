@@ -238,7 +238,7 @@ class TrainingMonitor(lightning.Callback):
         self._steps, self._num_images = trainer.global_step, 0
         self._since: float | None = None
         self._gradients: dict[str, float] = {}
-        self._bins = LossBins(self.loss_bins, len(pl_module.alphas_cumprod), pl_module.device)
+        self._bins = LossBins(self.loss_bins, pl_module.prior.schedule.num_timesteps, pl_module.device)
         self._probes = SiteProbes(pl_module.network)
         self._parts = trained_parts(pl_module.network)
         self._fixed = first_images(trainer, self.images) if self.every_n_steps and trainer.loggers else []

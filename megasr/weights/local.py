@@ -230,15 +230,25 @@ def downsampling(vae: Mapping[str, Any]) -> int:
     return 2 ** (len(vae.get("block_out_channels") or vae["encoder_block_out_channels"]) - 1)
 
 
-def size_multiple(vae: Mapping[str, Any], unet: Mapping[str, Any]) -> int:
-    """hq height and width must be multiples of this many pixels: VAE down-sampling times the U-Net's."""
-    return downsampling(vae) * 2 ** (len(unet["block_out_channels"]) - 1)
+def latent_multiple(denoiser: Mapping[str, Any]) -> int:
+    """Height and width of latents must be multiples of this: a DiT's patch, a U-Net's down-sampling."""
+    return denoiser.get("patch_size") or 2 ** (len(denoiser["block_out_channels"]) - 1)
 
 
-def native_px(vae: Mapping[str, Any], unet: Mapping[str, Any]) -> int | None:
+def size_multiple(vae: Mapping[str, Any], denoiser: Mapping[str, Any]) -> int:
+    """hq height and width must be multiples of this many pixels."""
+    return downsampling(vae) * latent_multiple(denoiser)
+
+
+def native_px(vae: Mapping[str, Any], denoiser: Mapping[str, Any]) -> int | None:
     """Height and width of the images that a prior was trained on; None when its configuration does not say."""
-    sides = unet["sample_size"]
+    sides = denoiser["sample_size"]
     return None if sides is None else downsampling(vae) * (sides if isinstance(sides, int) else max(sides))
+
+
+def denoiser_folder(prior: Path) -> str:
+    """Where diffusers keeps the denoiser of a prior in its folder: `transformer` or `unet`."""
+    return "transformer" if (prior / "transformer").is_dir() else "unet"
 
 
 class Sizes(NamedTuple):
@@ -251,8 +261,9 @@ class Sizes(NamedTuple):
 def read_sizes(folder: Path) -> Sizes | None:
     """The sizes of the prior in a folder; None when its configuration cannot be read."""
     try:
-        vae, unet = (json.loads((folder / part / "config.json").read_text()) for part in ("vae", "unet"))
-        return Sizes(size_multiple(vae, unet), native_px(vae, {"sample_size": None} | unet))
+        parts = ("vae", denoiser_folder(folder))
+        vae, denoiser = (json.loads((folder / part / "config.json").read_text()) for part in parts)
+        return Sizes(size_multiple(vae, denoiser), native_px(vae, {"sample_size": None} | denoiser))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None  # whoever loads it says what is wrong with it
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from megasr.diffusion import SOLVERS, build_scheduler, check_solver, ddim, solve, spaced_timesteps
+from megasr.diffusion import DDPM, SOLVERS, build_scheduler, check_solver, ddim, solve, spaced_timesteps
 from megasr.errors import UsageError
 from megasr.rng import torch_generator
 from megasr.training.config import SamplerConfig
@@ -41,11 +41,11 @@ def test_every_solver_steps_where_ddim_does_also_from_part_of_the_schedule(name,
 @pytest.mark.parametrize("name", ["dpm++", "unipc", "euler"])
 def test_deterministic_solvers_go_where_ddim_goes_and_the_higher_orders_get_there_sooner(name, noise):
     trained = SCHEDULERS["v_prediction"]
-    alphas, denoise = trained.alphas_cumprod, gaussian_denoiser(trained, 0.25)
+    denoise = gaussian_denoiser(trained, 0.25)
     z = noise * 0.9
 
     def by_ddim(steps):
-        return ddim(denoise, alphas, "v_prediction", z, spaced_timesteps(steps, 0.8, 1000))
+        return ddim(denoise, DDPM(trained), z, spaced_timesteps(steps, 0.8, 1000))
 
     exact = by_ddim(800)
     error, of_ddim = ((found - exact).abs().mean() for found in (sample(name, trained, z, 10, 800)[0], by_ddim(10)))

@@ -121,13 +121,13 @@ def test_a_restoration_moves_along_the_difference_of_both_estimates(name):
             torch.nn.init.normal_(p, std=0.1) if ".lora_B." in part else None
     noise, t = term._draw(seen, "score")
     z0, prior = seen.z0.detach(), module.prior
-    alphas = module.alphas_cumprod[t].view(-1, 1, 1, 1)
+    alphas = prior.scheduler.alphas_cumprod[t].view(-1, 1, 1, 1)
     z_t = alphas.sqrt() * z0 + (1 - alphas).sqrt() * noise
 
     def clean(v):
         return (
             alphas.sqrt() * z_t - (1 - alphas).sqrt() * v
-            if prior.prediction_type == "v_prediction"
+            if prior.scheduler.config.prediction_type == "v_prediction"
             else (z_t - (1 - alphas).sqrt() * v) / alphas.sqrt()
         )
 
