@@ -50,6 +50,10 @@ class Prior(nn.Module):
         self.scheduler = scheduler
         flow = type(scheduler).__name__ == DENOISERS["SD3Transformer2DModel"]
         self.schedule: Schedule = Flow(scheduler) if flow else DDPM(scheduler)
+        if hasattr(unet, "pos_embed"):  # nearly a GB in SD 3.5: copies share and cast parameters, buffers they do not
+            positions = unet.pos_embed.pos_embed
+            del unet.pos_embed.pos_embed
+            unet.pos_embed.pos_embed = nn.Parameter(positions, requires_grad=False)
 
     @property
     def downsampling(self) -> int:

@@ -28,7 +28,7 @@ from megasr.guidance.extractors import Views
 from megasr.guidance.regions import ade20k_classes
 from megasr.networks.config import AdapterConfig
 from megasr.networks.network import MegaSRNetwork
-from megasr.networks.parameters import build_sd21_on_meta
+from megasr.networks.parameters import build_on_meta
 from megasr.networks.sites import Semantics
 from megasr.semantics.clip import tokens_and_embedding
 
@@ -54,7 +54,7 @@ def count(run: Callable[[], Any]) -> float:
 
 def step() -> dict[str, float]:
     """Operations of one image in a training step, part by part."""
-    prior = build_sd21_on_meta()
+    prior = build_on_meta("sd21-base")
     config = AdapterConfig(guidance=("hed", "depth", "segmentation"), image=True)
     with torch.device("meta"):
         network = MegaSRNetwork(prior, config)

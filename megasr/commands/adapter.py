@@ -11,7 +11,7 @@ from megasr.commands.upscale import add_model_options, add_tile_option, check_po
 from megasr.errors import split_names
 from megasr.training.folders import find_checkpoint
 
-_PRIOR = "`tiny`, `sd21-base`, a diffusers folder or a hub id"
+_PRIOR = "`tiny`, `sd21-base`, `sd35-medium`, a diffusers folder or a hub id"
 
 
 def add_parser(commands: Any) -> None:
@@ -36,10 +36,14 @@ def add_parser(commands: Any) -> None:
 
     text = "count trained and frozen parameters of an adapter, part by part, and its sites"
     params = commands.add_parser("params", help="count trained and frozen parameters", description=text)
-    params.add_argument("--prior", default="sd21-base", help=f"{_PRIOR} (default: sd21-base, which needs no weights)")
+    params.add_argument(
+        "--prior", default="sd21-base", help=f"{_PRIOR} (default: sd21-base; it and sd35-medium need no weights)"
+    )
     params.add_argument("--guidance", nargs="*", default=[], metavar="TYPE", help="guidance types that are fused")
     params.add_argument("--image", action="store_true", help="with CSM's visual branch")
     params.add_argument("--rca", action="store_true", help="with v1's representation cross-attention")
+    params.add_argument("--gate", choices=("linear", "channel", "scalar"), default="linear", help="of CSM")
+    params.add_argument("--connector", choices=("shared",), help="one for the image tokens of all sites")
     params.set_defaults(run=run_params, passes_options_on=False)
 
 
@@ -100,11 +104,13 @@ def run_params(arguments: argparse.Namespace) -> None:
     for name in guidance:
         check_guidance(name)
     from megasr.networks.config import AdapterConfig
-    from megasr.networks.parameters import build_sd21_on_meta, parameter_table
+    from megasr.networks.parameters import KNOWN_PRIORS, build_on_meta, parameter_table
     from megasr.prior import load_prior
 
-    prior = build_sd21_on_meta() if arguments.prior == "sd21-base" else load_prior(arguments.prior)
-    config = AdapterConfig(guidance=guidance, image=arguments.image, rca=arguments.rca)
+    prior = build_on_meta(arguments.prior) if arguments.prior in KNOWN_PRIORS else load_prior(arguments.prior)
+    config = AdapterConfig(
+        guidance=guidance, image=arguments.image, rca=arguments.rca, gate=arguments.gate, connector=arguments.connector
+    )
     print(f"{'part':<18} {'sites':>5} {'trained':>15} {'frozen':>15}")
     for row in parameter_table(prior, config):
         print(f"{row.part:<18} {row.sites or '':>5} {row.trained:>15,} {row.frozen:>15,}")

@@ -50,9 +50,14 @@ class MegaSRControlNet(AdaptedModel):
             controlnet.controlnet_cond_embedding = encoder(unet.config.block_out_channels[0], downsampling)
         super().__init__(controlnet.requires_grad_(True).train(), config, groups, seed, "controlnet")
 
+    @property
+    def lq_encoder(self) -> nn.Module:
+        """The encoder of lq."""
+        return self.controlnet.controlnet_cond_embedding
+
     def encode_lq(self, lq_up: torch.Tensor) -> torch.Tensor:
         """lq_up (B, 3, H, W) in [0, 1] -> f_lq (B, C, h, w). Once per image."""
-        return self.controlnet.controlnet_cond_embedding(lq_up)
+        return self.lq_encoder(lq_up)
 
     def forward(
         self, z_t: torch.Tensor, timesteps: torch.Tensor, f_lq: torch.Tensor, conditions: tuple[SiteCondition, ...]

@@ -28,6 +28,13 @@ def attend(attention: nn.Module, query: torch.Tensor, key_value: KeyValue) -> to
     return attention.to_out[0](attended.transpose(1, 2).flatten(2))
 
 
+def text_projections(attention: nn.Module) -> tuple[nn.Linear, nn.Linear]:
+    """The layers of diffusers' Attention that make keys and values of text, in cross- or in joint attention."""
+    if attention.added_kv_proj_dim is not None:
+        return attention.add_k_proj, attention.add_v_proj
+    return attention.to_k, attention.to_v
+
+
 def frozen_copy(layer: nn.Linear) -> nn.Linear:
     """A layer with the same weights, not trained. (copy.deepcopy fails on the fake tensors of a memory plan.)"""
     has_bias, weight = layer.bias is not None, layer.weight
@@ -61,17 +68,17 @@ class CSM(nn.Module):
     """The visual branch of one cross-attention site.
 
     Args:
-        attention: the site's text cross-attention (diffusers' Attention). K and V are copied and stay frozen; Q and the
-            output projection are shared with it.
+        attention: the site's attention to text (diffusers' Attention). K and V of text are copied and stay frozen; Q
+            of F and the output projection are shared with it.
         image_width: E, width of the image tokens; None when they come translated, by one connector for all sites.
         gate: form of the gate.
     """
 
     def __init__(self, attention: nn.Module, image_width: int | None, gate: Gate) -> None:
         super().__init__()
-        width = attention.cross_attention_dim
-        self.connector = nn.Identity() if image_width is None else nn.Linear(image_width, width)
-        self.to_k, self.to_v = frozen_copy(attention.to_k), frozen_copy(attention.to_v)
+        keys, values = text_projections(attention)
+        self.connector = nn.Identity() if image_width is None else nn.Linear(image_width, keys.in_features)
+        self.to_k, self.to_v = frozen_copy(keys), frozen_copy(values)
         self.gate = build_gate(gate, attention.query_dim)
 
     def keys_values(self, image_tokens: torch.Tensor, heads: int) -> KeyValue:

@@ -10,7 +10,7 @@ from torch import nn
 from megasr.rng import seeded_initialisation
 
 Network = TypeVar("Network", bound=nn.Module)
-_TIME = ("time_embedding", "time_emb_proj")  # read the timestep alone
+_TIME = ("time_embedding", "time_emb_proj", "time_text_embed", ".norm1", "norm_out")  # read timestep or whole prompt
 
 
 def sharing_copy(network: Network) -> Network:
@@ -22,17 +22,19 @@ def add_lora(network: Network, rank: int, seed: int, *place: str) -> Network:
     """Put a LoRA on every linear layer and convolution, in place; returns the network, which computes as before.
 
     Args:
-        network: frozen; a U-Net of diffusers.
+        network: frozen; a denoiser or encoder of diffusers.
         rank: of the LoRAs.
         seed: of the initial weights.
         place: to which the initial weights are keyed.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
+    # Queries of the text in an MMDiT's last block, whose text goes nowhere.
+    unread = {f"{n}.add_q_proj" for n, part in network.named_modules() if getattr(part, "context_pre_only", None)}
     targets = [
         name
         for name, part in network.named_modules()
-        if isinstance(part, nn.Linear | nn.Conv2d) and not any(word in name for word in _TIME)
+        if isinstance(part, nn.Linear | nn.Conv2d) and not any(word in name for word in _TIME) and name not in unread
     ]
     with seeded_initialisation(seed, *place):
         inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=targets), network)

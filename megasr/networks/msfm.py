@@ -16,7 +16,7 @@ from megasr.networks.config import Fusion, FusionInit, Version
 from megasr.plugins import Registry
 
 Group = tuple[GuidanceType, ...]  # maps that are stacked along their channels
-Modulation = tuple[torch.Tensor, torch.Tensor]  # scale and shift, each (B, C, h, w)
+Modulation = tuple[torch.Tensor, torch.Tensor]  # scale and shift in the layout of F
 
 
 class MapGroups(NamedTuple):
@@ -114,7 +114,8 @@ class MSFM(nn.Module):
 
     Args:
         channels: C of the site.
-        groups: groups of the GroupNorm on F (the prior's own number).
+        groups: groups of the GroupNorm on F (the prior's own number); None: F are tokens (B, h * w, C), and normalised
+            by LayerNorm, as in a DiT.
         edge_channels: channels of each edge map; every edge map has its own SAFT.
         region_channels: channels of all region maps together, 0 for none.
         width: hidden channels of each SAFT.
@@ -126,7 +127,7 @@ class MSFM(nn.Module):
     def __init__(
         self,
         channels: int,
-        groups: int,
+        groups: int | None,
         edge_channels: Sequence[int],
         region_channels: int,
         width: int,
@@ -136,7 +137,11 @@ class MSFM(nn.Module):
         super().__init__()
         self.residual = fusion_init == "residual"
         # No affine parameters of its own: the SAFTs supply scale and shift.
-        self.norm = nn.GroupNorm(groups, channels, affine=False)
+        self.norm = (
+            nn.LayerNorm(channels, eps=1e-6, elementwise_affine=False)
+            if groups is None
+            else nn.GroupNorm(groups, channels, affine=False)
+        )
         maps = [*edge_channels, *([region_channels] if region_channels else [])]
         self.safts = nn.ModuleList(SAFT(c, channels, width, zero_init=self.residual) for c in maps)
         self.aggregation = RegionAggregation(region_channels, stage1) if region_channels else None
@@ -150,10 +155,14 @@ class MSFM(nn.Module):
         gammas, betas = zip(*(saft(guidance) for saft, guidance in zip(self.safts, maps, strict=True)), strict=True)
         scales = gammas if self.residual else [1 + gamma for gamma in gammas]
         # reduce, because sum() begins at 0 and would add that as a tensor
-        return reduce(operator.add, scales), reduce(operator.add, betas)
+        return self.arrange(reduce(operator.add, scales)), self.arrange(reduce(operator.add, betas))
+
+    def arrange(self, part: torch.Tensor) -> torch.Tensor:
+        """A scale or shift (B, C, h, w) in the layout of F."""
+        return part.flatten(2).transpose(1, 2).contiguous() if isinstance(self.norm, nn.LayerNorm) else part
 
     def forward(self, features: torch.Tensor, modulation: Modulation) -> torch.Tensor:
-        """F -> F', (B, C, h, w). The scale and shift of b images serve any multiple B of b (both halves of CFG)."""
+        """F -> F'. The scale and shift of b images serve any multiple B of b (both halves of CFG)."""
         scale, shift = modulation
         normalised = self.norm(features)
         if torch.is_grad_enabled():

@@ -18,27 +18,45 @@ from megasr.errors import UsageError
 from megasr.guidance.registry import resolve_guidance
 from megasr.networks.config import AdapterConfig
 from megasr.networks.controlnet import MegaSRControlNet
+from megasr.networks.csm import text_projections
 from megasr.networks.lora import add_lora, sharing_copy
+from megasr.networks.mmdit import MegaSRMMDiT, MMDiTControlNet
 from megasr.networks.msfm import Modulation, group_maps
-from megasr.networks.sites import Semantics, Site, SiteCondition, compiled_block, iterate_transformers
+from megasr.networks.sites import AdaptedModel, Semantics, Site, SiteCondition, compiled_block, iterate_transformers
 from megasr.networks.unet import MegaSRUNet
 from megasr.prior import Prior, encode_images
 from megasr.rng import seeded_initialisation
+from megasr.semantics.text import TextStates
 
 SaftMaps = Sequence[Sequence[torch.Tensor]]  # per site (U-Net's, then ControlNet's): the input of each of its SAFTs
 WeightedMaps = Sequence[tuple[float, SaftMaps]]  # weights that sum to 1, and the maps whose modulations they weigh
 
 
+# Adapted denoiser and its ControlNet by the denoiser's class in diffusers.
+ADAPTED = {
+    "UNet2DConditionModel": (MegaSRUNet, MegaSRControlNet),
+    "SD3Transformer2DModel": (MegaSRMMDiT, MMDiTControlNet),
+}
+
+
 class Conditions(NamedTuple):
-    """All that depends on the image and the words, but not on z_t or the timestep."""
+    """All that depends on the image and the words, but not on z_t or the timestep.
+
+    Attributes:
+        f_lq: features of lq for the ControlNet.
+        unet: of the sites of the denoiser.
+        controlnet: of the sites of the ControlNet.
+        text: what the blocks of an MMDiT read themselves.
+    """
 
     f_lq: torch.Tensor | None
     unet: tuple[SiteCondition, ...]
     controlnet: tuple[SiteCondition, ...]
+    text: TextStates | None = None
 
 
 class MegaSRNetwork(nn.Module):
-    """The adapter network: adapted U-Net and ControlNet on a frozen prior.
+    """The adapter network: adapted denoiser and ControlNet on a frozen prior.
 
     Args:
         prior: the frozen prior.
@@ -55,40 +73,46 @@ class MegaSRNetwork(nn.Module):
             self.groups if config.fusion_in in (None, model) else group_maps((), config.fusion)
             for model in ("unet", "controlnet")
         )
-        self.unet = MegaSRUNet(prior.unet, config, in_unet, seed)
-        self.controlnet = None
+        denoiser, controlnet = ADAPTED[type(prior.unet).__name__]
+        # An MMDiT has the name of a U-Net too: names of weights are in checkpoints.
+        self.unet: AdaptedModel = denoiser(prior.unet, config, in_unet, seed)
+        self.controlnet: AdaptedModel | None = None
         if config.controlnet:
-            self.controlnet = MegaSRControlNet(prior.unet, prior.downsampling, config, in_controlnet, seed)
+            self.controlnet = controlnet(prior.unet, prior.downsampling, config, in_controlnet, seed)
         self.connector = None
         if config.image and config.connector == "shared":
+            block, _ = next(iterate_transformers(prior.unet))
+            keys, _ = text_projections(self.unet.site.place(block).attention)
             with seeded_initialisation(seed, "connector"):
-                self.connector = nn.Linear(config.image_width, prior.unet.config.cross_attention_dim)
+                self.connector = nn.Linear(config.image_width, keys.in_features)
         if config.prior_lora is not None:  # last: ControlNet and CSM start from the prior's own weights
             self.unet.unet = add_lora(sharing_copy(prior.unet), config.prior_lora, seed, "prior_lora")
         self.vae = None
         if config.encoder_lora is not None:
             self.vae = sharing_copy(prior.vae)
             add_lora(self.vae.encoder, config.encoder_lora, seed, "encoder_lora")
-        self.downsampling = prior.downsampling
-        self.halvings = len(prior.unet.config.down_block_types) - 1
+        self.downsampling, self.size_multiple = prior.downsampling, prior.size_multiple
+        self.schedule = prior.schedule
 
     def compile_blocks(self) -> None:
         """Run every block through torch.compile: the same numbers up to rounding, and minutes until the first step."""
-        self.unet.run_block = compiled_block()
+        self.unet.run_block = compiled_block(self.unet.run_block)
         if self.controlnet is not None:
             self.controlnet.run_block = self.unet.run_block
 
     @property
     def sites(self) -> list[tuple[nn.Module, Site]]:
-        """(transformer, site) of the U-Net and then of the ControlNet, each in the order of the forward pass."""
-        models = [(self.unet.unet, self.unet.sites)]
-        if self.controlnet is not None:
-            models.append((self.controlnet.controlnet, self.controlnet.sites))
+        """(block, site) of the denoiser and then of the ControlNet, each in the order of the forward pass."""
         return [
-            (transformer, site)
-            for model, sites in models
-            for (transformer, _), site in zip(iterate_transformers(model), sites, strict=True)
+            (block, site)
+            for adapted in self.models
+            for (block, _), site in zip(iterate_transformers(adapted.model), adapted.sites, strict=True)
         ]
+
+    @property
+    def models(self) -> list[AdaptedModel]:
+        """The adapted denoiser, and the ControlNet if there is one."""
+        return [self.unet, *([] if self.controlnet is None else [self.controlnet])]
 
     # Where FSDP2 spreads the weights, these five are forwards of their own on the object (see training/sharding.py);
     # `apply_forward_hook` lets accelerate's offloading hooks see them as well.
@@ -99,7 +123,7 @@ class MegaSRNetwork(nn.Module):
         Raises:
             UsageError: the size does not fit the prior, or tokens that the config asks for are missing.
         """
-        multiple = self.downsampling * 2**self.halvings
+        multiple = self.size_multiple
         height, width = lq_up.shape[-2:]
         if height % multiple or width % multiple:
             raise UsageError(
@@ -126,20 +150,21 @@ class MegaSRNetwork(nn.Module):
                 raise UsageError(f"the adapter uses {name} tokens, but the batch has none and no encoder is set")
         if self.connector is not None:
             semantics = semantics._replace(image=self.connector(semantics.image))
-        return self._by_model(None, (site.read(transformer, semantics) for transformer, site in self.sites))
+        read = self._by_model(None, (site.read(block, semantics) for block, site in self.sites))
+        return read._replace(text=semantics.text) if isinstance(semantics.text, TextStates) else read
 
     @apply_forward_hook
     def saft_maps(self, maps: Mapping[str, torch.Tensor], height: int, width: int) -> SaftMaps:
         """Inputs of every site's SAFTs for whole images with latents of this size; maps are averaged over areas."""
-        pyramid = [
-            self.groups.stack(
+        pyramid = {
+            level: self.groups.stack(
                 {
                     g.name: F.interpolate(maps[g.name], (height >> level, width >> level), mode="area")
                     for g in self.guidance
                 }
             )
-            for level in range(self.halvings + 1)
-        ]
+            for level in sorted({site.level for _, site in self.sites})
+        }
         return [site.msfm.saft_maps(*pyramid[site.level]) if site.msfm is not None else [] for _, site in self.sites]
 
     @apply_forward_hook
@@ -155,7 +180,8 @@ class MegaSRNetwork(nn.Module):
             condition._replace(modulation=_modulate(site, [(weight, maps[i]) for weight, maps in weighted_maps]))
             for i, ((_, site), condition) in enumerate(zip(self.sites, known.unet + known.controlnet, strict=True))
         ]
-        return self._by_model(self.controlnet.encode_lq(lq_up) if self.controlnet is not None else None, chosen)
+        f_lq = self.controlnet.encode_lq(lq_up) if self.controlnet is not None else None
+        return self._by_model(f_lq, chosen)._replace(text=known.text)
 
     def _by_model(self, f_lq: torch.Tensor | None, conditions: Iterable[SiteCondition]) -> Conditions:
         every, in_unet = tuple(conditions), len(self.unet.sites)
@@ -163,10 +189,11 @@ class MegaSRNetwork(nn.Module):
 
     def forward(self, z_t: torch.Tensor, timesteps: torch.Tensor, conditions: Conditions) -> torch.Tensor:
         """Prediction (B, C, h, w) for z_t at `timesteps` (B,)."""
-        residuals = None
+        timesteps, residuals = self.schedule.model_timesteps(timesteps), None
+        text = () if conditions.text is None else (conditions.text,)
         if self.controlnet is not None:
-            residuals = self.controlnet(z_t, timesteps, conditions.f_lq, conditions.controlnet)
-        return self.unet(z_t, timesteps, conditions.unet, residuals)
+            residuals = self.controlnet(z_t, timesteps, conditions.f_lq, conditions.controlnet, *text)
+        return self.unet(z_t, timesteps, conditions.unet, residuals, *text)
 
 
 def _modulate(site: Site, weighted: Sequence[tuple[float, Sequence[torch.Tensor]]]) -> Modulation | None:
@@ -197,4 +224,4 @@ def put_words(known: Conditions, placed: Conditions) -> Conditions:
     def put(sites: tuple[SiteCondition, ...], others: tuple[SiteCondition, ...]) -> tuple[SiteCondition, ...]:
         return tuple(s._replace(modulation=o.modulation) for s, o in zip(sites, others, strict=True))
 
-    return Conditions(placed.f_lq, put(known.unet, placed.unet), put(known.controlnet, placed.controlnet))
+    return Conditions(placed.f_lq, put(known.unet, placed.unet), put(known.controlnet, placed.controlnet), known.text)

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from megasr.networks.config import AdapterConfig
+from megasr.networks.mmdit import MegaSRMMDiT
 from megasr.networks.network import MegaSRNetwork
 from megasr.prior import Prior
 
@@ -24,6 +25,25 @@ _SD21_TEXT = {
     "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 23, "num_attention_heads": 16,
     "hidden_act": "gelu", "projection_dim": 512,
 }  # fmt: skip
+
+
+# Stable Diffusion 3.5 medium without its T5, which diffusers can do without.
+_SD35_TRANSFORMER = {
+    "sample_size": 128, "patch_size": 2, "in_channels": 16, "out_channels": 16, "num_layers": 24,
+    "attention_head_dim": 64, "num_attention_heads": 24, "joint_attention_dim": 4096, "caption_projection_dim": 1536,
+    "pooled_projection_dim": 2048, "pos_embed_max_size": 384, "dual_attention_layers": tuple(range(13)),
+    "qk_norm": "rms_norm",
+}  # fmt: skip
+_SD35_VAE = {
+    **_SD21_VAE, "sample_size": 1024, "latent_channels": 16, "scaling_factor": 1.5305, "shift_factor": 0.0609,
+    "use_quant_conv": False, "use_post_quant_conv": False,
+}  # fmt: skip
+_SD35_TEXTS = (
+    {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
+     "projection_dim": 768},
+    {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 20,
+     "hidden_act": "gelu", "projection_dim": 1280},
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -50,31 +70,51 @@ def build_sd21() -> Prior:
     return Prior(AutoencoderKL(**_SD21_VAE), UNet2DConditionModel(**_SD21_UNET), text, DDPMScheduler()).freeze()
 
 
-def build_sd21_on_meta() -> Prior:
-    """Stable Diffusion 2.1-base without weights, on the meta device: sizes only."""
+def build_sd35() -> Prior:
+    """Stable Diffusion 3.5 medium without T5, as `build_sd21`: 13 GB in float32."""
+    from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
+    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+    from megasr.semantics.text import SD3TextEncoder
+
+    clips = [(CLIPTextModelWithProjection(CLIPTextConfig(**sizes)), None) for sizes in _SD35_TEXTS]
+    transformer = SD3Transformer2DModel(**_SD35_TRANSFORMER)
+    text = SD3TextEncoder(clips, None, width=4096)
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    return Prior(AutoencoderKL(**_SD35_VAE), transformer, text, scheduler).freeze()
+
+
+# Priors whose sizes are known without their files.
+KNOWN_PRIORS = {"sd21-base": build_sd21, "sd35-medium": build_sd35}
+
+
+def build_on_meta(name: str) -> Prior:
+    """One of KNOWN_PRIORS without weights, on the meta device: sizes only."""
     with torch.device("meta"):
-        return build_sd21()
+        return KNOWN_PRIORS[name]()
 
 
 def parameter_table(prior: Prior, config: AdapterConfig) -> list[PartSize]:
     """Build the adapter on the meta device, where the prior goes too, and count each part; the last row is the sum."""
     with torch.device("meta"):
         network = MegaSRNetwork(prior.to("meta"), config)
+    denoiser = "MMDiT" if isinstance(network.unet, MegaSRMMDiT) else "U-Net"
     rows = [
         PartSize("VAE", *_count(prior.vae)),
         PartSize("text encoder", *_count(prior.text_encoder)),
-        PartSize("U-Net", *_count(prior.unet)),
-        *_site_rows("U-Net", network.unet.sites),
+        PartSize(denoiser, *_count(prior.unet)),
+        *_site_rows(denoiser, network.unet.sites),
     ]
-    for name, part in (("U-Net LoRA", network.unet.unet), ("VAE encoder LoRA", network.vae)):
+    for name, part in ((f"{denoiser} LoRA", network.unet.model), ("VAE encoder LoRA", network.vae)):
         if part is not None and (trained := _count(part)[0]):
             rows.append(PartSize(name, trained, 0))
     if network.connector is not None:
         rows.append(PartSize("CSM connector", *_count(network.connector)))
     if network.controlnet is not None:
-        controlnet = network.controlnet.controlnet
-        encoder, _ = lq_encoder = _count(controlnet.controlnet_cond_embedding)
-        rows += [PartSize("LQ encoder", *lq_encoder), PartSize("ControlNet", _count(controlnet)[0] - encoder, 0)]
+        controlnet = network.controlnet.model
+        encoder, _ = lq_encoder = _count(network.controlnet.lq_encoder)
+        trained, frozen = _count(controlnet)
+        rows += [PartSize("LQ encoder", *lq_encoder), PartSize("ControlNet", trained - encoder, frozen)]
         rows += _site_rows("ControlNet", network.controlnet.sites)
     return [*rows, PartSize("all", sum(r.trained for r in rows), sum(r.frozen for r in rows))]
 

@@ -1,11 +1,12 @@
-"""Sites: the places in the U-Net and the ControlNet where CSM, RCA and MSFM sit, and how a block runs through one.
+"""Sites: the places in the denoiser and the ControlNet where CSM, RCA and MSFM sit, and how a U-Net's blocks run.
 
-Every block is ResBlock -> CSM (inside the transformer) -> RCA (v1) -> MSFM. diffusers' modules are used as they are;
-only their forward is written out here, with the adapters in it.
+A U-Net's block is ResBlock -> CSM (inside the transformer) -> RCA (v1) -> MSFM; an MMDiT's is in mmdit.py. diffusers'
+modules are used as they are; only their forward is written out, with the adapters in it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -18,50 +19,60 @@ from megasr.networks.config import AdapterConfig
 from megasr.networks.csm import CSMS, RCA, KeyValue, attend, project_keys_values, split_heads
 from megasr.networks.msfm import MSFMS, MapGroups, Modulation, count_channels
 from megasr.rng import seeded_initialisation
+from megasr.semantics.text import Text
 
 
 class Semantics(NamedTuple):
-    """Prompt and image as tokens: text (B, L, D), image tokens (B, N, E), representation (B, M, R)."""
+    """Prompt and image as tokens: text as the prior reads it, image tokens (B, N, E), representation (B, M, R)."""
 
-    text: torch.Tensor
+    text: Text
     image: torch.Tensor | None = None
     representation: torch.Tensor | None = None
 
 
 class SiteCondition(NamedTuple):
-    """Conditions of one site. Independent of z_t and t: computed once per image."""
+    """Conditions of one site. Independent of z_t and t: computed once per image.
 
-    text: KeyValue
+    In joint attention the text changes from block to block: it is not among them.
+    """
+
+    text: KeyValue | None
     image: KeyValue | None
     representation: KeyValue | None
     modulation: Modulation | None
 
 
+class Place(NamedTuple):
+    """Where the adapters of a site attach.
+
+    Attributes:
+        attention: of the block, to text; CSM shares its queries and its output.
+        channels: C of F.
+        norm_groups: groups of the block's GroupNorm; None where F are tokens.
+    """
+
+    attention: nn.Module
+    channels: int
+    norm_groups: int | None
+
+
 class Site(nn.Module):
-    """The adapters of one cross-attention site.
+    """The adapters of one block that attends to text.
 
     Args:
-        transformer: diffusers' Transformer2DModel at this site (read for its sizes; not kept).
+        block: diffusers' block (read for its sizes; not kept).
         level: how often the latents were halved here.
         config: the adapter's.
         groups: the guidance types that are fused here.
         seed: of the initial weights.
         place: name of the site, to which its initial weights are keyed.
-
-    Raises:
-        UsageError: the prior's transformers have more than one layer.
     """
 
     def __init__(
-        self, transformer: nn.Module, level: int, config: AdapterConfig, groups: MapGroups, seed: int, place: str
+        self, block: nn.Module, level: int, config: AdapterConfig, groups: MapGroups, seed: int, place: str
     ) -> None:
         super().__init__()
-        if len(transformer.transformer_blocks) != 1:
-            raise UsageError(
-                f"the prior's U-Net has {len(transformer.transformer_blocks)} transformer layers per block; "
-                "MegaSR's sites need one, as in Stable Diffusion 1.x and 2.x"
-            )
-        attention = transformer.transformer_blocks[0].attn2
+        attention, channels, norm_groups = self.place(block)
         self.level = level
         self.csm = self.rca = self.msfm = None
         if config.image:
@@ -69,12 +80,12 @@ class Site(nn.Module):
                 self.csm = CSMS[config.csm](attention, None if config.connector else config.image_width, config.gate)
         if config.rca:
             with seeded_initialisation(seed, place, "rca"):
-                self.rca = RCA(transformer.in_channels, attention.heads, config.representation_width)
+                self.rca = RCA(channels, attention.heads, config.representation_width)
         if any(groups):
             with seeded_initialisation(seed, place, "msfm"):
                 self.msfm = MSFMS[config.msfm](
-                    transformer.in_channels,
-                    groups=transformer.norm.num_groups,
+                    channels,
+                    groups=norm_groups,
                     edge_channels=[count_channels(group) for group in groups.separate],
                     region_channels=count_channels(groups.aggregated),
                     width=config.saft_width,
@@ -82,8 +93,70 @@ class Site(nn.Module):
                     stage1=config.stage1,
                 )
 
-    def read(self, transformer: nn.Module, semantics: Semantics) -> SiteCondition:
+    @staticmethod
+    def place(block: nn.Module) -> Place:
+        """Where the adapters attach."""
+        raise NotImplementedError
+
+    @staticmethod
+    def after_attention(block: nn.Module) -> nn.Module:
+        """The module of the block whose input are the features with what CSM has added."""
+        raise NotImplementedError
+
+    def read(self, block: nn.Module, semantics: Semantics) -> SiteCondition:
         """Keys and values of a batch of images for this site; no modulation yet."""
+        raise NotImplementedError
+
+    def running_parts(self, block: nn.Module) -> list[nn.Module]:
+        """Modules of the prior's block and of this site that are called in every pass; MSFM's make conditions."""
+        parts = [] if self.csm is None else [self.csm.gate]
+        if self.rca is not None:
+            parts += [self.rca.norm, self.rca.attention.to_q, self.rca.attention.to_out[0]]
+        return parts
+
+    def reading_parts(self, block: nn.Module) -> list[nn.Module]:
+        """Modules that are called once per batch, by `read` and MSFM."""
+        parts: list[nn.Module] = []
+        if self.csm is not None:
+            parts += [self.csm.connector, self.csm.to_k, self.csm.to_v]
+        if self.rca is not None:
+            parts += [self.rca.attention.to_k, self.rca.attention.to_v]
+        if self.msfm is not None:
+            parts += [*self.msfm.safts, *([] if self.msfm.aggregation is None else [self.msfm.aggregation])]
+        return parts
+
+
+class UNetSite(Site):
+    """The adapters of a cross-attention of a U-Net: its block is diffusers' Transformer2DModel.
+
+    Raises:
+        UsageError: the prior's transformers have more than one layer.
+    """
+
+    @staticmethod
+    def place(block: nn.Module) -> Place:
+        if len(block.transformer_blocks) != 1:
+            raise UsageError(
+                f"the prior's U-Net has {len(block.transformer_blocks)} transformer layers per block; "
+                "MegaSR's sites need one, as in Stable Diffusion 1.x and 2.x"
+            )
+        return Place(block.transformer_blocks[0].attn2, block.in_channels, block.norm.num_groups)
+
+    @staticmethod
+    def after_attention(block: nn.Module) -> nn.Module:
+        return block.transformer_blocks[0].norm3
+
+    def running_parts(self, block: nn.Module) -> list[nn.Module]:
+        inner, outer = block.transformer_blocks[0], [block.norm, block.proj_in, block.proj_out]
+        cross = inner.attn2
+        called = [inner.norm1, inner.attn1, inner.norm2, cross.to_q, cross.to_out[0], inner.norm3, inner.ff]
+        return [*outer, *called, *super().running_parts(block)]
+
+    def reading_parts(self, block: nn.Module) -> list[nn.Module]:
+        cross = block.transformer_blocks[0].attn2
+        return [cross.to_k, cross.to_v, *super().reading_parts(block)]
+
+    def read(self, transformer: nn.Module, semantics: Semantics) -> SiteCondition:
         attention = transformer.transformer_blocks[0].attn2
         return SiteCondition(
             text=project_keys_values(attention.to_k, attention.to_v, semantics.text, attention.heads),
@@ -114,6 +187,7 @@ class Site(nn.Module):
     def _transformer_block(self, block: nn.Module, tokens: torch.Tensor, condition: SiteCondition) -> torch.Tensor:
         tokens = block.attn1(block.norm1(tokens)) + tokens
         query = split_heads(block.attn2.to_q(block.norm2(tokens)), block.attn2.heads)  # shared by text and image
+        assert condition.text is not None
         semantics = attend(block.attn2, query, condition.text)
         if self.csm is not None:
             semantics = semantics + self.csm(block.attn2, query, condition.image)
@@ -122,7 +196,13 @@ class Site(nn.Module):
 
 
 def iterate_transformers(model: nn.Module) -> Iterator[tuple[nn.Module, int]]:
-    """(transformer, level) of every cross-attention site of a U-Net or ControlNet, in the order of the forward pass."""
+    """(block, level) of every site of a denoiser or ControlNet, in the order of the forward pass.
+
+    A U-Net's blocks are its Transformer2DModels, an MMDiT's all of its blocks.
+    """
+    if hasattr(model, "transformer_blocks"):
+        yield from ((block, int(math.log2(model.config.patch_size))) for block in model.transformer_blocks)
+        return
     deepest = len(model.down_blocks) - 1
     blocks = [
         *zip(model.down_blocks, range(deepest + 1), strict=True),
@@ -145,13 +225,13 @@ def run_block(
     return site(transformer, resnet(features, time_embedding), condition)
 
 
-def compiled_block() -> Callable[..., torch.Tensor]:
-    """run_block through torch.compile: each kind of block is compiled once, in the first step."""
+def compiled_block(run: Callable[..., Any] = run_block) -> Callable[..., Any]:
+    """A function that runs a block, through torch.compile: each kind of block is compiled once, in the first step."""
     import torch._dynamo
 
     # A network has more kinds of blocks, by width, size and parts, than dynamo compiles of one function by default.
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
-    return torch.compile(run_block, dynamic=False)
+    return torch.compile(run, dynamic=False)
 
 
 # (ResBlock, transformer or None, features) -> features
@@ -159,40 +239,52 @@ Run = Callable[[nn.Module, nn.Module | None, torch.Tensor], torch.Tensor]
 
 
 class AdaptedModel(nn.Module):
-    """Base of the adapted U-Net and ControlNet: the sites, and how blocks run through them.
+    """Base of the adapted denoisers and ControlNets: the sites, and how blocks run through them.
 
     Args:
-        model: diffusers' U-Net or ControlNet; an attribute of the name `name`.
+        model: diffusers' denoiser or ControlNet; an attribute of the name `name`.
         config: the adapter's.
         groups: the guidance types that are fused here.
         seed: of the initial weights.
         name: `unet` or `controlnet`, to which the initial weights are keyed.
     """
 
+    site: type[Site] = UNetSite
+    run_block: Callable[..., Any]
+
     def __init__(self, model: nn.Module, config: AdapterConfig, groups: MapGroups, seed: int, name: str) -> None:
         super().__init__()
         self.add_module(name, model)  # before the sites: optimizer states go by the order of the parameters
+        self.name = name
         self.recompute = config.gradient_checkpointing
         self.run_block = run_block
         self.sites = nn.ModuleList(
-            Site(transformer, level, config, groups, seed, f"{name}.{i}")
-            for i, (transformer, level) in enumerate(iterate_transformers(model))
+            self.site(block, level, config, groups, seed, f"{name}.{i}")
+            for i, (block, level) in enumerate(iterate_transformers(model))
         )
+
+    @property
+    def model(self) -> nn.Module:
+        """diffusers' model."""
+        return self.get_submodule(self.name)
 
     def block_runner(self, time_embedding: torch.Tensor, conditions: tuple[SiteCondition, ...]) -> Run:
         """Runs blocks in the order of the forward pass, each with the next site and its condition."""
         pairs = iter(zip(self.sites, conditions, strict=True))
-        recompute = self.recompute and torch.is_grad_enabled()
 
         def run(resnet: nn.Module, transformer: nn.Module | None, features: torch.Tensor) -> torch.Tensor:
-            function: Callable[..., torch.Tensor] = resnet
-            arguments: tuple[Any, ...] = (features, time_embedding)
-            if transformer is not None:
-                site, condition = next(pairs)
-                function, arguments = self.run_block, (resnet, transformer, site, *arguments, condition)
-            return checkpoint(function, *arguments, use_reentrant=False) if recompute else function(*arguments)
+            if transformer is None:
+                return self.maybe_recompute(resnet, features, time_embedding)
+            site, condition = next(pairs)
+            return self.maybe_recompute(self.run_block, resnet, transformer, site, features, time_embedding, condition)
 
         return run
+
+    def maybe_recompute(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call a function, and again in the backward pass where the adapter has gradient checkpointing."""
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(function, *arguments, use_reentrant=False)
+        return function(*arguments)
 
 
 def layers(block: nn.Module) -> Iterator[tuple[nn.Module, nn.Module | None]]:

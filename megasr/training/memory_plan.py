@@ -25,6 +25,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from megasr.batch import SRBatch
 from megasr.errors import MegaSRError, UsageError
+from megasr.networks.sites import Site
 from megasr.training.memory_setup import TrainingSetup, build_batch, build_weightless, cast, without_bytes
 from megasr.training.module import MegaSRModule
 
@@ -116,6 +117,7 @@ class FakeAnswers(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+_SHARDED_TOGETHER = ("ResnetBlock2D", "Transformer2DModel", "JointTransformerBlock")
 _AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 # What CUDA's autocast computes in float32 and the processor's does not; normalisations are what matters here.
 _FLOAT32_ON_CUDA = {"group_norm", "layer_norm", "softmax", "log_softmax", "pow", "norm", "exp", "log", "cumsum"}
@@ -197,7 +199,7 @@ def trace_step(module: MegaSRModule, batch: SRBatch, setup: TrainingSetup, notes
             stack.enter_context(_CudaAutocast())
         stack.enter_context(tracker)
         _run(module, batch, setup, optimizer, tracker)
-    blocks = [m for m in module.modules() if type(m).__name__ in ("ResnetBlock2D", "Transformer2DModel", "Site")]
+    blocks = [m for m in module.modules() if type(m).__name__ in _SHARDED_TOGETHER or isinstance(m, Site)]
     sizes = [sum(p.numel() * p.element_size() for p in block.parameters() if p.requires_grad) for block in blocks]
     rows = np.array(tracker.rows, dtype=np.int64)
     return MemoryTrace(rows, sum(p.numel() for p in trained), max(sizes, default=0), tuple(notes))

@@ -21,16 +21,16 @@ from megasr.errors import MegaSRError
 from megasr.guidance.extract import ExtractorConfig, Networks, is_tiny, load_network
 from megasr.guidance.extractors import MapNetwork
 from megasr.guidance.registry import GuidanceType
-from megasr.networks.parameters import build_sd21
-from megasr.prior import Prior, autoencoder_class
+from megasr.networks.parameters import KNOWN_PRIORS
+from megasr.prior import DENOISERS, Prior, autoencoder_class, denoiser_class
 from megasr.semantics.clip import CONFIG as CLIP_CONFIG
 from megasr.semantics.clip import VisionConfig, VisionEncoder, find_clip
 from megasr.semantics.taggers import GivenTagger, Tagger
 from megasr.semantics.tags import TaggerConfig
-from megasr.semantics.text import OpenClipTextEncoder, TextEncoder, TransformersTextEncoder
+from megasr.semantics.text import OpenClipTextEncoder, SD3TextEncoder, TextEncoder, TransformersTextEncoder
 from megasr.training.checkpoint import typed_arguments
 from megasr.training.module import FrozenParts, MegaSRModule
-from megasr.weights.local import find_prior
+from megasr.weights.local import denoiser_folder, find_prior
 
 Strategy = Literal["single", "ddp", "fsdp2"]
 _TOKENS = 256  # image tokens that come with the data: ViT-H-14's
@@ -163,7 +163,7 @@ class WeightlessParts(FrozenParts):
         self.notes: list[str] = []
 
     def prior(self, source: str) -> Prior:
-        """The prior as its folder's configuration says; SD 2.1-base needs no folder.
+        """The prior as its folder's configuration says; KNOWN_PRIORS need no folder.
 
         Raises:
             MegaSRError: it is not on this machine, or its configuration cannot be read.
@@ -171,10 +171,11 @@ class WeightlessParts(FrozenParts):
         try:
             built = _read_prior(find_prior(source), source)
         except MegaSRError:
-            if source != "sd21-base":
+            if source not in KNOWN_PRIORS:
                 raise
-            built = build_sd21()
+            built = KNOWN_PRIORS[source]()
             built.text_encoder.tokenizer = Tokens(_CONTEXT_LENGTH)
+            built.text_encoder.tokenizers = [built.text_encoder.tokenizer] * 2
         return WeightlessPrior(built.vae, built.unet, built.text_encoder, built.scheduler).freeze()  # type: ignore[return-value]
 
     def vision(self, config: VisionConfig | None) -> VisionEncoder | None:
@@ -291,12 +292,13 @@ def _read_prior(folder: Path, source: str) -> Prior:
 
     try:
         vae = read_config(folder / "vae" / "config.json")
-        unet = read_config(folder / "unet" / "config.json")
+        denoiser = read_config(folder / denoiser_folder(folder) / "config.json")
+        name = denoiser_class(denoiser)
         return Prior(
             vae=getattr(diffusers, autoencoder_class(vae)).from_config(vae),
-            unet=diffusers.UNet2DConditionModel.from_config(unet),
+            unet=getattr(diffusers, name).from_config(denoiser),
             text_encoder=_read_text_encoder(folder),
-            scheduler=diffusers.DDPMScheduler.from_pretrained(folder, subfolder="scheduler"),
+            scheduler=getattr(diffusers, DENOISERS[name]).from_pretrained(folder, subfolder="scheduler"),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise MegaSRError(f"prior {source!r} in {folder}: its configuration cannot be read: {error}") from error
@@ -307,7 +309,23 @@ def _read_text_encoder(folder: Path) -> TextEncoder:
     if json.loads((folder / "model_index.json").read_text())["text_encoder"][0] == "open_clip":
         sizes = {k: v for k, v in config.items() if not k.startswith("_")}
         return OpenClipTextEncoder(**sizes, folder=folder / "text_encoder")
+    if (folder / "transformer").is_dir():
+        return _read_sd3_text_encoder(folder)
     from transformers import CLIPTextConfig, CLIPTextModel
 
     text = CLIPTextConfig(**config)
     return TransformersTextEncoder(CLIPTextModel(text), Tokens(text.max_position_embeddings))
+
+
+def _read_sd3_text_encoder(folder: Path) -> TextEncoder:
+    from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, T5EncoderModel
+
+    configs = [
+        CLIPTextConfig(**read_config(folder / part / "config.json")) for part in ("text_encoder", "text_encoder_2")
+    ]
+    clips = [(CLIPTextModelWithProjection(config), Tokens(config.max_position_embeddings)) for config in configs]
+    t5, width = None, read_config(folder / "transformer" / "config.json")["joint_attention_dim"]
+    if (folder / "text_encoder_3").is_dir():
+        config = T5Config(**read_config(folder / "text_encoder_3" / "config.json"))
+        t5 = T5EncoderModel(config), Tokens(SD3TextEncoder.t5_length)
+    return SD3TextEncoder(clips, t5, width)

@@ -16,6 +16,11 @@ from megasr.networks.sites import Site, iterate_transformers
 from megasr.training.sharding import gathered, total_norm
 
 PARTS = ("lq_encoder", "controlnet", "csm", "rca", "msfm", "prior_lora", "encoder_lora")
+# What names of parameters hold, by part; a part's first match counts.
+_PLACES = (
+    ("lq_encoder", "controlnet_cond_embedding"), ("lq_encoder", "pos_embed_input"), ("csm", ".csm."), ("rca", ".rca."),
+    ("msfm", ".msfm."), ("encoder_lora", "vae.encoder."), ("prior_lora", ".lora_"),
+)  # fmt: skip
 REGION = "region"
 
 
@@ -25,9 +30,7 @@ def trained_parts(network: MegaSRNetwork) -> dict[str, list[nn.Parameter]]:
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:
             shared = "csm" if name.startswith("connector.") else "controlnet"
-            places = {"lq_encoder": "controlnet_cond_embedding", "csm": ".csm.", "rca": ".rca.", "msfm": ".msfm."}
-            places |= {"encoder_lora": "vae.encoder.", "prior_lora": ".lora_"}
-            parts[next((part for part, place in places.items() if place in name), shared)].append(parameter)
+            parts[next((part for part, place in _PLACES if place in name), shared)].append(parameter)
     return {part: parameters for part, parameters in parts.items() if parameters}
 
 
@@ -40,14 +43,12 @@ def gradient_norms(parts: dict[str, list[nn.Parameter]]) -> dict[str, float]:
 
 
 def iterate_sites(network: MegaSRNetwork) -> Iterator[tuple[str, nn.Module, Site]]:
-    """(name, transformer, site) in the order of the forward pass; names such as unet.down0.1, controlnet.mid.0."""
-    models = [("controlnet", network.controlnet.controlnet, network.controlnet.sites)] if network.controlnet else []
-    models.append(("unet", network.unet.unet, network.unet.sites))
-    for model_name, model, sites in models:
-        names = {id(module): name for name, module in model.named_modules()}
-        for (transformer, _), site in zip(iterate_transformers(model), sites, strict=True):
-            place = names[id(transformer)].replace("_block.", ".").replace("_blocks.", "").replace("attentions.", "")
-            yield f"{model_name}.{place}", transformer, site
+    """(name, block, site) in the order of the forward pass; names such as unet.down0.1, controlnet.mid.0."""
+    for adapted in reversed(network.models):
+        names = {id(module): name for name, module in adapted.model.named_modules()}
+        for (block, _), site in zip(iterate_transformers(adapted.model), adapted.sites, strict=True):
+            place = names[id(block)].replace("_block.", ".").replace("_blocks.", "").replace("attentions.", "")
+            yield f"{adapted.name}.{place}", block, site
 
 
 class SiteProbes:
@@ -87,9 +88,9 @@ class SiteProbes:
     def start(self) -> None:
         """Measure from now on, from zero."""
         self._totals, self._batch = {}, {}
-        for name, transformer, site in iterate_sites(self._network):
+        for name, block, site in iterate_sites(self._network):
             if site.csm is not None:
-                self._watch_gate(f"gate/{name}", transformer.transformer_blocks[0], site.csm)
+                self._watch_gate(f"gate/{name}", site.after_attention(block), site.csm)
             if site.msfm is not None:
                 self._watch_modulation([f"modulation/{name}/{branch}" for branch in self._branches], site.msfm)
 
@@ -130,16 +131,16 @@ class SiteProbes:
         part, whole = (x.detach().float().flatten(1).norm(dim=1) for x in (added, features))
         self._batch.setdefault(key, []).append(part / whole.clamp_min(torch.finfo(torch.float32).tiny))
 
-    def _watch_gate(self, key: str, block: nn.Module, csm: nn.Module) -> None:
+    def _watch_gate(self, key: str, after_attention: nn.Module, csm: nn.Module) -> None:
         added: list[torch.Tensor] = []
 
         def after_gate(module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
             added[:] = [output.detach()]
 
-        def before_norm3(module: nn.Module, inputs: Sequence[torch.Tensor]) -> None:
+        def before_norm(module: nn.Module, inputs: Sequence[torch.Tensor]) -> None:
             self._record(key, added.pop(), inputs[0])
 
-        self._handles += [csm.register_forward_hook(after_gate), block.norm3.register_forward_pre_hook(before_norm3)]
+        self._handles += [csm.register_forward_hook(after_gate), after_attention.register_forward_pre_hook(before_norm)]
 
     def _watch_modulation(self, keys: list[str], msfm: MSFM) -> None:
         # The maps come with the conditions, the features in every pass. Scale and shift of single branches are computed
@@ -155,7 +156,8 @@ class SiteProbes:
             with gathered(msfm.safts[0]):  # FSDP2 gathers all of a network's SAFTs together
                 for key, saft in zip(keys, msfm.safts, strict=True):
                     (gamma, beta), (gamma_0, beta_0) = saft.forward(maps[id(saft)]), _empty_modulation(msfm, saft)
-                    self._record(key, normalised * (gamma - gamma_0) + (beta - beta_0), output)
+                    scale, shift = msfm.arrange(gamma - gamma_0), msfm.arrange(beta - beta_0)
+                    self._record(key, normalised * scale + shift, output)
 
         self._handles += [saft.register_forward_hook(after_saft) for saft in msfm.safts]
         self._handles.append(msfm.register_forward_hook(after_fusion))

@@ -48,60 +48,31 @@ def shard_network(network: MegaSRNetwork, mesh: DeviceMesh, shard_frozen: bool) 
 
 def sharding_units(network: MegaSRNetwork) -> list[list[nn.Module]]:
     """Modules whose weights are gathered together; each is called as a module, and owns parameters."""
-    pairs = [(network.unet.unet, network.unet.sites)]
-    if network.controlnet is not None:
-        pairs.append((network.controlnet.controlnet, network.controlnet.sites))
     conditions: list[nn.Module] = [] if network.connector is None else [network.connector]
-    blocks: list[list[nn.Module]] = []
-    for model, sites in pairs:
-        site_of = dict(zip((id(t) for t, _ in iterate_transformers(model)), sites, strict=True))
-        for resnet, transformer in _blocks(model):
-            unit = [resnet]
-            if transformer is not None:
-                site = site_of[id(transformer)]
-                unit += [*_transformer_parts(transformer), *_site_parts(site)]
-                conditions += _condition_parts(transformer, site)
-            blocks.append(unit)
-    owning = [[m for m in unit if next(m.parameters(), None) is not None] for unit in (conditions, *blocks)]
+    units: list[list[nn.Module]] = []
+    for adapted in network.models:
+        site_of = dict(zip((id(b) for b, _ in iterate_transformers(adapted.model)), adapted.sites, strict=True))
+        for unit, block in _blocks(adapted.model):
+            if block is not None:
+                site: Site = site_of[id(block)]
+                unit += site.running_parts(block)
+                conditions += site.reading_parts(block)
+            units.append(unit)
+    owning = [[m for m in unit if next(m.parameters(), None) is not None] for unit in (conditions, *units)]
     return [unit for unit in owning if unit]
 
 
-def _blocks(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Module | None]]:
-    """(ResBlock, transformer that follows it or None) of a U-Net or ControlNet."""
+def _blocks(model: nn.Module) -> Iterator[tuple[list[nn.Module], nn.Module | None]]:
+    """(ResBlock, if any, as a list; block with a site or None) of a denoiser or ControlNet."""
+    if hasattr(model, "transformer_blocks"):
+        yield from (([], block) for block in model.transformer_blocks)
+        return
     for block in (*model.down_blocks, *getattr(model, "up_blocks", ())):
         attentions = getattr(block, "attentions", None) or [None] * len(block.resnets)
-        yield from zip(block.resnets, attentions, strict=True)
+        yield from (([resnet], attention) for resnet, attention in zip(block.resnets, attentions, strict=True))
     middle = model.mid_block
-    yield from zip(middle.resnets, [*middle.attentions, None], strict=True)
-
-
-def _transformer_parts(transformer: nn.Module) -> list[nn.Module]:
-    """Modules of the prior's transformer that a site calls in every pass (see Site.forward)."""
-    block = transformer.transformer_blocks[0]
-    cross = block.attn2
-    outer = [transformer.norm, transformer.proj_in, transformer.proj_out]
-    return [*outer, block.norm1, block.attn1, block.norm2, cross.to_q, cross.to_out[0], block.norm3, block.ff]
-
-
-def _site_parts(site: Site) -> list[nn.Module]:
-    """Adapter modules that a site calls in every pass; those of MSFM make conditions."""
-    parts = [] if site.csm is None else [site.csm.gate]
-    if site.rca is not None:
-        parts += [site.rca.norm, site.rca.attention.to_q, site.rca.attention.to_out[0]]
-    return parts
-
-
-def _condition_parts(transformer: nn.Module, site: Site) -> list[nn.Module]:
-    """Modules that are called once per batch (see Site.read and MSFM)."""
-    cross = transformer.transformer_blocks[0].attn2
-    parts = [cross.to_k, cross.to_v]
-    if site.csm is not None:
-        parts += [site.csm.connector, site.csm.to_k, site.csm.to_v]
-    if site.rca is not None:
-        parts += [site.rca.attention.to_k, site.rca.attention.to_v]
-    if site.msfm is not None:
-        parts += [*site.msfm.safts, *([] if site.msfm.aggregation is None else [site.msfm.aggregation])]
-    return parts
+    attentions = [*middle.attentions, None]
+    yield from (([resnet], attention) for resnet, attention in zip(middle.resnets, attentions, strict=True))
 
 
 def _trained(module: nn.Module) -> bool:

@@ -1,12 +1,12 @@
 """Sizes of MegaSR on SD 2.1-base, counted on the meta device."""
 
-from megasr.networks.parameters import build_sd21_on_meta, parameter_table
+from megasr.networks.parameters import build_on_meta, parameter_table
 from tests.helpers.networks import adapter
 
 
 def test_sd21_has_16_and_7_sites_and_its_known_size():
     config = adapter(guidance=("canny", "superpixel"), image=True, image_width=1280)
-    rows = {row.part: row for row in parameter_table(build_sd21_on_meta(), config)}
+    rows = {row.part: row for row in parameter_table(build_on_meta("sd21-base"), config)}
     assert rows["U-Net"].frozen == 865_910_724  # Stable Diffusion 2.x's U-Net
     assert rows["VAE"].frozen == 83_653_863
     assert rows["U-Net CSM"].sites == rows["U-Net MSFM"].sites == 16
@@ -16,5 +16,5 @@ def test_sd21_has_16_and_7_sites_and_its_known_size():
 
 
 def test_parts_that_are_off_are_not_there():
-    rows = {row.part for row in parameter_table(build_sd21_on_meta(), adapter(controlnet=False, image=True))}
+    rows = {row.part for row in parameter_table(build_on_meta("sd21-base"), adapter(controlnet=False, image=True))}
     assert rows == {"VAE", "text encoder", "U-Net", "U-Net CSM", "all"}
