@@ -85,21 +85,29 @@ class JointSite(Site):
         else:
             normed_text, *of_text = block.norm1_context(text, emb=time_embedding)
         attended, attended_text = self._attend(block.attn, normed, normed_text, condition)
+        # The image last: where frozen weights are sharded, a gradient at its end gathers those of the whole block.
+        text = self._text_stream(block, text, attended_text, *of_text) if self.keeps_text else None
         image = image + gate.unsqueeze(1) * attended
         if block.use_dual_attention:
             normed_2, gate_2 = dual
             image = image + gate_2.unsqueeze(1) * block.attn2(hidden_states=normed_2)
-        image = image + gate_ff.unsqueeze(1) * block.ff(
-            block.norm2(image) * (1 + scale_ff[:, None]) + shift_ff[:, None]
-        )
-        if self.msfm is not None:
-            image = self.msfm(image, condition.modulation)
-        if not self.keeps_text:
-            return image, None
-        gate, shift_ff, scale_ff, gate_ff = of_text
-        text = text + gate.unsqueeze(1) * block.attn.to_add_out(attended_text)
+        fed = block.ff(block.norm2(image) * (1 + scale_ff[:, None]) + shift_ff[:, None])
+        image = image + gate_ff.unsqueeze(1) * fed
+        return (image if self.msfm is None else self.msfm(image, condition.modulation)), text
+
+    @staticmethod
+    def _text_stream(
+        block: nn.Module,
+        text: torch.Tensor,
+        attended: torch.Tensor,
+        gate: torch.Tensor,
+        shift_ff: torch.Tensor,
+        scale_ff: torch.Tensor,
+        gate_ff: torch.Tensor,
+    ) -> torch.Tensor:
+        text = text + gate.unsqueeze(1) * block.attn.to_add_out(attended)
         fed = block.ff_context(block.norm2_context(text) * (1 + scale_ff[:, None]) + shift_ff[:, None])
-        return image, text + gate_ff.unsqueeze(1) * fed
+        return text + gate_ff.unsqueeze(1) * fed
 
     def _attend(
         self, joint: nn.Module, image: torch.Tensor, text: torch.Tensor, condition: SiteCondition

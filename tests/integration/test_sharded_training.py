@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from megasr.training.last_checkpoint import CheckpointFiles
 from megasr.training.module import MegaSRModule
 from megasr.training.sharding import ShardedStrategy, local
 from tests.helpers.ranks import run_ranks
+from tests.helpers.sd3 import sd3_folder
 from tests.helpers.training import LossCurve, make_module
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -69,10 +71,12 @@ def train(
     save: SaveAt | None = None,
     adapter: AdapterConfig = ADAPTER,
     steps: int = STEPS,
+    **changes: Any,
 ) -> Any:
     """(losses, shares of the trained weights, optimizer's state and averages that lie here, draws) of a training."""
     torch.set_num_threads(1)
-    module = make_module(adapter=adapter, optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=3))
+    optimizer = OptimizerConfig(learning_rate=1e-3, warmup_steps=3)
+    module = make_module(adapter=adapter, optimizer=optimizer, **changes)
     data = PhotoDataModule(crop_size_px=32, batch_size=4 // devices, train_samples=12, eval_samples=1, seed=3)
     curve, ema, draws = LossCurve(), EMA(0.9), Draws()
     callbacks = [Tokens(), curve, ema, draws, *([save] if save else [])]
@@ -156,6 +160,20 @@ def test_four_processes_train_a_controlnet_and_hold_a_quarter_each() -> None:
     assert [sum(losses) / 4 for losses in zip(*(losses for losses, *_ in ranks), strict=True)] == pytest.approx(alone)
     for _, shares, _ in ranks:
         assert shares == pytest.approx((0.25, 0.25, 0.25), abs=0.025)
+
+
+def of_an_mmdit(prior: str) -> list[Any]:
+    """Trainings of an adapter on SD 3's architecture in two processes."""
+    adapter = replace(WHOLE, rca=False, connector="shared")
+    strategies = "ddp", ShardedStrategy(), ShardedStrategy(shard_frozen=True)
+    return [train(strategy, 2, adapter=adapter, steps=HALF, prior=prior) for strategy in strategies]
+
+
+def test_two_processes_train_on_an_mmdit_as_ddp_does() -> None:
+    for ddp, *sharded in run_ranks(2, of_an_mmdit, sd3_folder()):
+        for losses, shares, _ in sharded:
+            assert losses == pytest.approx(ddp[0], rel=1e-5)
+            assert shares == pytest.approx((0.5, 0.5, 0.5), abs=0.01)
 
 
 @pytest.mark.parametrize("name", ["from_folder", "from_file"])
