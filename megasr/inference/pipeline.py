@@ -18,6 +18,7 @@ from PIL import Image
 from torch import nn
 
 from megasr.batch import SRBatch, check_range, extremes
+from megasr.diffusion import Flow
 from megasr.errors import MegaSRError, UsageError, unknown_name
 from megasr.files import file_sha256, write_whole_folder
 from megasr.guidance.extract import check_strengths, shown_guidance
@@ -509,6 +510,7 @@ def _copy_prior(source: Path, target: Path) -> None:
 def _card(system: MegaSR, trained: int, include_prior: bool) -> str:
     sampler, adapter = system.sampler, system.adapter
     guidance = ", ".join(guidance.name for guidance in system.network.guidance) or "none"
+    solver = sampler.solver or ("euler" if isinstance(system.prior.schedule, Flow) else "ddim")
     words = ", ".join(name for name, on in (("tags", adapter.text), ("image tokens", adapter.image)) if on) or "none"
     where = "a copy is in `prior/`" if include_prior else "not included"
     return f"""---
@@ -526,7 +528,7 @@ rebuilt from its figure; not the paper's weights.
 | scale factor | {system.scale_factor} |
 | guidance | {guidance} |
 | semantics | {words} |
-| sampler | {sampler.solver or "ddim"}, {sampler.num_steps} steps, guidance_scale {sampler.guidance_scale:g} |
+| sampler | {solver}, {sampler.num_steps} steps, guidance_scale {sampler.guidance_scale:g} |
 
 ```python
 from megasr import MegaSRPipeline

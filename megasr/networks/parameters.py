@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass
 
 import torch
@@ -113,7 +114,7 @@ def parameter_table(prior: Prior, config: AdapterConfig) -> list[PartSize]:
     if network.controlnet is not None:
         controlnet = network.controlnet.model
         encoder, _ = lq_encoder = _count(network.controlnet.lq_encoder)
-        trained, frozen = _count(controlnet)
+        trained, frozen = _count(controlnet, {id(p) for p in prior.parameters()})
         rows += [PartSize("LQ encoder", *lq_encoder), PartSize("ControlNet", trained - encoder, frozen)]
         rows += _site_rows("ControlNet", network.controlnet.sites)
     return [*rows, PartSize("all", sum(r.trained for r in rows), sum(r.frozen for r in rows))]
@@ -128,7 +129,8 @@ def _site_rows(model: str, sites: nn.ModuleList) -> list[PartSize]:
     return rows
 
 
-def _count(module: nn.Module) -> tuple[int, int]:
-    """(trained, frozen) parameters."""
-    trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
-    return trained, sum(p.numel() for p in module.parameters()) - trained
+def _count(module: nn.Module, counted: Container[int] = ()) -> tuple[int, int]:
+    """(trained, frozen) parameters, without those whose ids are `counted` already."""
+    parameters = [p for p in module.parameters() if id(p) not in counted]
+    trained = sum(p.numel() for p in parameters if p.requires_grad)
+    return trained, sum(p.numel() for p in parameters) - trained

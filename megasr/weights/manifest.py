@@ -100,6 +100,17 @@ _MODELS = (
                       "a1d993488569e928462932c8c38a0760b874d166399b14414135bd9c42df5815",
                       PublishedFile("vae/diffusion_pytorch_model.bin")),
     ), about=5_160_000_000, elsewhere="ModelScope: stabilityai/stable-diffusion-2-1-base"),
+    Weight("sd35-medium", "a full-size prior (Stable Diffusion 3.5 medium, 1024 px) without its T5",
+           ("stabilityai/stable-diffusion-3.5-medium",),
+           "Stability AI Community License (free below 1 M USD of revenue a year; has to be accepted on its page)", (
+        *_files("model_index.json", "scheduler/scheduler_config.json"),
+        *_files(*(f"{tokenizer}/{name}" for tokenizer in ("tokenizer", "tokenizer_2")
+                  for name in ("merges.txt", "vocab.json", "special_tokens_map.json", "tokenizer_config.json"))),
+        *_files("text_encoder/config.json", "text_encoder/model.safetensors"),
+        *_files("text_encoder_2/config.json", "text_encoder_2/model.safetensors"),
+        *_files("transformer/config.json", "transformer/diffusion_pytorch_model.safetensors"),
+        *_files("vae/config.json", "vae/diffusion_pytorch_model.safetensors"),
+    ), about=6_740_000_000),
     Weight("controlnet-hed", "guidance hed: the HED network of ControlNet 1.1", _ANNOTATORS, "Apache-2.0", (
         PublishedFile("ControlNetHED.pth", 29_444_406,
                       "5ca93762ffd68a29fee1af9d495bf6aab80ae86f08905fb35472a083a4c7a8fa"),

@@ -22,6 +22,7 @@ from megasr.images import write_png
 from megasr.prior import Prior, load_prior
 from megasr.training.module import MegaSRModule
 from tests.helpers.losses import load_random
+from tests.helpers.sd3 import sd3_folder
 from tests.helpers.sources import ROOT
 from tests.helpers.towers import random_tower
 
@@ -67,11 +68,11 @@ def read_note(path: Path) -> dict[str, str]:
 
 
 class Materials:
-    """What the twins of full-size recipes stand on: a prior with SD 2.1's layout, a vision tower, photographs."""
+    """What the twins of full-size recipes stand on: small priors of their layouts, a vision tower, photographs."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.prior = write_sd_prior(folder / "prior")
+        self.priors = {"sd21-base": write_sd_prior(folder / "prior"), "sd35-medium": Path(sd3_folder(t5=False))}
         self.tower = random_tower(folder)
         for part, count in (("train", 2), ("eval", 1)):
             for number in range(count):
@@ -132,7 +133,7 @@ def twin(config: Config, materials: Materials) -> Config:
         data |= {"crop_size_px": 64, "eval_crop_size_px": 64} | ({"pool": 2} if "pool" in data else {})
         data |= {"photos": str(materials.folder / "train")} if "photos" in data else {}
         return config
-    model["prior"] = str(materials.prior)
+    model["prior"] = str(materials.priors[model["prior"]])
     if "vision" in model:
         model["vision"] = {"model": materials.tower.model, "weights": str(materials.tower.weights)}
     if "extractors" in model:

@@ -123,10 +123,12 @@ def test_msfm_on_tokens_is_msfm_on_features_with_the_norm_of_every_token() -> No
 @torch.no_grad()
 def test_the_visual_branch_reads_projections_of_text_and_not_those_of_the_second_attention(prior: Prior) -> None:
     network = MegaSRNetwork(prior, adapter(image=True))
+    semantics = random_inputs(prior)["semantics"]
     for block, site in network.sites[: len(network.unet.sites)]:
-        assert torch.equal(site.csm.to_k.weight, block.attn.add_k_proj.weight)
-        assert torch.equal(site.csm.to_v.weight, block.attn.add_v_proj.weight)
-        assert torch.equal(site.norm_k.weight, block.attn.norm_added_k.weight)
+        keys, values = site.read(block, semantics).image
+        tokens, joint = site.csm.connector(semantics.image), block.attn
+        heads = [layer(tokens).unflatten(-1, (4, 8)).transpose(1, 2) for layer in (joint.add_k_proj, joint.add_v_proj)]
+        assert torch.equal(keys, joint.norm_added_k(heads[0])) and torch.equal(values, heads[1])
     assert network.sites[0][0].use_dual_attention and not network.sites[1][0].use_dual_attention
 
 

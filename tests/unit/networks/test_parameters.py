@@ -18,3 +18,14 @@ def test_sd21_has_16_and_7_sites_and_its_known_size():
 def test_parts_that_are_off_are_not_there():
     rows = {row.part for row in parameter_table(build_on_meta("sd21-base"), adapter(controlnet=False, image=True))}
     assert rows == {"VAE", "text encoder", "U-Net", "U-Net CSM", "all"}
+
+
+def test_sd35_has_24_and_12_sites_and_its_known_size():
+    config = adapter(guidance=("canny", "superpixel"), image=True, image_width=1280, connector="shared", gate="channel")
+    rows = {row.part: row for row in parameter_table(build_on_meta("sd35-medium"), config)}
+    positions = 384**2 * 1536
+    assert rows["MMDiT"].frozen == 2_243_171_520 + positions  # Stable Diffusion 3.5 medium's transformer
+    assert rows["MMDiT CSM"].sites == rows["MMDiT MSFM"].sites == 24
+    assert rows["ControlNet CSM"].sites == rows["ControlNet MSFM"].sites == 12
+    assert rows["MMDiT CSM"].trained == 24 * 1536 and rows["CSM connector"].trained == 1281 * 1536
+    assert rows["ControlNet"].trained > 1e9 and rows["ControlNet"].frozen < positions, "its positions are the prior's"
