@@ -31,7 +31,7 @@ class AdapterConfig:
         gate: form of CSM's zero-initialised gate (LGWAM): a linear map, one number per channel, or one per site.
         fusion_init: `as_drawn` is the figure: F' = sum of SAFTs of GroupNorm(F), which replaces the prior's features
             from step 0. `residual` keeps F and starts at the identity; it is the
-            default because it won at equal budget (experiments/tiny/fusion_photos.yaml).
+            default because it won at equal budget (experiments/tiny/fusion_photos.yaml), and an MMDiT takes no other.
         saft_width: hidden channels of each SAFT.
         stage1: how MSFM aggregates region maps: v2 multiplies the maps by the attention, v1 its own features.
         rca: add v1's representation cross-attention over the tagger's image representation after every CSM.
@@ -45,7 +45,7 @@ class AdapterConfig:
         msfm: a class of megasr.networks.msfm.MSFMS in place of MSFM.
         csm: a class of megasr.networks.csm.CSMS in place of CSM.
         lq_encoder: a class of megasr.networks.controlnet.LQ_ENCODERS in place of ControlNet's encoder of lq.
-        prior_lora: rank of a LoRA (2106.09685) on all linear layers and convolutions of the prior's U-Net, which is
+        prior_lora: rank of a LoRA (2106.09685) on all linear layers and convolutions of the prior's denoiser, which is
             trained with the adapter; None leaves the prior as it is.
         encoder_lora: rank of a LoRA on the VAE's encoder where it reads lq (OSEDiff's); hq is read without. Needs
             objective.kind one_step or few_step, and a sampler that starts from lq.

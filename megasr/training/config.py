@@ -178,13 +178,14 @@ class SamplerConfig:
         num_steps: steps of the solver.
         guidance_scale: strength of classifier-free guidance on the text; 1 switches it off and halves the cost.
         start: begin with pure `noise`, with the noised latent of lq_up (`lq`, SeeSR's LRE), or with that latent as it
-            is (`noiseless_lq`, OSEDiff's; only an adapter that was trained so can use it).
+            is (`noiseless_lq`, OSEDiff's; only an adapter that was trained so can use it). On a flow `lq` needs a
+            start_fraction below 1: at 1 the noised latent is noise alone.
         start_fraction: where in the noise schedule to begin, in (0, 1]; 1 with start `noise`.
         positive_prompt: appended to the tags (SeeSR: "clean, high-resolution, 8k").
         negative_prompt: the other half of classifier-free guidance; used when guidance_scale is not 1.
         shown_guidance: types whose maps the adapter gets, the others' are zero as in dropout; oracle_depth gives the
             depth of hq in the place of depth. None gives all.
-        solver: see megasr.diffusion; None is `ddim`.
+        solver: see megasr.diffusion; None is `ddim`, on a flow Euler's steps, beside which it has no other.
         guidance_interval: part of the noise schedule, as two fractions from its clean end, with classifier-free
             guidance (2404.07724); steps outside cost half. None is all of it.
     """
