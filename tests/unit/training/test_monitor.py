@@ -197,10 +197,10 @@ def test_what_cannot_be_measured_is_left_out_and_said_once(
     (_, alone), (_, whole) = (train(TrainingMonitor(every_n_steps=2, images=count, **v1), 2) for count in (1, 3))
     measure = ImageMetric.__call__
 
-    def failing(self: ImageMetric, sr: torch.Tensor, hq: torch.Tensor, key: str) -> float:
+    def failing(self: ImageMetric, sr: torch.Tensor, hq: torch.Tensor, key: str, taken: dict[str, float]) -> float:
         if self.spec.name == "gmsd" or (self.spec.name == "fsim" and key == first and not torch.equal(sr, hq)):
             raise MegaSRError(f"{self.spec.name} cannot be taken of {key!r}")
-        return measure(self, sr, hq, key)
+        return measure(self, sr, hq, key, taken)
 
     def said() -> list[str]:
         return [text for record in caplog.records if "monitor goes on" in (text := record.getMessage())]
