@@ -17,6 +17,7 @@ from megasr.pretraining.module import PretrainingModule, text_of
 from megasr.prior import Prior, load_autoencoder, save_prior
 from megasr.rng import keyed_normal, keyed_uniform, torch_generator
 from megasr.semantics.text import OpenClipTextEncoder
+from megasr.tracking import first_line
 
 # SD 2.1's.
 NOISE_SCHEDULE = {
@@ -59,6 +60,7 @@ class TextToImageModule(PretrainingModule):
         heads: attention heads of the levels.
         layers: residual blocks per level.
         text_dropout: share of samples whose text is replaced by "" for classifier-free guidance.
+        init: folder of a trained U-Net of the same sizes to start from; None starts from random weights.
         compile: train through torch.compile, which takes minutes to start and a C++ compiler on a CPU.
         settings: see PretrainingModule.
 
@@ -74,6 +76,7 @@ class TextToImageModule(PretrainingModule):
         heads: tuple[int, ...] = (2, 2, 4),
         layers: int = 1,
         text_dropout: float = 0.1,
+        init: str | None = None,
         compile: bool = False,
         **settings: Any,
     ) -> None:
@@ -88,6 +91,11 @@ class TextToImageModule(PretrainingModule):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             model = build_unet(autoencoder.config.latent_channels, channels, heads, layers, text.width)
+        if init is not None:
+            try:
+                model.load_state_dict(type(model).from_pretrained(init).state_dict())
+            except (OSError, ValueError, RuntimeError) as error:
+                raise MegaSRError(f"model.init {init} is no U-Net of these sizes: {first_line(error)}") from error
         self.prior = Prior(autoencoder, model, text, DDPMScheduler.from_config(NOISE_SCHEDULE))
         self.prior.requires_grad_(False).unet.requires_grad_(True)
         self.prior.to(memory_format=torch.channels_last)

@@ -190,6 +190,16 @@ def test_the_unet_trains_on_encoded_latents_as_on_pictures(made: Path, tmp_path:
     torch.testing.assert_close(module._latents({"latents": z}), module._latents(pictures), atol=2e-2, rtol=2e-2)
 
 
+def test_a_u_net_goes_on_from_a_trained_one(made: Path) -> None:
+    trained = small_prior(made, init=str(made / "prior" / "unet")).prior.unet.state_dict()
+    kept = load_prior(str(made / "prior")).unet.state_dict()
+    assert all(torch.equal(trained[name], value) for name, value in kept.items())
+    with pytest.raises(MegaSRError, match="is no U-Net of these sizes"):
+        small_prior(made, init=str(made / "prior" / "unet"), channels=(16, 48))
+    with pytest.raises(MegaSRError, match=r"model.init .*nowhere is no U-Net"):
+        small_prior(made, init=str(made / "nowhere"))
+
+
 def test_latents_are_encoded_at_the_scale_of_the_prior(made: Path) -> None:
     data, vae = world(), load_autoencoder(made / "vae")
     plain, _ = next(encode(data.train_sample, 2, vae))
