@@ -158,10 +158,11 @@ class AutoencoderModule(PretrainingModule):
         latent_power: see weigh_latents; 0 gives every channel of the exported autoencoder unit variance.
         weights_dir: folder of LPIPS's weights; None looks where pyiqa and torch keep them.
         init: folder of an exported autoencoder of the same sizes to start from; None starts from components.
+        lock_encoder: train the decoder alone, with init: latents, and what was trained on them, stay valid.
         settings: see PretrainingModule.
 
     Raises:
-        UsageError: encoder and decoder have different f.
+        UsageError: encoder and decoder have different f, or the encoder is locked as it was drawn.
         MegaSRError: LPIPS is asked for and its weights are not on this machine.
     """
 
@@ -178,12 +179,17 @@ class AutoencoderModule(PretrainingModule):
         latent_power: float = 0.0,
         weights_dir: str | None = None,
         init: str | None = None,
+        lock_encoder: bool = False,
         **settings: Any,
     ) -> None:
         super().__init__(**settings)
         self.save_hyperparameters()
         if len(encoder_layers) != len(decoder_layers):
             raise UsageError(f"model.encoder_layers {encoder_layers}, decoder_layers {decoder_layers}: make f the same")
+        if lock_encoder and init is None:
+            raise UsageError(
+                "model.lock_encoder: the encoder is not trained yet; give model.init, a trained autoencoder"
+            )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             self.vae = build_autoencoder(latent_channels, width, tuple(encoder_layers), tuple(decoder_layers))
@@ -194,6 +200,8 @@ class AutoencoderModule(PretrainingModule):
             except (OSError, ValueError, RuntimeError) as error:
                 raise MegaSRError(f"model.init {init} is no autoencoder of these sizes: {first_line(error)}") from error
         self.vae.to(memory_format=torch.channels_last)
+        self.vae.encoder.requires_grad_(not lock_encoder)
+        self.lock_encoder = lock_encoder
         self.whitening, self.latent_noise, self.gradient_weight = whitening, latent_noise, gradient_weight
         self.lpips_weight, self.latent_power = lpips_weight, latent_power
         self.lpips = LPIPS("alex", Path(weights_dir) if weights_dir else None) if lpips_weight else None
@@ -230,7 +238,8 @@ class AutoencoderModule(PretrainingModule):
 
     @torch.no_grad()
     def export(self, folder: Path) -> None:
-        """Write a diffusers folder, its latents scaled on training images (latent_power)."""
+        """Write a diffusers folder, its latents scaled on training images (latent_power), locked ones as they are."""
         vae = copy.deepcopy(self.vae)
-        weigh_latents(vae, to_signed(self.samples(256)).to(self.device), self.latent_power)
+        if not self.lock_encoder:
+            weigh_latents(vae, to_signed(self.samples(256)).to(self.device), self.latent_power)
         save_part(vae, folder)

@@ -150,6 +150,19 @@ def test_the_exported_latents_are_weighed_as_is_said(made: Path, tmp_path: Path)
     assert spread[0] < 1e-3 < 1e-2 < spread[1]
 
 
+def test_a_locked_encoder_keeps_its_latents(made: Path, tmp_path: Path) -> None:
+    module = AutoencoderModule(**VAE, init=str(made / "vae"), lock_encoder=True, learning_rate=1e-2, latent_power=1.0)
+    train(module, tmp_path / "locked", 2)
+    before, after = load_autoencoder(made / "vae"), load_autoencoder(tmp_path / "locked")
+    image = to_signed(torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)))
+    with torch.no_grad():
+        z = before.encode(image).latent
+        assert torch.equal(after.encode(image).latent, z)
+        assert not torch.equal(after.decode(z).sample, before.decode(z).sample)
+    with pytest.raises(UsageError, match=r"model.lock_encoder: .* give model.init"):
+        AutoencoderModule(**VAE, lock_encoder=True)
+
+
 def test_an_autoencoder_goes_on_from_an_exported_one(made: Path, tmp_path: Path) -> None:
     exported, going_on = load_autoencoder(made / "vae"), AutoencoderModule(**VAE, init=str(made / "vae"))
     assert all(torch.equal(exported.state_dict()[n], value) for n, value in going_on.vae.state_dict().items())
