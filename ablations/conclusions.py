@@ -318,7 +318,7 @@ def _contradictions(study: Study, comparisons: Sequence[Comparison]) -> list[str
     if held := [c.ablation for c in against if c.metric == study.holdout_metric]:
         lines.append(
             f"Warning: the hold-out metric {study.holdout_metric} has the other sign than {study.primary_metric} for "
-            f"{', '.join(held)}: a gain that one metric alone sees may be a gain in that metric alone."
+            f"{', '.join(held)}: look at the images before relying on either."
         )
     sure = [c for c in against if c.interval.excludes_zero and c.metric != study.holdout_metric]
     if told := [f"{c.ablation} ({c.metric})" for c in sure]:

@@ -82,8 +82,8 @@ def study_name(sets: Sequence[EvaluationSet], one: EvaluationSet, metric: str) -
     return metric if len(sets) == 1 else f"{one.name}/{metric}"
 
 
-def find_metric(sets: Sequence[EvaluationSet], name: str) -> str:
-    """The name in the study of `<set>/<metric>`, or of a metric of the first set.
+def find_metric(sets: Sequence[EvaluationSet], name: str, key: str = "primary_metric") -> str:
+    """The name in the study of `<set>/<metric>`, or of a metric of the first set; `key` of the study is for errors.
 
     Raises:
         UsageError: no protocol measures it.
@@ -95,7 +95,8 @@ def find_metric(sets: Sequence[EvaluationSet], name: str) -> str:
         if candidate in known:
             return candidate
     protocols = ", ".join(dict.fromkeys(one.protocol.name for one in sets))
-    raise unknown_name(f"metric of protocol {protocols}", name, {*known, *(m.name for m in sets[0].metrics)})
+    unknown = unknown_name(f"metric of protocol {protocols}", name, {*known, *(m.name for m in sets[0].metrics)})
+    raise UsageError(f"study.{key}: {unknown}")
 
 
 def read_sets(

@@ -26,7 +26,7 @@ class StudyPage:
         question: what it asks, one sentence.
         answer: sentences: which combination, how sure, at what cost.
         trust: one sentence on whether the controls behaved.
-        trusted: True, False, or None when there are no controls.
+        trusted: True, False, or None when the negative or the positive control is missing.
         metrics: what was measured, the primary metric first.
         ranking: see ablations.tables.ranking_frame.
         results: see ablations.tables.comparison_frame.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from copy import deepcopy  # jsonargparse writes into the lists that it parses
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from megasr.files import at_home
 from megasr.training.config import SAMPLED
 
 BICUBIC = "bicubic"
+# jsonargparse says what a class refuses in the middle of the union of types and of all values.
+_REFUSED_CLASS = re.compile(r"Problem with given class_path '(?:data_pipelines\.datamodules\.)?([^']+)': (.+?) - Expected")
 # The runner decides these itself, so a recipe may not set them.
 _RUNNERS = {
     "logger", "default_root_dir", "enable_progress_bar", "enable_checkpointing", "enable_model_summary",
@@ -161,7 +164,9 @@ def resolve(config: Mapping[str, Any], components: Components) -> Config:
     try:
         return json.loads(parser.dump(parser.parse_object(deepcopy(dict(config))), format="json", skip_none=False))
     except Exception as error:  # jsonargparse raises several kinds
-        raise UsageError(f"config: {' '.join(str(error).split())}") from error
+        message = " ".join(str(error).split())
+        refused = _REFUSED_CLASS.search(message)
+        raise UsageError(": ".join(refused.groups()) if refused else f"config: {message}") from error
 
 
 def read_recipe(path: Path, components: Components, steps: int | None = None) -> Recipe:

@@ -302,7 +302,7 @@ def open_study(
         raise UsageError(f"{config} is a recipe for study {recipe.study!r}, not for {name!r}")
     # Before hours of runs that could not answer the question.
     primary, holdout = find_metric(sets, chosen.primary_metric), recipe.holdout_metric or chosen.holdout_metric
-    holdout = None if holdout is None else find_metric(sets, holdout)
+    holdout = None if holdout is None else find_metric(sets, holdout, "holdout_metric")
     chosen = replace(chosen, primary_metric=primary, holdout_metric=holdout, least_difference=recipe.least_difference)
     plans = plan_runs(chosen, recipe, components, seeds)
     check_holdout(chosen, sets, plans)

@@ -57,6 +57,11 @@ class PairedSource:
         problems += [f"{hq[key]}: no lq called {key!r}" for key in hq.keys() - lq.keys()]
         self.pairs: list[Pair] = [(key, lq[key], hq[key]) for key in sorted(lq.keys() & hq.keys())]
         problems += [problem for pair in self.pairs if (problem := _size_problem(pair, scale_factor))]
+        if lq_root is None and problems and not self.pairs:
+            sides = [side for side in ("lq", "hq") if (root / side).is_dir()]
+            if len(sides) == 1:
+                lacking = "hq" if sides == ["lq"] else "lq"
+                raise UsageError(f"{root} has a folder {sides[0]} and none called {lacking}: pairs need both")
         if problems:
             lines = list_problems(sorted(problems))
             raise UsageError(f"{root}: {len(problems)} images do not make pairs of x{scale_factor}:{lines}")

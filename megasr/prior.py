@@ -139,9 +139,13 @@ def load_prior(source: str = "tiny") -> Prior:
 
     folder = find_prior(source)
     part = denoiser_folder(folder)
-    needed = ("model_index.json", "vae", part, "text_encoder", "scheduler")
+    needed = ["model_index.json", "vae", part, "text_encoder", "scheduler"]
+    if part == "transformer":
+        needed += ["tokenizer", "text_encoder_2", "tokenizer_2"]
+        needed += ["tokenizer_3"] * (folder / "text_encoder_3").exists()
     absent = [name for name in needed if not (folder / name).exists()]
     if absent:
+        absent = ["unet or transformer" if name == "unet" else name for name in absent]
         raise MegaSRError(f"prior {source!r}: {folder} is not a diffusers folder, it lacks {', '.join(absent)}")
     logging.getLogger("diffusers").setLevel(logging.ERROR)
     try:

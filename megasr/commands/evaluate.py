@@ -238,11 +238,11 @@ def run(arguments: argparse.Namespace) -> None:
         from megasr.evaluation.tables import text_table
 
         print(text_table(measured, rows).markdown())
-    if len(measured) > 1 or arguments.correlations:
-        print("\n".join(agreement(measured, arguments.correlations)))
     for path in arguments.out:  # before a comparison can fail: measuring may have taken hours
         write(measured, path, rows)
         print(path)
+    if len(measured) > 1 or arguments.correlations:
+        print("\n".join(agreement(measured, arguments.correlations)))
     for other in arguments.against:
         for label, evaluation in measured if other != "published" else ():
             print("\n".join(beside(evaluation, Path(other), label)))
@@ -289,6 +289,7 @@ def _check_inputs(arguments: argparse.Namespace) -> None:
         published(protocol, arguments.data)
     paired = {sr: pair_by_name(sr, arguments.hq, arguments.strip) for sr in folders}
     if len(folders) < len(measured):
+        _check_weights(arguments, protocol)
         baselines.check_baselines(measured, arguments)
         if arguments.hq is not None:  # sr will be of the sizes of hq
             paired[arguments.hq] = pair_by_name(arguments.hq, None, arguments.strip)
@@ -299,6 +300,20 @@ def _check_inputs(arguments: argparse.Namespace) -> None:
     for sr, pairs in paired.items():
         _whole_set(arguments.data, len(pairs), sr)
         check_sizes(pairs, get_protocol(protocol))
+
+
+def _check_weights(arguments: argparse.Namespace, protocol: str) -> None:
+    """Refuse missing weights of metrics before a baseline restores for hours. Raises as choose_metrics."""
+    from megasr.evaluation.metrics import choose_metrics
+    from megasr.evaluation.protocol import get_protocol
+
+    choose_metrics(
+        get_protocol(protocol),
+        check_metrics(protocol, arguments.metrics),
+        has_hq=arguments.hq is not None,
+        weights_dir=arguments.weights_dir,
+        missing=arguments.missing or "error",
+    )
 
 
 def _protocol(arguments: argparse.Namespace) -> str:

@@ -241,7 +241,7 @@ def test_nothing_is_trained_where_only_evaluation_is_asked_for(
         ("{a: {root: photos}}", "study.evaluation.a: the recipe's data takes no root; name another data with it"),
         ("{a: {data: drealsrr}}", "unknown data of .*study.evaluation.a 'drealsrr'; did you mean drealsr"),
         ("{a: {protocol: weight-fre-v1}}", "unknown protocol 'weight-fre-v1'"),
-        ("{a: {data: TinyData, photo: 3}}", "study.evaluation.a: config: .*photo"),
+        ("{a: {data: TinyData, photo: 3}}", "study.evaluation.a: [a-z_.]*TinyData: Option 'photo' is not accepted$"),
         ("{a: {protocol: gmsd-alone}}", "unknown metric of protocol gmsd-alone 'ssim_y'"),
     ],
 )
@@ -277,6 +277,9 @@ def test_folders_and_weights_are_checked_before_the_first_run(tmp_path: Path) ->
     write_png(np.zeros((16, 16, 3), np.uint8), tmp_path / "photos" / "lq" / "a.png")
     with pytest.raises(UsageError, match=r"evaluation set photos: .*do not make pairs of x4"):
         opened(tmp_path / "photos").check()
+    write_png(np.zeros((8, 8, 3), np.uint8), tmp_path / "damaged" / "lq" / "a.png")
+    with pytest.raises(UsageError, match="evaluation set photos: .*damaged has a folder lq and none called hq"):
+        opened(tmp_path / "damaged").check()
     with pytest.raises(MegaSRError, match=r"weights of metrics are missing: lpips lacks .*http.*; dists lacks .*http"):
         opened(tmp_path / "photos", "paired-v1").check()
     assert not (tmp_path / "out").exists()
@@ -306,7 +309,7 @@ def test_a_run_on_other_images_than_bicubic_fails(copy: Path, monkeypatch: pytes
     ("changes", "message"),
     [
         ({"more": ", holdout_metric: own/ssim_y"}, "holdout_metric own/ssim_y is the primary metric"),
-        ({"more": ", holdout_metric: lpips"}, "unknown metric of protocol fast, gmsd-alone 'lpips'"),
+        ({"more": ", holdout_metric: lpips"}, "study.holdout_metric: unknown metric of protocol fast, gmsd-alone 'lpips'"),
         ({"more": ", holdout_metric: 3"}, "study.holdout_metric must be the name of a metric, got 3"),
     ],
 )

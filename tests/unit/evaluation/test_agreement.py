@@ -76,5 +76,7 @@ def test_metrics_that_disagree_are_named(draws: np.ndarray, tmp_path: Path, caps
     assert cli.main(["evaluate", files[1], "--against", files[0]]) == 0
     assert f"WARNING: {says}" in capsys.readouterr().out
     write_evaluation(evaluation(psnr_y=hard), tmp_path / "first.json")
-    assert cli.main(["evaluate", files[0], "--correlations"]) == 2
+    table = tmp_path / "table.csv"
+    assert cli.main(["evaluate", files[0], "--correlations", "--out", str(table)]) == 2
+    assert table.exists(), "what was measured is kept"
     assert "--correlations needs two metrics per image and four images" in capsys.readouterr().err

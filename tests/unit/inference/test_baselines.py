@@ -166,11 +166,23 @@ def test_what_a_baseline_cannot_restore_is_said_before_it_restores(
         (["bicubic", "--hq", str(hq)], "bicubic is a baseline, not a folder here: name the images that it restores"),
         (["bicubic", "--lq", str(lq), "--hq", str(tmp_path / "odd")], "'0' is 24x24 px, its hq 96x50 px: not x2 of it"),
         (["bicubic", "--lq", str(lq), "--hq", str(hq), "--data", "drealsr", "--metrics", "psnr"], "measures 512x512"),
+        (["bicubic", "--lq", str(hq), "--hq", str(hq)], "lq of '0' is as large as its hq: is --lq the folder of lq?"),
         ([str(hq), "--lq", str(lq), "--hq", str(hq)], "--lq: there is no baseline among the SR"),
         (["bicubicc", "--lq", str(lq), "--hq", str(hq)], "bicubicc"),
     ]:
         assert cli.main(["evaluate", *options, *strip]) == 2, options
         assert says in capsys.readouterr().err
+
+
+def test_missing_weights_of_metrics_are_said_before_a_baseline_restores(
+    folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(baselines, "restore_folder", None)
+    monkeypatch.setattr("megasr.evaluation.metrics.describe_missing", lambda weights, folder: "lacks a file")
+    lq, hq = folders
+    given = ["--lq", str(lq), "--hq", str(hq), "--strip", "_LR", "_HR", "--metrics", "lpips", "--protocol", "paired-v1"]
+    assert cli.main(["evaluate", "bicubic", *given]) == 1
+    assert "weights of metrics are missing: lpips lacks a file" in capsys.readouterr().err
 
 
 @pytest.mark.slow

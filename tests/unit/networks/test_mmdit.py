@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +171,15 @@ def test_an_image_beyond_the_priors_positions_is_refused_and_names_tiles() -> No
     module = make_module(prior=sd3_folder()).eval()
     with pytest.raises(UsageError, match="positions for 48 on a side; use tiles"):
         module.restore(make_batch(1, side_px=200))
+
+
+def test_a_part_that_its_folder_lacks_is_named(tmp_path: Path) -> None:
+    folder = write_sd3_prior(tmp_path)
+    for part in ("tokenizer_3", "tokenizer_2", "text_encoder_2", "transformer"):
+        shutil.rmtree(folder / part)
+        said = "unet or transformer" if part == "transformer" else part
+        with pytest.raises(MegaSRError, match=f"is not a diffusers folder, it lacks .*{said}"):
+            load_prior(str(folder))
 
 
 def test_another_class_of_denoiser_is_named(tmp_path: Path) -> None:
