@@ -40,6 +40,6 @@ def check_holdout(study: Study, sets: Sequence[EvaluationSet], plans: Sequence[R
         for term, weight in (objective.get("terms") or {}).items():
             if weight and optimises(term, metric):
                 raise UsageError(
-                    f"study.holdout_metric {name}: {plan.ablation} is trained on objective.terms.{term}, which "
+                    f"study.holdout_metric {name}: run {plan.run_id} is trained on objective.terms.{term}, which "
                     "optimises it; name a metric that no run is trained on"
                 )

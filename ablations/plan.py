@@ -28,7 +28,9 @@ from megasr.training.config import SAMPLED
 
 BICUBIC = "bicubic"
 # jsonargparse says what a class refuses in the middle of the union of types and of all values.
-_REFUSED_CLASS = re.compile(r"Problem with given class_path '(?:data_pipelines\.datamodules\.)?([^']+)': (.+?) - Expected")
+_REFUSED_CLASS = re.compile(
+    r"Problem with given class_path '(?:data_pipelines\.datamodules\.)?([^']+)': (.+?) - Expected"
+)
 # The runner decides these itself, so a recipe may not set them.
 _RUNNERS = {
     "logger", "default_root_dir", "enable_progress_bar", "enable_checkpointing", "enable_model_summary",

@@ -223,10 +223,10 @@ class OpenStudy:
         if begun.study != self.study.name:
             raise UsageError(f"{self.output} holds study {begun.study}; give {self.study.name} a folder of its own")
         if told := changes(begun, make_record(self.study, self.plans, self.sets)):
-            lines = "".join(f"\n  {line}" for line in told)
             raise UsageError(
-                f"{self.output} was begun as another study; what has changed since:{lines}\nA study may grow (seeds, "
-                "ablations, evaluation sets, protocols); what is changed is another study: name another --output"
+                f"{self.output} was begun as another study; what has changed since: {'; '.join(told)}. A study may "
+                "grow (seeds, ablations, evaluation sets, protocols); what is changed is another study: name another "
+                "--output"
             )
 
     def result(self, reused: Sequence[str] | None = None, failed: Mapping[str, str] | None = None) -> StudyResult:

@@ -23,7 +23,7 @@ class RankCorrelations:
         table: metric by metric, in [-1, 1]; NaN where a metric is the same everywhere. Metrics that prefer the same
             images correlate positively, whether high or low values are better.
         what: what was ranked, in words.
-        noise: correlations nearer to zero than this are not told from it: 1.96 / sqrt(N - 1) of N photographs.
+        noise: correlations smaller than this in size are not significant at 5 %: 1.96 / sqrt(N - 1) of N photographs.
     """
 
     table: pd.DataFrame
@@ -32,8 +32,8 @@ class RankCorrelations:
 
     @property
     def caption(self) -> str:
-        """What was ranked, and which correlations say nothing."""
-        return f"Rank correlations over {self.what}; nearer to 0 than {self.noise:.2f} they are not told from it"
+        """What was ranked, and from which size correlations are significant (5 %)."""
+        return f"Rank correlations over {self.what}; those below {self.noise:.2f} in size are not significant"
 
     @property
     def cells(self) -> pd.DataFrame:

@@ -178,7 +178,9 @@ def common_scale(lq: Mapping[str, Sequence[int]], hq: Mapping[str, Sequence[int]
     first = next(iter(lq))
     factor = max(1, hq[first][0] // lq[first][0])
     if tuple(hq[first]) == tuple(lq[first]):
-        raise UsageError(f"lq of {first!r} is as large as its hq: is --lq the folder of lq? There is nothing to enlarge")
+        raise UsageError(
+            f"lq of {first!r} is as large as its hq: is --lq the folder of lq? There is nothing to enlarge"
+        )
     for key, size in lq.items():
         if tuple(hq[key]) != tuple(side * factor for side in size):
             raise UsageError(

@@ -309,7 +309,10 @@ def test_a_run_on_other_images_than_bicubic_fails(copy: Path, monkeypatch: pytes
     ("changes", "message"),
     [
         ({"more": ", holdout_metric: own/ssim_y"}, "holdout_metric own/ssim_y is the primary metric"),
-        ({"more": ", holdout_metric: lpips"}, "study.holdout_metric: unknown metric of protocol fast, gmsd-alone 'lpips'"),
+        (
+            {"more": ", holdout_metric: lpips"},
+            "study.holdout_metric: unknown metric of protocol fast, gmsd-alone 'lpips'",
+        ),
         ({"more": ", holdout_metric: 3"}, "study.holdout_metric must be the name of a metric, got 3"),
     ],
 )

@@ -47,7 +47,7 @@ def test_a_metric_that_a_run_is_trained_on_is_refused() -> None:
     plans = [RunPlan("s-bicubic", "s", "bicubic", None, {"data": {}}, "f"), _plan("none"), _plan("a", l1=1, dists=0.5)]
     check_holdout(STUDY, SETS, plans)
     check_holdout(replace(STUDY, holdout_metric="lpips"), SETS, plans)
-    with pytest.raises(UsageError, match="holdout_metric dists: a is trained on objective.terms.dists, which"):
+    with pytest.raises(UsageError, match="holdout_metric dists: run s-a is trained on objective.terms.dists, which"):
         check_holdout(replace(STUDY, holdout_metric="dists"), SETS, plans)
     check_holdout(replace(STUDY, holdout_metric="dists"), SETS, [*plans[:2], _plan("a", l1=1, dists=0)])
     with pytest.raises(UsageError, match="psnr_y is the primary metric"):

@@ -128,6 +128,12 @@ def test_page_is_whole_without_pictures(tmp_path: Path) -> None:
     assert "lies beyond ±0.004" in page
 
 
+def test_the_page_says_whether_controls_passed_or_one_is_missing(tmp_path: Path) -> None:
+    for trusted, says in ((True, "Controls passed."), (False, "Controls failed."), (None, "A control is missing.")):
+        write_page(replace(FEW, trusted=trusted), tmp_path / "page.html")
+        assert f"<strong>{says}</strong> {PAGE.trust}" in (tmp_path / "page.html").read_text()
+
+
 def test_page_with_pictures_is_whole_or_not_there(tmp_path: Path) -> None:
     page = with_pictures(FEW, tmp_path / "pictures", 2)
     write_page(page, tmp_path / "page.html")
