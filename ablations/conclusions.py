@@ -20,6 +20,7 @@ from megasr.evaluation.protocol import MetricSpec
 from megasr.rng import numpy_generator
 
 ALPHA = 0.05
+_UNDECIDED = " (undecided)"
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,10 @@ class Comparison:
     def agrees_with(self, other: Comparison) -> bool:
         """Whether both means are improvements, or both are not; how sure either is makes no difference."""
         return (self.interval.mean * self.better_sign > 0) == (other.interval.mean * other.better_sign > 0)
+
+    def doubts(self, other: Comparison) -> bool:
+        """Whether the sign of one of both may be chance."""
+        return not (self.interval.excludes_zero and other.interval.excludes_zero)
 
     @property
     def direction(self) -> str:
@@ -248,7 +253,7 @@ def _findings(study: Study, comparisons: Sequence[Comparison]) -> tuple[str, ...
         primary = next(c for c in mine if c.metric == study.primary_metric)
         if held_out := next((c for c in mine if c.metric == study.holdout_metric), None):
             sign = "agrees" if held_out.agrees_with(primary) else "disagrees"
-            line += f"; the hold-out metric {held_out.metric} {sign} in sign"
+            line += f"; the hold-out metric {held_out.metric} {sign} in sign{_UNDECIDED * primary.doubts(held_out)}"
         lines.append(f"{ablation.name}: {line}{'; exploratory: ' * bool(hints)}{', '.join(hints)}.")
     return tuple(lines)
 
@@ -296,11 +301,7 @@ def holdout_summary(study: Study, comparisons: Sequence[Comparison]) -> str:
     both = [(one, other) for one, other in pairs if one is not None and other is not None]
     if not both:
         return f"The hold-out metric {study.holdout_metric} is not measured of every ablation yet."
-    against = [
-        one.ablation + " (undecided)" * (not one.interval.excludes_zero)
-        for one, other in both
-        if not other.agrees_with(one)
-    ]
+    against = [one.ablation + _UNDECIDED * one.doubts(other) for one, other in both if not other.agrees_with(one)]
     tail = f"; it disagrees in {', '.join(against)}" if against else ""
     return (
         f"The hold-out metric {study.holdout_metric} agrees with {study.primary_metric} in the sign of "
@@ -309,19 +310,17 @@ def holdout_summary(study: Study, comparisons: Sequence[Comparison]) -> str:
 
 
 def _contradictions(study: Study, comparisons: Sequence[Comparison]) -> list[str]:
-    """Warnings where the hold-out metric, or another whose interval excludes zero, contradicts the primary one."""
+    """Warnings where another metric has the other sign than the primary one, and both intervals exclude zero."""
     mine = [c for c in comparisons if c.reference == study.reference.name]
     primary = {c.ablation: c for c in mine if c.metric == study.primary_metric}
-    known = {name: c for name, c in primary.items() if c.interval.excludes_zero}  # else its sign is not known
-    against = [c for c in mine if c.ablation in known and not c.agrees_with(known[c.ablation])]
+    against = [c for c in mine if (one := primary.get(c.ablation)) and not c.agrees_with(one) and not one.doubts(c)]
     lines = []
     if held := [c.ablation for c in against if c.metric == study.holdout_metric]:
         lines.append(
             f"Warning: the hold-out metric {study.holdout_metric} has the other sign than {study.primary_metric} for "
             f"{', '.join(held)}: look at the images before relying on either."
         )
-    sure = [c for c in against if c.interval.excludes_zero and c.metric != study.holdout_metric]
-    if told := [f"{c.ablation} ({c.metric})" for c in sure]:
+    if told := [f"{c.ablation} ({c.metric})" for c in against if c.metric != study.holdout_metric]:
         lines.append(
             f"Warning: metrics disagree in sign with {study.primary_metric}, and both intervals exclude zero: "
             f"{', '.join(told)}."

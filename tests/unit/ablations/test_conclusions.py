@@ -365,6 +365,14 @@ def test_a_holdout_metric_is_compared_in_sign() -> None:
     (warning,) = [n for n in make_report(replace(fooled, study=STUDY)).notes if n.startswith("Warning")]
     assert warning.endswith("psnr_y, and both intervals exclude zero: good (gmsd).")
 
+    def scattered(run: RunResult) -> RunResult:
+        rows = [{**row, "gmsd": row["gmsd"] + 0.2 * (-1) ** i} for i, row in enumerate(run.rows)]
+        return replace(run, rows=rows) if run.ablation == "good" else run
+
+    report = make_report(replace(fooled, runs=tuple(map(scattered, fooled.runs))))
+    assert "the hold-out metric gmsd disagrees in sign (undecided)" in report.findings[0]
+    assert not [note for note in report.notes if note.startswith("Warning")]
+
 
 def test_metrics_are_compared_over_the_seeds_that_have_them() -> None:
     whole = _result(seeds=3, good=0.5)
