@@ -79,7 +79,7 @@ def declare(section: Mapping[str, Any], path: Path) -> Study:
     if not found:
         raise UsageError(f"{path}: study {section['name']} compares nothing: give combinations, axes or ablations")
     described = str(reference.get("description", "as the recipe has it"))
-    combination: Sequence[str] | None = () if "combinations" in section else None
+    combination: Sequence[str] | None = () if any(one.combination is not None for one in found) else None
     return Study(
         name=str(section["name"]),
         question=section["question"],

@@ -283,6 +283,8 @@ SPECTRAL_PEAKS = register_metric(
 register_protocol(Protocol("weight-free-v2", 2, (*WEIGHT_FREE_V1.metrics, SPECTRAL_PEAKS)))
 # The same beside the perceptual distances that the field reports; for studies of objectives and guidance.
 register_protocol(Protocol("paired-v1", 1, (*WEIGHT_FREE_V1.metrics, SPECTRAL_PEAKS, LPIPS, DISTS)))
+# Quality without ground truth: the other half of a study whose primary metric compares with hq.
+register_protocol(Protocol("no-reference-v1", 1, (NIQE, MUSIQ)))
 _FIELD = (PSNR, SSIM, LPIPS, DISTS, FID, KID, NIQE, MUSIQ, MANIQA_PIPAL, CLIPIQA)
 # 128 px centre crops restored to 512 px: StableSR, SeeSR, OSEDiff, PiSA-SR, TSD-SR, S3Diff, AddSR. The calls are those
 # of OSEDiff's test script. The border is 0 as in that code; SeeSR's author says 4.

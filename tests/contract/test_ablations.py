@@ -8,11 +8,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ablations.plan import RunPlan, default_components, plan_runs, read_recipe
+from ablations.evaluation import find_metric, read_sets, study_metrics
+from ablations.plan import RunPlan, build, default_components, plan_runs, read_recipe
 from ablations.registry import Study, check_diff
 from ablations.studies import studies
+from megasr import system as parts
 from megasr.errors import UsageError
 from megasr.evaluation.protocol import get_protocol
+from tests.helpers.recipes import cached_prior, write_sd_prior
 
 STUDIES = sorted(studies())
 RECIPES = [
@@ -27,7 +30,10 @@ recipes = pytest.mark.parametrize("path", RECIPES, ids=[path.stem for path in RE
 def _plans(path: Path) -> tuple[Study, dict[str, RunPlan]]:
     recipe = read_recipe(path, default_components())
     study = recipe.declared or studies()[recipe.study]
-    return study, {run.ablation: run for run in plan_runs(study, recipe, default_components(), seeds=[0])}
+    with pytest.MonkeyPatch.context() as patch:
+        if path.parent.name == "sd21":  # its weights are not a part of this repository
+            patch.setattr("ablations.plan.identify_weights", lambda model: {})
+        return study, {run.ablation: run for run in plan_runs(study, recipe, default_components(), seeds=[0])}
 
 
 def test_every_study_has_a_recipe() -> None:
@@ -53,7 +59,8 @@ def test_a_study_of_guidance_types_has_a_negative_control(study: str) -> None:
 @recipes
 def test_the_primary_metric_is_measured(path: Path) -> None:
     recipe = read_recipe(path, default_components())
-    assert get_protocol(recipe.protocol).metric(_plans(path)[0].primary_metric).needs_hq
+    sets = read_sets(recipe.evaluation, get_protocol(recipe.protocol), default_components(), path)
+    assert study_metrics(sets)[find_metric(sets, _plans(path)[0].primary_metric)][1].needs_hq
 
 
 @recipes
@@ -80,3 +87,18 @@ def test_an_unknown_key_in_a_real_recipe_is_an_error(root: Path, tmp_path: Path)
     assert path.read_text() != text
     with pytest.raises(UsageError, match="saft_widht"):
         read_recipe(path, default_components())
+
+
+def test_every_run_of_the_selection_at_full_size_builds_its_adapter(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parts, "load_prior", cached_prior)
+    prior = str(write_sd_prior(tmp_path / "prior"))
+    study, plans = _plans(root / "experiments" / "sd21" / "prior_selection.yaml")
+    for ablation in (study.reference, *study.ablations):
+        model = plans[ablation.name].config["model"]
+        sources = dict.fromkeys(model["extractors"]["sources"], "tiny")
+        small = {**model, "prior": prior, "init": None, "extractors": {**model["extractors"], "sources": sources}}
+        module = build(default_components(), {"model": small}).model
+        assert {kind.name for kind in module.network.guidance} == set(plans[ablation.name].guidance)
+        assert ablation.combination is None or set(ablation.combination) == set(plans[ablation.name].guidance)

@@ -54,6 +54,24 @@ def test_named_changes_controls_and_a_reference_of_ones_own() -> None:
     assert study.controls == {"wide": "positive"}
 
 
+def test_named_changes_that_are_combinations_are_compared_with_the_empty_one() -> None:
+    change = {"changes": {"model.adapter.guidance": ["hed"]}}
+    study = declare({**BASE, "ablations": {"hed": {**change, "combination": ["hed"]}}}, PATH)
+    assert (study.reference.combination, study.ablations[0].combination) == ((), ("hed",))
+    assert declare({**BASE, "ablations": {"hed": change}}, PATH).reference.combination is None
+
+
+def test_the_study_of_mmsr_s_claim(tmp_path: Path) -> None:
+    study = open_study("mmsr_claim", ROOT / "examples" / "mmsr_claim.yaml", tmp_path / "out").study
+    assert (study.primary_metric, study.controls) == ("paired/dists", {"noise": "negative"})
+    expected = {ablation.name: ablation.hypothesis for ablation in study.ablations}
+    assert [name for name, words in expected.items() if words.startswith("Better in DISTS")] == [
+        "hed",
+        "segmentation",
+        "hed+segmentation",
+    ]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
