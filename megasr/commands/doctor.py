@@ -5,11 +5,16 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import tempfile
 from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 from megasr.errors import MegaSRError, UsageError
+from megasr.files import at_home
 from megasr.weights import MANIFEST, fetch_command, find_local
 
 if TYPE_CHECKING:
@@ -46,8 +51,10 @@ def plan_memory(arguments: argparse.Namespace) -> None:
 
     if arguments.gpu_gib <= arguments.reserve_gib or arguments.reserve_gib < 0:
         raise UsageError(f"--gpu-gib {arguments.gpu_gib} must be more than --reserve-gib {arguments.reserve_gib}")
-    options = [word for path in arguments.config for word in ("--config", path)]
-    setup = read_setup(read_fit([*options, *arguments.rest]), arguments.devices)
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [_without_study(path, Path(folder) / f"{n}.yaml") for n, path in enumerate(arguments.config)]
+        options = [word for path in paths for word in ("--config", path)]
+        setup = read_setup(read_fit([*options, *arguments.rest]), arguments.devices)
     planner, usable = Planner(), arguments.gpu_gib - arguments.reserve_gib
     plan = planner.plan(setup)
     print("\n".join(describe(plan)))
@@ -62,6 +69,20 @@ def plan_memory(arguments: argparse.Namespace) -> None:
         return
     print(f"fits with {advice.plan.total_gib:.1f} GiB ({batch_line(advice.plan.setup)}) when you set")
     print("\n".join(f"  {line}" for line in advice.lines))
+
+
+def _without_study(path: str, copy: Path) -> str:
+    """The recipe as `megasr fit` reads it: of a study's, a copy without the section `study`."""
+    from megasr.configs import load_yaml
+
+    try:
+        raw = load_yaml(Path(at_home(path)).read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return path  # the parser says what is wrong
+    if not isinstance(raw, dict) or raw.pop("study", None) is None:
+        return path
+    copy.write_text(yaml.safe_dump(raw), encoding="utf-8")
+    return str(copy)
 
 
 def read_setup(config: Mapping[str, Any], devices: int | None = None) -> TrainingSetup:

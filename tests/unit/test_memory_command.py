@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from megasr.commands.doctor import batch_line, read_setup, read_strategy
+from megasr.commands.doctor import batch_line, plan_memory, read_setup, read_strategy
 from megasr.commands.lightning_cli import read_fit
-from megasr.errors import UsageError
+from megasr.errors import MegaSRError, UsageError
+from megasr.training.memory_plan import Planner
+from megasr.training.memory_setup import TrainingSetup
 
 RECIPE = Path(__file__).parents[2] / "experiments" / "sd21" / "megasr.yaml"
 
@@ -26,6 +29,20 @@ def test_a_recipe_is_read_without_its_weights_and_data() -> None:
     )
     assert setup.model["adapter"]["guidance"]
     assert batch_line(setup) == "global batch 32 = micro-batch 4 x 4 devices x 2 accumulated"
+
+
+def test_of_a_study_s_recipe_the_study_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    planned: list[TrainingSetup] = []
+
+    def stop(planner: Planner, setup: TrainingSetup) -> None:
+        planned.append(setup)
+        raise MegaSRError("planned")
+
+    monkeypatch.setattr(Planner, "plan", stop)
+    study = str(RECIPE.with_name("prior_selection.yaml"))
+    with pytest.raises(MegaSRError, match="planned"):
+        plan_memory(argparse.Namespace(config=[study], devices=None, gpu_gib=80.0, reserve_gib=1.0, rest=[]))
+    assert (planned[0].batch_size, planned[0].strategy) == (8, "single")
 
 
 def test_an_unknown_key_is_an_error(tmp_path: Path) -> None:

@@ -11,12 +11,17 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
+from ablations.launch.local import LocalExecutor, Slot
+from ablations.plan import build, default_components, resolve
+from ablations.registry import Study, apply_changes, change
 from ablations.results import CHECKPOINT, METRICS_FILE, RESTORED_FILE, TRAINING_FILE, StudyResult
 from ablations.runner import open_study
 from ablations.study_page import learning_curves
 from megasr.errors import MegaSRError, UsageError
 from megasr.files import locked_folder
+from megasr.training.checkpoint import read_checkpoint
 from tests.helpers.tiny_study import (
     FAST,
     TINY_SAMPLING,
@@ -26,6 +31,24 @@ from tests.helpers.tiny_study import (
     tiny_components,
     write_recipe,
 )
+
+
+SHARDED = """
+study: {name: sharded, seeds: [0]}
+model:
+  prior: tiny
+  adapter: {text: false, controlnet: false, guidance: [canny], saft_width: 8}
+  sampler: {num_steps: 3, start_fraction: 0.8}
+data:
+  class_path: PhotoDataModule
+  init_args: {degradation: bicubic, crop_size_px: 32, eval_crop_size_px: 64, batch_size: 1, train_samples: 8, eval_samples: 2}
+trainer:
+  max_steps: 2
+  accelerator: cpu
+  devices: 2
+  strategy: {class_path: megasr.training.sharding.ShardedStrategy}
+  callbacks: [{class_path: megasr.training.callbacks.EMA}]
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -121,15 +144,36 @@ def test_a_recipe_s_ema_is_what_is_measured(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_recipe_with_two_devices_is_trained_in_two_processes(tmp_path: Path) -> None:
+def test_trainings_of_two_processes_run_side_by_side(tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path)
-    recipe.write_text(recipe.read_text().replace("devices: 1", "devices: 2"))
+    recipe.write_text(recipe.read_text().replace("devices: 1", "devices: 2, strategy: ddp"))
     components = replace(tiny_components(), module=RankModule)
-    result = run_tiny(TINY_SAMPLING, tmp_path, recipe=recipe, seeds=[0], components=components)
-    assert (len(result.runs), result.failed) == (4, {})
-    host = result.output / result.of("as-it-is")[0].run_id
-    assert (host / "rank0").exists() and (host / "rank1").exists()
-    assert not (host / "job.pickle").exists()
+    study = open_study(TINY_SAMPLING, recipe, tmp_path / "out", protocol=FAST, components=components)
+    result = study.run(LocalExecutor([Slot("cpu0", 1), Slot("cpu1", 1)], retries=0))
+    assert (len(result.runs), result.failed) == (1 + 2 * 3, {})
+    for run in result.of("as-it-is"):
+        host = result.output / run.run_id
+        assert {path.name for path in host.glob("rank*")} == {"rank0", "rank1"}
+        assert (host / CHECKPOINT).is_file() and not (host / "job.pickle").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_sharded_training_leaves_a_whole_averaged_adapter(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(SHARDED)
+    reference, twice = change("once", {"model.sampler.num_steps": 1}, "one step"), {"model.sampler.num_steps": 2}
+    question = Study("sharded", "Do two steps help?", reference, (change("twice", twice, "two"),), "psnr_y")
+    result = open_study(question, recipe, tmp_path / "out", protocol=FAST).run(LocalExecutor([Slot("cpu0", 1)], 0))
+    assert (len(result.runs), result.failed) == (3, {})
+    saved = read_checkpoint(result.output / result.of("once")[0].run_id / CHECKPOINT)["state_dict"]
+    config = resolve(
+        apply_changes({k: v for k, v in yaml.safe_load(SHARDED).items() if k != "study"}, reference),
+        default_components(),
+    )
+    module = build(default_components(), {"model": config["model"]}).model
+    trained = {name: value.shape for name, value in module.named_parameters() if value.requires_grad}
+    assert {name: value.shape for name, value in saved.items()} == trained
 
 
 def test_two_drivers_in_one_folder_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
