@@ -32,7 +32,6 @@ from tests.helpers.tiny_study import (
     write_recipe,
 )
 
-
 SHARDED = """
 study: {name: sharded, seeds: [0]}
 model:
@@ -41,7 +40,8 @@ model:
   sampler: {num_steps: 3, start_fraction: 0.8}
 data:
   class_path: PhotoDataModule
-  init_args: {degradation: bicubic, crop_size_px: 32, eval_crop_size_px: 64, batch_size: 1, train_samples: 8, eval_samples: 2}
+  init_args:
+    {degradation: bicubic, crop_size_px: 32, eval_crop_size_px: 64, batch_size: 1, train_samples: 8, eval_samples: 2}
 trainer:
   max_steps: 2
   accelerator: cpu
