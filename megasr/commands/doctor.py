@@ -11,8 +11,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from megasr.errors import MegaSRError, UsageError
 from megasr.files import at_home
 from megasr.weights import MANIFEST, fetch_command, find_local
@@ -73,6 +71,8 @@ def plan_memory(arguments: argparse.Namespace) -> None:
 
 def _without_study(path: str, copy: Path) -> str:
     """The recipe as `megasr fit` reads it: of a study's, a copy without the section `study`."""
+    import yaml
+
     from megasr.configs import load_yaml
 
     try:
