@@ -144,10 +144,11 @@ def execute_run(
         done, restorer = _prepare(plan, components, todo, folder, trained_in, logger, on_step, strengths)
         for one in todo:
             try:
-                if (restored := done[one.name]) is None:
+                if (restored := done[one.identity]) is None:
                     assert restorer is not None
                     data = open_set(one, plan.config["data"], components)
                     restored, seen = restore_set(plan, one, data, restorer, folder, baseline)
+                    done[one.identity] = restored  # another set may be the same images under another protocol
                     pictures = pictures or seen
                 results[one.name] = measure_set(plan, one, evaluators.of(one), restored, folder, baseline, where)
             except UsageError:
@@ -172,12 +173,12 @@ def _prepare(
     on_step: OnStep,
     strengths: dict[str, float],
 ) -> tuple[dict[str, Restored | None], Restorer | None]:
-    """What is restored already of the sets, by name, and what restores the others: trained now where it is not yet."""
+    """What is restored already, by the sets' identity, and what restores the others: trained now if it is not yet."""
     config = f"# run {plan.run_id}, fingerprint {plan.fingerprint}\n" + yaml.safe_dump(plan.config, sort_keys=False)
     write_text(folder / "config.yaml", config)  # as LightningCLI reads it
 
     def restored(weights: str) -> dict[str, Restored | None]:
-        return {one.name: read_restored(plan, one.folder(folder), weights) for one in todo}
+        return {one.identity: read_restored(plan, one.folder(folder), weights) for one in todo}
 
     training = read_training(plan, trained_in)
     done = restored(training.weights if training else "")

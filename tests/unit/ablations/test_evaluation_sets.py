@@ -356,3 +356,9 @@ def test_a_limit_takes_fewer_images_and_is_a_set_of_its_own(tmp_path: Path) -> N
     assert [len(open_set(one, {}, default_components()).eval_keys()) for one in (few, all_of_them)] == [2, 3]
     assert few.identity != all_of_them.identity
     assert EvaluationSet("own", FAST, limit=2).identity.startswith("recipe-")
+
+
+def test_one_set_of_images_under_two_protocols_is_measured_by_both_at_once(tmp_path: Path) -> None:
+    result = _run(_open(tmp_path, "{own: {}, again: {protocol: gmsd-alone}}"))
+    assert not result.missing and not result.failed
+    assert {"own/psnr_y", "again/gmsd"} <= set(result.of("canny")[0].summary)
