@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import lightning
 import numpy as np
@@ -145,9 +145,8 @@ def execute_run(
         for one in todo:
             try:
                 if (restored := done[one.identity]) is None:
-                    assert restorer is not None
-                    data = open_set(one, plan.config["data"], components)
-                    restored, seen = restore_set(plan, one, data, restorer, folder, baseline)
+                    images = open_set(one, plan.config["data"], components)
+                    restored, seen = restore_set(plan, one, images, cast(Restorer, restorer), folder, baseline)
                     done[one.identity] = restored  # another set may be the same images under another protocol
                     pictures = pictures or seen
                 results[one.name] = measure_set(plan, one, evaluators.of(one), restored, folder, baseline, where)
