@@ -91,17 +91,17 @@ def test_a_pickled_text_encoder_is_not_run(prior: Path) -> None:
 
 def test_classes_of_the_folder_are_not_imported(prior: Path) -> None:
     fingerprint = load_prior(str(TINY_FOLDER)).fingerprint()
-    names = {"auto_map": {"AutoModel": "evil.Evil"}, "_class_name": "evil.Evil", "trust_remote_code": True}
-    change(prior / "unet" / "config.json", **names)
+    change(prior / "unet" / "config.json", auto_map={"AutoModel": "evil.Evil"}, trust_remote_code=True)
     change(prior / "scheduler" / "scheduler_config.json", _class_name="evil.Evil")
     change(prior / "model_index.json", _class_name="evil", unet=["evil", "Evil"], vae=["pipeline", "Evil"])
     for place in (".", "unet", "scheduler"):
         for name in ("evil.py", "pipeline.py"):
             (prior / place / name).write_text(PLUGIN)
     assert load_prior(str(prior)).fingerprint() == fingerprint
-    change(prior / "vae" / "config.json", _class_name="evil.Evil")
-    with pytest.raises(MegaSRError, match=r"the autoencoder is a evil\.Evil, but must be one of"):
-        load_prior(str(prior))
+    for part, name in (("vae", "autoencoder"), ("unet", "denoiser")):
+        change(prior / part / "config.json", _class_name="evil.Evil")
+        with pytest.raises(MegaSRError, match=rf"the {name} is a evil\.Evil, but must be one of"):
+            load_prior(str(prior))
 
 
 def test_a_prior_leads_to_no_kernels_elsewhere(prior: Path) -> None:
