@@ -186,10 +186,7 @@ def denoiser_class(config: Mapping[str, Any]) -> str:
     Raises:
         ValueError: it is none of DENOISERS.
     """
-    name = config.get("_class_name", "UNet2DConditionModel")
-    if name not in DENOISERS:
-        raise ValueError(f"the denoiser is a {name}, but must be one of {', '.join(DENOISERS)}")
-    return str(name)
+    return _known_class("denoiser", config, tuple(DENOISERS))
 
 
 def autoencoder_class(config: Mapping[str, Any]) -> str:
@@ -198,9 +195,13 @@ def autoencoder_class(config: Mapping[str, Any]) -> str:
     Raises:
         ValueError: it is none of AUTOENCODERS.
     """
-    name = config.get("_class_name", "AutoencoderKL")
-    if name not in AUTOENCODERS:
-        raise ValueError(f"the autoencoder is a {name}, but must be one of {', '.join(AUTOENCODERS)}")
+    return _known_class("autoencoder", config, AUTOENCODERS)
+
+
+def _known_class(part: str, config: Mapping[str, Any], known: tuple[str, ...]) -> str:
+    name = config.get("_class_name", known[0])
+    if name not in known:
+        raise ValueError(f"the {part} is a {name}, but must be one of {', '.join(known)}")
     return str(name)
 
 

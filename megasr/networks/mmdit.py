@@ -193,14 +193,10 @@ class _AdaptedMMDiT(AdaptedModel):
 class MegaSRMMDiT(_AdaptedMMDiT):
     """The prior's SD3Transformer2DModel with adapters; its weights and names do not change."""
 
+    keeps_evaluating = True
+
     def __init__(self, transformer: nn.Module, config: AdapterConfig, groups: MapGroups, seed: int) -> None:
         super().__init__(transformer, config, groups, seed, "unet")
-
-    def train(self, mode: bool = True) -> MegaSRMMDiT:
-        """The adapters change mode; the frozen transformer stays in evaluation mode."""
-        super().train(mode)
-        self.model.eval()
-        return self
 
     def forward(
         self,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import nn
@@ -250,6 +250,7 @@ class AdaptedModel(nn.Module):
     """
 
     site: type[Site] = UNetSite
+    keeps_evaluating = False  # the prior's own model: only its adapters change mode
     run_block: Callable[..., Any]
 
     def __init__(self, model: nn.Module, config: AdapterConfig, groups: MapGroups, seed: int, name: str) -> None:
@@ -267,6 +268,13 @@ class AdaptedModel(nn.Module):
     def model(self) -> nn.Module:
         """diffusers' model."""
         return self.get_submodule(self.name)
+
+    def train(self, mode: bool = True) -> Self:
+        """Change mode; the model of a prior stays in evaluation mode."""
+        super().train(mode)
+        if self.keeps_evaluating:
+            self.model.eval()
+        return self
 
     def block_runner(self, time_embedding: torch.Tensor, conditions: tuple[SiteCondition, ...]) -> Run:
         """Runs blocks in the order of the forward pass, each with the next site and its condition."""

@@ -29,6 +29,8 @@ class MegaSRUNet(AdaptedModel):
         UsageError: the U-Net has inputs that MegaSR does not have (class labels, added conditions); names the field.
     """
 
+    keeps_evaluating = True
+
     def __init__(self, unet: nn.Module, config: AdapterConfig, groups: MapGroups, seed: int) -> None:
         for field in _UNSUPPORTED:
             if unet.config.get(field) is not None:
@@ -36,12 +38,6 @@ class MegaSRUNet(AdaptedModel):
                     f"the prior's U-Net has {field}={unet.config[field]!r}; use a Stable Diffusion 1.x or 2.x one"
                 )
         super().__init__(unet, config, groups, seed, "unet")
-
-    def train(self, mode: bool = True) -> MegaSRUNet:
-        """The adapters change mode; the frozen U-Net stays in evaluation mode."""
-        super().train(mode)
-        self.unet.eval()
-        return self
 
     def forward(
         self,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ from megasr.evaluation.periodicity import PEAK_DB, peaks_db, spectral_peaks
 from megasr.evaluation.protocol import PROTOCOLS
 from megasr.images import from_uint8, quantise, read_image, resize, to_uint8
 from megasr.rng import torch_generator
+from tests.helpers.shared import shared
 
 PHOTOGRAPHS = {"astronaut": data.astronaut()[:, :500], "coffee": data.coffee()[:333]}  # 512x500 and 333x600
 
@@ -108,13 +108,6 @@ def test_flat_and_small_images() -> None:
         evaluator.rows(small, small, ["a"])
 
 
-def _reference(root: Path) -> Path:
-    folder = Path(os.environ.get("MEGASR_SHARED_DATA") or root.parent / "shared" / "data") / "drealsr"
-    if not folder.is_dir():
-        pytest.skip(f"no DRealSR reference data at {folder}; set MEGASR_SHARED_DATA to the folder that holds drealsr/")
-    return folder
-
-
 def _changed(kind: str, folder: Path, name: str) -> torch.Tensor:
     def read(part: str) -> torch.Tensor:
         return from_uint8(read_image(folder / part / name))[None]
@@ -151,9 +144,9 @@ def _changed(kind: str, folder: Path, name: str) -> torch.Tensor:
         ("lines 16", 15.0, 17.6),
     ],
 )
-def test_the_numbers_of_the_documents(kind: str, mean: float, ninth: float, root: Path) -> None:
+def test_the_numbers_of_the_documents(kind: str, mean: float, ninth: float) -> None:
     """Mean and ninth decile over 40 DRealSR crops, as docs/evaluation.md has them."""
-    folder = _reference(root)
+    folder = shared("data", "drealsr")
     found = [
         spectral_peaks(_changed(kind, folder, file.name), from_uint8(read_image(file))[None])
         for file in sorted((folder / "hq").iterdir())

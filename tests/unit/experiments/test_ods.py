@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 
 import numpy as np
 import pytest
@@ -21,7 +20,7 @@ from experiments.guidance.ods import (
 )
 from megasr.errors import UsageError
 from megasr.rng import numpy_generator
-from tests.helpers.sources import ROOT
+from tests.helpers.shared import shared
 
 SIZE = (60, 80)  # a diagonal of 100 px: a tolerance of 0.03 is 3 px
 
@@ -196,11 +195,7 @@ def test_people_agree_with_people() -> None:
     """Of BSDS500: one annotator against the others of the same image, and of another image."""
     from experiments.guidance.bsds import list_bsds, read_drawn
 
-    named = os.environ.get("MEGASR_SHARED_DATA")
-    folder = (ROOT.parent / "shared" / "data" if not named else ROOT / named) / "bsds500"
-    if not folder.is_dir():
-        pytest.skip(f"no BSDS500 at {folder}; set MEGASR_SHARED_DATA to the folder that holds bsds500/")
-    first, second = (read_drawn(path) for path in list_bsds(folder, "val")[:2])
+    first, second = (read_drawn(path) for path in list_bsds(shared("data", "bsds500"), "val")[:2])
     one, *others = first.truths
     right = boundary_counts(one.astype(float), others, [0.5])
     wrong = boundary_counts(
