@@ -87,6 +87,14 @@ def test_at_step_0_the_prior_is_unchanged_to_the_bit_and_later_not(prior: str, m
     assert not torch.allclose(predict(moved), bare, atol=1e-3)
 
 
+def test_in_training_the_prior_stays_in_evaluation_mode(prior: str) -> None:
+    network = make_module(prior=prior, adapter=ADAPTER).train().network
+    assert not any(part.training for part in network.unet.model.modules())
+    assert all(part.training for part in network.unet.sites.modules() if any(True for _ in part.parameters(False)))
+    assert network.controlnet is not None
+    assert any(part.training for part in network.controlnet.model.modules())
+
+
 @pytest.mark.parametrize("name", [*GUIDANCE, "image_tokens", "tags", "lq"])
 def test_every_condition_changes_the_prediction(moved: MegaSRModule, name: str) -> None:
     batch, _, _ = inputs(moved)
