@@ -22,9 +22,9 @@ def derive_seed(seed: int, *key: Key) -> int:
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little") >> 1
 
 
-def torch_generator(seed: int, *key: Key) -> torch.Generator:
-    """A CPU generator for (seed, key...). Draws are made on the CPU so that every device sees the same numbers."""
-    return torch.Generator().manual_seed(derive_seed(seed, *key))
+def torch_generator(seed: int, *key: Key, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator for (seed, key...). Drawn on the CPU, every device sees the same numbers."""
+    return torch.Generator(device).manual_seed(derive_seed(seed, *key))
 
 
 def numpy_generator(seed: int, *key: Key) -> np.random.Generator:

@@ -9,23 +9,28 @@ with the device synchronised.
 
     roof         a product of two square matrices in bf16, and a copy in memory: what this device can do
     train        a step of full MegaSR (three maps with the data, image tokens, ControlNet, AdamW, bf16-mixed) for
-                 several batches, with and without checkpointing and torch.compile. `mfu` is the operations that torch's
-                 counter sees over time and the measured roof. `predicted_gib` is what `megasr memory` says.
+                 several batches, with and without checkpointing. `mfu` is the operations that torch's counter sees over
+                 time and the measured roof. `predicted_gib` is what `megasr memory` says.
     extraction   HED, Depth Anything V2, UperNet and ViT-H-14 in bf16; `share` is their time, with depth_small, over
                  theirs and the training step's, at the same batch
     degradation  realesrgan_strong on the device, and how far it is from the processor's
     inference    20 steps and one step of 512 px, for one and several images and for every dtype; an image of 4 K in
                  tiles; with offloading. Guidance is extracted by the shipped small networks.
+    compiled     a step of the middle batch with compiled blocks
     sharded      a training by Lightning on the tiny prior with FSDP2 on this one device, against none
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
+import multiprocessing
+import os
 import statistics
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -44,6 +49,11 @@ from megasr.training.memory_setup import TrainingSetup
 _EXTRACTED = ("hed", "depth_small", "segmentation", "clip_vit_h14")
 
 
+def plan_gib(setup: TrainingSetup) -> float:
+    """Peak memory as `megasr memory` predicts it."""
+    return Planner().plan(setup).total_gib
+
+
 class Bench:
     """The parts, for one device.
 
@@ -52,13 +62,22 @@ class Bench:
         setup: the training whose steps are measured.
         batches: of the training.
         calls: of which the median is taken.
+        deadline: of time.monotonic(), after which nothing is begun.
     """
 
-    def __init__(self, device: str, setup: TrainingSetup, batches: tuple[int, ...], calls: int) -> None:
-        self.device, self.setup, self.batches, self.calls = device, setup, batches, calls
+    def __init__(
+        self, device: str, setup: TrainingSetup, batches: tuple[int, ...], calls: int, deadline: float
+    ) -> None:
+        self.device, self.setup, self.batches, self.calls, self.deadline = device, setup, batches, calls, deadline
         self.cuda = device == "cuda"
         self.roof_flops = 0.0
         self.step_s: dict[int, float] = {}
+        self.operations = 0.0  # of a training step of one image
+
+    def check_time(self) -> None:
+        """Raises TimeoutError after the deadline."""
+        if time.monotonic() > self.deadline:
+            raise TimeoutError("not begun: the time was up")
 
     def seconds(self, call: Callable[[], Any], calls: int | None = None) -> float:
         """Median of the calls after a first one."""
@@ -76,6 +95,7 @@ class Bench:
             torch.cuda.synchronize()
 
     def _start_memory(self) -> None:
+        gc.collect()  # modules of the last measurement
         if self.cuda:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
@@ -94,30 +114,40 @@ class Bench:
         return {"matmul_bf16_tflops": self.roof_flops / 1e12, "copy_gb_per_s": copied / 1e9}
 
     def train(self) -> dict[str, Any]:
-        """Steps of every batch, and one compiled."""
+        """Steps of every batch."""
+        found: dict[str, Any] = {}
         setups = variants(self.setup, self.batches)
-        compiled = f"batch_{self.batches[len(self.batches) // 2]}"
-        if self.cuda:
-            setups[f"{compiled}_compiled"] = replace(setups[compiled], model={**self.setup.model, "compile": "blocks"})
-        operations, found = count(build_step(replace(self.setup, batch_size=1), self.device)), {}
+        # Plans take a core ten seconds each: they are made meanwhile.
+        planners = ProcessPoolExecutor(min(4, os.cpu_count() or 1), multiprocessing.get_context("spawn"))
+        planned = {name: planners.submit(plan_gib, setup) for name, setup in setups.items()}
+        self.operations = 1e9 * count(build_step(replace(self.setup, batch_size=1), self.device))
         for name, setup in setups.items():
             try:
-                found[name] = self._train(setup, operations * setup.batch_size * 1e9)
-            except torch.OutOfMemoryError:
-                found[name] = {"error": "out of memory"}
+                self.check_time()
+                found[name] = self._train(setup)
+            except (torch.OutOfMemoryError, TimeoutError) as error:
+                found[name] = {"error": "out of memory" if isinstance(error, torch.OutOfMemoryError) else str(error)}
             if "images_per_s" in found[name] and name == f"batch_{setup.batch_size}":
                 self.step_s[setup.batch_size] = setup.batch_size / found[name]["images_per_s"]
-        return {"gflop_per_image": operations, **found}
+        for name, plan in planned.items():
+            found[name]["predicted_gib"] = plan.result()
+        planners.shutdown()
+        return {"gflop_per_image": self.operations / 1e9, **found}
 
-    def _train(self, setup: TrainingSetup, operations: float) -> dict[str, Any]:
+    def compiled(self) -> dict[str, Any]:
+        """A step with compiled blocks; the first one, which compiles, is not counted."""
+        if not self.cuda:
+            return {}
+        model = {**self.setup.model, "compile": "blocks"}
+        return self._train(replace(self.setup, model=model, batch_size=self.batches[len(self.batches) // 2]))
+
+    def _train(self, setup: TrainingSetup) -> dict[str, Any]:
         self._start_memory()
         taken = self.seconds(build_step(setup, self.device))
-        planned = Planner().plan(replace(setup, model={k: v for k, v in setup.model.items() if k != "compile"}))
         return {
             "images_per_s": setup.batch_size / taken,
-            "mfu": operations / taken / self.roof_flops if self.roof_flops else None,
+            "mfu": self.operations * setup.batch_size / taken / self.roof_flops if self.roof_flops else None,
             "peak_gib": self._peak_gib(),
-            "predicted_gib": planned.total_gib,
         }
 
     @torch.no_grad()
@@ -161,6 +191,7 @@ class Bench:
         found: dict[str, Any] = {}
 
         def restore(count: int, steps: int, h: int = side, w: int = side, tile: int | None = None) -> dict[str, Any]:
+            self.check_time()
             lq = torch.rand(count, 3, h, w)
             self._start_memory()
             call = lambda: pipeline(lq, num_inference_steps=steps, tile=tile, output_type="pt")  # noqa: E731
@@ -189,7 +220,8 @@ class Bench:
 def main() -> None:
     """Measure part after part, and publish after each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=8, help="no part begins after these")
+    parser.add_argument("--minutes", type=float, default=8, help="nothing begins after these")
+    parser.add_argument("--batches", type=int, nargs="+", help="of the training (1 2 4 8 16 32)")
     parser.add_argument("--dry-run", action="store_true", help="the tiny prior on the processor")
     parser.add_argument("--output", type=Path, help="file for the record")
     options = parser.parse_args()
@@ -198,20 +230,23 @@ def main() -> None:
     quiet_warnings()
     quiet_lightning()
     torch.backends.cuda.matmul.fp32_precision = "ieee"
+    begin, sizes = time.monotonic(), options.batches and tuple(options.batches)
+    deadline = begin + 60 * options.minutes
     bench = (
-        Bench("cpu", replace(TINY, crop_size_px=64), (1, 2), 2)
+        Bench("cpu", replace(TINY, crop_size_px=64), sizes or (1, 2), 2, deadline)
         if options.dry_run
-        else Bench("cuda", SD21, (1, 2, 4, 8, 16, 32), 5)
+        else Bench("cuda", SD21, sizes or (1, 2, 4, 8, 16, 32), 5, deadline)
     )
     settings = {"device": torch.cuda.get_device_name() if bench.cuda else "cpu", "setup": asdict(bench.setup)}
-    begin = time.monotonic()
     results: dict[str, dict[str, Any]] = {}
-    for part in (bench.roof, bench.train, bench.inference, bench.extraction, bench.degradation, bench.sharded):
+    parts: list[Callable[[], dict[str, Any]]] = [
+        bench.roof, bench.train, bench.inference, bench.extraction, bench.degradation, bench.compiled, bench.sharded,
+    ]  # fmt: skip
+    for part in parts:
         started = time.monotonic()
         try:
-            if started - begin > 60 * options.minutes:
-                raise TimeoutError(f"not begun within {options.minutes} minutes")
-            found: dict[str, Any] = part()
+            bench.check_time()
+            found = part()
         except Exception as error:
             found = {"error": f"{type(error).__name__}: {error}"}
         results[part.__name__] = found | {"took_s": time.monotonic() - started}

@@ -9,31 +9,55 @@ import argparse
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn
 
 from data_pipelines.datamodules import WorldDataModule
 from data_pipelines.encoded import write_latents
 from data_pipelines.samples import Sample
+from data_pipelines.workers import start_worker
 from megasr.console import progress_bars
 from megasr.files import identify_folder
-from megasr.images import from_uint8
 from megasr.prior import encode_images, load_autoencoder
 
 _BATCH = 16
 
 
+class _Batches(torch.utils.data.Dataset):
+    """Batches of samples 0 to count - 1: images (B, 3, H, W) uint8, and tags."""
+
+    def __init__(self, make: Callable[[int], Sample], count: int) -> None:
+        self.make, self.count = make, count
+
+    def __len__(self) -> int:
+        return -(-self.count // _BATCH)
+
+    def __getitem__(self, batch: int) -> tuple[torch.Tensor, list[str]]:
+        if batch >= len(self):
+            raise IndexError(batch)
+        samples = [self.make(index) for index in range(batch * _BATCH, min((batch + 1) * _BATCH, self.count))]
+        images = torch.stack([torch.from_numpy(np.ascontiguousarray(sample.hq)) for sample in samples])
+        return images.permute(0, 3, 1, 2), [sample.tags for sample in samples]
+
+
 @torch.no_grad()
-def encode(make: Callable[[int], Sample], count: int, vae: torch.nn.Module) -> Iterator[tuple[torch.Tensor, list[str]]]:
-    """Latents (B, C, h, w) and tags of samples 0 to count - 1."""
-    device = next(vae.parameters()).device
+def encode(
+    make: Callable[[int], Sample], count: int, vae: torch.nn.Module, workers: int = 0
+) -> Iterator[tuple[torch.Tensor, list[str]]]:
+    """Latents (B, C, h, w) and tags of samples 0 to count - 1, made in the order of their numbers."""
+    make(0)  # scenes and photographs, which worker processes share
+    device, done = next(vae.parameters()).device, 0
+    loader = torch.utils.data.DataLoader(
+        _Batches(make, count), batch_size=None, num_workers=workers, worker_init_fn=start_worker if workers else None
+    )
     with progress_bars(BarColumn(), MofNCompleteColumn()) as progress:
-        for start in range(0, count, _BATCH):
-            samples = [make(index) for index in range(start, min(start + _BATCH, count))]
-            images = torch.stack([from_uint8(sample.hq) for sample in samples]).to(device)
+        for images, tags in loader:
+            images = images.to(device).float() / 255
             latents = encode_images(vae, images.contiguous(memory_format=torch.channels_last))
-            progress("encoding", start + len(samples), count)
-            yield latents, [sample.tags for sample in samples]
+            done += len(tags)
+            progress("encoding", done, count)
+            yield latents, tags
 
 
 def main() -> None:
@@ -46,6 +70,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=256, help="height and width of the pictures in pixels")
     parser.add_argument("--scene-size", type=int, help="height and width at which scenes are rendered; as --size")
     parser.add_argument("--count", type=int, default=12000, help="pictures")
+    parser.add_argument("--workers", type=int, default=0, help="processes that make the pictures; 0 is this one")
     parser.add_argument("--output", type=Path, required=True, help="folder for the latents")
     arguments = parser.parse_args()
     world = WorldDataModule(
@@ -56,7 +81,7 @@ def main() -> None:
     vae = load_autoencoder(arguments.vae).requires_grad_(False).eval().to(memory_format=torch.channels_last)
     vae = vae.to("cuda" if torch.cuda.is_available() else "cpu")
     splits = {
-        "train": encode(world.train_sample, arguments.count, vae),
+        "train": encode(world.train_sample, arguments.count, vae, arguments.workers),
         "eval": encode(world.eval_sample, world.num_eval(), vae),
     }
     pictures = f"{world.order_fingerprint()}, {arguments.count} crops of {arguments.size} px"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from megasr.errors import MegaSRError, UsageError
 from megasr.files import identify_folder
 from megasr.pretraining.module import PretrainingModule, text_of
 from megasr.prior import Prior, load_autoencoder, save_prior
-from megasr.rng import keyed_normal, keyed_uniform, torch_generator
+from megasr.rng import keyed_normal, torch_generator
 from megasr.semantics.text import OpenClipTextEncoder
 from megasr.tracking import first_line
 
@@ -115,15 +116,18 @@ class TextToImageModule(PretrainingModule):
 
     def training_step(self, batch: SRBatch, batch_index: int) -> torch.Tensor:
         """Squared error of v (2202.00512), at timesteps that are stratified over the batch."""
-        keys, step = batch["keys"], self.global_step
-        dropped = keyed_uniform(self.seed, keys, "text_dropout", step) < self.text_dropout
+        count, draw = len(batch["keys"]), partial(torch_generator, self.seed)
+        place = self.global_step, self.global_rank
+        dropped = (torch.rand(count, generator=draw("text_dropout", *place)) < self.text_dropout).tolist()
         texts = ["" if drop else text for drop, text in zip(dropped, text_of(batch), strict=True)]
         # Stratified timesteps halve the variance of the loss.
-        offset = torch.rand((), generator=torch_generator(self.seed, "timesteps", step, self.global_rank))
-        fractions = (torch.arange(len(keys)) + offset) / len(keys)
-        schedule = self.prior.schedule
+        fractions = (torch.arange(count) + torch.rand((), generator=draw("timesteps", *place))) / count
+        schedule, z0 = self.prior.schedule, self._latents(batch)
         timesteps = schedule.draw(fractions, schedule.num_timesteps).to(self.device)
-        loss = self._losses(self._predict, self._latents(batch), texts, timesteps, (*keys,), "prior_noise", step).mean()
+        # On the device: a small U-Net on a GPU waits for noise that the CPU draws.
+        generator = draw("prior_noise", *place, device=self.device)
+        noise = torch.randn(z0.shape, generator=generator, device=self.device)
+        loss = self._losses(self._predict, z0, noise, texts, timesteps).mean()
         self.log("train/loss", loss, prog_bar=True)
         return loss
 
@@ -132,9 +136,10 @@ class TextToImageModule(PretrainingModule):
         """Loss at eight fixed timesteps with noise keyed by the image, with and without the text."""
         schedule, keys, z0 = self.prior.schedule, batch["keys"], self._latents(batch)
         fixed = schedule.draw(stratified_fractions(8), schedule.num_timesteps)
+        noise = keyed_normal(self.seed, keys, z0.shape[1:], "validation")
         for name, texts in (("val/loss", text_of(batch)), ("val/loss_without_text", [""] * len(batch["keys"]))):
             losses = [
-                self._losses(self._predict_eagerly, z0, texts, t.expand(len(texts)).to(self.device), keys, "validation")
+                self._losses(self._predict_eagerly, z0, noise, texts, t.expand(len(texts)).to(self.device))
                 for t in fixed
             ]
             self.log(name, torch.stack(losses).mean(), prog_bar=True, batch_size=len(texts), sync_dist=True)
@@ -152,14 +157,13 @@ class TextToImageModule(PretrainingModule):
         self,
         predict: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor],
         z0: torch.Tensor,
+        noise: torch.Tensor,
         texts: list[str],
         timesteps: torch.Tensor,
-        keys: Any,
-        *purpose: int | str,
     ) -> torch.Tensor:
         with torch.no_grad():
             text = self.prior.text_encoder(texts)
-        noise = keyed_normal(self.seed, keys, z0.shape[1:], *purpose).to(z0)
+        noise = noise.to(z0)
         z_t = self.prior.schedule.add_noise(z0, noise, timesteps)
         target = self.prior.schedule.target(z0, noise, timesteps)
         return F.mse_loss(predict(z_t, timesteps, text).float(), target, reduction="none").mean((1, 2, 3))

@@ -24,6 +24,7 @@ class TextStates(NamedTuple):
     pooled: torch.Tensor
 
 
+_KEPT_PROMPTS = 100_000
 Text = torch.Tensor | TextStates  # a U-Net reads the (B, L, D) states alone
 Tokens = torch.Tensor | list[torch.Tensor]  # (B, L) token ids, of every encoder where there are several
 
@@ -41,10 +42,10 @@ class TextEncoder(nn.Module):
 
     def forward(self, prompts: Sequence[str]) -> Any:
         """Embed prompts; a prompt that occurs twice in the batch (the empty one, mostly) is encoded once."""
-        unique = list(dict.fromkeys(prompts))
+        rows = {prompt: row for row, prompt in enumerate(dict.fromkeys(prompts))}
         device = next(self.parameters()).device
-        embeddings = self.embed(tree_map(lambda tokens: tokens.to(device), self.tokenise(unique)))
-        chosen = [unique.index(prompt) for prompt in prompts]
+        embeddings = self.embed(tree_map(lambda tokens: tokens.to(device), self.tokenise(list(rows))))
+        chosen = [rows[prompt] for prompt in prompts]
         return tree_map(lambda embedding: embedding[chosen], embeddings)
 
 
@@ -66,6 +67,7 @@ class OpenClipTextEncoder(TextEncoder):
         self.config = {"context_length": context_length, "width": width, "heads": heads, "layers": layers}
         self.width = width
         self.tokenizer = load_tokenizer(folder, context_length)
+        self._tokens: dict[str, torch.Tensor] = {}  # splitting words takes longer than a small tower
         self.tower = TextTransformer(
             vocab_size=self.tokenizer.vocab_size, pool_type="none", proj_type="none", output_dim=None, **self.config
         )
@@ -82,7 +84,12 @@ class OpenClipTextEncoder(TextEncoder):
         return encoder
 
     def tokenise(self, prompts: Sequence[str]) -> torch.Tensor:
-        return self.tokenizer(list(prompts))
+        if new := [prompt for prompt in prompts if prompt not in self._tokens]:
+            if len(self._tokens) > _KEPT_PROMPTS:
+                self._tokens.clear()
+                new = list(prompts)
+            self._tokens |= zip(new, self.tokenizer(new), strict=True)
+        return torch.stack([self._tokens[prompt] for prompt in prompts])
 
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
         return self.tower(tokens)
