@@ -115,11 +115,17 @@ class Bench:
 
     def train(self) -> dict[str, Any]:
         """Steps of every batch."""
-        found: dict[str, Any] = {}
         setups = variants(self.setup, self.batches)
-        # Plans take a core ten seconds each: they are made meanwhile.
-        planners = ProcessPoolExecutor(min(4, os.cpu_count() or 1), multiprocessing.get_context("spawn"))
-        planned = {name: planners.submit(plan_gib, setup) for name, setup in setups.items()}
+        # Plans take a core ten seconds each, so the GPU does not wait for them.
+        with ProcessPoolExecutor(min(4, os.cpu_count() or 1), multiprocessing.get_context("spawn")) as planners:
+            planned = {name: planners.submit(plan_gib, setup) for name, setup in setups.items()} if self.cuda else {}
+            found = self._train_all(setups)
+            for name, setup in setups.items():
+                found[name]["predicted_gib"] = planned[name].result() if planned else plan_gib(setup)
+        return {"gflop_per_image": self.operations / 1e9, **found}
+
+    def _train_all(self, setups: dict[str, TrainingSetup]) -> dict[str, dict[str, Any]]:
+        found: dict[str, dict[str, Any]] = {}
         self.operations = 1e9 * count(build_step(replace(self.setup, batch_size=1), self.device))
         for name, setup in setups.items():
             try:
@@ -129,10 +135,7 @@ class Bench:
                 found[name] = {"error": "out of memory" if isinstance(error, torch.OutOfMemoryError) else str(error)}
             if "images_per_s" in found[name] and name == f"batch_{setup.batch_size}":
                 self.step_s[setup.batch_size] = setup.batch_size / found[name]["images_per_s"]
-        for name, plan in planned.items():
-            found[name]["predicted_gib"] = plan.result()
-        planners.shutdown()
-        return {"gflop_per_image": self.operations / 1e9, **found}
+        return found
 
     def compiled(self) -> dict[str, Any]:
         """A step with compiled blocks; the first one, which compiles, is not counted."""

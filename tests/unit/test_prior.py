@@ -13,6 +13,7 @@ from megasr.errors import MegaSRError
 from megasr.images import from_uint8
 from megasr.networks.config import AdapterConfig
 from megasr.prior import identify_prior, load_prior, save_prior
+from megasr.semantics import text
 from megasr.semantics.text import OpenClipTextEncoder
 from tests.helpers.networks import random_prior
 from tests.helpers.training import make_batch, make_module, prior_folder
@@ -136,3 +137,12 @@ def test_a_missing_or_damaged_part_is_named(tmp_path):
     shutil.rmtree(folder / "vae")
     with pytest.raises(MegaSRError, match="it lacks vae"):
         load_prior(str(folder))
+
+
+def test_words_that_were_split_before_give_the_same_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder, words = OpenClipTextEncoder.from_clip("tiny"), ["red brick wall", "", "grass ground", "red brick wall"]
+    first, plain = encoder.tokenise(words), encoder.tokenizer(words)
+    assert torch.equal(first, plain) and torch.equal(encoder.tokenise(words[::-1]), plain.flip(0))
+    monkeypatch.setattr(text, "_KEPT_PROMPTS", 2)
+    assert torch.equal(encoder.tokenise(["snow ground", *words]), encoder.tokenizer(["snow ground", *words]))
+    assert len(encoder._tokens) == 4, "the memory is bounded"

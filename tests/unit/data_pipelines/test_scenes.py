@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
+from data_pipelines.scenes import source
 from data_pipelines.scenes.rendering import SEGMENT_CLASSES, SEGMENT_COLORS, Scene, render_scene, segmentation_rgb
 
 SIZE_PX = 64
@@ -117,3 +118,15 @@ def test_segmentation_colours_are_distinct() -> None:
 def test_bad_input_names_the_value_and_the_limit(arguments: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         render_scene(**arguments)
+
+
+def test_processes_render_the_pool_that_one_renders(monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = source.render_pool.__wrapped__(5, 0, 32)
+    monkeypatch.setattr(source, "_SCENES_PER_PROCESS", 2)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
+    with source._renderers(5) as run:
+        assert run is not map, "else the test compares nothing"
+    together = source.render_pool.__wrapped__(5, 0, 32)
+    assert [scene.tags for scene in together] == [scene.tags for scene in alone]
+    for field in ("hq", "depth", "normal", "segmentation", "edges"):
+        assert all(np.array_equal(getattr(a, field), getattr(b, field)) for a, b in zip(together, alone, strict=True))

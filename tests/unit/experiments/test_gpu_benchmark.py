@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from experiments.benchmarks.memory_plan import TINY
 
 @pytest.fixture
 def bench() -> gpu.Bench:
-    return gpu.Bench("cpu", replace(TINY, crop_size_px=64), batches=(1,), calls=1)
+    return gpu.Bench("cpu", replace(TINY, crop_size_px=64), batches=(1,), calls=1, deadline=math.inf)
 
 
 def test_a_step_is_compared_with_the_roof_and_with_the_planned_memory(bench: gpu.Bench) -> None:
@@ -35,7 +36,16 @@ def test_a_batch_that_does_not_fit_is_a_row(bench: gpu.Bench, monkeypatch: pytes
         raise torch.OutOfMemoryError
 
     monkeypatch.setattr(bench, "_train", full)
-    assert bench.train()["batch_1"] == {"error": "out of memory"}
+    monkeypatch.setattr(gpu, "plan_gib", lambda setup: 141.0 * setup.batch_size)
+    assert bench.train()["batch_1"] == {"error": "out of memory", "predicted_gib": 141.0}
+
+
+def test_after_its_time_nothing_is_begun(bench: gpu.Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.deadline = 0.0
+    monkeypatch.setattr(gpu, "plan_gib", lambda setup: 1.0)
+    assert bench.train()["batch_1"]["error"] == "not begun: the time was up"
+    with pytest.raises(TimeoutError, match="not begun"):
+        bench.inference()
 
 
 def test_the_degradation_is_the_processors(bench: gpu.Bench) -> None:

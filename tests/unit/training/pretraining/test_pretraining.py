@@ -189,6 +189,8 @@ def test_the_unet_trains_on_encoded_latents_as_on_pictures(made: Path, tmp_path:
     encoded = LatentDataModule(str(tmp_path / "latents"), batch_size=2, train_samples=64)
     batch = next(iter(encoded.train_dataloader()))
     assert batch["latents"].shape == (2, 12, 8, 8)
+    by_workers = torch.cat([z for z, _ in encode(data.train_sample, 6, vae, workers=2)])
+    np.testing.assert_array_equal(by_workers.half().numpy(), encoded.arrays["train"])
     assert batch["hq"].shape == (2, 3, 0, 0)
     curve = LossCurve()
     fit(small_prior(made), encoded, 3, callbacks=[curve], default_root_dir=tmp_path)
