@@ -1,7 +1,7 @@
 """What the prior of 256 px can do: reconstructions, their grids, and how near samples are to the pictures of training.
 
-    python -m experiments.world.measure --prior runs/world/prior --photos FOLDER --latents runs/world/latents \\
-        --weights runs/world/teachers --output runs/world/measured
+    python -m experiments.world.measure --prior runs/world/prior --photos runs/bsds/val --weights runs/world/teachers
+    python -m experiments.world.measure --prior runs/world/prior --latents runs/world/latents --samples 192
 
     autoencoder  PSNR, LPIPS, DISTS and spectral_peaks of the 256 px centres of photographs that no training sees,
                  encoded and decoded; and of latents to which noise was added as to what a diffusion model errs by
