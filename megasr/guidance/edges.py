@@ -1,4 +1,4 @@
-"""Extractors of edge maps: Canny, HED, MLSD, sketch."""
+"""Extractors of edge maps: Canny, HED, LSD, sketch."""
 
 from __future__ import annotations
 
@@ -132,15 +132,15 @@ _SHORTEST = 20 / (512 * 2**0.5)
 _SUBPIXEL_BITS = 4  # cv2.line takes coordinates in sixteenths of a pixel
 
 
-def extract_mlsd(image: torch.Tensor, keys: Sequence[str]) -> torch.Tensor:
+def extract_lsd(image: torch.Tensor, keys: Sequence[str]) -> torch.Tensor:
     """(B, 3, H, W) in [0, 1] -> segments (B, 1, H, W) in [0, 1], 1 px wide and anti-aliased. Keys are not used.
 
     An image smaller than a few pixels, where no segment can be told from chance, gives zeros.
     """
-    return torch.stack([from_uint8(_draw(photo)[..., None]) for photo in to_uint8(image)]).to(image.device)
+    return torch.stack([from_uint8(_draw_lsd(photo)[..., None]) for photo in to_uint8(image)]).to(image.device)
 
 
-def _draw(photo: np.ndarray) -> np.ndarray:
+def _draw_lsd(photo: np.ndarray) -> np.ndarray:
     """(H, W, 3) uint8 -> (H, W) uint8."""
     import cv2
 
@@ -150,8 +150,15 @@ def _draw(photo: np.ndarray) -> np.ndarray:
     ends = np.zeros((0, 4), np.float32) if segments is None else segments.reshape(-1, 4)  # x, y, x, y
     lengths = np.hypot(ends[:, 2] - ends[:, 0], ends[:, 3] - ends[:, 1])
     kept = ends[lengths >= _SHORTEST * np.hypot(photo.shape[0], photo.shape[1])]
-    canvas = np.zeros(photo.shape[:2], np.uint8)
-    for end in np.rint(kept * 2**_SUBPIXEL_BITS).astype(int).tolist():
+    return draw_segments(kept, photo.shape[:2])
+
+
+def draw_segments(ends: np.ndarray, size: Size) -> np.ndarray:
+    """Line segments (N, 4) as x, y, x, y in pixels -> (H, W) uint8, drawn 1 px wide and anti-aliased."""
+    import cv2
+
+    canvas = np.zeros(size, np.uint8)
+    for end in np.rint(ends * 2**_SUBPIXEL_BITS).astype(int).tolist():
         cv2.line(canvas, end[:2], end[2:], 255, 1, cv2.LINE_AA, _SUBPIXEL_BITS)
     return canvas
 

@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -18,6 +18,7 @@ from torch import nn
 from megasr.configs import read_config
 from megasr.errors import MegaSRError, UsageError
 from megasr.files import read_safetensors, read_saved, write_whole
+from megasr.guidance.onnx_weights import read_convolutions
 from megasr.weights import require
 
 Size = tuple[int, int]  # height, width
@@ -116,6 +117,7 @@ class MapNetwork(nn.Module):
             )
 
 
+_READERS: dict[str, Callable[[Path], Any]] = {".safetensors": read_safetensors, ".onnx": read_convolutions}
 # Where a file that holds more than a state dict has it, the preferred one first (of BasicSR, and of many others).
 _INSIDE = ("params_ema", "params", "state_dict")
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
@@ -147,7 +149,7 @@ def read_state_dict(source: str, what: str, names: tuple[str, ...]) -> tuple[Pat
             raise MegaSRError(f"{what} {source!r}: {path} has neither {' nor '.join(names)}")
         path = files[0]
     try:
-        state: Any = read_safetensors(path) if path.suffix == ".safetensors" else read_saved(path)
+        state: Any = _READERS.get(path.suffix, read_saved)(path)
     except Exception as error:  # each format has errors of its own, and a truncated file can raise any of them
         raise MegaSRError(f"{what} {path} cannot be read: {one_line(error)}") from error
     if isinstance(state, Mapping):  # what a training wrote keeps its step or other weights beside them

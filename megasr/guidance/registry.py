@@ -14,8 +14,9 @@ import numpy as np
 import torch
 
 from megasr.errors import UsageError
-from megasr.guidance.edges import extract_canny, extract_mlsd, load_hed, load_sketch
+from megasr.guidance.edges import extract_canny, extract_lsd, load_hed, load_sketch
 from megasr.guidance.extractors import MapNetwork
+from megasr.guidance.mlsd import load_mlsd
 from megasr.guidance.pidinet import load_pidinet
 from megasr.guidance.regions import extract_noise, extract_saliency, extract_superpixel, load_depth, load_segmentation
 from megasr.guidance.tiny import FOLDERS as TINY
@@ -173,7 +174,11 @@ for _guidance in (
         "sketch", "edge", 1, "lq", "line drawing (informative drawings, 2203.12691)",
         load=load_sketch, weights=("lineart-sketch",),
     ),
-    GuidanceType("mlsd", "edge", 1, "lq", "straight line segments (OpenCV's LSD)", formula=extract_mlsd),
+    GuidanceType("lsd", "edge", 1, "lq", "straight line segments by a formula (OpenCV's LSD)", formula=extract_lsd),
+    GuidanceType(
+        "mlsd", "edge", 1, "lq", "straight line segments by a network (M-LSD, 2106.00186)",
+        load=load_mlsd, weights=("mlsd-tiny",),
+    ),
     GuidanceType(
         "depth", "region", 1, "lq", "inverse depth, near = bright (Depth Anything V2, 2406.09414)",
         load=load_depth, weights=(*_SMALL, *_DEPTH), render=render_depth,

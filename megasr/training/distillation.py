@@ -40,6 +40,14 @@ def class_divergence(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tens
     return per_class.sum(1).mean()
 
 
+def segment_loss(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """Of M-LSD's output (B, 5, h, w): divergence of the centres' probabilities, and the mean absolute error of the ends
+    in shares of the map's height, weighted by the teacher's probability."""
+    weight = teacher[:, :1].sigmoid()
+    ends = (student[:, 1:] - teacher[:, 1:]).abs() / teacher.shape[-2]
+    return binary_divergence(student[:, :1], teacher[:, :1]) + (weight * ends).sum() / (4 * weight.sum())
+
+
 def relative_depth_loss(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
     """Scale-and-shift-invariant mean absolute error of inverse depth (B, 1, h, w) (MiDaS, 1907.01341, section 5)."""
     return F.l1_loss(_normalised(student), _normalised(teacher))
@@ -80,7 +88,7 @@ class MapStudent(nn.Module):
         losses: dict[str, Loss] = {
             "hed": binary_divergence, "pidinet": binary_divergence, "sketch": binary_divergence, "normal": F.l1_loss,
             "depth": relative_depth_loss if self.network.relative_depth else F.l1_loss,
-            "segmentation": class_divergence,
+            "segmentation": class_divergence, "mlsd": segment_loss,
         }  # fmt: skip
         self.outputs = {name: losses[name] for name in self.network.outputs}
 
@@ -177,7 +185,7 @@ class DistillationModule(PretrainingModule):
 
     Args:
         network: `clip` (vision tower and tagger), or the guidance type that names the loader: hed, pidinet, sketch,
-            depth, segmentation. A network that makes several maps is tuned for all of them.
+            mlsd, depth, segmentation. A network that makes several maps is tuned for all of them.
         source: of its weights, as in model.extractors.sources and model.vision.
         strategy: match the features of the encoder (`representation`), the outputs (`output`), or `both`.
         representation_weight: of the features beside the outputs; used by `both`.

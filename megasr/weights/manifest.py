@@ -125,6 +125,11 @@ _MODELS = (
         PublishedFile("table5_pidinet.pth", 2_871_148,
                       "80860ac267258b5f27486e0ef152a211d0b08120f62aeb185a050acc30da486c"),
     )),
+    Weight("mlsd-tiny", "guidance mlsd: M-LSD tiny, 512 px",
+           ("https://github.com/keijiro/MlsdBarracuda/raw/main/Packages/jp.keijiro.mlsd/ONNX/",), "Apache-2.0", (
+        PublishedFile("mlsd_512x512_tiny.onnx", 2_514_090,
+                      "86182f576d4741945c6e9f1b5f6dd308f50745e6b2144fd8e799a4ae6a306d8d"),
+    )),
     Weight("realesrgan-x4plus", "baseline realesrgan-x4plus: Real-ESRGAN",
            ("https://github.com/xinntao/Real-ESRGAN/releases/download/v0.1.0/",), "BSD-3-Clause", (
         PublishedFile("RealESRGAN_x4plus.pth", 67_040_989,

@@ -19,7 +19,7 @@ from megasr.guidance.extract import ExtractorConfig, Networks, extract_guidance
 from megasr.guidance.extractors import Views
 from megasr.guidance.registry import GUIDANCE, GuidanceType, get_guidance, list_guidance
 from megasr.images import resize
-from tests.helpers.extractor_checkpoints import write_pidinet, write_sketch
+from tests.helpers.extractor_checkpoints import write_mlsd, write_pidinet, write_sketch
 from tests.helpers.sources import ROOT
 
 Extract = Callable[[SRBatch, str], torch.Tensor]
@@ -30,6 +30,7 @@ POOL = (
     "pidinet",
     "canny",
     "sketch",
+    "lsd",
     "mlsd",
     "depth",
     "normal",
@@ -57,7 +58,7 @@ def batch() -> SRBatch:
 @pytest.fixture(scope="module")
 def networks(tmp_path_factory: pytest.TempPathFactory) -> Networks:
     """The shipped ones, and random weights where none are shipped."""
-    writers = {"sketch": write_sketch, "pidinet": write_pidinet}
+    writers = {"sketch": write_sketch, "pidinet": write_pidinet, "mlsd": write_mlsd}
     sources = {name: str(write(tmp_path_factory.mktemp(name))) for name, write in writers.items()}
     return Networks(ExtractorConfig(sources))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -91,6 +92,58 @@ def write_pidinet(folder: Path, width: int = 32, reduced: int = 32, seed: int = 
     folder.mkdir(parents=True, exist_ok=True)
     torch.save({"epoch": 19, "state_dict": state}, folder / "table5_pidinet.pth")
     return folder / "table5_pidinet.pth"
+
+
+# M-LSD tiny's convolutions in the order of its graph, as (width, channels per group, side): MobileNetV2's blocks of
+# (width in, width), then what merges their features.
+def _mlsd_shapes() -> list[tuple[int, int, int]]:
+    def blocks(*widths: int) -> list[tuple[int, int, int]]:
+        return [conv for a, b in pairwise(widths) for conv in ((6 * a, a, 1), (6 * a, 1, 3), (b, 6 * a, 1))]
+
+    fine = [(32, 4, 3), (32, 1, 3), (16, 32, 1), *blocks(16, 24, 24), (32, 24, 1)]
+    coarse = [*blocks(24, 32, 32, 32), *blocks(32, 64, 64, 64, 64)]
+    middle = [(64, 64, 1), (64, 32, 1), (128, 128, 3), (64, 128, 3)]
+    return [*fine, *coarse, *middle, (32, 64, 1), (64, 64, 3), (64, 64, 3), (64, 64, 3), (64, 64, 3), (16, 64, 1)]
+
+
+def mlsd_convolutions(seed: int = 0) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Random weights and biases of M-LSD tiny."""
+    weights = []
+    for place, (width, per_group, side) in enumerate(_mlsd_shapes()):
+        state = _layer(str(place), (width, per_group, side, side), seed)
+        weights.append((state[f"{place}.weight"], state[f"{place}.bias"]))
+        if width < per_group:  # the last of a block
+            weights[-1][0].mul_(0.3)  # sums over ten blocks stay small
+    weights[-1][0].mul_(60)
+    return weights
+
+
+def write_mlsd(folder: Path, input_px: int = 64, seed: int = 0) -> Path:
+    """Write mlsd_512x512_tiny.onnx with a smaller input: its weights, and which convolution takes which."""
+
+    def field(number: int, value: int | bytes | str) -> bytes:
+        if isinstance(value, int):
+            return _varint(number << 3) + _varint(value)
+        content = value.encode() if isinstance(value, str) else value
+        return _varint(number << 3 | 2) + _varint(len(content)) + content
+
+    shape = b"".join(field(1, field(1, size)) for size in (1, input_px, input_px, 4))
+    graph = field(1, field(1, "image") + field(4, "Mul"))
+    for place, tensors in enumerate(mlsd_convolutions(seed)):
+        names = [f"{part}{place}" for part in ("filter", "bias")]
+        graph += field(1, b"".join(field(1, name) for name in ("x", *names)) + field(2, "y") + field(4, "Conv"))
+        for name, tensor in zip(names, tensors, strict=True):
+            dims = b"".join(field(1, size) for size in tensor.shape)
+            graph += field(5, dims + field(2, 1) + field(8, name) + field(9, tensor.numpy().tobytes()))
+    graph += field(11, field(1, "image") + field(2, field(1, field(1, 1) + field(2, shape))))
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "mlsd_512x512_tiny.onnx").write_bytes(field(1, 6) + field(2, "tests") + field(7, graph))
+    return folder / "mlsd_512x512_tiny.onnx"
+
+
+def _varint(value: int) -> bytes:
+    low, rest = value & 0x7F, value >> 7
+    return bytes([low | 0x80]) + _varint(rest) if rest else bytes([low])
 
 
 def write_depth(folder: Path, shorter_px: int = 56, kind: str = "relative", seed: int = 0) -> Path:

@@ -24,6 +24,7 @@ from megasr.training.distillation import DistillationModule, answer_error, lq_up
 from tests.helpers.extractor_checkpoints import (
     write_depth,
     write_hed,
+    write_mlsd,
     write_pidinet,
     write_segmentation,
     write_sketch,
@@ -94,6 +95,7 @@ def test_lora_trains_little_and_the_heads_of_unused_outputs_rest(small: str) -> 
         ("hed", write_hed),
         ("pidinet", write_pidinet),
         ("sketch", write_sketch),
+        ("mlsd", write_mlsd),
         ("depth", write_depth),
         ("segmentation", write_segmentation),
     ],
