@@ -176,6 +176,22 @@ class OpenStudy:
             if job.host is self.baseline:
                 self._run([job], LocalExecutor([Slot("cpu", os.cpu_count() or 1, {"CUDA_VISIBLE_DEVICES": ""})]))
 
+    def find(self, ablation: str, seed: int) -> RunPlan:
+        """The run of an ablation and a seed. Raises UsageError when the study has none."""
+        for plan in self.plans:
+            if (plan.ablation, plan.seed) == (ablation, seed):
+                return plan
+        raise UsageError(
+            f"study {self.study.name} has no run of ablation {ablation!r} with seed {seed}; see `megasr study plan`"
+        )
+
+    def sharing(self, run_id: str) -> list[RunPlan]:
+        """This run, and those that share its training. Raises UsageError when the study has none of this id."""
+        for plan in self.plans:
+            if plan.run_id == run_id:
+                return [plan, *(other for other in self.plans if other.training == plan.training and other is not plan)]
+        raise UsageError(f"study {self.study.name} has no run {run_id!r} with this recipe; see `megasr study plan`")
+
     def run_one(self, run_id: str, executor: Executor) -> dict[str, str]:
         """Do one training and the runs that rest on it, beside other processes that do others of the same study.
 
@@ -190,10 +206,8 @@ class OpenStudy:
             UsageError: the study has no such run, or a config does not fit.
             MegaSRError: bicubic is not measured yet, or cannot be.
         """
-        plans = {plan.run_id: plan for plan in self.plans}
-        if run_id not in plans:
-            raise UsageError(f"study {self.study.name} has no run {run_id!r} with this recipe; see `megasr study plan`")
-        jobs = [job for job in self.jobs if job.host.training == plans[run_id].training]
+        training = self.sharing(run_id)[0].training
+        jobs = [job for job in self.jobs if job.host.training == training]
         self.check_unchanged()
         if jobs and run_id != self.baseline.run_id and self.left(self.baseline):
             raise MegaSRError(f"run {self.baseline.run_id} comes first: every other one is checked against it")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import os
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +17,37 @@ from ablations.page import StudyPage
 from ablations.plan import RunPlan
 from ablations.results import RunResult
 from ablations.wandb_report import save_report, study_media, study_summary
+from megasr.files import write_whole
+from megasr.guidance.registry import guidance_switches
 from megasr.images import to_uint8
 from megasr.tracking import WandbRuns, first_line
 from megasr.training.monitor import heat_map
 
 _USE = "share of a site's features that each branch makes (one scale per column)"
 _LONGEST_TAG = 64  # W&B refuses longer ones
+
+
+_AGENT_FILE = "wandb_agent.json"
+
+
+def join_sweep(host: Path, others: Iterable[Path]) -> None:
+    """Where an agent of a W&B sweep has started this process: let runs be in its sweep, and one the agent's own.
+
+    The agent's variables are removed, since the process logs several runs. A run that is tried again goes on as the W&B
+    run that it began as.
+
+    Args:
+        host: folder of the run that is the agent's own.
+        others: folders of the runs that share its training.
+    """
+    run_id, sweep_id = (os.environ.pop(f"WANDB_{name}", "") for name in ("RUN_ID", "SWEEP_ID"))
+    os.environ.pop("WANDB_SWEEP_PARAM_PATH", None)
+    if not run_id or not sweep_id:
+        return
+    for folder in (host, *others):
+        agent = {"sweep_id": sweep_id} | ({"id": run_id} if folder == host else {})
+        if not (folder / _AGENT_FILE).exists():
+            write_whole(folder / _AGENT_FILE, json.dumps(agent).encode())
 
 
 class Tracker:
@@ -37,20 +64,37 @@ class Tracker:
         self._runs = WandbRuns(tell)
 
     def open(self, plan: RunPlan, folder: Path) -> Any | None:
-        """A WandbLogger whose run has started, or None when W&B is disabled or cannot be used (said in one line)."""
-        about = {"study": plan.study, "run_id": plan.run_id, "fingerprint": plan.fingerprint, "seed": plan.seed}
+        """A WandbLogger whose run has started, or None when W&B is disabled or cannot be used (said in one line).
+
+        Its config has the study's axes as columns: the ablation, the seed, and a switch per guidance type.
+
+        Args:
+            plan: the run.
+            folder: for W&B's files, in the run's.
+        """
+        about = {"study": plan.study, "run_id": plan.run_id, "fingerprint": plan.fingerprint}
+        axes = {"ablation": plan.ablation, "seed": plan.seed, "guidance": guidance_switches(plan.config["model"])}
         tags = list(dict.fromkeys([plan.study, plan.ablation, *plan.guidance]))
-        return self._open(
-            plan.run_id, f"{plan.ablation} seed {plan.seed}", plan.ablation, tags, plan.config | about, folder
-        )
+        name, config = f"{plan.ablation} seed {plan.seed}", plan.config | about | axes
+        record = folder.parent / _AGENT_FILE
+        agent = {"id": plan.run_id, **(json.loads(record.read_text()) if record.is_file() else {})}
+        return self._open(name=name, job_type=plan.ablation, tags=tags, config=config, folder=folder, **agent)
 
     def _open(
-        self, run_id: str, name: str, job_type: str, tags: Sequence[str], config: Mapping[str, Any], folder: Path
+        self,
+        id: str,
+        name: str,
+        job_type: str,
+        tags: Sequence[str],
+        config: Mapping[str, Any],
+        folder: Path,
+        sweep_id: str | None = None,
     ) -> Any | None:
         """A run that is tried again, or a study that is reported again, goes on under the same id."""
         return self._runs.open(
             folder,
-            id=re.sub(r"[^\w.+-]", "-", run_id)[-128:],  # W&B's ids may not hold other characters, nor more
+            sweep_id=sweep_id,
+            id=re.sub(r"[^\w.+-]", "-", id)[-128:],  # W&B's ids may not hold other characters, nor more
             resume="allow",
             name=name,
             group=self._group,

@@ -81,17 +81,20 @@ class WandbRuns:
         self.mode = wandb_mode()
         self._print = tell
 
-    def open(self, folder: Path, logger_class: type | None = None, **arguments: Any) -> Any | None:
+    def open(
+        self, folder: Path, logger_class: type | None = None, sweep_id: str | None = None, **arguments: Any
+    ) -> Any | None:
         """A WandbLogger whose run has started, or None when W&B is disabled or cannot be used (said in one line).
 
         Args:
             folder: for W&B's files.
             logger_class: a subclass of Lightning's WandbLogger; None is that one.
+            sweep_id: of the W&B sweep that the run is a point of.
             arguments: of the class, and through it of wandb.init.
         """
         while self.mode != "disabled":
             try:
-                return _start(folder, self.mode, logger_class, arguments)
+                return _start(folder, self.mode, logger_class, sweep_id, arguments)
             except Exception as error:  # W&B raises its own, requests' and the operating system's errors
                 online, reason = self.mode == "online", first_line(error)
                 self.mode = "offline" if online else "disabled"
@@ -100,7 +103,7 @@ class WandbRuns:
         return None
 
 
-def _start(folder: Path, mode: str, logger_class: type | None, arguments: dict[str, Any]) -> Any:
+def _start(folder: Path, mode: str, logger_class: type | None, sweep_id: str | None, arguments: dict[str, Any]) -> Any:
     os.environ.setdefault("WANDB_SILENT", "true")
     if os.environ.get("WANDB_MODE") == "":
         del os.environ["WANDB_MODE"]  # W&B takes it for a mode that it does not know
@@ -118,6 +121,7 @@ def _start(folder: Path, mode: str, logger_class: type | None, arguments: dict[s
     if _FLUSH in wandb.Settings.model_fields:  # a killed process loses what is in memory
         setattr(settings, _FLUSH, 1.0)
     wandb.setup(settings)  # silent from here on; the logger's own settings come too late for W&B's first warnings
+    settings.sweep_id = sweep_id  # of this run alone: W&B ignores the ids of runs when the process has a sweep
     logger = (logger_class or WandbLogger)(
         project=os.environ.get("WANDB_PROJECT", PROJECT), save_dir=folder, settings=settings, **arguments
     )

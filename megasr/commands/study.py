@@ -14,10 +14,6 @@ if TYPE_CHECKING:
     from ablations.launch.local import LocalExecutor
     from ablations.runner import OpenStudy
 
-# An agent asks W&B to give the runs of its commands ids of its choice. A study's runs have ids of their own, so that
-# one that is tried again goes on under the same, and one training may serve several runs.
-_OF_AGENT = ("WANDB_SWEEP_ID", "WANDB_RUN_ID", "WANDB_SWEEP_PARAM_PATH")
-
 
 def add_parser(commands: Any) -> None:
     """Declare `study` and its actions."""
@@ -35,6 +31,8 @@ def add_parser(commands: Any) -> None:
     start.add_argument("--launcher", choices=("local", "slurm", "wandb"), default="local", help=where)
     start.add_argument("--slurm", nargs="+", default=[], metavar="KEY=VALUE", help="of the jobs: partition=a time=600")
     start.add_argument("--only", metavar="RUN_ID", help="do the training of this run alone, and write no report")
+    start.add_argument("--ablation", metavar="NAME", help="with --seed: as --only, as the agents of a sweep give it")
+    start.add_argument("--seed", type=int, help="of --ablation")
     again = actions.add_parser("evaluate", help="evaluate what is trained, also on new sets or by another protocol")
     again.add_argument("--protocol", metavar="NAME", help="of all evaluation sets, instead of the recipe's")
     report = actions.add_parser("report", help="write the report of what is finished, and run nothing")
@@ -89,15 +87,19 @@ def run_plan(arguments: argparse.Namespace) -> None:
 def run_study(arguments: argparse.Namespace) -> None:
     """Run the study, then write its report into the output folder.
 
-    With `--only` one training is done and no report is written; with `--launcher wandb` a sweep is written, whose
-    agents do that. Raises MegaSRError when a run failed.
+    With `--only`, or `--ablation` and `--seed`, one training is done and no report is written; with `--launcher wandb`
+    a sweep over these is written, whose agents do that. Raises MegaSRError when a run failed.
     """
     parameters = _check_options(arguments)
     study = _open(arguments)
     _show_commands(study)
+    if arguments.ablation is not None:
+        arguments.only = study.find(arguments.ablation, arguments.seed).run_id
     if arguments.only is not None:
-        for name in _OF_AGENT:
-            os.environ.pop(name, None)
+        from ablations.tracking import join_sweep
+
+        host, *others = study.sharing(arguments.only)
+        join_sweep(study.output / host.run_id, (study.output / plan.run_id for plan in others))
         if failed := study.run_one(arguments.only, _local(study, arguments)):
             raise MegaSRError("; ".join(f"{run_id}: {reason}" for run_id, reason in failed.items()))
         return
@@ -120,7 +122,11 @@ def _check_options(arguments: argparse.Namespace) -> dict[str, str]:
     """The parameters of --slurm. Raises UsageError when options do not go together."""
     if arguments.slurm and arguments.launcher != "slurm":
         raise UsageError("--slurm goes with --launcher slurm")
-    if arguments.only is not None and arguments.launcher != "local":
+    if (arguments.ablation is None) != (arguments.seed is None):
+        raise UsageError("--ablation and --seed name a run together; --seeds are the seeds of the study")
+    if arguments.only is not None and arguments.ablation is not None:
+        raise UsageError("--only and --ablation both name a run; leave one out")
+    if (arguments.only is not None or arguments.ablation is not None) and arguments.launcher != "local":
         raise UsageError(f"--only does a run here and now; leave out --launcher {arguments.launcher}")
     if arguments.launcher != "local" and (arguments.devices != "auto" or arguments.per_device is not None):
         raise UsageError("--devices and --per-device are of --launcher local; a job takes the device that it is given")
@@ -137,7 +143,7 @@ def _local(study: OpenStudy, arguments: argparse.Namespace) -> LocalExecutor:
 
 
 def _write_sweep(study: OpenStudy, arguments: argparse.Namespace) -> None:
-    """Measure bicubic and write sweep.yaml: a grid with a point for every training that is left."""
+    """Measure bicubic and write sweep.yaml: a grid over ablations and seeds of the trainings that are left."""
     import yaml
 
     from megasr.tracking import PROJECT
@@ -148,12 +154,17 @@ def _write_sweep(study: OpenStudy, arguments: argparse.Namespace) -> None:
     command += ["--steps", str(arguments.steps)] if arguments.steps else []
     with study.claimed():
         study.run_baseline()
+        left = [job.host for job in study.jobs]
+        axes: dict[str, list[Any]] = {
+            "ablation": [host.ablation for host in left],
+            "seed": [host.seed for host in left],
+        }
         sweep = {
             "name": study.group,
             "description": study.study.question,
             "project": os.environ.get("WANDB_PROJECT", PROJECT),
             "method": "grid",
-            "parameters": {"only": {"values": [job.host.run_id for job in study.jobs]}},
+            "parameters": {name: {"values": list(dict.fromkeys(values))} for name, values in axes.items()},
             "command": [*command, "${args}"],
         }
         path = arguments.output / "sweep.yaml"

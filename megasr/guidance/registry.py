@@ -6,9 +6,9 @@ its own SAFT, all `region` maps are aggregated first (2503.08096 v2, figure 2).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -142,6 +142,19 @@ def is_made_from_lq(name: str) -> bool:
 def list_guidance() -> list[str]:
     """All names, sorted."""
     return sorted(GUIDANCE)
+
+
+def guidance_switches(model: Mapping[str, Any]) -> dict[str, bool]:
+    """Whether a run restores with a type: of every type that is made of lq, and of the others that it uses.
+
+    Args:
+        model: the config's section; one without an adapter has no switches.
+    """
+    if (trained := (model.get("adapter") or {}).get("guidance")) is None:
+        return {}
+    shown = (model.get("sampler") or {}).get("shown_guidance")
+    used = set(trained if shown is None else shown)
+    return {name: name in used for name in sorted({*filter(is_made_from_lq, GUIDANCE), *used})}
 
 
 def resolve_guidance(names: Iterable[str]) -> list[GuidanceType]:

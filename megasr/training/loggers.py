@@ -19,6 +19,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 
 from megasr.errors import MegaSRError
 from megasr.files import locked_folder, write_whole
+from megasr.guidance.registry import guidance_switches
 from megasr.tracking import WandbRuns, first_line
 from megasr.training.callbacks import StepProgress
 from megasr.training.checkpoint import refuse_changes
@@ -182,9 +183,10 @@ def _open_wandb(
     if not resumes:
         record.unlink(missing_ok=True)
     run_id = record.read_text().split()[:1] if record.is_file() else []
-    settings = {"name": folder.resolve().name, "id": run_id[0] if run_id else None, "config": dict(config)}
+    columns = {**config, "guidance": guidance_switches(config.get("model") or {})}
+    settings: dict[str, Any] = {"id": run_id[0] if run_id else None, "config": columns}
     logger: RunWandbLogger | None = WandbRuns(tell).open(
-        folder, RunWandbLogger, rows=rows if run_id else [], **settings
+        folder, RunWandbLogger, rows=rows if run_id else [], name=folder.resolve().name, **settings
     )
     if logger is not None:
         write_whole(record, f"{logger.experiment.id}\n".encode())

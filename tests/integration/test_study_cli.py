@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -50,13 +51,15 @@ def test_agents_of_a_sweep_do_the_study(
     assert f"wandb sweep {output / 'sweep.yaml'}" in printed
 
     sweep = yaml.safe_load((output / "sweep.yaml").read_text())
-    run_ids = sweep["parameters"]["only"]["values"]
+    points = product(*(axis["values"] for axis in sweep["parameters"].values()))
+    points = [dict(zip(sweep["parameters"], values, strict=True)) for values in points]
+    assert [(point["ablation"], point["seed"]) for point in points] == [("none", 0), ("none", 1)]
     program, *arguments, last = sweep["command"]
-    assert (program, last, sweep["method"], len(run_ids)) == ("megasr", "${args}", "grid", 2)
-    for run_id in run_ids:
+    assert (program, last, sweep["method"], len(points)) == ("megasr", "${args}", "grid", 2)
+    for point in points:
         for name in ("WANDB_SWEEP_ID", "WANDB_RUN_ID"):  # as an agent starts it
             monkeypatch.setenv(name, "of-the-agent")
-        assert cli.main([*arguments, f"--only={run_id}"]) == 0
+        assert cli.main([*arguments, *(f"--{name}={value}" for name, value in point.items())]) == 0
         assert "WANDB_RUN_ID" not in os.environ
     assert not (output / "index.html").exists()
 
@@ -65,7 +68,9 @@ def test_agents_of_a_sweep_do_the_study(
     assert "to do  " not in capsys.readouterr().out
     assert _study("report", recipe, output) == 0
     assert (output / "index.html").is_file()
-    assert cli.main([*arguments, "--only", run_ids[0]]) == 0  # done: nothing is done again
+    assert cli.main([*arguments, "--ablation=none", "--seed=0"]) == 0  # done: nothing is done again
+    assert cli.main([*arguments, "--ablation=none", "--seed=7"]) == 2
+    assert "has no run of ablation 'none' with seed 7" in capsys.readouterr().err
 
 
 def test_the_plan_names_runs_and_cost(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -105,6 +110,9 @@ def test_a_plan_runs_no_command_unless_it_is_asked_to_measure(
     [
         (["--slurm", "partition=a"], "--slurm goes with --launcher slurm"),
         (["--launcher", "slurm", "--only", "a"], "leave out --launcher slurm"),
+        (["--launcher", "wandb", "--ablation", "a", "--seed", "0"], "leave out --launcher wandb"),
+        (["--ablation", "a"], "--ablation and --seed name a run together"),
+        (["--ablation", "a", "--seed", "0", "--only", "b"], "--only and --ablation both name a run"),
         (["--launcher", "slurm", "--devices", "0"], "are of --launcher local"),
         (["--launcher", "wandb", "--per-device", "2"], "are of --launcher local"),
         (["--launcher", "slurm", "--slurm", "gpus"], "KEY=VALUE, got 'gpus'"),

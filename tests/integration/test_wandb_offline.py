@@ -90,6 +90,9 @@ def test_an_offline_run_holds_numbers_pictures_and_a_table(tmp_path: Path) -> No
 
     (started,) = (item["run"] for item in read_records(record) if item["type"] == "run")
     assert started["config"]["update"]["model"]["adapter"]["guidance"] == ["canny", "superpixel"]
+    columns = started["config"]["update"]["guidance"]
+    assert {name for name, used in columns.items() if used} == {"canny", "superpixel"}
+    assert columns["hed"] is False
     assert (folder / "wandb_id.txt").read_text().split() == [started["run_id"]]
     media = ("monitor/images", "monitor/guidance_use", "monitor/per_image")
     scalars = {(step, key) for step, key in logged(rows, "_step") if not key.startswith(media)}

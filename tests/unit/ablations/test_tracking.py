@@ -81,7 +81,10 @@ def test_an_offline_run_holds_config_group_tags_pictures_and_table(
         assert run.tags == ("study", "canny")
         assert run.id == PLAN.run_id
         assert run.config["model"]["adapter"]["guidance"] == ["canny"]
-        assert (run.config["seed"], run.config["fingerprint"]) == (0, "1234")
+        assert (run.config["ablation"], run.config["seed"], run.config["fingerprint"]) == ("canny", 0, "1234")
+        assert {name: used for name, used in run.config["guidance"].items() if name in ("canny", "hed")} == {
+            "canny": True, "hed": False
+        }  # fmt: skip
         if attempt == 0:
             tracker.abort(logger)
     tracker.close(logger, RESULT, {"a/0": views}, {"modulation/unet.mid/canny": 0.2, "gate/unet.mid": 0.1})
@@ -128,7 +131,7 @@ def test_failures_are_one_line_and_fall_back(monkeypatch: pytest.MonkeyPatch, tm
     monkeypatch.setenv("WANDB_API_KEY", "x")
     tried: list[str] = []
 
-    def start(folder: Path, mode: str, logger_class: Any, arguments: Any) -> Any:
+    def start(folder: Path, mode: str, *_: Any) -> Any:
         tried.append(mode)
         raise ConnectionError("api.wandb.ai is unreachable\nlong trace")
 
