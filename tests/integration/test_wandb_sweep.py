@@ -48,6 +48,7 @@ def _of(stage: str, names: set[str]) -> set[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_agents_take_points_of_the_studys_axes_and_go_on_with_what_was_killed(tmp_path: Path) -> None:
     output, recipe = tmp_path / "out", _recipe(tmp_path)
     megasr = tmp_path / "bin" / "megasr"

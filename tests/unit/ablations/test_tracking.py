@@ -17,7 +17,7 @@ import torch
 from ablations.page import StudyPage, write_page
 from ablations.plan import RunPlan
 from ablations.results import RunResult
-from ablations.tracking import Tracker
+from ablations.tracking import Tracker, join_sweep
 from megasr import tracking
 from megasr.images import write_png
 from tests.helpers.study_page import study_page, with_pictures
@@ -95,6 +95,29 @@ def test_an_offline_run_holds_config_group_tags_pictures_and_table(
     assert (row["test/psnr_y"], row["modulation/unet.mid/canny"]) == (20.0, 0.2)
     assert row["test/guidance_use._type"] == "image-file"
     assert capfd.readouterr() == ("", "")
+
+
+def test_runs_of_an_agent_are_in_its_sweep_and_one_keeps_its_id(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    host, other = tmp_path / "host", tmp_path / "other"
+    for run_id in ("first", "second"):  # of another agent, when the run is tried again
+        monkeypatch.setenv("WANDB_SWEEP_ID", "abcd1234")
+        monkeypatch.setenv("WANDB_RUN_ID", run_id)
+        join_sweep(host, [other])
+        assert not {"WANDB_SWEEP_ID", "WANDB_RUN_ID"} & set(os.environ)
+    join_sweep(tmp_path / "alone", [])  # no agent has started this
+    tracker = Tracker("group", pytest.fail)
+    for folder, run_id, sweep_id in (
+        (host, "first", "abcd1234"),
+        (other, PLAN.run_id, "abcd1234"),
+        (tmp_path / "alone", PLAN.run_id, None),
+    ):
+        logger = tracker.open(PLAN, folder / "wandb")
+        tracker.abort(logger)
+        (record,) = offline_runs(folder)
+        (run,) = (item["run"] for item in read_records(record) if item["type"] == "run")
+        assert (run["run_id"], run.get("sweep_id")) == (run_id, sweep_id)
 
 
 def test_the_run_of_a_study_holds_the_answer_and_is_one_however_often_it_is_reported(tmp_path: Path) -> None:
