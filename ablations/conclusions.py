@@ -9,7 +9,7 @@ import numpy as np
 
 from ablations.attribution import Attribution, Ranked, Subset, ranking, shapley, synergy
 from ablations.evaluation import find_metric
-from ablations.plan import BICUBIC
+from ablations.plan import baseline_name
 from ablations.power import what_would_decide
 from ablations.registry import Study
 from ablations.results import StudyResult, values
@@ -25,7 +25,7 @@ _UNDECIDED = " (undecided)"
 
 @dataclass(frozen=True)
 class Comparison:
-    """One ablation against one reference (the study's, or bicubic) in one metric.
+    """One ablation against one reference (the study's, or a baseline) in one metric.
 
     Attributes:
         ablation: what is compared.
@@ -78,7 +78,7 @@ class Report:
     """The answer of a study.
 
     Attributes:
-        means: row (bicubic, reference, ablations) -> metric -> mean over images and seeds.
+        means: row (baselines, reference, ablations) -> metric -> mean over images and seeds.
         comparisons: every paired comparison, those of the primary question first.
         trust: one sentence on whether the study may be trusted.
         findings: sentences, one per ablation.
@@ -130,9 +130,10 @@ def make_report(result: StudyResult) -> Report:
     comparisons = [replace(c, p_holm=p) for c, p in zip(family, corrected, strict=True)]
     others = [(name, metric) for name in names for metric in metrics if metric != primary]
     comparisons += [_compare(result, name, reference, metric, pools[metric.name]) for name, metric in others]
-    with_bicubic = [(BICUBIC, reference), *((name, BICUBIC) for name in names)]
-    comparisons += [_compare(result, *pair, metric) for pair in with_bicubic for metric in metrics]
-    means = {row: _means(result, row) for row in (BICUBIC, reference, *names)}
+    for baseline in result.baselines:
+        pairs = [(baseline, reference), *((name, baseline) for name in names)]
+        comparisons += [_compare(result, *pair, metric) for pair in pairs for metric in metrics]
+    means = {row: _means(result, row) for row in (*result.baselines, reference, *names)}
     judged = trust(study, comparisons), _findings(study, comparisons), _notes(result, comparisons)
     return Report(means, tuple(comparisons), *judged, *_attribution(result))
 
@@ -226,11 +227,10 @@ def _compare(
     pool: SeedPool | None = None,
     least: float = 0.0,
 ) -> Comparison:
-    runs = (result.of(name, metric.name) for name in (ablation, reference))
-    treatment, baseline = ([values(run, metric.name) for run in of] for of in runs)
-    if ablation == BICUBIC:  # it has no seed: the same values stand against every seed
-        treatment = treatment * len(baseline)
-    differences, keys = paired_differences(treatment, baseline)
+    mine, other = (result.of(name, metric.name) for name in (ablation, reference))
+    if mine[0].seed is None:  # a baseline: the same values stand against every seed
+        mine = mine * len(other)
+    differences, keys = paired_differences(*([values(run, metric.name) for run in of] for of in (mine, other)))
     generator = numpy_generator(0, "bootstrap", result.study.name, ablation, reference, metric.name)
     interval = paired_bootstrap(differences, keys, generator, pool=pool, least=least)
     return Comparison(ablation, reference, metric.name, interval, 1 if metric.higher_is_better else -1, None, least)
@@ -286,9 +286,10 @@ def _notes(result: StudyResult, comparisons: Sequence[Comparison]) -> tuple[str,
             "Few photographs or seeds: the intervals are as wide as Student's t makes them for so few. Where seeds "
             "differ, only more seeds narrow them."
         )
-    with_bicubic = [c for c in comparisons if (c.ablation, c.reference) == (BICUBIC, study.reference.name)]
-    if ahead := [c.direction for c in with_bicubic if c.leans_better]:
-        notes.append(f"At this budget bicubic has {', '.join(ahead)} than {study.reference.name} (exploratory).")
+    for baseline in result.baselines:
+        of_baseline = [c for c in comparisons if (c.ablation, c.reference) == (baseline, study.reference.name)]
+        if ahead := [c.direction for c in of_baseline if c.leans_better]:
+            notes.append(f"At this budget {baseline} has {', '.join(ahead)} than {study.reference.name} (exploratory).")
     return (*notes, *_contradictions(study, comparisons), *_incomplete(result))
 
 
@@ -346,12 +347,16 @@ def _other_machines(study: Study) -> str:
 def _incomplete(result: StudyResult) -> list[str]:
     """What is missing from the answer, or does not fit together."""
     notes = []
+    if result.reworded:
+        notes.append(f"Reworded since the study was begun (no run depends on it): {'; '.join(result.reworded)}.")
     if left_out := [run.run_id for run in result.runs if run.seed not in (None, *result.seeds)]:
         seeds = ", ".join(map(str, result.seeds))
         notes.append(
             f"Only seed(s) {seeds} are compared. Left out, for not every ablation has finished their seed: "
             f"{', '.join(left_out)}."
         )
+    if absent := [name for name in map(baseline_name, result.study.baselines) if name not in result.baselines]:
+        notes.append(f"Not measured on every set, so left out: the baselines {', '.join(absent)}.")
     notes += [f"Failed: {run_id} ({reason})." for run_id, reason in result.failed.items()]
     if lacking := [f"{run_id} of {name}" for run_id, name in result.missing]:
         notes.append(f"Not measured, so that metrics of these sets lack a seed or are left out: {', '.join(lacking)}.")

@@ -1,4 +1,4 @@
-"""One picture of a study: rows are held-out crops, columns are lq, bicubic, the sr of every combination, and hq."""
+"""One picture of a study: rows are held-out crops, columns are lq, baselines, the sr of every combination, and hq."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from PIL import Image
 
-from ablations.plan import BICUBIC
 from ablations.results import StudyResult, values
 from megasr.evaluation.intervals import photograph
 from megasr.evaluation.protocol import MetricSpec
@@ -34,18 +33,21 @@ def write_contact_sheet(result: StudyResult, path: Path, rows: int = ROWS) -> No
     """
     study, metric, of_set = result.study, result.primary, result.primary_set
     names = [study.reference.name, *(ablation.name for ablation in study.ablations)]
-    bicubic, *runs = (result.of(name)[0] for name in (BICUBIC, *names))
+    baselines = result.baselines
+    runs = [result.of(name)[0] for name in (*baselines, *names)]
+    bicubic = runs[0]
     keys = _spread(list(values(bicubic, metric.name)), rows)
-    folders = [(bicubic, "lq"), (bicubic, "sr"), *((run, "sr") for run in runs), *[(bicubic, "hq")] * of_set.has_hq]
+    folders = [(bicubic, "lq"), *((run, "sr") for run in runs), *[(bicubic, "hq")] * of_set.has_hq]
     paths = [of_set.folder(result.output / run.run_id) / folder for run, folder in folders]
     images = [[read_image(path / f"{key}.png") for path in paths] for key in keys]
-    scores = [values(run, metric.name) for run in (bicubic, *runs)]
+    scores = [values(run, metric.name) for run in runs]
     truth = [("ground truth", False)] * of_set.has_hq
-    captions = [[(key, False), *_captions([one[key] for one in scores], metric), *truth] for key in keys]
+    marked = [_captions([one[key] for one in scores], metric, len(baselines)) for key in keys]
+    captions = [[(key, False), *mine, *truth] for key, mine in zip(keys, marked, strict=True)]
     kinds = {name: f"{name}\n{kind} control" for name, kind in study.controls.items()}
-    labels = ["lq (nearest)", "bicubic", *(kinds.get(name, name.replace("+", " +\n")) for name in names)]
+    labels = ["lq (nearest)", *baselines, *(kinds.get(name, name.replace("+", " +\n")) for name in names)]
     labels += ["hq"] * of_set.has_hq
-    settings = f"{study.name} · {runs[0].steps} steps · seed {runs[0].seed}"
+    settings = f"{study.name} · {runs[-1].steps} steps · seed {runs[-1].seed}"
     below = f"{settings} · {metric.name} below, best of the combinations in green"
     figure = _draw((study.question, below), labels, images, captions)
     file = io.BytesIO()
@@ -53,11 +55,11 @@ def write_contact_sheet(result: StudyResult, path: Path, rows: int = ROWS) -> No
     write_whole(path, file.getvalue())
 
 
-def _captions(scores: Sequence[float], metric: MetricSpec) -> list[tuple[str, bool]]:
-    """Text, and whether it is the best of all but the first, which is bicubic's."""
+def _captions(scores: Sequence[float], metric: MetricSpec, baselines: int) -> list[tuple[str, bool]]:
+    """Text, and whether it is the best of all but the first ones, which are the baselines'."""
     digits = max(0, 4 - len(f"{abs(scores[0]):.0f}"))
-    best = (max if metric.higher_is_better else min)(scores[1:])
-    return [(f"{score:.{digits}f}", number > 0 and score == best) for number, score in enumerate(scores)]
+    best = (max if metric.higher_is_better else min)(scores[baselines:])
+    return [(f"{score:.{digits}f}", number >= baselines and score == best) for number, score in enumerate(scores)]
 
 
 def _spread(keys: list[str], count: int) -> list[str]:

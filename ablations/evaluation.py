@@ -21,7 +21,7 @@ from pathlib import Path
 from pydoc import locate
 from typing import Any
 
-from ablations.plan import Components, build, present, resolve
+from ablations.plan import Components, RunPlan, build, present, resolve
 from ablations.registry import Config
 from megasr.errors import MegaSRError, UsageError, unknown_name
 from megasr.evaluation.intervals import photograph
@@ -163,6 +163,22 @@ def _read_data(
     if benchmark:
         return data, benchmark.has_hq, get_protocol(benchmark.protocol)
     return data, getattr(locate(data["class_path"]), "has_hq", True), protocol
+
+
+def check_sources(sets: Sequence[EvaluationSet], plans: Sequence[RunPlan]) -> None:
+    """Refuse runs that restore with maps of hq, on a set without hq. Raises UsageError with set, run and type."""
+    from megasr.guidance.registry import resolve_guidance
+
+    if not (lacking := [one.name for one in sets if not one.has_hq]):
+        return
+    for plan in plans:
+        shown = (plan.config.get("model", {}).get("sampler") or {}).get("shown_guidance")
+        for guidance in resolve_guidance(plan.guidance if shown is None else shown):
+            if guidance.source != "lq":
+                raise UsageError(
+                    f"evaluation set {lacking[0]} has no hq, and {plan.ablation} restores with {guidance.name}, which "
+                    f"needs {guidance.needs}: leave out one of the two, or give the set a study of its own"
+                )
 
 
 def open_set(one: EvaluationSet, recipe: Config, components: Components) -> Any:

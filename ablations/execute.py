@@ -19,7 +19,7 @@ import yaml
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from ablations.evaluation import EvaluationSet, check_images, open_set
-from ablations.plan import Components, RunPlan, build
+from ablations.plan import BICUBIC, Components, RunPlan, build
 from ablations.results import (
     METRICS_FILE,
     RESTORED_FILE,
@@ -41,6 +41,7 @@ from megasr.evaluation.evaluator import Evaluator
 from megasr.evaluation.folders import check_sizes, load_pair
 from megasr.evaluation.pairing import Pair
 from megasr.images import read_image, to_uint8, upsample_lq, write_png
+from megasr.inference.baselines import load_baseline
 from megasr.provenance import git_commit, versions
 from megasr.training.module import MegaSRModule
 from megasr.training.probes import SiteProbes
@@ -73,7 +74,7 @@ class Evaluators:
 
 
 class Restorer(NamedTuple):
-    """What restores the images of a run: on which device, how, and whose training it is (None of bicubic)."""
+    """What restores the images of a run: on which device, how, and whose training it is (None of a baseline)."""
 
     device: torch.device
     restore: Restore
@@ -81,23 +82,34 @@ class Restorer(NamedTuple):
 
 
 def execute_baseline(
-    plan: RunPlan, components: Components, todo: Sequence[EvaluationSet], evaluators: Evaluators, folder: Path
+    plan: RunPlan,
+    components: Components,
+    todo: Sequence[EvaluationSet],
+    evaluators: Evaluators,
+    folder: Path,
+    baseline: Path,
 ) -> None:
-    """Measure bicubic lq_up on the sets in `todo`; also writes their lq and hq, which all runs share.
+    """Restore and measure the sets in `todo` by a baseline; bicubic also writes lq and hq, which all runs share.
+
+    Args:
+        plan, components, todo, evaluators, folder, baseline: see `execute_run`; bicubic's folder is the baseline's.
 
     Raises:
-        UsageError, MegaSRError: a set cannot be read or measured.
+        UsageError, MegaSRError: a set cannot be read or measured, or the baseline cannot restore it.
     """
+    name = plan.config.get("baseline", BICUBIC)
+    device = torch.device("cuda" if name != BICUBIC and torch.cuda.is_available() else "cpu")
     for one in todo:
         if (restored := read_restored(plan, one.folder(folder))) is None:
             data = open_set(one, plan.config["data"], components)
-            bicubic = Restorer(torch.device("cpu"), partial(_bicubic, data.scale_factor))
-            restored = restore_set(plan, one, data, bicubic, folder, None)[0]
-        measure_set(plan, one, evaluators.of(one), restored, folder, folder)
+            restore = load_baseline(name, data.scale_factor, device)[0]
+            restorer = Restorer(device, partial(_of_lq, restore))
+            restored = restore_set(plan, one, data, restorer, folder, None if folder == baseline else baseline)[0]
+        measure_set(plan, one, evaluators.of(one), restored, folder, baseline)
 
 
-def _bicubic(scale_factor: int, batch: SRBatch) -> torch.Tensor:
-    return upsample_lq(batch["lq"], scale_factor)
+def _of_lq(restore: Callable[[torch.Tensor], torch.Tensor], batch: SRBatch) -> torch.Tensor:
+    return restore(batch["lq"])
 
 
 def execute_run(

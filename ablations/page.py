@@ -14,8 +14,6 @@ from ablations.tables import best_means, decimals, heading, interval_text, kind,
 from megasr.evaluation.comparison import HQ, LQ, Source, load_template, pictures, viewer_data, write_html
 from megasr.evaluation.protocol import MetricSpec
 
-BICUBIC = "bicubic"
-
 
 @dataclass(frozen=True)
 class StudyPage:
@@ -29,6 +27,7 @@ class StudyPage:
         trusted: True, False, or None when the negative or the positive control is missing.
         metrics: what was measured, the primary metric first.
         ranking: see ablations.tables.ranking_frame.
+        baselines: the same columns of what is not trained, for the table alone; see ablations.tables.baseline_frame.
         results: see ablations.tables.comparison_frame.
         hypotheses: label of a row -> what was expected before the runs.
         worth: Shapley values of the guidance types: label, mean, low, high; empty when not computed.
@@ -36,8 +35,8 @@ class StudyPage:
         curves: learning curves, one column each over the steps; empty when there are none.
         curves_axis: what they are, for their axis.
         curves_note: what they show, a sentence.
-        pictures: "lq", "bicubic", labels of rows, "hq" where there is one -> key of the image -> file.
-        scores: "bicubic" and labels of rows -> scores of these images, keys by those metrics that they have.
+        pictures: "lq", labels of rows, "hq" where there is one -> key of the image -> file.
+        scores: labels of rows -> scores of these images, keys by those metrics that they have.
         failures: run without numbers -> reason in one line.
         notes: what limits the answer.
         least_difference: smallest difference that is called one, in the primary metric; 0 is any.
@@ -51,6 +50,7 @@ class StudyPage:
     trusted: bool | None
     metrics: Sequence[MetricSpec]
     ranking: pd.DataFrame
+    baselines: pd.DataFrame = field(default_factory=lambda: pd.DataFrame({"label": []}))
     results: pd.DataFrame = field(default_factory=pd.DataFrame)
     hypotheses: Mapping[str, str] = field(default_factory=dict)
     worth: pd.DataFrame = field(default_factory=pd.DataFrame)
@@ -112,10 +112,10 @@ def write_page(page: StudyPage, path: Path, webp_quality: int | None = None) -> 
 
 
 def _sources(page: StudyPage) -> list[Source]:
-    """The columns of pictures: lq, bicubic, the restorations with the best ranked first, hq; none without pictures."""
+    """The columns of pictures: lq, baselines, restorations with the best ranked first, hq; none without pictures."""
     ranked = [label for label in page.ranking["label"] if label in page.pictures]
-    order = [label for label in (LQ, BICUBIC, *ranked, HQ) if label in page.pictures]
-    measured = [label for label in (*ranked, BICUBIC) if label in page.scores]
+    order = [label for label in (LQ, *page.baselines["label"], *ranked, HQ) if label in page.pictures]
+    measured = [label for label in (*ranked, *page.baselines["label"]) if label in page.scores]
     return [
         Source(label, page.pictures[label], measured.index(label) if label in measured else None, label == LQ)
         for label in order
@@ -134,8 +134,14 @@ def _start(page: StudyPage, labels: Sequence[str]) -> list[int]:
 
 
 def _rows(page: StudyPage, places: Mapping[str, int]) -> list[dict[str, Any]]:
-    """The rows of the ranking's table: what is shown, and the value that the script sorts by (None: unknown)."""
-    frame = page.ranking
+    """The rows of the ranking's table, baselines among them: what is shown, and the value that the script sorts by."""
+    rows = [*_rows_of(page.ranking, page, places), *_rows_of(page.baselines, page, places)]
+    return sorted(rows, key=lambda row: -row["difference"])
+
+
+def _rows_of(frame: pd.DataFrame, page: StudyPage, places: Mapping[str, int]) -> list[dict[str, Any]]:
+    if frame.empty:
+        return []
     best = {metric.name: best_means(frame, metric) for metric in page.metrics}
     texts = interval_text(frame["difference"], frame["low"], frame["high"])
     rows: list[dict[str, Any]] = []

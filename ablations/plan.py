@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from copy import deepcopy  # jsonargparse writes into the lists that it parses
 from dataclasses import dataclass
 from functools import cache
@@ -19,14 +19,13 @@ from typing import Any
 
 from ablations.declared import declare, declared_keys, is_declared
 from ablations.identity import identify_weights
-from ablations.registry import Config, Study, apply_changes, check_diff, flatten
+from ablations.registry import BICUBIC, Config, Study, apply_changes, check_diff, flatten
 from megasr.configs import load_yaml
 from megasr.errors import MegaSRError, UsageError, unknown_name
 from megasr.evaluation.protocol import WEIGHT_FREE_V1, get_protocol
-from megasr.files import at_home
+from megasr.files import at_home, file_sha256
 from megasr.training.config import SAMPLED
 
-BICUBIC = "bicubic"
 # jsonargparse says what a class refuses in the middle of the union of types and of all values.
 _REFUSED_CLASS = re.compile(
     r"Problem with given class_path '(?:data_pipelines\.datamodules\.)?([^']+)': (.+?) - Expected"
@@ -57,6 +56,7 @@ class Recipe:
         weights_dir: folder in which the weights of metrics are looked for first.
         evaluation: the evaluation sets as they are written (see ablations.evaluation); None is the recipe's data alone.
         holdout_metric: a metric that neither training nor the verdicts use; see Study.
+        baselines: see Study; None where the recipe names none.
     """
 
     config: Config
@@ -68,6 +68,7 @@ class Recipe:
     declared: Study | None = None
     evaluation: Mapping[str, Any] | None = None
     holdout_metric: str | None = None
+    baselines: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -77,12 +78,12 @@ class RunPlan:
     Attributes:
         run_id: `<study>-<ablation>-s<seed>-<fingerprint>`, also the folder's name: equal settings give equal ids.
         study: name of the study.
-        ablation: name of the ablation, or "bicubic" for the baseline.
-        seed: None for the baseline, which is not trained.
-        config: resolved config of `megasr fit`, with the seed.
+        ablation: name of the ablation or baseline.
+        seed: None for a baseline, which is not trained.
+        config: resolved config of `megasr fit`, with the seed; of a baseline `data`, and `baseline` unless bicubic.
         fingerprint: hash of study, ablation, seed, config and frozen weights.
-        training: hash of what the training depends on: runs that differ only in model.sampler share one. "" for the
-            baseline.
+        training: hash of what the training depends on: runs that differ only in model.sampler share one. The
+            fingerprint of a baseline, which shares none.
     """
 
     run_id: str
@@ -95,7 +96,7 @@ class RunPlan:
 
     @property
     def max_steps(self) -> int:
-        """Training steps of this run; 0 for the baseline."""
+        """Training steps of this run; 0 for a baseline."""
         return 0 if self.seed is None else int(self.config["trainer"]["max_steps"])
 
     @property
@@ -205,11 +206,12 @@ def read_recipe(path: Path, components: Components, steps: int | None = None) ->
 def plan_runs(
     study: Study, recipe: Recipe, components: Components, seeds: Sequence[int] | None = None
 ) -> list[RunPlan]:
-    """Bicubic first, then for every seed the reference and every ablation (a stopped study has whole seeds).
+    """Bicubic, the other baselines, then for every seed the reference and every ablation (whole seeds first).
 
     Raises:
-        UsageError: an ablation's difference is empty or outside what it touches, two ablations are the same, or seeds
-            are missing or repeated.
+        UsageError: an ablation's difference is empty or outside what it touches, two ablations are the same, seeds are
+            missing or repeated, or a baseline is unknown, of another scale, or has the name of another row.
+        MegaSRError: weights are not on this machine; those of baselines are all named.
     """
     seeds = recipe.seeds if seeds is None else tuple(seeds)
     if not seeds or len(set(seeds)) != len(seeds):
@@ -224,10 +226,45 @@ def plan_runs(
     runs = [
         plan_run(study.name, name, seed, config, weights[name]) for seed in seeds for name, config in configs.items()
     ]
-    return [plan_run(study.name, BICUBIC, None, {"data": reference["data"]}), *runs]
+    return [*_plan_baselines(study, reference["data"], configs), *runs]
 
 
-_STUDY_OPTIONS = ("least_difference", "protocol", "weights_dir", "evaluation", "holdout_metric")
+def baseline_name(baseline: str) -> str:
+    """What tables and folders call a baseline: its name, or that of its file in the letters that names may have."""
+    path = Path(baseline)
+    return baseline if not path.suffix else re.sub(r"[^a-z0-9_+-]", "-", path.stem.lower())
+
+
+def _plan_baselines(study: Study, data: Config, names: Collection[str]) -> list[RunPlan]:
+    """See plan_runs; `names` are those of the other rows."""
+    from megasr.guidance.extractors import find_checkpoint
+    from megasr.inference.baselines import NAMED, check_scale, is_baseline
+
+    plans, lacking = list[RunPlan](), list[str]()
+    factor = data["init_args"].get("scale_factor")
+    for baseline in dict.fromkeys((BICUBIC, *study.baselines)):
+        if not is_baseline(baseline):
+            raise UsageError(f"study.baselines: {unknown_name('baseline', baseline, NAMED)} (or a .pth of an RRDBNet)")
+        name = baseline_name(baseline)
+        if name in {*names, *(plan.ablation for plan in plans)}:
+            raise UsageError(f"study {study.name}: baseline {baseline} and another row are both called {name}")
+        if baseline == BICUBIC:
+            plans.append(plan_run(study.name, name, None, {"data": data}))
+            continue
+        if factor is not None:
+            check_scale(f"study.baselines: {baseline}", factor)
+        try:
+            weights = {"baseline": file_sha256(find_checkpoint(baseline))[:12]}
+        except MegaSRError as error:
+            lacking.append(str(error))
+            continue
+        plans.append(plan_run(study.name, name, None, {"data": data, "baseline": baseline}, weights))
+    if lacking:
+        raise MegaSRError(f"weights of baselines are missing: {'; '.join(lacking)}")
+    return plans
+
+
+_STUDY_OPTIONS = ("least_difference", "protocol", "weights_dir", "evaluation", "holdout_metric", "baselines")
 
 
 def _read_study_section(path: Path, section: dict[str, Any]) -> dict[str, Any]:
@@ -248,6 +285,9 @@ def _read_study_section(path: Path, section: dict[str, Any]) -> dict[str, Any]:
     folder, holdout = section.get("weights_dir"), section.get("holdout_metric")
     if holdout is not None and not isinstance(holdout, str):
         raise UsageError(f"{path}: study.holdout_metric must be the name of a metric, got {holdout!r}")
+    baselines = section.get("baselines")
+    if baselines is not None and not (isinstance(baselines, list) and all(isinstance(one, str) for one in baselines)):
+        raise UsageError(f"{path}: study.baselines must be a list of names or files, got {baselines!r}")
     return {
         "study": str(section["name"]),
         "seeds": tuple(seeds),
@@ -257,6 +297,7 @@ def _read_study_section(path: Path, section: dict[str, Any]) -> dict[str, Any]:
         "declared": declare(section, path) if is_declared(section) else None,
         "evaluation": section.get("evaluation"),
         "holdout_metric": holdout,
+        "baselines": None if baselines is None else tuple(map(at_home, baselines)),
     }
 
 
@@ -272,7 +313,7 @@ def _check_distinct(configs: Mapping[str, Config]) -> None:
 def plan_run(
     study: str, ablation: str, seed: int | None, config: Config, weights: Mapping[str, str | None] | None = None
 ) -> RunPlan:
-    """Plan one run of a resolved config; with seed None it is the baseline.
+    """Plan one run of a resolved config; with seed None it is a baseline.
 
     Args:
         study, ablation, seed, config: see RunPlan.
@@ -288,7 +329,7 @@ def plan_run(
     if weights is None:
         weights = identify_weights(config["model"]) if "model" in config else {}
     fingerprint = _digest([study, ablation, seed, present(config), weights])
-    training = ""
+    training = fingerprint
     if seed is not None:
         model = {name: value for name, value in config["model"].items() if name != "sampler"} | trained_sampler(config)
         training = _digest([present({**config, "model": model}), weights])

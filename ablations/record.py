@@ -1,10 +1,13 @@
-"""What the study of a folder was begun as: a study file that was changed since may add, and change nothing."""
+"""What the study of a folder was begun as: a study file that was changed since may add, and change nothing.
+
+Its wording, which no run depends on, may be changed: the report says what it was.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +33,8 @@ class StudyRecord:
         ablations: name -> what is different.
         controls: name -> kind.
         sets: name of an evaluation set -> identity of its images.
+        baselines: their names.
+        wording: "question" and "expected of <ablation>" -> the text of the beginning.
     """
 
     study: str
@@ -39,6 +44,8 @@ class StudyRecord:
     ablations: dict[str, Leaves]
     controls: dict[str, str]
     sets: dict[str, str]
+    baselines: list[str] = field(default_factory=list)  # older studies have none written down
+    wording: dict[str, str] = field(default_factory=dict)
 
 
 def make_record(study: Study, plans: Sequence[RunPlan], sets: Sequence[EvaluationSet]) -> StudyRecord:
@@ -61,6 +68,8 @@ def make_record(study: Study, plans: Sequence[RunPlan], sets: Sequence[Evaluatio
         {name: dict(_differences(reference, config)) for name, config in configs.items()},
         dict(study.controls),
         {one.name: one.identity for one in sets},
+        [plan.ablation for plan in plans if plan.seed is None],
+        {"question": study.question} | {f"expected of {one.name}": one.hypothesis for one in study.ablations},
     )
 
 
@@ -86,8 +95,16 @@ def read_record(folder: Path) -> StudyRecord | None:
 
 
 def write_record(record: StudyRecord, folder: Path) -> None:
-    """Write it, whole or not at all. Raises MegaSRError when the folder cannot be written."""
+    """Write it, whole or not at all, with the wording of the beginning. Raises MegaSRError when it cannot."""
+    if (begun := read_record(folder)) is not None:
+        record = replace(record, wording=record.wording | begun.wording)
     write_whole(folder / STUDY_FILE, json.dumps(asdict(record), indent=1).encode())
+
+
+def reworded(before: StudyRecord, after: StudyRecord) -> list[str]:
+    """What is said in other words now, a line each."""
+    texts = [(what, text, after.wording.get(what, text)) for what, text in before.wording.items()]
+    return [f"{what}: {old!r} -> {new!r}" for what, old, new in texts if old != new]
 
 
 def changes(before: StudyRecord, after: StudyRecord) -> list[str]:
@@ -103,6 +120,7 @@ def changes(before: StudyRecord, after: StudyRecord) -> list[str]:
         lines += [f"ablation {name}: removed"] if now is None else _changed(f"ablation {name}", leaves, now)
     lines += [f"control {name}: {kind} -> {after.controls.get(name)}" for name, kind in before.controls.items()
               if after.controls.get(name) != kind]  # fmt: skip
+    lines += [f"baseline {name}: removed" for name in before.baselines if name not in after.baselines]
     for name, identity in before.sets.items():
         if identity != after.sets.get(name, identity):
             lines.append(f"evaluation set {name}: {identity} -> {after.sets[name]}")

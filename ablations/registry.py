@@ -15,6 +15,7 @@ from megasr.plugins import Registry
 
 Control = Literal["negative", "positive"]
 Config = dict[str, Any]  # nested: section -> field -> value, as in the recipe's YAML
+BICUBIC = "bicubic"  # the baseline of every study
 SAMPLING = "model.sampler"  # changes inside it need no training of their own
 _NAME = re.compile(r"[a-z0-9][a-z0-9_+-]*")  # names become folders and run ids
 
@@ -69,6 +70,8 @@ class Study:
             recipe's `study.least_difference`); 0 where that has not been measured.
         holdout_metric: a metric that no objective optimises and no verdict uses (the recipe's `study.holdout_metric`):
             the report says where it contradicts the primary one.
+        baselines: what is restored without a training and shown beside the runs (the recipe's `study.baselines`):
+            `bicubic`, which every study has, `realesrgan-x4plus`, or a file of an RRDBNet's weights.
         controls: ablation name -> "negative" (must not help) or "positive" (must help). A study whose controls fail is
             reported as not trustworthy.
     """
@@ -81,6 +84,7 @@ class Study:
     controls: Mapping[str, Control] = field(default_factory=dict)
     least_difference: float = 0.0
     holdout_metric: str | None = None
+    baselines: tuple[str, ...] = (BICUBIC,)
 
     def __post_init__(self) -> None:
         _check_name("study", self.name)

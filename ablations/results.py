@@ -56,7 +56,7 @@ class Restored:
 
     Attributes:
         fingerprint: of the plan: settings, sampler and frozen weights.
-        weights: Training.weights of what restored them; "" for bicubic.
+        weights: Training.weights of what restored them; "" for a baseline.
         keys: names of the images, in the order of the set.
         steps, train_s: of the training.
         device: what restored them.
@@ -78,7 +78,7 @@ class RunResult:
 
     Attributes:
         run_id: name of its folder.
-        study, ablation, seed: what it is; ablation "bicubic" has no seed.
+        study, ablation, seed: what it is; a baseline has no seed.
         fingerprint: of the plan (settings and prior); code is not part of it, see `commit`.
         protocol: {"name", "fingerprint"} of the protocol, or of several sets {name of the set: these}.
         rows: one {"key", metric: value} per image.
@@ -117,11 +117,12 @@ class StudyResult:
     Attributes:
         study: the study; its metrics have their names in the study.
         sets: what was measured, and how.
-        runs: runs in the order of the plan, bicubic first, with the numbers of the sets that are finished.
+        runs: runs in the order of the plan, baselines first, with the numbers of the sets that are finished.
         output: folder that holds the run folders.
         group: id of study and recipe; W&B groups the runs by it.
         reused: ids of runs that were finished before this call.
         failed: run id -> reason, in one line, of the runs that failed in this call.
+        reworded: what the study file says in other words than when the study was begun, a line each.
     """
 
     study: Study
@@ -131,6 +132,7 @@ class StudyResult:
     group: str
     reused: tuple[str, ...]
     failed: Mapping[str, str] = field(default_factory=dict)
+    reworded: tuple[str, ...] = ()
 
     @property
     def metrics(self) -> list[MetricSpec]:
@@ -152,6 +154,12 @@ class StudyResult:
         """Seeds that the reference and every ablation have finished in the primary metric: what can be paired."""
         return self.seeds_of(self.study.primary_metric)
 
+    @property
+    def baselines(self) -> list[str]:
+        """Names of the baselines that are measured in every metric that is compared, bicubic first."""
+        names = {metric.name for metric in self.metrics}
+        return [run.ablation for run in self.runs if run.seed is None and names <= run.summary.keys()]
+
     def seeds_of(self, metric: str) -> list[int]:
         """As `seeds`, in another metric; none where bicubic is not measured."""
         names = [self.study.reference.name, *(ablation.name for ablation in self.study.ablations)]
@@ -162,7 +170,7 @@ class StudyResult:
         return [seed for seed in planned if all((name, seed) in done for name in names)]
 
     def of(self, ablation: str, metric: str | None = None) -> list[RunResult]:
-        """The runs of an ablation (or bicubic) with the seeds that all have finished, in the order of the plan.
+        """The runs of an ablation (or baseline) with the seeds that all have finished, in the order of the plan.
 
         Args:
             ablation: its name.
@@ -312,7 +320,7 @@ def values(result: RunResult, metric: str) -> dict[str, float]:
 
 
 def tidy(result: StudyResult) -> pd.DataFrame:
-    """Every score: run_id, ablation, seed (missing for bicubic), key of the image, metric, value."""
+    """Every score: run_id, ablation, seed (missing for baselines), key of the image, metric, value."""
     about = ["run_id", "ablation", "seed"]
     rows = [{**{name: getattr(run, name) for name in about}, **row} for run in result.runs for row in run.rows]
     table = pd.DataFrame(rows).astype({"seed": "Int64"}).melt([*about, "key"], var_name="metric")

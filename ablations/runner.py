@@ -13,12 +13,12 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from ablations.evaluation import EvaluationSet, check_sets, find_metric, read_sets
+from ablations.evaluation import EvaluationSet, check_sets, check_sources, find_metric, read_sets
 from ablations.holdout import check_holdout
 from ablations.launch.local import Event, Executor, LocalExecutor, Outbox, Slot, Task
-from ablations.plan import Components, RunPlan, default_components, plan_runs, read_recipe
+from ablations.plan import BICUBIC, Components, RunPlan, default_components, plan_runs, read_recipe
 from ablations.progress import StudyProgress, say
-from ablations.record import changes, make_record, read_record, write_record
+from ablations.record import changes, make_record, read_record, reworded, write_record
 from ablations.registry import Study
 from ablations.results import (
     RunResult,
@@ -62,7 +62,7 @@ class OpenStudy:
 
     Attributes:
         study: the question; its metrics have their names in the study.
-        plans: every run, bicubic first.
+        plans: every run, the baselines first and of them bicubic.
         output: folder of the run folders.
         group: id of study and recipe; W&B groups the runs by it.
         sets: what is measured, and how.
@@ -118,7 +118,7 @@ class OpenStudy:
 
     @property
     def jobs(self) -> list[Job]:
-        """The trainings that unfinished runs need, in the order of the plan; bicubic is a job of its own, the first."""
+        """The trainings that unfinished runs need, in the order of the plan; each baseline is a job of its own."""
         todo = dict[str, list[RunPlan]]()
         for plan in self.plans:
             if self.left(plan):
@@ -145,7 +145,7 @@ class OpenStudy:
         check_sets(self.sets, self.baseline.config["data"], self.components, self.weights_dir, measured)
 
     def run(self, executor: Executor, train: bool = True) -> StudyResult:
-        """Do what is left, under `output/<run_id>/`: bicubic here, the trainings by the executor.
+        """Do what is left, under `output/<run_id>/`: bicubic here, other baselines and trainings by the executor.
 
         Args:
             executor: where.
@@ -247,7 +247,10 @@ class OpenStudy:
         """What is finished, of runs that lack a set as well; all of it was before, unless `reused` says otherwise."""
         runs = [result for plan in self.plans if (result := self.read(plan)) is not None]
         reused = tuple(run.run_id for run in runs) if reused is None else tuple(reused)
-        return StudyResult(self.study, self.sets, tuple(runs), self.output, self.group, reused, failed or {})
+        begun = read_record(self.output)
+        words = reworded(begun, make_record(self.study, self.plans, self.sets)) if begun else ()
+        about = self.study, self.sets, tuple(runs), self.output, self.group, reused, failed or {}
+        return StudyResult(*about, reworded=tuple(words))
 
     def _run(self, jobs: Sequence[Job], executor: Executor) -> dict[str, str]:
         """Run id -> reason, in one line, of the runs of these jobs that failed."""
@@ -271,7 +274,7 @@ class OpenStudy:
         error = event.details["error"]
         if isinstance(error, UsageError):
             raise UsageError(f"run {event.task}: {error}") from error
-        if job.host.seed is None:
+        if job.host is self.baseline:
             raise MegaSRError(f"run {event.task}: {error}; no other run can be checked without it") from error
         reason = " ".join(str(error).split())
         lost = [plan.run_id for plan in job.todo if self.left(plan)]
@@ -303,7 +306,9 @@ def open_study(
 
     Raises:
         UsageError: unknown study, a recipe that is not for it, an evaluation set that cannot be, a primary or hold-out
-            metric that no protocol measures, or a hold-out metric that is no hold-out.
+            metric that no protocol measures, a hold-out metric that is no hold-out, a baseline that cannot be, or maps
+            of hq beside a set without hq.
+        MegaSRError: weights of a prior, an extractor or a baseline are missing.
     """
     components = components or default_components()
     recipe = read_recipe(config, components, steps)
@@ -317,9 +322,17 @@ def open_study(
     # Before hours of runs that could not answer the question.
     primary, holdout = find_metric(sets, chosen.primary_metric), recipe.holdout_metric or chosen.holdout_metric
     holdout = None if holdout is None else find_metric(sets, holdout, "holdout_metric")
-    chosen = replace(chosen, primary_metric=primary, holdout_metric=holdout, least_difference=recipe.least_difference)
+    baselines = chosen.baselines if recipe.baselines is None else recipe.baselines
+    chosen = replace(
+        chosen,
+        primary_metric=primary,
+        holdout_metric=holdout,
+        least_difference=recipe.least_difference,
+        baselines=tuple(dict.fromkeys((BICUBIC, *baselines))),
+    )
     plans = plan_runs(chosen, recipe, components, seeds)
     check_holdout(chosen, sets, plans)
+    check_sources(sets, plans)
     group = f"{chosen.name}-{hashlib.blake2b(json.dumps(recipe.config).encode(), digest_size=4).hexdigest()}"
     return OpenStudy(chosen, tuple(plans), output, group, sets, components, recipe.weights_dir)
 
@@ -368,10 +381,10 @@ class StudyWork:
         for plan in self.job.todo:
             if not (todo := study.left(plan)):
                 continue
-            if plan.seed is None:
-                execute_baseline(plan, study.components, todo, evaluators, self.folder)
-                continue
             given = (plan, study.components, todo, evaluators, study.output / plan.run_id, baseline)
+            if plan.seed is None:
+                execute_baseline(*given)
+                continue
             if execute_run(*given, tracker, on_step, self.folder) is None:
                 return  # of several processes only the first one measures
             send("run", run=plan.run_id)

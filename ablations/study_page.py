@@ -9,9 +9,8 @@ import pandas as pd
 from ablations.conclusions import Report, holdout_summary
 from ablations.evaluation import study_name
 from ablations.page import StudyPage
-from ablations.plan import BICUBIC
 from ablations.results import RunResult, StudyResult, read_losses, values
-from ablations.tables import comparison_frame, ordered_metrics, protocol_lines, ranking_frame
+from ablations.tables import baseline_frame, comparison_frame, ordered_metrics, protocol_lines, ranking_frame
 
 _SHOWN_IMAGES = 12
 _WINDOW = 5  # a running mean over this part of the training
@@ -21,11 +20,11 @@ def study_page(result: StudyResult, report: Report) -> StudyPage:
     """Everything on the page. The primary metric's differences are turned so that more is better."""
     study, of_set = result.study, result.primary_set
     curves, axis, note = learning_curves(result)
-    bicubic, *runs = [
-        result.of(name)[0] for name in (BICUBIC, study.reference.name, *(a.name for a in study.ablations))
-    ]
+    names = (*result.baselines, study.reference.name, *(ablation.name for ablation in study.ablations))
+    runs = [result.of(name)[0] for name in names]
+    bicubic = runs[0]
     keys = list(values(bicubic, study.primary_metric))[:_SHOWN_IMAGES]
-    files = {"lq": (bicubic, "lq"), **{run.ablation: (run, "sr") for run in (bicubic, *runs)}}
+    files = {"lq": (bicubic, "lq"), **{run.ablation: (run, "sr") for run in runs}}
     files |= {"hq": (bicubic, "hq")} if of_set.has_hq else {}
     worth = [(name, one.mean, one.low, one.high) for name, one in report.worth.items()]
     synergies = [(*pair, one.mean, one.low, one.high) for pair, one in report.synergies.items()]
@@ -37,6 +36,7 @@ def study_page(result: StudyResult, report: Report) -> StudyPage:
         trusted=report.trusted,
         metrics=ordered_metrics(result),
         ranking=ranking_frame(result, report),
+        baselines=baseline_frame(result, report),
         results=comparison_frame(report),
         hypotheses={ablation.name: ablation.hypothesis for ablation in (study.reference, *study.ablations)},
         worth=pd.DataFrame(worth, columns=["label", "mean", "low", "high"]),
@@ -48,7 +48,7 @@ def study_page(result: StudyResult, report: Report) -> StudyPage:
             label: {key: of_set.folder(result.output / run.run_id) / folder / f"{key}.png" for key in keys}
             for label, (run, folder) in files.items()
         },
-        scores={run.ablation: _scores(run, study.primary_metric) for run in (bicubic, *runs)},
+        scores={run.ablation: _scores(run, study.primary_metric) for run in runs},
         failures=result.failed,
         notes=report.notes,
         least_difference=study.least_difference,

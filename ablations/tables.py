@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import pandas as pd
 
 from ablations.conclusions import Comparison, Report
 from ablations.evaluation import EvaluationSet, study_metrics
-from ablations.results import StudyResult, tidy
+from ablations.results import StudyResult, values
+from ablations.statistics import score_table
 from megasr.evaluation.protocol import MetricSpec
 from megasr.evaluation.tables import TextTable, rank_column
 
@@ -42,48 +43,63 @@ def ranking_frame(result: StudyResult, report: Report) -> pd.DataFrame:
     Columns:
         combination: its guidance types joined by "+", empty for none.
         label: name of the ablation.
-        verdict: better, worse, undecided, reference, or "control: gain" or "control: no gain".
+        verdict: better, worse, undecided, reference, "control: gain" or "control: no gain", or baseline.
         difference, low, high: to the reference, with the 95 % interval.
         wins: share of the images, over all seeds, on which it is better than the reference; NaN for the reference.
         cost_s: seconds of training, restoring and measuring per run.
         one per metric: its mean, as measured; the primary one first.
     """
+    study = result.study
+    combinations = {one.name: "+".join(one.combination or ()) for one in (study.reference, *study.ablations)}
+    frame = _ranked(result, report, combinations)
+    return frame.sort_values("difference", ascending=False, kind="stable", ignore_index=True)
+
+
+def baseline_frame(result: StudyResult, report: Report) -> pd.DataFrame:
+    """The columns of `ranking_frame` for the baselines, bicubic first; nothing of them is judged."""
+    return _ranked(result, report, dict.fromkeys(result.baselines, ""))
+
+
+def _ranked(result: StudyResult, report: Report, combinations: Mapping[str, str]) -> pd.DataFrame:
+    """A row per name of a run, with the combination that it stands for."""
     study, reference = result.study, result.study.reference.name
     metrics = ordered_metrics(result)
     sign = 1 if metrics[0].higher_is_better else -1
-    scores = tidy(result).query("metric == @study.primary_metric and seed in @result.seeds")
-    table = scores.set_index(["ablation", "seed", "key"])["value"]
+    scores = {name: score_table([values(run, metrics[0].name) for run in result.of(name)])[0]
+              for name in (reference, *combinations)}  # fmt: skip
     rows = []
-    for ablation in (study.reference, *study.ablations):
-        name, runs = ablation.name, result.of(ablation.name)
+    for name, combination in combinations.items():
+        runs = result.of(name)
         comparison = report.comparison(name, reference, study.primary_metric)
         interval = None if comparison is None else comparison.interval
         low, high = (0.0, 0.0) if interval is None else sorted(sign * end for end in (interval.low, interval.high))
         rows.append(
             {
-                "combination": "+".join(ablation.combination or ()),
+                "combination": combination,
                 "label": name,
                 "verdict": "reference" if comparison is None else _verdict(result, comparison),
                 "difference": 0.0 if interval is None else sign * interval.mean,
                 "low": low,
                 "high": high,
-                "wins": None if interval is None else float((sign * (table[name] - table[reference]) > 0).mean()),
+                "wins": None if interval is None else float((sign * (scores[name] - scores[reference]) > 0).mean()),
                 "cost_s": sum(run.train_s + run.evaluate_s for run in runs) / len(runs),
                 **{metric.name: report.means[name][metric.name] for metric in metrics},
             }
         )
-    return pd.DataFrame(rows).sort_values("difference", ascending=False, kind="stable", ignore_index=True)
+    return pd.DataFrame(rows)
 
 
 def _verdict(result: StudyResult, comparison: Comparison) -> str:
-    """A control's is read from its uncorrected interval, as in `trust`."""
+    """A control's is read from its uncorrected interval, as in `trust`; a baseline has none."""
+    if comparison.ablation in result.baselines:
+        return "baseline"
     if comparison.ablation not in result.study.controls:
         return comparison.verdict
     return f"control: {'gain' if comparison.leans_better else 'no gain'}"
 
 
 def kind(verdict: str) -> str:
-    """The first word of a verdict: better, worse, undecided, reference or control."""
+    """The first word of a verdict: better, worse, undecided, reference, control or baseline."""
     return verdict.partition(" ")[0].rstrip(":")
 
 
@@ -127,8 +143,8 @@ def ranking_table(
 
 
 def best_means(ranking: pd.DataFrame, metric: MetricSpec) -> pd.Series:
-    """Which rows have the best mean of a metric; controls never have."""
-    competing = ranking[metric.name].where(ranking["verdict"].map(kind) != "control")
+    """Which rows have the best mean of a metric; controls and baselines never have."""
+    competing = ranking[metric.name].where(~ranking["verdict"].map(kind).isin(["control", "baseline"]))
     return rank_column(competing, metric.higher_is_better) == 1
 
 

@@ -8,8 +8,8 @@ _TRAINING, _EVALUATION = "data.init_args.degradation", "data.init_args.eval_degr
 _REFERENCE = {_TRAINING: "realesrgan_strong", _EVALUATION: "stablesr_mild"}
 
 
-def _trained_with(preset: str, description: str, hypothesis: str) -> Ablation:
-    return change(preset, {_TRAINING: preset}, description, hypothesis)
+def _trained_with(preset: str, description: str, hypothesis: str, name: str = "") -> Ablation:
+    return change(name or preset, {_TRAINING: preset}, description, hypothesis)
 
 
 DEGRADATION = register(
@@ -30,9 +30,10 @@ DEGRADATION = register(
             _trained_with(
                 "bicubic", "no blur, noise or JPEG at all",
                 "Worse by far: noise and blocks were never seen, and are restored as if they were texture.",
+                name="bicubic_only",  # bicubic is the baseline of every study
             ),
         ),
         primary_metric="ssim_y",
-        controls={"bicubic": "negative"},
+        controls={"bicubic_only": "negative"},
     )
 )  # fmt: skip

@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
-from megasr.errors import UsageError
+from megasr.errors import UsageError, unknown_name
 
 HELP = "; or a baseline that restores --lq: bicubic, realesrgan-x4plus, or a .pth of an RRDBNet x4"
 
@@ -22,12 +23,20 @@ class Restored(NamedTuple):
 
 
 def is_baseline(method: Path) -> bool:
-    """Whether it names a baseline; a folder of that name goes before."""
+    """Whether it names a baseline; a folder of that name goes before.
+
+    Raises:
+        UsageError: there is no such folder, and the name is nearly that of a baseline.
+    """
     if method.is_dir() or method.suffix == ".json":
         return False
-    from megasr.inference.baselines import BICUBIC, REAL_ESRGAN
+    from megasr.inference.baselines import NAMED, is_baseline
 
-    return str(method) in (BICUBIC, REAL_ESRGAN) or method.suffix in (".pth", ".safetensors")
+    if is_baseline(str(method)):
+        return True
+    if not method.exists() and get_close_matches(str(method), NAMED):
+        raise UsageError(f"{method}: no such folder; {unknown_name('baseline', str(method), NAMED)}")
+    return False
 
 
 def check_baselines(methods: Sequence[Path], arguments: argparse.Namespace) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ from megasr.guidance.extractors import fill, read_state_dict
 from megasr.images import from_uint8, read_image, to_uint8, upsample_lq, write_png
 from megasr.inference.tiling import Box, Tiling
 
-BICUBIC, REAL_ESRGAN = "bicubic", "realesrgan-x4plus"
+BICUBIC, REAL_ESRGAN = NAMED = "bicubic", "realesrgan-x4plus"
 _RRDB_SCALE = 4
 _TILING = Tiling(size=1024, overlap=256, batch=1)  # px of sr; a tile takes about 1 GiB
 _RESIDUAL, _SLOPE = 0.2, 0.2
@@ -118,6 +119,47 @@ def restore_tiled(network: nn.Module, lq: torch.Tensor) -> torch.Tensor:
     return grid.blend(make).clamp(0, 1)
 
 
+def is_baseline(name: str) -> bool:
+    """Whether it is the name of a baseline, or by its ending a file of an RRDBNet's weights."""
+    return name in NAMED or Path(name).suffix in (".pth", ".safetensors")
+
+
+def check_scale(baseline: str, scale_factor: int) -> None:
+    """Raises UsageError when the baseline does not restore by this factor."""
+    if baseline != BICUBIC and scale_factor != _RRDB_SCALE:
+        raise UsageError(f"{baseline} restores x{_RRDB_SCALE}, these images are x{scale_factor}")
+
+
+def load_baseline(
+    baseline: str, scale_factor: int, device: str | torch.device = "cpu"
+) -> tuple[Callable[[torch.Tensor], torch.Tensor], dict[str, str]]:
+    """What restores lq (B, 3, H, W) in [0, 1] to sr, scale_factor times as large, and its provenance.
+
+    Args:
+        baseline: `bicubic`, `realesrgan-x4plus`, or a file of an RRDBNet's weights.
+        scale_factor: size of sr over size of lq.
+        device: where lq is and the network runs.
+
+    Raises:
+        UsageError: the baseline does not restore by this factor.
+        MegaSRError: its weights are missing or broken; when it restores, sr is not finite.
+    """
+    check_scale(baseline, scale_factor)
+    made_by = {"baseline": baseline}
+    if baseline == BICUBIC:
+        return partial(upsample_lq, scale_factor=scale_factor), made_by
+    path, network = load_rrdbnet(baseline)
+    network.to(device)
+
+    def restore(lq: torch.Tensor) -> torch.Tensor:
+        sr = torch.cat([restore_tiled(network, one[None].to(device)) for one in lq])
+        if not torch.isfinite(sr).all():
+            raise MegaSRError(f"{baseline}: sr is not finite: are these its weights?")
+        return sr
+
+    return restore, made_by | {"sha256": file_sha256(path)[:16]}
+
+
 def restore_folder(
     baseline: str,
     lq: Mapping[str, Path],
@@ -130,39 +172,20 @@ def restore_folder(
     """Restore images by a baseline, as PNG files.
 
     Args:
-        baseline: `bicubic`, `realesrgan-x4plus`, or a file of an RRDBNet's weights.
+        baseline, scale_factor, device: see `load_baseline`.
         lq: key -> file.
         out: folder of `KEY.png`.
-        scale_factor: size of sr over size of lq.
-        device: where the network runs.
         progress: is called with the images done and the images in all.
 
     Returns:
         What made the images, for their provenance.
 
     Raises:
-        UsageError: the baseline does not restore by this factor.
-        MegaSRError: its weights are missing or broken, or an image cannot be read or written.
+        UsageError, MegaSRError: as `load_baseline`; an image cannot be read or written.
     """
-    made_by = {"baseline": baseline}
-    if baseline == BICUBIC:
-
-        def restore(image: torch.Tensor) -> torch.Tensor:
-            return upsample_lq(image, scale_factor)
-    else:
-        if scale_factor != _RRDB_SCALE:
-            raise UsageError(f"{baseline} restores x{_RRDB_SCALE}, these images are x{scale_factor}")
-        path, network = load_rrdbnet(baseline)
-        network.to(device)
-        made_by["sha256"] = file_sha256(path)[:16]
-
-        def restore(image: torch.Tensor) -> torch.Tensor:
-            return restore_tiled(network, image.to(device))
-
+    restore, made_by = load_baseline(baseline, scale_factor, device)
     for done, (key, file) in enumerate(lq.items(), 1):
         sr = restore(from_uint8(read_image(file))[None])[0].cpu()
-        if not torch.isfinite(sr).all():
-            raise MegaSRError(f"{baseline}: sr of {key!r} is not finite: are these its weights?")
         write_png(to_uint8(sr), out / f"{key}.png")
         progress(done, len(lq))
     return made_by

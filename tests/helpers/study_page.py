@@ -45,6 +45,7 @@ def study_page(rows: int = 18) -> StudyPage:
         trusted=True,
         metrics=_METRICS,
         ranking=ranking,
+        baselines=pd.DataFrame([_row((), "bicubic", -0.14, 0.01, "baseline")]),
         results=ranking[["label", "difference"]],
         hypotheses=dict.fromkeys(ranking["label"], ""),
         worth=worth,

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,20 +15,22 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from ablations.evaluation import EvaluationSet, open_set, read_sets
+from ablations.evaluation import EvaluationSet, check_sources, open_set, read_sets
 from ablations.launch.local import LocalExecutor, Slot
-from ablations.plan import BICUBIC, default_components
+from ablations.plan import BICUBIC, RunPlan, default_components
 from ablations.record import STUDY_FILE
+from ablations.registry import Ablation
 from ablations.report import write_report
 from ablations.results import CHECKPOINT, METRICS_FILE, RESTORED_FILE, TRAINING_FILE, StudyResult, tidy
 from ablations.runner import OpenStudy, open_study
 from megasr.errors import MegaSRError, UsageError
 from megasr.evaluation.evaluator import Evaluator
-from megasr.evaluation.protocol import PROTOCOLS, WEIGHT_FREE_V1, Protocol
+from megasr.evaluation.protocol import METRICS, PROTOCOLS, WEIGHT_FREE_V1, Protocol
 from megasr.images import from_uint8, read_image, write_png
 from tests.helpers.tiny_study import FAST, TINY_STUDY, TinyData, TinyModule, tiny_components, write_recipe
 
 GMSD = Protocol("gmsd-alone", 1, WEIGHT_FREE_V1.metrics[2:3])
+NIQE = Protocol("niqe-alone", 1, (METRICS["niqe"],))
 STUDY = replace(TINY_STUDY, ablations=TINY_STUDY.ablations[:1], controls={}, primary_metric="ssim_y")
 SETS = "{own: {}, small: {data: TinyData, size_px: 48, protocol: gmsd-alone}}"
 
@@ -344,6 +347,43 @@ def test_a_study_may_grow_and_not_change(copy: Path) -> None:
             changed.check_unchanged()
     with pytest.raises(UsageError, match="what has changed since"):
         _run(_open(copy, steps=3))
+
+
+def test_other_words_are_recorded_and_said_and_run_nothing(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ablations.execute.execute_run", None)
+    expected = replace(STUDY.ablations[0], hypothesis="Better.")
+    asked = replace(STUDY, question="Does canny help?", ablations=(expected,))
+    result = _run(_open(copy, study=asked))
+    assert len(result.reused) == 3 and not result.failed
+    console = Console(record=True, width=400)
+    write_report(_open(copy, study=asked).result(), copy / "out", console)
+    (line,) = [line.strip() for line in console.export_text().splitlines() if line.startswith("Reworded")]
+    assert line == (
+        "Reworded since the study was begun (no run depends on it): question: 'Which guidance types help?' -> 'Does "
+        "canny help?'; expected of canny: '' -> 'Better.'."
+    )
+    assert '<p class="question">Does canny help?</p>' in (copy / "out" / "index.html").read_text()
+    assert json.loads((copy / "out" / STUDY_FILE).read_text())["wording"]["question"] == "Which guidance types help?"
+    assert not _open(copy).result().reworded, "as it was begun"
+
+
+def test_maps_of_hq_are_refused_beside_a_set_without_hq(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blind = "{own: {}, faces: {data: TinyData, photos: 4, protocol: niqe-alone}}"
+    monkeypatch.setattr(PROTOCOLS, "_entries", {**PROTOCOLS._entries, "niqe-alone": NIQE})
+    path = "model.adapter.guidance"
+    oracle = Ablation("oracle", {path: ["oracle_canny", "hed"]}, (path,), "")
+    study = replace(STUDY, ablations=(*STUDY.ablations, oracle))
+    _open(tmp_path, blind, study)
+    monkeypatch.setattr(TinyData, "has_hq", False, raising=False)
+    _open(tmp_path, blind)
+    with pytest.raises(UsageError, match="set faces has no hq, and oracle restores with oracle_canny, which needs hq"):
+        _open(tmp_path, blind, study)
+    plan = RunPlan("i", "tiny", "all", 0, {"model": {"adapter": {"guidance": ["hed", "oracle_hed"]}}}, "f")
+    sets = (EvaluationSet("faces", NIQE, has_hq=False),)
+    for shown, refused in ((["hed"], False), (["oracle_hed"], True), (None, True)):
+        config = {"model": {**plan.config["model"], "sampler": {"shown_guidance": shown}}}
+        with pytest.raises(UsageError, match="oracle_hed") if refused else nullcontext():
+            check_sources(sets, [replace(plan, config=config)])
 
 
 def test_a_limit_takes_fewer_images_and_is_a_set_of_its_own(tmp_path: Path) -> None:

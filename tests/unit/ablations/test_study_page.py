@@ -168,5 +168,6 @@ def test_a_control_is_never_the_best() -> None:
 
 def test_captions_of_the_contact_sheet_mark_the_best_combination_by_the_direction_of_the_metric() -> None:
     psnr, gmsd = (WEIGHT_FREE_V1.metric(name) for name in ("psnr_y", "gmsd"))
-    assert _captions([23.456, 20.0, 19.0], psnr) == [("23.46", False), ("20.00", True), ("19.00", False)]
-    assert _captions([0.1, 0.21, 0.32], gmsd) == [("0.100", False), ("0.210", True), ("0.320", False)]
+    assert _captions([23.456, 20.0, 19.0], psnr, 1) == [("23.46", False), ("20.00", True), ("19.00", False)]
+    assert _captions([0.1, 0.21, 0.32], gmsd, 1) == [("0.100", False), ("0.210", True), ("0.320", False)]
+    assert _captions([0.1, 0.21, 0.32], gmsd, 2) == [("0.100", False), ("0.210", False), ("0.320", True)]
