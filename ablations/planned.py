@@ -116,9 +116,11 @@ def describe_cost(study: OpenStudy, slots: Sequence[Slot]) -> str:
     gpu = any(slot.environment.get("CUDA_VISIBLE_DEVICES") for slot in slots)
     minutes = round(max(free) / 60)
     duration = f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min"
+    others = [job.label for job in study.jobs if "baseline" in job.host.config]
+    without = f", without restoring by {', '.join(others)}" if others else ""
     return (
         f"about {duration} on {where} ({sum(free) / 3600:.1f} {'GPU' if gpu else 'process'} hours; at the speed of the "
-        f"training with the most guidance types, measured alone)\nabout {size / 1e6:.0f} MB of disk"
+        f"training with the most guidance types, measured alone{without})\nabout {size / 1e6:.0f} MB of disk"
     )
 
 

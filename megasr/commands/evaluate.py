@@ -17,7 +17,7 @@ from megasr.errors import MegaSRError, UsageError, first_line, split_names, unkn
 if TYPE_CHECKING:
     from megasr.evaluation.evaluator import Evaluation, Evaluator
     from megasr.evaluation.metrics import Missing
-    from megasr.evaluation.protocol import PublishedRow
+    from megasr.evaluation.protocol import MetricSpec, PublishedRow
     from megasr.evaluation.tables import Labelled
 
 
@@ -96,6 +96,7 @@ def measuring_progress() -> Iterator[Progress]:
 
 
 ENDINGS = (".json", ".csv", ".md", ".tex")
+_FEW = "--correlations needs two metrics per image and four images"
 _NEEDS_DATA = "--against published needs --data, the name of the benchmark set"
 
 
@@ -160,7 +161,7 @@ def agreement(measured: Sequence[Labelled], correlations: bool) -> list[str]:
     if correlations:
         found = rank_correlations(first, [evaluation for _, evaluation in others])
         if found is None:
-            raise UsageError("--correlations needs two metrics per image and four images")
+            raise UsageError(_FEW)
         lines += [found.markdown(), ""]
     return lines
 
@@ -289,7 +290,7 @@ def _check_inputs(arguments: argparse.Namespace) -> None:
         published(protocol, arguments.data)
     paired = {sr: pair_by_name(sr, arguments.hq, arguments.strip) for sr in folders}
     if len(folders) < len(measured):
-        _check_weights(arguments, protocol)
+        _chosen_metrics(arguments, protocol)  # missing weights are refused before a baseline restores for hours
         baselines.check_baselines(measured, arguments)
         if arguments.hq is not None:  # sr will be of the sizes of hq
             paired[arguments.hq] = pair_by_name(arguments.hq, None, arguments.strip)
@@ -300,20 +301,42 @@ def _check_inputs(arguments: argparse.Namespace) -> None:
     for sr, pairs in paired.items():
         _whole_set(arguments.data, len(pairs), sr)
         check_sizes(pairs, get_protocol(protocol))
+    if arguments.correlations:
+        _check_correlations(arguments, protocol)
 
 
-def _check_weights(arguments: argparse.Namespace, protocol: str) -> None:
-    """Refuse missing weights of metrics before a baseline restores for hours. Raises as choose_metrics."""
+def _check_correlations(arguments: argparse.Namespace, protocol: str) -> None:
+    """Refuse --correlations of too few metrics or images. Raises as _chosen_metrics, and UsageError."""
+    from megasr.evaluation.agreement import can_correlate
+    from megasr.evaluation.evaluator import read_evaluation
+    from megasr.evaluation.pairing import keyed_images
+
+    before = {sr: read_evaluation(sr) for sr in arguments.sr if sr.suffix == ".json"}
+    names = [set(evaluation.means) for evaluation in before.values()]
+    if len(before) < len(arguments.sr):
+        names.append({metric.name for metric in _chosen_metrics(arguments, protocol) if not metric.of_set})
+    first = arguments.sr[0]
+    folder = arguments.lq if baselines.is_baseline(first) else first
+    images = len(before[first].rows if first in before else keyed_images(folder, arguments.strip))
+    metrics = sorted(set.intersection(*names))
+    if not can_correlate(len(metrics), images):
+        found = f"here are {images} image{'s' * (images != 1)} and {', '.join(metrics) or 'no metric'}"
+        raise UsageError(f"{_FEW}; {found}")
+
+
+def _chosen_metrics(arguments: argparse.Namespace, protocol: str) -> list[MetricSpec]:
+    """The metrics that will be taken of what is not measured yet. Raises as choose_metrics."""
     from megasr.evaluation.metrics import choose_metrics
     from megasr.evaluation.protocol import get_protocol
 
-    choose_metrics(
+    chosen, _ = choose_metrics(
         get_protocol(protocol),
         check_metrics(protocol, arguments.metrics),
         has_hq=arguments.hq is not None,
         weights_dir=arguments.weights_dir,
         missing=arguments.missing or "error",
     )
+    return chosen
 
 
 def _protocol(arguments: argparse.Namespace) -> str:

@@ -50,6 +50,11 @@ class RankCorrelations:
         return {"caption": self.caption, "metrics": list(self.cells), "rows": self.cells.to_numpy().tolist()}
 
 
+def can_correlate(metrics: int, images: int) -> bool:
+    """Whether so many metrics of so many images are enough for rank correlations."""
+    return metrics >= 2 and images >= _FEWEST
+
+
 def rank_correlations(first: Evaluation, others: Sequence[Evaluation] = ()) -> RankCorrelations | None:
     """Correlate the metrics per image that all evaluations have.
 
@@ -63,7 +68,7 @@ def rank_correlations(first: Evaluation, others: Sequence[Evaluation] = ()) -> R
         MegaSRError: the protocol has changed since the numbers were taken.
     """
     names = [name for name in first.means if all(name in other.means for other in others)]
-    if len(names) < 2 or len(first.rows) < _FEWEST:
+    if not can_correlate(len(names), len(first.rows)):
         return None
     protocol = first.get_protocol()
     signs = pd.Series({name: 1 if protocol.metric(name).higher_is_better else -1 for name in names})

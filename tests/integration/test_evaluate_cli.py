@@ -70,6 +70,37 @@ def test_two_methods_are_compared_image_by_image(tmp_path: Path, capsys: pytest.
     assert low < median < largest
 
 
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ([SR], "here are 3 images and fsim, gmsd, nlpd, psnr_y, ssim_y"),
+        (["bicubic", "--lq", HQ], "3 images"),
+        ([SR, "--metrics", "psnr_y"], "3 images and psnr_y"),
+    ],
+)
+def test_correlations_of_too_few_images_are_refused_before_anything_is_measured(
+    given: list[str], says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(measuring, "_evaluation", None)
+    monkeypatch.setattr("megasr.inference.baselines.restore_folder", None)
+    monkeypatch.setattr("megasr.commands.baselines.check_baselines", lambda methods, arguments: 1)
+    assert main(["evaluate", *given, "--hq", HQ, "--correlations"]) == 2
+    error = capsys.readouterr().err
+    assert "--correlations needs two metrics per image and four images; " in error and says in error
+
+
+def test_one_metric_of_many_images_cannot_be_correlated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(4):
+        write_png(read_image(next(Path(HQ).iterdir())), tmp_path / f"{number}.png")
+    given = ["evaluate", str(tmp_path), "--hq", str(tmp_path), "--correlations", "--metrics"]
+    assert main([*given, "psnr_y,gmsd"]) == 0
+    monkeypatch.setattr(measuring, "_evaluation", None)
+    assert main([*given, "psnr_y"]) == 2
+    assert "four images; here are 4 images and psnr_y" in capsys.readouterr().err
+
+
 def test_several_methods_stand_in_one_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for path in Path(HQ).iterdir():
         write_png(read_image(path), tmp_path / "perfect" / path.name)

@@ -78,5 +78,5 @@ def test_metrics_that_disagree_are_named(draws: np.ndarray, tmp_path: Path, caps
     write_evaluation(evaluation(psnr_y=hard), tmp_path / "first.json")
     table = tmp_path / "table.csv"
     assert cli.main(["evaluate", files[0], "--correlations", "--out", str(table)]) == 2
-    assert table.exists(), "what was measured is kept"
+    assert not table.exists(), "it is refused before anything is written"
     assert "--correlations needs two metrics per image and four images" in capsys.readouterr().err

@@ -149,10 +149,17 @@ def test_what_a_baseline_cannot_restore_is_said_before_it_restores(
         (["bicubic", "--lq", str(lq), "--hq", str(hq), "--data", "drealsr", "--metrics", "psnr"], "measures 512x512"),
         (["bicubic", "--lq", str(hq), "--hq", str(hq)], "lq of '0' is as large as its hq: is --lq the folder of lq?"),
         ([str(hq), "--lq", str(lq), "--hq", str(hq)], "--lq: there is no baseline among the SR"),
-        (["bicubicc", "--lq", str(lq), "--hq", str(hq)], "bicubicc"),
+        (
+            ["bicubc", "--lq", str(lq), "--hq", str(hq)],
+            "bicubc: no such folder; unknown baseline 'bicubc'; did you mean bicubic?",
+        ),
+        (["realesrgan-x4", "--lq", str(lq)], "did you mean realesrgan-x4plus?"),
+        (["mine", "--hq", str(hq)], "mine: no such folder in"),
     ]:
         assert cli.main(["evaluate", *options, *strip]) == 2, options
         assert says in capsys.readouterr().err
+    assert cli.main(["compare", "bicubc", str(hq), "--out", str(tmp_path / "page.html")]) == 2
+    assert "did you mean bicubic?" in capsys.readouterr().err
 
 
 def test_missing_weights_of_metrics_are_said_before_a_baseline_restores(
