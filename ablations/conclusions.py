@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from ablations.attribution import Attribution, Ranked, Subset, ranking, shapley, synergy
-from ablations.evaluation import find_metric
+from ablations.evaluation import find_metric, study_metrics
 from ablations.plan import baseline_name
 from ablations.power import what_would_decide
 from ablations.registry import Study
@@ -259,7 +259,13 @@ def _findings(study: Study, comparisons: Sequence[Comparison]) -> tuple[str, ...
 
 
 def _notes(result: StudyResult, comparisons: Sequence[Comparison]) -> tuple[str, ...]:
-    interval, study = comparisons[0].interval, result.study
+    interval, study, known = comparisons[0].interval, result.study, study_metrics(result.sets)
+    by_set: dict[str, Interval] = {}  # those of one set are over the same photographs and seeds
+    for comparison in comparisons:
+        by_set.setdefault(known[comparison.metric][0].name, comparison.interval)
+    of = {name: f" of {name}" if len(result.sets) > 1 else "" for name in by_set}
+    photographs = f"photographs{of[result.primary_set.name]}"
+    sizes = [f"{i.photographs} photographs{of[name]} and {i.seeds} seed(s)" for name, i in by_set.items()]
     family = sum(c.p_holm is not None for c in comparisons)
     beyond = f"lies beyond {study.least_difference:g}" if study.least_difference else "excludes zero"
     notes = [
@@ -267,21 +273,21 @@ def _notes(result: StudyResult, comparisons: Sequence[Comparison]) -> tuple[str,
         f"{beyond} and p < {ALPHA} after Holm's correction over {family} comparisons (each ablation with "
         f"{study.reference.name}). All else is exploratory: it decides nothing.",
         _other_machines(study),
-        f"Intervals: 95 %, paired bootstrap over {interval.photographs} photographs and {interval.seeds} seed(s), not "
-        "corrected. How far seeds move a difference is estimated from all ablations together.",
+        f"Intervals: 95 %, paired bootstrap over {', '.join(sizes)}, not corrected. How far seeds move a difference is "
+        "estimated from all ablations together.",
     ]
     open_ones = {c.ablation: c.interval for c in comparisons if c.verdict == "undecided"}
     if undecided := {name: left for name, left in open_ones.items() if name not in study.controls}:
         least = study.least_difference
-        notes.append(what_would_decide(undecided, study.primary_metric, least, ALPHA / family))
+        notes.append(what_would_decide(undecided, study.primary_metric, least, ALPHA / family, photographs))
     if family * 2.0 ** (1 - interval.photographs) >= ALPHA:
         notes.append(
-            f"{interval.photographs} photographs are too few for {family} comparisons: whatever the numbers, "
+            f"{interval.photographs} {photographs} are too few for {family} comparisons: whatever the numbers, "
             "nothing can be called better or worse. More photographs are needed, not more crops of them."
         )
     if interval.seeds == 1:
         notes.append("One seed only: the intervals say nothing about what another seed would give.")
-    if interval.photographs < 30 or 1 < interval.seeds < 5:
+    if any(one.photographs < 30 or 1 < one.seeds < 5 for one in by_set.values()):
         notes.append(
             "Few photographs or seeds: the intervals are as wide as Student's t makes them for so few. Where seeds "
             "differ, only more seeds narrow them."

@@ -11,6 +11,7 @@
       ablations:                                       # named changes, each with what is expected of it
         wide: {changes: {model.adapter.saft_width: 256}, expected: "Better: more room for each map."}
       controls: {noise: negative}
+      baselines: [bicubic, realesrgan-x4plus]          # not trained, beside the runs in every table; see registry.Study
 
 Paths are those of the recipe's sections model, data and trainer; what a change does not name is as the recipe has it.
 """

@@ -16,7 +16,7 @@ from ablations.conclusions import Comparison, Report, holdout_summary, make_repo
 from ablations.evaluation import RECIPE, EvaluationSet
 from ablations.plan import BICUBIC
 from ablations.registry import Ablation, Study
-from ablations.results import RunResult, StudyResult, tidy
+from ablations.results import RunResult, StudyResult, merge_results, tidy
 from ablations.statistics import holm
 from ablations.tables import comparison_frame, ranking_frame, summary_table
 from megasr.errors import MegaSRError, UsageError
@@ -198,6 +198,22 @@ def test_exploratory_comparisons_are_never_judged() -> None:
     assert len(rest) == 14 - 3
     assert {c.verdict for c in rest} == {"exploratory"}
     assert _comparison(report, "good", "none", "gmsd").interval.excludes_zero
+
+
+def test_photographs_are_counted_by_the_set_of_the_metric() -> None:
+    """The hold-out is measured on another set, of fewer photographs and seeds; the limits are those of the primary."""
+    sets = (EvaluationSet("small", PROTOCOL), EvaluationSet("own", PROTOCOL, limit=9))
+    study = replace(STUDY, primary_metric="own/psnr_y", holdout_metric="small/gmsd")
+    of_sets = [_result(study, seeds, photos, good=0.02) for seeds, photos in ((2, 3), (3, PHOTOS))]
+    small, own = ({run.run_id: run for run in result.runs} for result in of_sets)
+    runs = [merge_results(sets, {"own": own[i]} | ({"small": small[i]} if i in small else {})) for i in own]
+    report = make_report(replace(of_sets[0], sets=sets, runs=tuple(run for run in runs if run)))
+    (counted,) = [note for note in report.notes if note.startswith("Intervals")]
+    assert f"over {PHOTOS} photographs of own and 3 seed(s), 3 photographs of small and 2 seed(s), not" in counted
+    assert not any("too few" in note for note in report.notes)
+    (decide,) = [note for note in report.notes if note.startswith("What would decide")]
+    assert "in own/psnr_y as large" in decide and "photographs of own" in decide and "of small" not in decide
+    assert all("the hold-out metric small/gmsd" in finding for finding in report.findings)
 
 
 def test_eight_photographs_can_decide_four_comparisons_and_seven_cannot() -> None:

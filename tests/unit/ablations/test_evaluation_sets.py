@@ -93,7 +93,16 @@ def test_the_report_speaks_of_both_sets(copy: Path) -> None:
     write_report(_open(copy).result(), copy / "out", console)
     assert "small/gmsd" in console.export_text()
     page = (copy / "out" / "index.html").read_text()
-    for text in ("own/ssim_y", "small/gmsd", "6 of own, 6 of small", f"{GMSD.fingerprint}) of small"):
+    for text in (
+        "own/ssim_y",
+        "small/gmsd",
+        "6 of own, 6 of small",
+        f"{GMSD.fingerprint}) of small",
+        "over 3 photographs of own and 1 seed(s), 3 photographs of small and 1 seed(s), not corrected",
+        "own/ssim_y as large as they were seen (half as large takes four times as many): canny (-0.00073): 6 "
+        "photographs of own.",
+        "3 photographs of own are too few for 1 comparisons",
+    ):
         assert text in page
     stored = json.loads((copy / "out" / "results.json").read_text())
     assert stored["protocol"]["small"] == {"name": "gmsd-alone", "fingerprint": GMSD.fingerprint}

@@ -50,6 +50,18 @@ def test_the_sentence_names_every_open_comparison() -> None:
     assert "hed (+0.01): no number of either alone" in what_would_decide({"hed": one}, "fsim", 0.01, 0.05)
 
 
+def test_what_has_not_decided_is_never_enough() -> None:
+    """Student's t and the smallest p-value of few photographs ask for more than normal quantiles say."""
+    sure = Interval(-0.01, -0.011, -0.009, 0.25, 3, 4, 0.0001, 0.0001)
+    assert (photographs_needed(sure, 0.0, 0.05), seeds_needed(sure, 0.0, 0.05)) == (6, None)
+    assert photographs_needed(sure, 0.0, 0.05 / 4) == 8, "as the report says of four comparisons"
+    many = Interval(-0.01, -0.021, 0.001, 0.06, 50, 3, 0.0001, 0.003)
+    assert (photographs_needed(many, 0.0, 0.05), seeds_needed(many, 0.0, 0.05)) == (51, 4)
+    assert "a (-0.01): 51 photographs of own or 4 seeds" in what_would_decide(
+        {"a": many}, "own/fsim", 0.0, 0.05, "photographs of own"
+    )
+
+
 def test_means_that_are_nothing_take_no_number() -> None:
     nothing = Interval(0.0, -1, 1, 1.0, 20, 3, 0.1, 0.0)
     assert photographs_needed(nothing, 0.0, 0.05) is None
