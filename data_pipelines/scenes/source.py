@@ -13,7 +13,7 @@ import torch
 
 from data_pipelines.samples import Sample, crop_sample
 from data_pipelines.scenes.rendering import Scene, crop_scene, patch_tags, render_scene, segmentation_rgb
-from data_pipelines.workers import use_one_thread
+from data_pipelines.workers import start_worker
 from megasr.console import progress_bars
 from megasr.rng import numpy_generator
 
@@ -83,7 +83,7 @@ def _renderers(count: int) -> Iterator[Callable[..., Iterable[Scene]]]:
     if processes < 2 or multiprocessing.current_process().daemon:  # a loader's worker may have no processes
         yield map
         return
-    with multiprocessing.get_context("fork").Pool(processes, use_one_thread) as pool:
+    with multiprocessing.get_context("fork").Pool(processes, start_worker, (0,)) as pool:
         yield partial(pool.imap, chunksize=8)
 
 
