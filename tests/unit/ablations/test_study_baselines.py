@@ -15,6 +15,7 @@ from rich.console import Console
 
 from ablations.launch.local import LocalExecutor, Slot
 from ablations.plan import BICUBIC, baseline_name
+from ablations.planned import Cost, describe_cost
 from ablations.registry import Study
 from ablations.report import write_report
 from ablations.results import METRICS_FILE, StudyResult
@@ -205,3 +206,10 @@ def test_real_esrgan_in_a_study(tmp_path: Path) -> None:
     assert baseline_name(str(weights)) == "realesrgan_x4plus-fp16" == result.runs[1].ablation
     found, bicubic = (run.summary["own/psnr_y"] for run in result.runs[1::-1])
     assert 12 < found != bicubic, "crops are of random pixels, to which it gives edges"
+
+
+def test_the_plan_says_that_baselines_are_not_in_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ablations.planned.probe", lambda *given: Cost(1.0, 1.0, 1.0, 10, 10.0))
+    other = _checkpoint(tmp_path / "other.pth")
+    said = [describe_cost(_open(tmp_path, named), [Slot("cpu0", 1)]) for named in ("", f"[{other}]")]
+    assert "measured alone)" in said[0] and "measured alone, without restoring by other)" in said[1]
