@@ -29,6 +29,7 @@ import lightning
 
 from data_pipelines.embedded import load_photos
 from data_pipelines.scenes.source import render_pool
+from experiments.world.teachers import HED
 from megasr.training.module import trapezoid
 
 HERE = Path(__file__).parent
@@ -74,13 +75,12 @@ class World:
 
     Attributes:
         photos: folder of photographs.
-        teachers: folder of LPIPS, VGG16 and HED.
+        teachers: folder of LPIPS, VGG16 and HED; without HED edges are learned from scenes alone.
         output: folder of all results.
         pool: scenes that are rendered, of 256 px and of 128 px each.
         latents: pictures that are encoded, of 128 px and a third as many of 256 px.
         device: gpu or cpu.
         workers: processes of loaders, of all trainings together.
-        hed: file of the edges' teacher; None trains edges on scenes alone.
         fast: batches as small as they can be, to try every part.
     """
 
@@ -91,7 +91,6 @@ class World:
     latents: int
     device: str
     workers: int
-    hed: Path | None
     fast: bool = False
 
     def batch(self, size: int) -> str:
@@ -211,7 +210,7 @@ def train_prior(world: World, seconds: float, workers: int) -> list[Callable[[],
 
 def train_parts(world: World, seconds: float) -> dict[str, list[Callable[[], None]]]:
     """Everything that adapters need."""
-    share = max(1, world.workers // 4)
+    share, hed = max(1, world.workers // 4), world.teachers / HED
     decoder = world.train(
         "pretrain", "vae", HERE / "vae.yaml", seconds, share, *world.pictures(), "--model.init", SNAPSHOTS / "vae",
         "--model.lock_encoder", "true", "--model.latent_noise", "0.15", "--model.weights_dir", world.teachers,
@@ -224,7 +223,7 @@ def train_parts(world: World, seconds: float) -> dict[str, list[Callable[[], Non
     )  # fmt: skip
     maps = world.train(
         "pretrain", "extractors", HERE / "extractors.yaml", 0.6 * seconds, share, *world.pictures(),
-        "--model.edge_teacher", world.hed or "null", "--data.batch_size", world.batch(24),
+        "--model.edge_teacher", hed if hed.is_file() else "null", "--data.batch_size", world.batch(24),
         "--export.folder", world.output / "extractors",
     )  # fmt: skip
     tuned = world.train(
@@ -267,7 +266,8 @@ def train_adapters(world: World, seconds: float) -> dict[str, list[Callable[[], 
                 world.train(
                     "fit", name, HERE / "adapter.yaml", seconds, share, *world.pictures(), "--model.prior",
                     world.output / "prior", "--model.vision.model", world.output / "clip",
-                    "--model.objective.weights_dir", world.teachers, "--data.batch_size", world.batch(16), *changes,
+                    "--model.objective.weights_dir", world.teachers, "--data.batch_size", world.batch(16),
+                    "--monitor.every_n_steps", 0, *changes,
                 ),
             )
         ]
@@ -280,7 +280,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=Path, default=Path("runs/world/photographs"))
     parser.add_argument("--teachers", type=Path, default=Path("runs/world/teachers"))
-    parser.add_argument("--hed", type=Path, help="file of the edges' teacher; without it edges know scenes alone")
     parser.add_argument("--output", type=Path, default=Path("runs/world"))
     parser.add_argument("--stages", nargs="+", choices=("latents", "parts", "adapters"))
     parser.add_argument("--parts-seconds", type=float, default=180, help="of the U-Net and what trains beside it")
@@ -293,7 +292,7 @@ def main() -> None:
     options = parser.parse_args()
     world = World(
         options.photos.absolute(), options.teachers.absolute(), options.output.absolute(), options.pool,
-        options.latents, options.device, options.workers, options.hed and options.hed.absolute(), options.fast,
+        options.latents, options.device, options.workers, options.fast,
     )  # fmt: skip
     stages = options.stages or ("latents", "parts", "adapters")
     prepare(world, latents="latents" in stages)

@@ -45,7 +45,7 @@ def test_a_training_ends_in_time_with_a_learning_rate_that_has_fallen(tmp_path: 
 
 
 def _world(folder: Path) -> on_gpu.World:
-    return on_gpu.World(folder, folder, folder, pool=66, latents=32, device="cpu", workers=8, hed=None)
+    return on_gpu.World(folder, folder, folder, pool=66, latents=32, device="cpu", workers=8)
 
 
 def _commands(trainings: dict[str, list[Callable[[], None]]]) -> list[list[str]]:
@@ -62,6 +62,9 @@ def test_the_recipes_take_every_command_line(tmp_path: Path, capsys: pytest.Capt
         shown = capsys.readouterr().out
         assert "TimeBudget" in shown and "limit_val_batches: 0" in shown
     assert {words[0] for words in adapters} == {"fit"}
+    assert "null" in parts[4]
+    (tmp_path / "ControlNetHED.pth").touch()
+    assert str(tmp_path / "ControlNetHED.pth") in _commands(on_gpu.train_parts(world, 10))[4]
 
 
 def test_the_tuned_decoder_takes_the_place_of_the_priors(tmp_path: Path) -> None:
