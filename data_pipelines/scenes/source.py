@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import lru_cache, partial
 
@@ -13,11 +11,11 @@ import torch
 
 from data_pipelines.samples import Sample, crop_sample
 from data_pipelines.scenes.rendering import Scene, crop_scene, patch_tags, render_scene, segmentation_rgb
-from data_pipelines.workers import start_worker
+from data_pipelines.workers import use_one_thread
 from megasr.console import progress_bars
 from megasr.rng import numpy_generator
 
-_SCENES_PER_PROCESS = 64  # below that a process costs more than it renders
+_prepared: dict[tuple[int, int, int], tuple[Scene, ...]] = {}  # by prepare_pool
 
 
 def scene_sample(key: str, index: int, seed: int, size_px: int) -> Sample:
@@ -64,27 +62,28 @@ class SceneSource:
 
 @lru_cache(maxsize=2)
 def render_pool(count: int, seed: int, size_px: int) -> tuple[Scene, ...]:
-    """Scenes 0 to count - 1 of a seed, rendered on all cores and cached: 0.06 s of a core and 0.5 MB each at 128 px."""
+    """Scenes 0 to count - 1 of a seed, cached: 0.06 s and 0.5 MB each at 128 px."""
     from rich.progress import BarColumn, MofNCompleteColumn
 
+    prepared = _prepared.get((count, seed, size_px))
+    if prepared is not None:
+        return prepared
     scenes = []
-    with progress_bars(BarColumn(), MofNCompleteColumn()) as progress, _renderers(count) as run:
-        for scene in run(partial(render_scene, seed=seed, size_px=size_px), range(count)):
-            scenes.append(scene)
-            progress("rendering scenes", len(scenes), count)
+    with progress_bars(BarColumn(), MofNCompleteColumn()) as progress:
+        for index in range(count):
+            scenes.append(render_scene(index, seed, size_px))
+            progress("rendering scenes", index + 1, count)
     return tuple(scenes)
 
 
-@contextmanager
-def _renderers(count: int) -> Iterator[Callable[..., Iterable[Scene]]]:
-    """`map`, over processes where there are cores for them and enough to do."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-    processes = min(cores, count // _SCENES_PER_PROCESS)
-    if processes < 2 or multiprocessing.current_process().daemon:  # a loader's worker may have no processes
-        yield map
-        return
-    with multiprocessing.get_context("fork").Pool(processes, start_worker, (0,)) as pool:
-        yield partial(pool.imap, chunksize=8)
+def prepare_pool(count: int, seed: int, size_px: int, processes: int) -> None:
+    """Render the scenes of render_pool by several processes, for this one and those that are forked from it.
+
+    Not inside a training: it forks, and a training has threads.
+    """
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("fork"), use_one_thread) as pool:
+        render = partial(render_scene, seed=seed, size_px=size_px)
+        _prepared[count, seed, size_px] = tuple(pool.map(render, range(count), chunksize=8))
 
 
 def pool_sample(pool: tuple[Scene, ...], draw: int, seed: int, size_px: int, patches: int = 0) -> Sample:

@@ -28,7 +28,7 @@ from typing import Any
 import lightning
 
 from data_pipelines.embedded import load_photos
-from data_pipelines.scenes.source import render_pool
+from data_pipelines.scenes.source import prepare_pool
 from experiments.world.teachers import HED
 from megasr.training.module import trapezoid
 
@@ -161,9 +161,8 @@ def prepare(world: World, latents: bool) -> None:
     _import_once()
     begun = time.monotonic()
     load_photos(str(world.photos))
-    render_pool(world.pool, 0, 256)
-    if latents:
-        render_pool(world.pool, 0, 128)
+    for size in (256, 128) if latents else (256,):
+        prepare_pool(world.pool, 0, size, world.workers)
     print(f"{time.monotonic() - begun:5.0f} s  scenes are rendered", flush=True)
 
 

@@ -125,10 +125,14 @@ def twin(config: Config, materials: Materials) -> Config:
     model["sampler"]["num_steps"] = 2 if objective.get("kind") != "one_step" else 1
     if starts := objective.get("term_starts"):
         objective["term_starts"] = dict.fromkeys(starts, 1)
+    objective |= {"type_dropout": None} if "type_dropout" in objective else {}  # else a few steps may show no map
     model["adapter"]["saft_width"] = 8
     model["adapter"] |= {name: 2 for name in model["adapter"] if name in ("prior_lora", "encoder_lora")}
     data |= {"batch_size": 2, "train_samples": 64, "eval_samples": 1}
     model.pop("init", None)  # a trained adapter, which only a run leaves
+    if model["prior"].startswith("runs/"):  # of the small world in the making: what ships stands in
+        model |= {"prior": "tiny", "vision": {"model": "tiny"}}
+        model["extractors"]["sources"] = dict.fromkeys(model["extractors"]["sources"], "tiny")
     if model["prior"] == "tiny":
         data |= {"crop_size_px": 64, "eval_crop_size_px": 64} | ({"pool": 2} if "pool" in data else {})
         data |= {"photos": str(materials.folder / "train")} if "photos" in data else {}

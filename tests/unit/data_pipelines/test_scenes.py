@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-import time
 from functools import lru_cache
 
 import cv2
@@ -123,27 +121,11 @@ def test_bad_input_names_the_value_and_the_limit(arguments: dict[str, int], mess
 
 
 def test_processes_render_the_pool_that_one_renders(monkeypatch: pytest.MonkeyPatch) -> None:
-    alone = source.render_pool.__wrapped__(5, 0, 32)
-    monkeypatch.setattr(source, "_SCENES_PER_PROCESS", 2)
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
-    with source._renderers(5) as run:
-        assert run is not map, "else the test compares nothing"
-    together = source.render_pool.__wrapped__(5, 0, 32)
+    alone = source.render_pool.__wrapped__(9, 0, 32)
+    monkeypatch.setattr(source, "_prepared", {})
+    source.prepare_pool(9, 0, 32, processes=2)
+    together = source.render_pool.__wrapped__(9, 0, 32)
+    assert together is source._prepared[9, 0, 32], "else the test compares nothing"
     assert [scene.tags for scene in together] == [scene.tags for scene in alone]
     for field in ("hq", "depth", "normal", "segmentation", "edges"):
         assert all(np.array_equal(getattr(a, field), getattr(b, field)) for a, b in zip(together, alone, strict=True))
-
-
-def test_processes_end_where_the_training_only_remembers_sigterm(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A training that is asked to end saves first; its children inherit that handler, and would outlive the pool."""
-    monkeypatch.setattr(source, "_SCENES_PER_PROCESS", 8)
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1}, raising=False)
-    before = signal.signal(signal.SIGTERM, lambda number, frame: None)
-    try:
-        with source._renderers(16) as run:
-            scenes = run(time.sleep, [0.0] * 8 + [8.0] * 8)
-            assert [next(iter(scenes)) for _ in range(8)] == [None] * 8, "they have started"
-            began = time.monotonic()
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    assert time.monotonic() - began < 30, "a process went on sleeping"
