@@ -98,12 +98,11 @@ class World:
 
     def train(self, command: str, name: str, recipe: Path, seconds: float, workers: int, *changes: Any) -> list[str]:
         """The command line of a training for so many seconds."""
-        budget = f"{__name__ if __name__ != '__main__' else 'experiments.world.on_gpu'}.TimeBudget"
         return [
             command, "--config", str(recipe), "--trainer.default_root_dir", str(self.output / f"{name}_run"),
             "--trainer.accelerator", self.device, "--trainer.devices", "1", "--trainer.strategy", "auto",
             "--trainer.precision", "bf16-mixed", "--trainer.limit_val_batches", "0",
-            "--trainer.callbacks+", budget, "--trainer.callbacks.seconds", str(seconds),
+            "--trainer.callbacks+", "experiments.world.on_gpu.TimeBudget", "--trainer.callbacks.seconds", str(seconds),
             "--data.train_samples", str(_ENDLESS), "--data.num_workers", str(workers), *map(str, changes),
         ]  # fmt: skip
 
