@@ -1,13 +1,13 @@
-"""The world of 256 px on one GPU in ten minutes: what the recipes of this folder train for days on a processor.
+"""The world of 256 px on one GPU: what the recipes of this folder train for days on a processor. No GPU has run it yet.
 
     python -m experiments.world.photographs --output runs/world/photographs
     python -m experiments.world.teachers --output runs/world/teachers
     python -m experiments.world.on_gpu --output runs/world
 
-Trainings that do not wait for each other run at the same time, since none of these networks fills a GPU: first the
+Trainings that do not wait for each other run at the same time, each in a process of its own: first the
 U-Net (whole pictures of 128 px, then crops of 256 px, as Stable Diffusion grew), beside it the decoder alone, CLIP's
 vision tower, and the map network with its tuning for lq; then adapters in one step, with maps of lq, of hq, and
-without maps. Learning rates follow the clock, so every training ends in time and well; how many steps it made is in its
+without maps. Learning rates follow the clock, so every training ends in time with a rate of zero; how many steps it made is in its
 log. The autoencoder's encoder and CLIP's text tower are those of experiments/world/snapshots.
 """
 
@@ -146,13 +146,15 @@ def start(world: World, name: str, *steps: Callable[[], None]) -> Any:
     return process
 
 
-def train_together(world: World, trainings: dict[str, list[Callable[[], None]]]) -> None:
-    """Every training in a process of its own, until all have ended; names those that failed."""
-    begun = time.monotonic()
+def train_together(world: World, trainings: dict[str, list[Callable[[], None]]]) -> list[str]:
+    """Every training in a process of its own, until all have ended. Returns the names of those that failed."""
+    begun, failed = time.monotonic(), []
     for process in [start(world, name, *steps) for name, steps in trainings.items()]:
         process.join()
         state = "done" if process.exitcode == 0 else f"FAILED with {process.exitcode}"
         print(f"{time.monotonic() - begun:5.0f} s  {process.name}: {state}", flush=True)
+        failed += [process.name] if process.exitcode else []
+    return failed
 
 
 def prepare(world: World, latents: bool) -> None:
@@ -165,10 +167,10 @@ def prepare(world: World, latents: bool) -> None:
     print(f"{time.monotonic() - begun:5.0f} s  scenes are rendered", flush=True)
 
 
-def encode_all(world: World) -> None:
+def encode_all(world: World) -> list[str]:
     """Latents of pictures of 128 px, and of a third as many of 256 px."""
     counts = {128: world.latents, 256: world.latents // 3}
-    train_together(world, {f"latents_{size}": [partial(encode, world, size, n)] for size, n in counts.items()})
+    return train_together(world, {f"latents_{size}": [partial(encode, world, size, n)] for size, n in counts.items()})
 
 
 def use_tuned_decoder(world: World) -> None:
@@ -294,13 +296,16 @@ def main() -> None:
     )  # fmt: skip
     stages = options.stages or ("latents", "parts", "adapters")
     prepare(world, latents="latents" in stages)
-    if "latents" in stages:
-        encode_all(world)
-    if "parts" in stages:
-        train_together(world, train_parts(world, options.parts_seconds))
-        use_tuned_decoder(world)
-    if "adapters" in stages:
-        train_together(world, train_adapters(world, options.adapters_seconds))
+    work: dict[str, Callable[[], list[str]]] = {
+        "latents": lambda: encode_all(world),
+        "parts": lambda: train_together(world, train_parts(world, options.parts_seconds)),
+        "adapters": lambda: train_together(world, train_adapters(world, options.adapters_seconds)),
+    }
+    for stage, run in work.items():
+        if stage in stages and (failed := run()):
+            raise SystemExit(f"{', '.join(failed)} failed: see {world.output / 'logs'}")
+        if stage == "parts" and stage in stages:
+            use_tuned_decoder(world)
 
 
 if __name__ == "__main__":

@@ -124,7 +124,7 @@ class TextToImageModule(PretrainingModule):
         fractions = (torch.arange(count) + torch.rand((), generator=draw("timesteps", *place))) / count
         schedule, z0 = self.prior.schedule, self._latents(batch)
         timesteps = schedule.draw(fractions, schedule.num_timesteps).to(self.device)
-        # On the device: a small U-Net on a GPU waits for noise that the CPU draws.
+        # On the device, which need not wait for the CPU to draw and send it.
         generator = draw("prior_noise", *place, device=self.device)
         noise = torch.randn(z0.shape, generator=generator, device=self.device)
         loss = self._losses(self._predict, z0, noise, texts, timesteps).mean()

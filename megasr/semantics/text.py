@@ -67,7 +67,7 @@ class OpenClipTextEncoder(TextEncoder):
         self.config = {"context_length": context_length, "width": width, "heads": heads, "layers": layers}
         self.width = width
         self.tokenizer = load_tokenizer(folder, context_length)
-        self._tokens: dict[str, torch.Tensor] = {}  # splitting words takes longer than a small tower
+        self._tokens: dict[str, torch.Tensor] = {}  # a training asks for the same texts again
         self.tower = TextTransformer(
             vocab_size=self.tokenizer.vocab_size, pool_type="none", proj_type="none", output_dim=None, **self.config
         )

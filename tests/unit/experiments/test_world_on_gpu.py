@@ -79,7 +79,8 @@ def test_a_training_that_fails_is_named_and_stops_no_other(tmp_path: Path, capsy
     def fail() -> None:
         raise SystemExit(3)
 
-    on_gpu.train_together(_world(tmp_path), {"good": [lambda: print("worked")], "bad": [fail]})
+    failed = on_gpu.train_together(_world(tmp_path), {"good": [lambda: print("worked")], "bad": [fail]})
+    assert failed == ["bad"]
     out = capsys.readouterr().out
     assert "good: done" in out and "bad: FAILED with 3" in out
     assert (tmp_path / "logs" / "good.log").read_text() == "worked\n"
