@@ -4,10 +4,10 @@
     python -m experiments.world.teachers --output runs/world/teachers
     python -m experiments.world.on_gpu --output runs/world
 
-Trainings that do not wait for each other run at the same time, each in a process of its own: first the
-U-Net (whole pictures of 128 px, then crops of 256 px, as Stable Diffusion grew), beside it the decoder alone, CLIP's
-vision tower, and the map network with its tuning for lq; then adapters in one step, with maps of lq, of hq, and
-without maps. Learning rates follow the clock, so every training ends in time with a rate of zero; how many steps it made is in its
+Trainings that do not wait for each other run at the same time, each in a process of its own: first the U-Net (whole
+pictures of 128 px, then crops of 256 px, as Stable Diffusion grew), beside it the decoder alone, CLIP's vision tower,
+and the map network with its tuning for lq; then adapters in one step, with maps of lq, of hq, and without maps.
+Learning rates follow the clock, so every training ends in time with a rate of zero; how many steps it made is in its
 log. The autoencoder's encoder and CLIP's text tower are those of experiments/world/snapshots.
 """
 
