@@ -84,6 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _make_robust()
     if argv is None:  # the process is this command's alone
         quiet_warnings()
+        _share_cores()
     try:
         run(sys.argv[1:] if argv is None else argv)
     except SystemExit as exit_request:
@@ -104,6 +105,16 @@ def _make_robust() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be UTF-8, nor terminals
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # other libraries import it, nothing here draws with it
+
+
+def _share_cores() -> None:
+    """Let threads that wait for each other sleep sooner: torch's OpenMP reads this when it is loaded.
+
+    It spins 300,000 rounds by default, on cores that other programs want. `upscale` of one image, two cores of an
+    Intel Xeon, 2026-11-30: 20 s against 38 beside three busy processes, 12.9 against 12.5 on an idle machine.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 
 def _fail(message: str, code: int) -> int:
