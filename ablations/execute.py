@@ -52,7 +52,7 @@ Pictures = dict[str, dict[str, torch.Tensor]]  # key -> {"lq_up", "sr", "hq" whe
 
 
 class Evaluators:
-    """The evaluators of a study's sets; each is made once, when it is asked for.
+    """The evaluators of a study's sets, on the GPU where there is one; each is made once, when it is asked for.
 
     Args:
         sets: all sets of the study.
@@ -67,8 +67,9 @@ class Evaluators:
         """The evaluator of a set. Raises MegaSRError when weights are missing."""
         if one.name not in self._made:
             names = [metric.name for metric in one.metrics]
+            device = "cuda" if torch.cuda.is_available() else "cpu"  # a job on the CPU is shown no GPU
             self._made[one.name] = Evaluator(
-                one.protocol, metrics=names, weights_dir=self._weights_dir, has_hq=one.has_hq
+                one.protocol, metrics=names, device=device, weights_dir=self._weights_dir, has_hq=one.has_hq
             )
         return self._made[one.name]
 
@@ -337,6 +338,7 @@ def measure_set(
         versions=versions(),
         tracking=tracking,
         weights=restored.weights,
+        measured_on=str(evaluator.device),
     )
     write_result(result, place)
     return result

@@ -85,11 +85,12 @@ class RunResult:
         summary: metric -> mean over the images.
         steps: training steps taken.
         train_s, evaluate_s: seconds of training, and of restoring and measuring.
-        device: what it ran on.
+        device: what restored the images.
         commit: git commit of the code, with "+changes" when the tree was not clean; None outside a repository.
         versions: package -> version.
         tracking: path or folder of the W&B run, None when there is none.
         weights: see Restored.
+        measured_on: device of the metrics.
     """
 
     run_id: str
@@ -108,6 +109,7 @@ class RunResult:
     versions: dict[str, str]
     tracking: str | None
     weights: str = ""
+    measured_on: str = "cpu"
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import pytest
 from rich.console import Console
 
 from ablations.evaluation import EvaluationSet, check_sources, open_set, read_sets
+from ablations.execute import Evaluators
 from ablations.launch.local import LocalExecutor, Slot
 from ablations.plan import BICUBIC, RunPlan, default_components
 from ablations.record import STUDY_FILE
@@ -152,6 +153,22 @@ def test_numbers_are_those_of_the_written_pictures(finished: Path) -> None:
         sr = from_uint8(read_image(place / f"{row['key']}.png"))[None]
         (expected,) = Evaluator(GMSD).rows(sr, hq[row["key"]][None], [row["key"]])
         assert row["small/gmsd"] == expected["gmsd"]
+
+
+@pytest.mark.parametrize(("shown", "device"), [(True, "cuda"), (False, "cpu")])
+def test_metrics_are_taken_on_the_gpu_of_the_job(shown: bool, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = list[str]()
+
+    def record(protocol: Protocol, device: str, **settings: Any) -> Evaluator:
+        made.append(device)
+        return Evaluator(protocol, **settings)
+
+    monkeypatch.setattr("ablations.execute.Evaluator", record)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: shown)
+    one = EvaluationSet("own", FAST)
+    evaluators = Evaluators([one])
+    assert evaluators.of(one) is evaluators.of(one)
+    assert made == [device]
 
 
 def test_images_of_other_weights_are_restored_again(copy: Path) -> None:
