@@ -51,6 +51,7 @@ class Recipe:
     """A resolved recipe: `config` holds model, data and trainer with all defaults filled in; see Study for the rest.
 
     Attributes:
+        text: of its file.
         declared: the study, where the recipe declares it (see ablations.declared).
         protocol: name of the protocol that its numbers are taken by.
         weights_dir: folder in which the weights of metrics are looked for first.
@@ -60,6 +61,7 @@ class Recipe:
     """
 
     config: Config
+    text: str
     study: str
     seeds: tuple[int, ...]
     least_difference: float = 0.0
@@ -183,7 +185,7 @@ def read_recipe(path: Path, components: Components, steps: int | None = None) ->
     from data_pipelines.data_module import choose_crop
 
     try:
-        raw = load_yaml(path.read_text(encoding="utf-8-sig"))
+        raw = load_yaml(text := path.read_text(encoding="utf-8-sig"))
     except UnicodeDecodeError as error:
         raise UsageError(f"recipe {path}: not UTF-8 ({error.reason}); save it as UTF-8") from error
     except OSError as error:
@@ -200,7 +202,7 @@ def read_recipe(path: Path, components: Components, steps: int | None = None) ->
         choose_crop(config["data"]["init_args"], config["model"]["prior"])
     if int(config["trainer"].get("max_steps", -1)) < 1:
         raise UsageError(f"{path}: trainer.max_steps must be 1 or more: only runs of equal steps are compared")
-    return Recipe(config, **section)
+    return Recipe(config, text, **section)
 
 
 def plan_runs(

@@ -18,6 +18,7 @@ from megasr.errors import MegaSRError
 from megasr.files import write_whole
 
 STUDY_FILE = "study.json"  # whose folder it is
+RECIPE_FILE = "recipe.yaml"  # that the study was last run with
 _SEEDS = ("model.seed", "data.init_args.seed")
 Leaves = dict[str, Any]  # dotted path -> value
 

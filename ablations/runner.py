@@ -18,7 +18,7 @@ from ablations.holdout import check_holdout
 from ablations.launch.local import Event, Executor, LocalExecutor, Outbox, Slot, Task
 from ablations.plan import BICUBIC, Components, RunPlan, default_components, plan_runs, read_recipe
 from ablations.progress import StudyProgress, say
-from ablations.record import changes, make_record, read_record, reworded, write_record
+from ablations.record import RECIPE_FILE, changes, make_record, read_record, reworded, write_record
 from ablations.registry import Study
 from ablations.results import (
     RunResult,
@@ -68,6 +68,7 @@ class OpenStudy:
         sets: what is measured, and how.
         components: classes the config builds.
         weights_dir: where weights of metrics are looked for first.
+        recipe: its text, below the command that runs it.
     """
 
     study: Study
@@ -76,7 +77,8 @@ class OpenStudy:
     group: str
     sets: tuple[EvaluationSet, ...]
     components: Components
-    weights_dir: Path | None = None
+    weights_dir: Path | None
+    recipe: str
 
     @cached_property
     def hosts(self) -> dict[str, RunPlan]:
@@ -215,7 +217,7 @@ class OpenStudy:
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
-        """Be the only driver that works in `output`, and write down what the study is.
+        """Be the only driver that works in `output`, and write down what the study is and its recipe.
 
         Raises:
             UsageError: see check_unchanged.
@@ -224,6 +226,7 @@ class OpenStudy:
         with locked_folder(self.output):
             self.check_unchanged()
             write_record(make_record(self.study, self.plans, self.sets), self.output)
+            write_whole(self.output / RECIPE_FILE, self.recipe.encode())
             yield
 
     def check_unchanged(self) -> None:
@@ -334,7 +337,11 @@ def open_study(
     check_holdout(chosen, sets, plans)
     check_sources(sets, plans)
     group = f"{chosen.name}-{hashlib.blake2b(json.dumps(recipe.config).encode(), digest_size=4).hexdigest()}"
-    return OpenStudy(chosen, tuple(plans), output, group, sets, components, recipe.weights_dir)
+    command = f"megasr study run {RECIPE_FILE if recipe.declared else f'{name} --config {RECIPE_FILE}'}"
+    given = {"--seeds": seeds, "--steps": None if steps is None else [steps]}
+    options = [f"{option} {' '.join(map(str, values))}" for option, values in given.items() if values]
+    text = f"# {' '.join([command, *options])} --output FOLDER\n\n{recipe.text}"
+    return OpenStudy(chosen, tuple(plans), output, group, sets, components, recipe.weights_dir, text)
 
 
 @dataclass(frozen=True)

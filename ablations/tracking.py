@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import re
-import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,18 +14,18 @@ import torch
 
 from ablations.page import StudyPage
 from ablations.plan import RunPlan
-from ablations.results import RunResult
+from ablations.record import RECIPE_FILE, STUDY_FILE
+from ablations.results import CHECKPOINT, RunResult
 from ablations.wandb_report import save_report, study_media, study_summary
 from megasr.files import write_whole
 from megasr.guidance.registry import guidance_switches
 from megasr.images import to_uint8
-from megasr.tracking import WandbRuns, first_line
+from megasr.tracking import WandbRuns, first_line, log_artifact, logs_model, staged_in
 from megasr.training.monitor import heat_map
 
 _USE = "share of a site's features that each branch makes (one scale per column)"
 _LONGEST_TAG = 64  # W&B refuses longer ones
-
-
+_KEPT = (RECIPE_FILE, STUDY_FILE, "scores.csv", "results.csv", "results.json", "index.html")  # of a study
 _AGENT_FILE = "wandb_agent.json"
 
 
@@ -56,12 +55,16 @@ class Tracker:
     Args:
         group: the study's id; W&B groups its runs by it.
         tell: prints one line for the user.
+
+    Raises:
+        UsageError: W&B's variables say what is not known.
     """
 
     def __init__(self, group: str, tell: Callable[[str], None]) -> None:
         self._group = group
         self._tell = tell
         self._runs = WandbRuns(tell)
+        self._logs_model = logs_model()
 
     def open(self, plan: RunPlan, folder: Path) -> Any | None:
         """A WandbLogger whose run has started, or None when W&B is disabled or cannot be used (said in one line).
@@ -126,17 +129,22 @@ class Tracker:
 
         metrics = list(result.summary)
         table = wandb.Table(["key", *metrics], [[row["key"], *map(row.get, metrics)] for row in result.rows])
+        folder = Path(logger.save_dir)
         try:
-            run = logger.experiment
-            for key, views in images.items():
-                pictures = [wandb.Image(to_uint8(image), caption=f"{name} {key}") for name, image in views.items()]
-                run.log({f"test/pictures/{key}": pictures}, commit=False)
-            if strengths:
-                picture = heat_map(strengths, _USE)
-                run.log({"test/guidance_use": wandb.Image(picture, caption=_USE), **strengths}, commit=False)
-            run.log({"test/images": table, **{f"test/{name}": mean for name, mean in result.summary.items()}})
-            run.summary.update({"run_id": result.run_id, "protocol": result.protocol, "commit": result.commit})
-            run.finish()
+            with staged_in(folder):
+                run = logger.experiment
+                for key, views in images.items():
+                    pictures = [wandb.Image(to_uint8(image), caption=f"{name} {key}") for name, image in views.items()]
+                    run.log({f"test/pictures/{key}": pictures}, commit=False)
+                if strengths:
+                    picture = heat_map(strengths, _USE)
+                    run.log({"test/guidance_use": wandb.Image(picture, caption=_USE), **strengths}, commit=False)
+                run.log({"test/images": table, **{f"test/{name}": mean for name, mean in result.summary.items()}})
+                run.summary.update({"run_id": result.run_id, "protocol": result.protocol, "commit": result.commit})
+                if self._logs_model and (folder.parent / CHECKPOINT).is_file():  # else another run has trained for it
+                    files = [folder.parent / name for name in (CHECKPOINT, "config.yaml")]
+                    log_artifact(run, f"adapter-{result.run_id}", "model", files)
+                run.finish()
         except Exception as error:
             self._tell(f"W&B lost the end of {result.run_id} ({first_line(error)}); its results are on disk")
 
@@ -147,23 +155,22 @@ class Tracker:
 
         Args:
             page: the answer.
-            output: folder of the study, with contact_sheet.png, index.html and results.json; a copy of the last
-                becomes a file of the W&B run.
+            output: folder of the study; its recipe, tables and page become an artifact, from which the study can be run
+                again.
             config: what names the answer: study, primary metric, protocol.
         """
         logger = self._open(f"{self._group}-study", page.title, "study", [page.title], config, output / "wandb")
         if logger is None:
             return
         try:
-            run = logger.experiment
-            run.log(study_media(page, output / "contact_sheet.png", output / "index.html"))
-            run.summary.update(study_summary(page))
-            copied = shutil.copy(
-                output / "results.json", run.dir
-            )  # W&B alone would link to the file, which the next report replaces
-            run.save(copied, base_path=run.dir, policy="now")
-            entity, project = run.entity, run.project
-            run.finish()
+            with staged_in(output / "wandb"):
+                run = logger.experiment
+                run.log(study_media(page, output / "contact_sheet.png", output / "index.html"))
+                run.summary.update(study_summary(page))
+                files = (output / name for name in _KEPT)
+                log_artifact(run, self._group, "study", [path for path in files if path.is_file()])
+                entity, project = run.entity, run.project
+                run.finish()
         except Exception as error:
             self._tell(f"W&B lost the report ({first_line(error)}); it is on disk")
             return

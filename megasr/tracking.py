@@ -7,9 +7,11 @@ who is logged in, else offline (`wandb sync` sends the files in the run's folder
 from __future__ import annotations
 
 import configparser
+import contextlib
 import netrc
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -20,6 +22,8 @@ _MODES = {"online": "online", "offline": "offline", "disabled": "disabled", "run
 _CONNECT_S = 20
 _FLUSH = "x_transaction_log_flush_interval"  # seconds for which W&B keeps records in memory; 15 unless it is set
 PROJECT = "megasr"
+_LONGEST_NAME = 128  # of an artifact
+_LOG_MODEL = {"": False, "0": False, "false": False, "end": True, "1": True, "true": True}
 
 
 def wandb_mode() -> str:
@@ -28,6 +32,39 @@ def wandb_mode() -> str:
     if mode and mode not in _MODES:
         raise UsageError(f"WANDB_MODE is {mode!r}; known: {', '.join(_MODES)}")
     return _MODES.get(mode, "online" if _account() else "offline")
+
+
+def logs_model() -> bool:
+    """Whether WANDB_LOG_MODEL, which other trainers read too, asks for weights as W&B artifacts; not by default.
+
+    Raises:
+        UsageError: it is something else than end (or true) and false.
+    """
+    if (asked := os.environ.get("WANDB_LOG_MODEL", "").lower()) not in _LOG_MODEL:
+        raise UsageError(f"WANDB_LOG_MODEL is {asked!r}; known: end (weights are logged when a run ends), false")
+    return _LOG_MODEL[asked]
+
+
+def log_artifact(run: Any, name: str, kind: str, files: Iterable[Path]) -> None:
+    """Log files and folders as one W&B artifact of a run; what it needs to be sent is copied to where W&B stages."""
+    import wandb
+
+    artifact = wandb.Artifact(re.sub(r"[^\w.-]", "-", name)[:_LONGEST_NAME], type=kind)
+    for path in files:
+        (artifact.add_dir if path.is_dir() else artifact.add_file)(str(path), name=path.name)
+    run.log_artifact(artifact)
+
+
+@contextlib.contextmanager
+def staged_in(folder: Path | str) -> Iterator[None]:
+    """Keep what waits to be sent with the run's files: W&B would put it into the user's home."""
+    before = os.environ.get("WANDB_DATA_DIR")
+    os.environ.setdefault("WANDB_DATA_DIR", str(folder))
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["WANDB_DATA_DIR"]
 
 
 def describe_wandb() -> str:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
-import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -20,11 +19,11 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 from megasr.errors import MegaSRError
 from megasr.files import locked_folder, write_whole
 from megasr.guidance.registry import guidance_switches
-from megasr.tracking import WandbRuns, first_line
+from megasr.tracking import WandbRuns, first_line, log_artifact, logs_model, staged_in
 from megasr.training.callbacks import StepProgress
 from megasr.training.checkpoint import refuse_changes
 from megasr.training.folders import METRICS_FILE, read_rows, refuse_another_run
-from megasr.training.last_checkpoint import SAVE_EVERY_N_STEPS, FirstError, LastCheckpoint, find_last
+from megasr.training.last_checkpoint import LAST, SAVE_EVERY_N_STEPS, FirstError, LastCheckpoint, find_last
 
 WANDB_ID_FILE = "wandb_id.txt"
 
@@ -119,19 +118,19 @@ class RunWandbLogger(WandbLogger):
 
     Args:
         rows: of the earlier part of the run, from metrics.csv.
+        weights: the checkpoint that becomes an artifact when the training has ended; None logs none.
         arguments: of WandbLogger.
     """
 
-    def __init__(self, rows: list[dict[str, str]], **arguments: Any) -> None:
+    def __init__(self, rows: list[dict[str, str]], weights: Path | None = None, **arguments: Any) -> None:
         super().__init__(**arguments)
-        self._recorded = Recorded(rows)
+        self._recorded, self._weights = Recorded(rows), weights
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         """Log the numbers that were not logged yet; W&B makes one row of each step."""
         if new := self._recorded.fresh(metrics, step):
-            # W&B keeps a table's pictures in the user's home until they are sent; they belong to the run's files.
-            with _environment_default("WANDB_DATA_DIR", f"{self.save_dir}/wandb"):
+            with staged_in(f"{self.save_dir}/wandb"):  # the pictures of tables
                 self.experiment.log({**new, "trainer/global_step": step}, step=step)
 
     def log_hyperparams(self, *arguments: Any, **named: Any) -> None:
@@ -139,21 +138,13 @@ class RunWandbLogger(WandbLogger):
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """End the W&B run with the training."""
+        """End the W&B run with the training; what W&B raises must not hide how that ended."""
         super().finalize(status)
-        with contextlib.suppress(Exception):  # the training is done, or its own error is the one to be seen
+        with contextlib.suppress(Exception):
+            if status == "success" and self._weights is not None:
+                with staged_in(f"{self.save_dir}/wandb"):
+                    log_artifact(self.experiment, f"model-{self.experiment.id}", "model", [self._weights])
             self.experiment.finish(exit_code=0 if status == "success" else 1)
-
-
-@contextlib.contextmanager
-def _environment_default(name: str, value: str) -> Iterator[None]:
-    before = os.environ.get(name)
-    os.environ.setdefault(name, value)
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
 
 
 def open_loggers(
@@ -184,9 +175,10 @@ def _open_wandb(
         record.unlink(missing_ok=True)
     run_id = record.read_text().split()[:1] if record.is_file() else []
     columns = {**config, "guidance": guidance_switches(config.get("model") or {})}
+    weights = folder / LAST if logs_model() else None
     settings: dict[str, Any] = {"id": run_id[0] if run_id else None, "config": columns}
     logger: RunWandbLogger | None = WandbRuns(tell).open(
-        folder, RunWandbLogger, rows=rows if run_id else [], name=folder.resolve().name, **settings
+        folder, RunWandbLogger, rows=rows if run_id else [], weights=weights, name=folder.resolve().name, **settings
     )
     if logger is not None:
         write_whole(record, f"{logger.experiment.id}\n".encode())

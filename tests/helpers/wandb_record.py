@@ -24,3 +24,12 @@ def read_records(path: Path) -> list[dict[str, Any]]:
 def history(path: Path) -> list[dict[str, Any]]:
     """The rows of a run: key -> value; of a picture or table key.field -> value."""
     return [record["history"]["item"] for record in read_records(path) if record["type"] == "history"]
+
+
+def artifacts(path: Path) -> dict[str, dict[str, Path]]:
+    """Name of every artifact of a run -> name of a file in it -> where the file waits to be sent."""
+    logged = [record["artifact"] for record in read_records(path) if record["type"] == "artifact"]
+    return {
+        one["name"]: {entry["path"]: Path(entry["local_path"]) for entry in one["manifest"]["contents"]}
+        for one in logged
+    }

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 from megasr import cli
+from megasr.training.checkpoint import read_settings
 from megasr.training.folders import read_rows
 from tests.helpers.towers import random_tower
 from tests.helpers.training import prior_folder
-from tests.helpers.wandb_record import history, offline_runs, read_records
+from tests.helpers.wandb_record import artifacts, history, offline_runs, read_records
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 # Of one block, and of the heat map's rows.
@@ -99,8 +100,12 @@ def test_an_offline_run_holds_numbers_pictures_and_a_table(tmp_path: Path) -> No
     assert set(logged(read_rows(folder / "metrics.csv"), "step")) == scalars, "the CSV has the same numbers"
 
 
-def test_a_run_that_was_killed_goes_on_under_its_id_and_logs_nothing_twice(tmp_path: Path) -> None:
+def test_a_run_that_was_killed_goes_on_under_its_id_and_logs_nothing_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_LOG_MODEL", "end")
     assert cli.main(recipe(tmp_path, 3)) == 0
+    monkeypatch.delenv("WANDB_LOG_MODEL")
     shutil.copy(tmp_path / "last.ckpt", tmp_path / "kept")
     assert cli.main(recipe(tmp_path, 5, "--ckpt_path=last")) == 0
     before = read_rows(tmp_path / "metrics.csv")
@@ -110,6 +115,11 @@ def test_a_run_that_was_killed_goes_on_under_its_id_and_logs_nothing_twice(tmp_p
     records = offline_runs(tmp_path)
     assert len(records) == 4
     assert len({path.name for path in records}) == 1, "one id"
+    first, *others = map(artifacts, records)
+    (weights,) = first[f"model-{(tmp_path / 'wandb_id.txt').read_text().strip()}"].items()
+    assert weights[0] == "last.ckpt"
+    assert read_settings(weights[1])["global_step"] == 3
+    assert not any(name.startswith("model-") for logged in others for name in logged), "nobody has asked"
     parts = [history(path) for path in records]
     assert [[row["_step"] for row in part] for part in parts] == [[0, 1, 2], [3, 4], [5, 6, 7], [8]]
     rows = read_rows(tmp_path / "metrics.csv")

@@ -18,6 +18,7 @@ from rich.console import Console
 from ablations.execute import execute_run
 from ablations.page import StudyPage
 from ablations.plan import BICUBIC, RunPlan
+from ablations.record import RECIPE_FILE
 from ablations.report import write_report
 from ablations.results import METRICS_FILE, RunResult, StudyResult, read_losses
 from ablations.runner import open_study
@@ -108,6 +109,15 @@ def test_only_what_is_missing_is_run(copy: Path, finished: StudyResult) -> None:
     again = _run(copy)
     assert set(again.reused) == {run.run_id for run in finished.runs} - {lost}
     assert again.of("noise")[0].rows == finished.of("noise")[0].rows  # the same seed gives the same numbers
+
+
+def test_the_recipe_in_the_folder_is_the_study_again(copy: Path, finished: StudyResult) -> None:
+    assert len(_run(copy, steps=2).reused) == 6
+    command, _, text = (copy / "out" / RECIPE_FILE).read_text().partition("\n\n")
+    assert command == "# megasr study run tiny --config recipe.yaml --seeds 0 --steps 2 --output FOLDER"
+    assert text == (copy / "recipe.yaml").read_text()
+    again = _run(copy, recipe=copy / "out" / RECIPE_FILE)
+    assert again.runs == finished.runs and len(again.reused) == 6
 
 
 def test_another_protocol_measures_again(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:

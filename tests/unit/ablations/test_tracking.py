@@ -16,12 +16,14 @@ import torch
 
 from ablations.page import StudyPage, write_page
 from ablations.plan import RunPlan
-from ablations.results import RunResult
+from ablations.results import CHECKPOINT, RunResult
 from ablations.tracking import Tracker, join_sweep
 from megasr import tracking
+from megasr.errors import UsageError
+from megasr.files import write_whole
 from megasr.images import write_png
 from tests.helpers.study_page import study_page, with_pictures
-from tests.helpers.wandb_record import history, offline_runs, read_records
+from tests.helpers.wandb_record import artifacts, history, offline_runs, read_records
 
 PLAN = RunPlan(
     "study-canny-s0-1234", "study", "canny", 0, {"model": {"adapter": {"guidance": ["canny"]}, "seed": 0}}, "1234"
@@ -97,6 +99,31 @@ def test_an_offline_run_holds_config_group_tags_pictures_and_table(
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.parametrize("asked", ["end", ""])
+def test_adapters_are_artifacts_where_that_is_asked_for(
+    asked: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("WANDB_LOG_MODEL", asked)
+    folder = tmp_path / "run"
+    write_whole(folder / CHECKPOINT, b"weights")
+    write_whole(folder / "config.yaml", b"model: {}")
+    tracker = Tracker("study-abcd", pytest.fail)
+    tracker.close(tracker.open(PLAN, folder / "wandb"), RESULT, {}, {})
+    (record,) = offline_runs(folder)
+    logged = artifacts(record)
+    adapter = logged.pop(f"adapter-{PLAN.run_id}", None)
+    content = {name: path.read_bytes() for name, path in (adapter or {}).items()}
+    assert content == ({CHECKPOINT: b"weights", "config.yaml": b"model: {}"} if asked else {})
+    assert len(logged) == 1, "the table"
+    assert all(path.is_relative_to(folder) for files in logged.values() for path in files.values())
+
+
+def test_a_word_for_logging_weights_that_is_not_known_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_LOG_MODEL", "checkpoint")
+    with pytest.raises(UsageError, match="WANDB_LOG_MODEL is 'checkpoint'; known: end"):
+        Tracker("group", pytest.fail)
+
+
 def test_runs_of_an_agent_are_in_its_sweep_and_one_keeps_its_id(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -145,7 +172,10 @@ def test_the_run_of_a_study_holds_the_answer_and_is_one_however_often_it_is_repo
     assert (files / row["page.path"]).read_text() == (output / "index.html").read_text()
     assert {row[f"pictures/{key}.count"] for key in page.pictures["hq"]} == {len(page.pictures)}
     (output / "results.json").write_text("the next report")  # must not change what was logged
-    assert (files / "results.json").read_text() == '{"trust": "care"}'
+    kept = artifacts(first)["study-abcd"]
+    assert kept.keys() == {"results.json", "index.html"}, "what is there of the study's files"
+    assert kept["results.json"].read_text() == '{"trust": "care"}'
+    assert {path.is_relative_to(output) for files in artifacts(first).values() for path in files.values()} == {True}
     summary = json.dumps([record for record in read_records(first) if record["type"] == "summary"])
     assert page.trust in summary and page.ranking["label"][0] in summary
 
@@ -173,6 +203,8 @@ def test_failures_are_one_line_and_fall_back(monkeypatch: pytest.MonkeyPatch, tm
 
 def test_a_failure_at_the_end_does_not_lose_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
     class Broken:
+        save_dir = "run/wandb"
+
         @property
         def experiment(self) -> Any:
             raise OSError("No space left on device")
