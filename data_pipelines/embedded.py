@@ -8,6 +8,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import torch
 
 from data_pipelines.data_module import EVAL_SEED, Backend, SRDataModule
 from data_pipelines.photos import EVAL_PHOTOS, TRAIN_PHOTOS, grid_crops, load_photo
@@ -105,6 +106,11 @@ class SceneDataModule(SRDataModule):
             pool = render_pool(self.pool, self.seed, self.eval_crop_size_px)
             return pool_sample(pool, draw, self.seed, self.crop_size_px, self.patches)
         return scene_sample(f"scene/{draw}", draw, self.seed, self.crop_size_px)
+
+    def train_dataloader(self) -> torch.utils.data.DataLoader:
+        if self.pool and self.num_workers:  # the loader's processes are forked with it, and none renders its own
+            render_pool(self.pool, self.seed, self.eval_crop_size_px)
+        return super().train_dataloader()
 
     def eval_sample(self, index: int) -> Sample:
         return scene_sample(self.eval_key(index), index, EVAL_SEED, self.eval_crop_size_px)

@@ -12,6 +12,7 @@ import torch
 from data_pipelines.embedded import SceneDataModule, WorldDataModule
 from data_pipelines.photos import TRAIN_PHOTOS
 from data_pipelines.scenes.rendering import SEGMENT_CLASSES, SEGMENT_COLORS, crop_scene, render_scene, segmentation_rgb
+from data_pipelines.scenes.source import render_pool
 from megasr.errors import UsageError
 from megasr.images import write_png
 
@@ -54,6 +55,15 @@ def test_a_pool_is_cropped_with_its_maps() -> None:
         colours = torch.from_numpy(segmentation_rgb(part.segmentation)).permute(2, 0, 1)
         assert torch.equal(sample.maps["oracle_segmentation"], colours.flip(-1) if flip else colours)
     assert len(set(mirrored)) == 2
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_the_loaders_processes_are_given_the_pool(num_workers: int) -> None:
+    render_pool.cache_clear()
+    loader = SceneDataModule(**SMALL, batch_size=2, train_samples=4, num_workers=num_workers).train_dataloader()
+    assert render_pool.cache_info().currsize == num_workers, "rendered before a process is started"
+    assert len([batch["keys"] for batch in loader]) == 2
+    assert render_pool.cache_info().misses == 1
 
 
 def test_a_pool_is_a_function_of_the_seed_and_the_draw() -> None:
