@@ -26,8 +26,7 @@ def describe_hypotheses(study: Study) -> str:
     lines = [study.question, f"compared with {study.reference.name}: {study.reference.description}"]
     for ablation in study.ablations:
         kind = study.controls.get(ablation.name)
-        marks = [f"{kind} control"] * (kind is not None) + ["no training"] * (not ablation.retrains)
-        name = f"{ablation.name} ({', '.join(marks)})" if marks else ablation.name
+        name = f"{ablation.name} ({kind} control)" if kind else ablation.name
         lines += [
             f"{name}: {ablation.description}",
             f"    expected: {ablation.hypothesis or 'nothing was written down'}",

@@ -16,7 +16,6 @@ from megasr.plugins import Registry
 Control = Literal["negative", "positive"]
 Config = dict[str, Any]  # nested: section -> field -> value, as in the recipe's YAML
 BICUBIC = "bicubic"  # the baseline of every study
-SAMPLING = "model.sampler"  # changes inside it need no training of their own
 _NAME = re.compile(r"[a-z0-9][a-z0-9_+-]*")  # names become folders and run ids
 
 
@@ -44,11 +43,6 @@ class Ablation:
 
     def __post_init__(self) -> None:
         _check_name("ablation", self.name)
-
-    @property
-    def retrains(self) -> bool:
-        """Whether it changes more than the sampler, and so needs a training of its own."""
-        return not all(_inside(path, (SAMPLING,)) for path in self.changes)
 
 
 def change(name: str, changes: Mapping[str, Any], description: str, hypothesis: str = "") -> Ablation:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from ablations.registry import SAMPLING as SAMPLER
 from ablations.registry import Ablation, Study, change, register
 
+_SAMPLER = "model.sampler"
 _AS_TRAINED: dict[str, Any] = {
     "num_steps": 4, "start": "lq", "start_fraction": 0.8, "guidance_scale": 1.0, "positive_prompt": "",
     "negative_prompt": "",
@@ -16,7 +16,7 @@ _POSITIVE, _NEGATIVE = "clean, high-resolution, 8k", "dotted, noise, blur, lowre
 
 
 def _sampled(name: str, description: str, hypothesis: str, **fields: Any) -> Ablation:
-    return change(name, {f"{SAMPLER}.{field}": value for field, value in fields.items()}, description, hypothesis)
+    return change(name, {f"{_SAMPLER}.{field}": value for field, value in fields.items()}, description, hypothesis)
 
 
 SAMPLING = register(

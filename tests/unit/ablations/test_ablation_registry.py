@@ -89,5 +89,5 @@ def test_a_module_of_one_s_own_adds_a_study(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("MEGASR_IMPORT", "my_studies")
     monkeypatch.setattr(STUDIES, "_entries", dict(STUDIES._entries))
-    assert get_study("my_study").ablations[0].retrains is False
+    assert get_study("my_study").ablations[0].hypothesis == "Worse."
     assert list(studies())[-1] == "my_study" and "prior_selection" in studies()
