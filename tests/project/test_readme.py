@@ -15,7 +15,7 @@ from tests.helpers.documents import FENCED, FOLDERS, documents, fenced, inline
 from tests.helpers.sources import ROOT, sources
 
 # What a run writes, or git does not hold.
-GENERATED = ("runs/", ".venv/", "photo.png", "sr.png")
+GENERATED = ("runs/", ".venv/", "photo.png", "sr.png", "recipe.yaml")
 IS_FILE = re.compile(r"[\w.-]+(/[\w.-]+)*/?")
 CODE = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
 RECIPES = sorted((ROOT / "experiments").rglob("*.yaml"))
