@@ -59,7 +59,8 @@ _HELP = {
     "min_sharpness": "less sharp training images are left out and counted (see data_pipelines.filters).",
     "max_damaged": "share of the training images that may be damaged before the run stops; until then they are left out"
     " and counted.",
-    "cache_dir": "where copies are kept of what cannot be read in ranges; None is the user's cache folder.",
+    "cache_dir": "where copies are kept of remote indices and of what cannot be read in ranges; None is the user's"
+    " cache folder.",
     "cache_gb": "size of these copies of a set together, in 1e9 bytes.",
 }
 

@@ -16,7 +16,7 @@ from data_pipelines.samples import Sample, UnusableSampleError
 from data_pipelines.shards.fields import decode_sample
 from data_pipelines.shards.manifest import MANIFEST, Manifest, ShardEntry
 from data_pipelines.shards.storage import MissingFileError, ShortReadError, open_storage
-from data_pipelines.shards.tar import IndexedSample, digest, index_name, load_index
+from data_pipelines.shards.tar import IndexedSample, Samples, digest, index_name, open_index
 from megasr.errors import MegaSRError, UsageError
 
 _MIN_INDICES = 8  # kept in memory
@@ -80,7 +80,8 @@ class ShardSource:
 
     Args:
         url: a folder, a pipe: command, or a URL that fsspec reads (see open_storage).
-        cache_dir: where copies are kept of what cannot be read in ranges; None is the user's cache folder.
+        cache_dir: where copies are kept of remote indices and of what cannot be read in ranges; None is the user's
+            cache folder.
         cache_gb: size of these copies together, in 1e9 bytes.
         shuffle_shards: number of shards between which samples are shuffled. As many indices are kept in memory.
 
@@ -198,12 +199,17 @@ class ShardSource:
         number, position = self.draws.locate(index)
         position += self.starts[number] if self.starts else 0
         shard = self.manifest.shards[number]
+        name = f"{shard.name}#{position}"  # without its index a sample has no key
         try:
-            return shard, self._index(number)[position]
-        except _IndexError as error:  # without its index a sample has no key
-            raise UnusableSampleError(f"{shard.name}#{position}", *error.args) from error
+            samples = self._index(number)
+        except _IndexError as error:
+            raise UnusableSampleError(name, *error.args) from error
+        try:
+            return shard, samples[position]
+        except MegaSRError as error:
+            raise UnusableSampleError(name, "damaged index", str(error)) from error
 
-    def _load_index(self, number: int) -> list[IndexedSample]:
+    def _load_index(self, number: int) -> Samples:
         shard = self.manifest.shards[number]
         name = index_name(shard.name)
         try:
@@ -211,11 +217,9 @@ class ShardSource:
         except MissingFileError as error:
             raise _IndexError("missing index", str(error)) from error
         try:
-            samples, sha256 = load_index(content.decode(), name)
+            samples, sha256 = open_index(content.decode(), name)
         except (UnicodeDecodeError, MegaSRError) as error:
             raise _IndexError("damaged index", str(error)) from error
         if len(samples) != shard.samples or sha256 not in ("", shard.sha256):
             raise _IndexError("wrong index", f"{name} does not belong to the {shard.name} of the manifest")
-        if len({sample.key for sample in samples}) < len(samples):
-            raise _IndexError("wrong index", f"{name} lists a sample twice")
         return samples

@@ -85,7 +85,7 @@ class FileCache:
 
 
 class Storage:
-    """Files of one place, by name. Where has_ranges is False, whole files are copied to the cache.
+    """Files of one place, by name. Remote indices are copied to the cache, and shards where has_ranges is False.
 
     Pickled and forked objects make their connections and open files anew.
     """
@@ -107,7 +107,8 @@ class Storage:
         if self.has_ranges:
             content = self._cat(name, start, end)
         else:
-            with self._open_copy(name, version) as file:
+            assert self.cache is not None
+            with self.cache.open(name, version, partial(self._fetch, name)) as file:
                 file.seek(start)
                 content = file.read(end - start)
         if len(content) < end - start:
@@ -117,19 +118,19 @@ class Storage:
         return content
 
     def read_all(self, name: str, version: str = "") -> bytes:
-        """A whole small file. Without a version no copy of it is kept or used.
+        """A whole small file; with a version, a remote one is fetched once per machine and not by every worker.
 
         Raises:
             MissingFileError, MegaSRError: see read.
         """
-        if self.has_ranges or not version:
+        if self.cache is None or not version:
             return self._cat(name)
-        with self._open_copy(name, version) as file:
-            return file.read()
 
-    def _open_copy(self, name: str, version: str) -> BinaryIO:
-        assert self.cache is not None
-        return self.cache.open(name, version, partial(self._fetch, name))
+        def fetch(file: BinaryIO) -> None:
+            file.write(self._cat(name))
+
+        with self.cache.open(name, version, fetch) as file:
+            return file.read()
 
     def _cat(self, name: str, start: int | None = None, end: int | None = None) -> bytes:
         """A range of a file, or all of it."""
@@ -310,7 +311,8 @@ def open_storage(url: str, cache_dir: Path | None = None, cache_gb: float = 50) 
     Args:
         url: a local folder, pipe:COMMAND with {name} in it (see PipeStorage), or any URL that fsspec reads:
             http(s)://, s3:// with s3fs, gs:// with gcsfs, hf://, ...
-        cache_dir: where copies are kept of what cannot be read in ranges; None is the user's cache folder.
+        cache_dir: where copies are kept of remote indices and of what cannot be read in ranges; None is the user's
+            cache folder.
         cache_gb: size of all copies of this URL together, in 1e9 bytes.
 
     Raises:

@@ -9,7 +9,7 @@ import tarfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 from urllib.parse import quote, unquote
 
 import webdataset
@@ -19,6 +19,7 @@ from megasr.errors import MegaSRError
 from megasr.files import file_sha256, open_whole, write_whole
 
 INDEX_FORMAT = "megasr-shard-index-1"
+_NOT_AN_INDEX = (ValueError, TypeError, KeyError, AttributeError, RecursionError)  # what parsing one raises
 _META = re.compile(r"__[^/]*__($|/)")  # what webdataset skips
 
 
@@ -76,22 +77,71 @@ def load_index(text: str, where: str) -> tuple[list[IndexedSample], str]:
     """(samples in the order of the tar, sha256 of the tar) of the index file at `where`.
 
     Raises:
-        MegaSRError: the text is not an index, or is damaged.
+        MegaSRError: the text is not an index, is damaged, or lists a sample twice.
     """
     try:
         content = json.loads(text)
         if content["format"] != INDEX_FORMAT:
             raise ValueError(f"format is {content['format']!r}, this version reads {INDEX_FORMAT!r}")
-        rows = text.partition("[\n")[2].removesuffix("\n]}\n")
+        rows = _split_index(text)[1]
         if content.get("digest", digest(rows.encode())) != digest(rows.encode()):  # older versions wrote none
             raise ValueError("its samples are not those that were written")
-        samples = [
-            IndexedSample(_checked_key(key), {name: _checked_member(*values) for name, values in files.items()})
-            for key, files in content["samples"]
-        ]
+        samples = [_indexed_sample(row) for row in content["samples"]]
+        if len({sample.key for sample in samples}) < len(samples):
+            raise ValueError("it lists a sample twice")
         return samples, str(content["sha256"])
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise MegaSRError(f"{where}: not the index of a shard ({error!r}); `megasr shards verify` says more") from error
+    except _NOT_AN_INDEX as error:
+        raise _not_an_index(where, error) from error
+
+
+def open_index(text: str, where: str) -> tuple[Samples, str]:
+    """load_index for those who need few of many samples: each is parsed when it is asked for.
+
+    A worker of a large training shows less than a hundredth of the samples of every index that it opens.
+
+    Raises:
+        MegaSRError: see load_index. A single sample that cannot be used raises when it is asked for.
+    """
+    head, rows = _split_index(text)
+    try:
+        content, lines = json.loads(f"{head}[]}}"), rows.split(",\n")
+        whole = content["format"] == INDEX_FORMAT and content["digest"] == digest(rows.encode())
+        if whole and rows and len({line.partition('", {')[0] for line in lines}) == len(lines):
+            return _LazySamples(lines, where), str(content["sha256"])
+    except _NOT_AN_INDEX:
+        pass
+    return load_index(text, where)  # an older one, an empty one, or one that is damaged: it says how
+
+
+class _LazySamples(Sequence[IndexedSample]):
+    """Samples of an index, as lines of JSON."""
+
+    def __init__(self, lines: list[str], where: str) -> None:
+        self.lines, self.where = lines, where
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+    def __getitem__(self, number: Any) -> Any:
+        try:
+            return _indexed_sample(json.loads(self.lines[number]))
+        except _NOT_AN_INDEX as error:
+            raise _not_an_index(self.where, error) from error
+
+
+def _split_index(text: str) -> tuple[str, str]:
+    """(what comes before the list of samples, one line per sample) of what dump_index has written."""
+    head, _, rows = text.partition("[\n")
+    return head, rows.removesuffix("\n]}\n")
+
+
+def _not_an_index(where: str, error: Exception) -> MegaSRError:
+    return MegaSRError(f"{where}: not the index of a shard ({error!r}); `megasr shards verify` says more")
+
+
+def _indexed_sample(row: Any) -> IndexedSample:
+    key, files = row
+    return IndexedSample(_checked_key(key), {name: _checked_member(*values) for name, values in files.items()})
 
 
 def _checked_key(key: str) -> str:

@@ -145,13 +145,16 @@ def test_the_same_bytes_from_everywhere(folder: Path, server: Server, tmp_path: 
     assert list(loader) == [sample_files(number)[0] for number in range(5)]
 
 
-def test_http_with_ranges_asks_for_a_sample_at_once_and_keeps_no_copy(server: Server, tmp_path: Path) -> None:
+def test_http_with_ranges_asks_for_a_sample_at_once_and_keeps_indices_alone(server: Server, tmp_path: Path) -> None:
     source = ShardSource(f"{server.url}/ranges", tmp_path / "cache")
     source.read(0)
     server.asked.clear()
     source.read(1)
     assert server.asked == {"/ranges/shard-000000.tar": 1}, "image and tags are one request"
-    assert not (tmp_path / "cache").exists()
+    ShardSource(f"{server.url}/ranges", tmp_path / "cache").key(2)
+    assert server.asked["/ranges/shard-000000.index.json"] == 0, "other workers of the machine have the copy"
+    (name,) = copies(source.storage.cache)
+    assert name.endswith("-shard-000000.index.json")
 
 
 def test_http_without_ranges_fetches_a_file_once(server: Server, tmp_path: Path) -> None:

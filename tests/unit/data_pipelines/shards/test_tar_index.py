@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 import tarfile
 from collections.abc import Callable, Iterable
@@ -18,6 +19,7 @@ from data_pipelines.shards.tar import (
     dump_index,
     encode_key,
     load_index,
+    open_index,
     scan_tar,
 )
 from megasr.errors import MegaSRError
@@ -49,6 +51,8 @@ def test_a_key_survives_the_tar(key: str) -> None:
     text = dump_index([sample], "x.tar", "abc")
     for index in (text, re.sub(r', "digest": "\w+"', "", text)):  # as older versions wrote it
         assert load_index(index, "x.index.json") == ([sample], "abc")
+        samples, sha256 = open_index(index, "x.index.json")
+        assert ([*samples], sha256) == ([sample], "abc")
 
 
 def test_scan_of_a_tar_by_webdataset_finds_what_webdataset_finds(tmp_path: Path) -> None:
@@ -131,5 +135,34 @@ def test_a_negative_size_does_not_hang() -> None:
     ],
 )
 def test_refuses_what_is_no_index(text: str) -> None:
-    with pytest.raises(MegaSRError, match=r"x\.index\.json: "):
-        load_index(text, "x.index.json")
+    for read in (load_index, open_index):
+        with pytest.raises(MegaSRError, match=r"x\.index\.json: "):
+            read(text, "x.index.json")
+
+
+def test_an_opened_index_parses_what_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    samples = [IndexedSample(f'"{n}", {{', {"jpg": Member(512 * n, n, "d")}) for n in range(100)]
+    text = dump_index(samples, "x.tar", "abc")
+    parsed: list[str] = []
+    loads = json.loads
+    monkeypatch.setattr(json, "loads", lambda line: (parsed.append(line), loads(line))[1])
+    opened, sha256 = open_index(text, "x.index.json")
+    assert (len(opened), sha256, len(parsed)) == (100, "abc", 1), "the head alone"
+    assert opened[41] == samples[41]
+    assert len(parsed) == 2
+    assert sum(map(len, parsed)) < len(text) / 10
+    with pytest.raises(IndexError):
+        opened[100]
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_small_indices_are_opened(count: int) -> None:
+    samples = [IndexedSample("a", {"jpg": Member(512, 3)})] * count
+    assert [*open_index(dump_index(samples, "x.tar"), "x.index.json")[0]] == samples
+
+
+def test_a_sample_that_is_listed_twice_is_refused() -> None:
+    text = dump_index([IndexedSample("a", {"jpg": Member(512, size)}) for size in (3, 4)], "x.tar")
+    for read in (load_index, open_index):
+        with pytest.raises(MegaSRError, match="it lists a sample twice"):
+            read(text, "x.index.json")
