@@ -37,7 +37,7 @@ class ShardOrder:
         self.samples = tuple(samples)
         self.window = window
         self.firsts = (0, *accumulate(samples))  # the index of every shard's first sample, and the number of all
-        self._epoch = lru_cache(2)(self._shuffle_shards)
+        self.shards = lru_cache(2)(self._shuffle_shards)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.samples, self.window)
@@ -45,7 +45,7 @@ class ShardOrder:
     def __call__(self, draw: int, seed: int) -> int:
         """The image of training draw `draw`: each once per epoch, a function of (seed, draw)."""
         epoch, position = divmod(draw, self.firsts[-1])
-        shards, starts = self._epoch(epoch, seed)
+        shards, starts = self.shards(epoch, seed)
         window = (bisect_right(starts, position) - 1) // self.window * self.window
         begin, end = starts[window], starts[min(window + self.window, len(shards))]
         place = begin + permuted(position - begin, end - begin, seed, "window", epoch, window)

@@ -2,11 +2,13 @@
 
     python -m experiments.benchmarks.shard_order --output shard_order.json
 
-A set of 10,000 shards of 10,000 images is described by its manifest and the indices of one window of shards; there are
-no images. For one rank after another the data module makes the loader that a training would have, and the image of
-every draw of every batch is counted, over all ranks. Half an hour on one core, nearly all of it that count.
+A set of 10,000 shards of 10,000 images is described by its manifest and the index of one shard; there are no images.
+For one rank after another the data module makes the loader that a training would have, and its draws are counted. The
+draws of a window of shards show the images of these shards: in some windows all of them are looked up (--windows 625
+looks up those of all windows, which takes a core twelve minutes).
 
-    counted     how often images came in an epoch of all ranks together, and how many each rank and each worker showed
+    drawn       how often every draw of an epoch came, of all ranks together, and how many each rank and worker had
+    shown       how often every shard came in an epoch, and every image of the windows that were looked up
     resumed     after half an epoch: the next batches of all ranks, on as many ranks and on others
     rank        what every process of the training spends: opening the set, the order of the next epoch, a draw
     index       what every worker spends on one window: indices whose samples are parsed when they are asked for
@@ -18,15 +20,15 @@ from __future__ import annotations
 import argparse
 import itertools
 import statistics
-import sys
 import tempfile
 import time
 import tracemalloc
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+
+import numpy as np
 
 from data_pipelines.datamodules import ShardDataModule
 from data_pipelines.shards.manifest import MANIFEST, ShardEntry, write_manifest
@@ -82,35 +84,52 @@ def batches(data: ShardDataModule, rank: int, ranks: int, steps: int = 0) -> Ite
     return iter(data.train_dataloader().batch_sampler)
 
 
-def count(data: ShardDataModule, ranks: int, workers: int, say: Callable[[str], None]) -> dict[str, Any]:
-    """One pass over the set, by all ranks: the epoch, then the step in which its last images come.
+def draw_all(data: ShardDataModule, ranks: int, workers: int) -> dict[str, Any]:
+    """The draws of one pass over the set, by all ranks: an epoch, then the step in which the last images come.
 
     torch gives batch b of a rank to worker b modulo the number of workers.
     """
     assert data.train_source is not None
-    total, order, seed = len(data.train_source), data.train_source.order, data.seed
-    seen = bytearray(total)
+    total = len(data.train_source)
     steps = total // (data.batch_size * ranks)
-    of_ranks, of_workers = [], []
+    times, of_ranks, of_workers = np.zeros((steps + 1) * data.batch_size * ranks, np.uint8), [], []
     for rank in range(ranks):
-        shown = [0] * workers
-        for number, draws in enumerate(batches(data, rank, ranks)):
-            shown[number % workers] += len(draws)
-            for draw in draws:
-                seen[order(draw, seed)] += 1
-        for draw in next(batches(data, rank, ranks, steps)):
-            if draw < total:  # the others are of the next epoch
-                seen[order(draw, seed)] += 1
-        of_ranks.append(sum(shown))
-        of_workers += shown
-        if rank % 8 == 7:
-            say(f"{rank + 1} of {ranks} ranks, {total - seen.count(0)} of {total} images")
+        epoch = [*batches(data, rank, ranks)]
+        of_workers += [sum(map(len, epoch[worker::workers])) for worker in range(workers)]
+        of_ranks.append(sum(map(len, epoch)))
+        np.add.at(times, [*itertools.chain.from_iterable(epoch), *next(batches(data, rank, ranks, steps))], 1)
     return {
-        "images": total,
-        "images_by_times_seen": {str(times): found for times, found in sorted(Counter(seen).items())},
-        "images_of_a_rank": _ends(of_ranks),
-        "images_of_a_worker": _ends(of_workers),
+        "draws_by_times": _by_times(times[:total]),
+        "draws_of_a_rank": _ends(of_ranks),
+        "draws_of_a_worker": _ends(of_workers),
     }
+
+
+def show_some(source: ShardSource, seed: int, windows: int, epoch: int = 1) -> dict[str, Any]:
+    """The images of all draws of some windows of an epoch, evenly spaced."""
+    order, total = source.draws, len(source)
+    shards, starts = order.shards(epoch, seed)
+    count = -(-len(shards) // order.window)
+    chosen = np.unique(np.linspace(0, count - 1, min(windows, count)).round().astype(int)).tolist()
+    times, inside = np.zeros(total, np.uint8), np.zeros(total, bool)
+    for first in (number * order.window for number in chosen):
+        end = min(first + order.window, len(shards))
+        for shard in shards[first:end]:
+            inside[order.firsts[shard] : order.firsts[shard + 1]] = True
+        draws = range(epoch * total + starts[first], epoch * total + starts[end])
+        np.add.at(times, [order(draw, seed) for draw in draws], 1)
+    return {
+        "shards_by_times": _by_times(np.bincount(shards, minlength=len(order.samples))),
+        "windows": count,
+        "windows_looked_up": len(chosen),
+        "images_by_times": _by_times(times[inside]),
+        "images_of_other_windows": int(times[~inside].sum()),
+    }
+
+
+def _by_times(times: np.ndarray) -> dict[str, int]:
+    """How many came never, once, twice, ..."""
+    return {str(n): int(count) for n, count in enumerate(np.bincount(times)) if count}
 
 
 def _ends(numbers: list[int]) -> dict[str, int]:
@@ -205,6 +224,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=12, help="of a rank")
     parser.add_argument("--batch-size", type=int, default=8, help="of a rank")
     parser.add_argument("--shuffle-shards", type=int, default=16)
+    parser.add_argument("--windows", type=int, default=20, help="of shards, whose images are all looked up")
     parser.add_argument("--output", type=Path, help="file for the JSON")
     arguments = parser.parse_args()
     settings = {name: value for name, value in vars(arguments).items() if name != "output"}
@@ -217,9 +237,8 @@ def main() -> None:
         data, again = (make_data(folder, batch_size=arguments.batch_size, shuffle_shards=window) for _ in range(2))
         half = len(ShardSource(url)) // (2 * arguments.batch_size * arguments.ranks)
         results["resumed"] = resume(data, again, arguments.ranks, arguments.other_ranks, half)
-        begin = time.perf_counter()
-        counted = count(data, arguments.ranks, arguments.workers, lambda text: print(text, file=sys.stderr, flush=True))
-        results["counted"] = counted | {"s": round(time.perf_counter() - begin)}
+        results["drawn"] = draw_all(data, arguments.ranks, arguments.workers)
+        results["shown"] = show_some(ShardSource(url, shuffle_shards=window), data.seed, arguments.windows)
     publish("shard_order", settings, results, arguments.output)
 
 
