@@ -25,7 +25,7 @@ from megasr.files import write_whole
 from megasr.rng import numpy_generator
 
 REFERENCE = Path(__file__).parent / "reference"
-BEGIN, END = "<!-- reference -->", "<!-- /reference -->"
+BLOCK = "reference"
 BICUBIC = "bicubic"
 SHOWN = {"survival": "none", "parts": "controlnet_only"}  # folder -> ablation that all others are compared with
 COMPARED = ("ssim_y", "fsim")  # fidelity of pixels and of structure
@@ -135,13 +135,19 @@ def _text(interval: Interval, sign: str = "") -> str:
     return f"{mean} [{low}, {high}]"
 
 
-def replace_block(text: str, block: str) -> str:
-    """The text with what stands between the marks replaced. Raises UsageError when the marks are missing."""
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise UsageError(f"no {BEGIN} followed by {END}: nowhere to write the tables")
-    return f"{before}{BEGIN}\n{block}\n{END}{after}"
+def replace_block(text: str, block: str, name: str = BLOCK) -> str:
+    """The text with what stands between the marks `name` replaced. Raises UsageError when the marks are missing."""
+    begin, end = marks(name)
+    before, found, rest = text.partition(begin)
+    _, closed, after = rest.partition(end)
+    if not found or not closed:
+        raise UsageError(f"no {begin} followed by {end}: nowhere to write the tables")
+    return f"{before}{begin}\n{block}\n{end}{after}"
+
+
+def marks(name: str) -> tuple[str, str]:
+    """The lines between which a document holds generated tables."""
+    return f"<!-- {name} -->", f"<!-- /{name} -->"
 
 
 def main() -> None:

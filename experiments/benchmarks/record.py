@@ -1,4 +1,4 @@
-"""What every benchmark writes beside its numbers: where and when, with which versions, they were measured."""
+"""Records of benchmarks: where and when, with which versions, numbers were measured."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from megasr.errors import UsageError
+
+RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "numpy", "opencv-python-headless", "pillow", "pyiqa")
 
 
@@ -39,6 +42,15 @@ def publish(benchmark: str, settings: dict[str, Any], results: dict[str, Any], o
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(text + "\n")
+
+
+def read_record(benchmark: str) -> dict[str, Any]:
+    """The newest kept record of a benchmark. Raises UsageError when there is none."""
+    records = sorted(RESULTS.glob(f"{benchmark}--*.json"), key=lambda path: path.stem.rpartition("--")[2])
+    if not records:
+        raise UsageError(f"{RESULTS} holds no record of {benchmark}: run python -m experiments.benchmarks.{benchmark}")
+    record: dict[str, Any] = json.loads(records[-1].read_text())
+    return record
 
 
 def _versions() -> dict[str, str]:

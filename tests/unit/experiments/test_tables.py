@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from experiments.tables import BEGIN, END, make_tables, read_scores
+from experiments.tables import BLOCK, make_tables, marks, read_scores
 
 
 def test_readme_holds_the_tables_of_the_kept_results(root: Path) -> None:
-    _, _, rest = (root / "docs/results.md").read_text().partition(f"{BEGIN}\n")
-    block, end, _ = rest.partition(f"\n{END}")
+    begin, close = marks(BLOCK)
+    _, _, rest = (root / "docs/results.md").read_text().partition(f"{begin}\n")
+    block, end, _ = rest.partition(f"\n{close}")
     assert end, "README has no tables"
     assert block == make_tables(), "run: python -m experiments.tables --write docs/results.md"
 
