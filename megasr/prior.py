@@ -22,7 +22,7 @@ from megasr.files import identify_folder
 from megasr.images import to_signed
 from megasr.provenance import weights_digest
 from megasr.semantics.text import Text, TextEncoder, TextStates, load_text_encoder
-from megasr.weights.local import denoiser_folder, downsampling, find_prior, native_px, size_multiple
+from megasr.weights.local import denoiser_folder, downsampling, find_prior, is_sdxl, native_px, size_multiple
 
 # Denoisers and schedulers by their classes in diffusers, as they go together.
 DENOISERS = {"UNet2DConditionModel": "DDPMScheduler", "SD3Transformer2DModel": "FlowMatchEulerDiscreteScheduler"}
@@ -75,9 +75,12 @@ class Prior(nn.Module):
     ) -> torch.Tensor:
         """Prediction (B, C, h, w) for z_t at `timesteps` (B,), by the prior or a `denoiser` derived from its own."""
         model, times = self.unet if denoiser is None else denoiser, self.schedule.model_timesteps(timesteps)
-        if isinstance(text, TextStates):
+        if not isinstance(text, TextStates):
+            return model(z_t, times, text).sample
+        if isinstance(self.schedule, Flow):
             return model(z_t, text.states, pooled_projections=text.pooled, timestep=times).sample
-        return model(z_t, times, text).sample
+        added = {"text_embeds": text.pooled, "time_ids": time_ids(z_t, self.downsampling)}
+        return model(z_t, times, text.states, added_cond_kwargs=added).sample
 
     def to_z0(self, prediction: torch.Tensor, z_t: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         """The estimate of the clean latent."""
@@ -116,6 +119,16 @@ class Prior(nn.Module):
         return weights_digest(self, json.dumps(schedule).encode())[:12]
 
 
+def time_ids(z: torch.Tensor, downsampling: int) -> torch.Tensor:
+    """SDXL's size conditions (2307.01952, section 2.2) of latents (B, C, h, w) -> (B, 6) float32.
+
+    Height and width in px before the crop, the crop's top and left, and its height and width; every image or tile
+    counts as uncropped.
+    """
+    height, width = (float(side * downsampling) for side in z.shape[-2:])
+    return torch.tensor([height, width, 0.0, 0.0, height, width], device=z.device).expand(len(z), -1)
+
+
 def encode_images(vae: Any, image: torch.Tensor) -> torch.Tensor:
     """(B, 3, H, W) in [0, 1] -> z (the mode of the posterior: evaluation must not depend on a draw)."""
     encoded = vae.encode(to_signed(image).to(vae.dtype))
@@ -140,13 +153,14 @@ def load_prior(source: str = "tiny") -> Prior:
     folder = find_prior(source)
     part = denoiser_folder(folder)
     needed = ["model_index.json", "vae", part, "text_encoder", "scheduler"]
-    if part == "transformer":
+    if part == "transformer" or is_sdxl(folder):
         needed += ["tokenizer", "text_encoder_2", "tokenizer_2"]
         needed += ["tokenizer_3"] * (folder / "text_encoder_3").exists()
     absent = [name for name in needed if not (folder / name).exists()]
     if absent:
         absent = ["unet or transformer" if name == "unet" else name for name in absent]
-        raise MegaSRError(f"prior {source!r}: {folder} is not a diffusers folder, it lacks {', '.join(absent)}")
+        hint = "; SDXL's refiner is no prior, use its base" if is_sdxl(folder) and "text_encoder" in absent else ""
+        raise MegaSRError(f"prior {source!r}: {folder} is not a diffusers folder, it lacks {', '.join(absent)}{hint}")
     logging.getLogger("diffusers").setLevel(logging.ERROR)
     try:
         # The libraries draw initial weights before they load the real ones.

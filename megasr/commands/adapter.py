@@ -11,7 +11,7 @@ from megasr.commands.upscale import add_model_options, add_tile_option, check_po
 from megasr.errors import split_names
 from megasr.training.folders import find_checkpoint
 
-_PRIOR = "`tiny`, `sd21-base`, `sd35-medium`, a diffusers folder or a hub id"
+_PRIOR = "`tiny`, `sd21-base`, `sdxl-base`, `sd35-medium`, a diffusers folder or a hub id"
 
 
 def add_parser(commands: Any) -> None:
@@ -37,7 +37,7 @@ def add_parser(commands: Any) -> None:
     text = "count trained and frozen parameters of an adapter, part by part, and its sites"
     params = commands.add_parser("params", help="count trained and frozen parameters", description=text)
     params.add_argument(
-        "--prior", default="sd21-base", help=f"{_PRIOR} (default: sd21-base; it and sd35-medium need no weights)"
+        "--prior", default="sd21-base", help=f"{_PRIOR} (default: sd21-base; the sd* names need no weights)"
     )
     params.add_argument("--guidance", nargs="*", default=[], metavar="TYPE", help="guidance types that are fused")
     params.add_argument("--image", action="store_true", help="with CSM's visual branch")

@@ -14,7 +14,9 @@ from megasr.networks.msfm import MapGroups
 from megasr.networks.sites import AdaptedModel, SiteCondition, embed_time, run_encoder, run_middle
 from megasr.networks.unet import Residuals
 from megasr.plugins import Registry
+from megasr.prior import time_ids
 from megasr.rng import seeded_initialisation
+from megasr.semantics.text import TextStates
 
 # ControlNet's widths for a VAE that shrinks 8 times; a shallower VAE uses the first ones.
 _WIDTHS = (16, 32, 96, 256)
@@ -49,6 +51,7 @@ class MegaSRControlNet(AdaptedModel):
             controlnet = ControlNetModel.from_unet(unet)
             controlnet.controlnet_cond_embedding = encoder(unet.config.block_out_channels[0], downsampling)
         super().__init__(controlnet.requires_grad_(True).train(), config, groups, seed, "controlnet")
+        self.downsampling = downsampling
 
     @property
     def lq_encoder(self) -> nn.Module:
@@ -60,11 +63,17 @@ class MegaSRControlNet(AdaptedModel):
         return self.lq_encoder(lq_up)
 
     def forward(
-        self, z_t: torch.Tensor, timesteps: torch.Tensor, f_lq: torch.Tensor, conditions: tuple[SiteCondition, ...]
+        self,
+        z_t: torch.Tensor,
+        timesteps: torch.Tensor,
+        f_lq: torch.Tensor,
+        conditions: tuple[SiteCondition, ...],
+        text: TextStates | None = None,
     ) -> Residuals:
         """What to add to the U-Net's skips and middle block. f_lq of b images serves any multiple of b."""
         model = self.controlnet
-        run = self.block_runner(embed_time(model, timesteps, z_t.dtype), conditions)
+        added = None if text is None else (text.pooled, time_ids(z_t, self.downsampling))
+        run = self.block_runner(embed_time(model, timesteps, z_t.dtype, added), conditions)
         features = (model.conv_in(z_t).unflatten(0, (-1, len(f_lq))) + f_lq).flatten(0, 1)
         features, skips = run_encoder(model, run, features)
         features = run_middle(model, run, features)

@@ -10,7 +10,8 @@ from torch import nn
 from megasr.rng import seeded_initialisation
 
 Network = TypeVar("Network", bound=nn.Module)
-_TIME = ("time_embedding", "time_emb_proj", "time_text_embed", ".norm1", "norm_out")  # read timestep or whole prompt
+# They read the timestep or the whole prompt.
+_TIME = ("time_embedding", "time_emb_proj", "add_embedding", "time_text_embed", ".norm1", "norm_out")
 
 
 def sharing_copy(network: Network) -> Network:

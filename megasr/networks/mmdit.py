@@ -65,9 +65,9 @@ class JointSite(Site):
     def read(self, block: nn.Module, semantics: Semantics) -> SiteCondition:
         """Keys and values of the image tokens."""
         if self.csm is None:
-            return SiteCondition(None, None, None, None)
+            return SiteCondition((), None, None, None)
         keys, values = self.csm.keys_values(semantics.image, block.attn.heads)
-        return SiteCondition(None, (self._norm(self.norm_k, keys), values), None, None)
+        return SiteCondition((), (self._norm(self.norm_k, keys), values), None, None)
 
     def forward(
         self,
@@ -195,7 +195,9 @@ class MegaSRMMDiT(_AdaptedMMDiT):
 
     keeps_evaluating = True
 
-    def __init__(self, transformer: nn.Module, config: AdapterConfig, groups: MapGroups, seed: int) -> None:
+    def __init__(
+        self, transformer: nn.Module, downsampling: int, config: AdapterConfig, groups: MapGroups, seed: int
+    ) -> None:
         super().__init__(transformer, config, groups, seed, "unet")
 
     def forward(

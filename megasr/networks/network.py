@@ -46,7 +46,7 @@ class Conditions(NamedTuple):
         f_lq: features of lq for the ControlNet.
         unet: of the sites of the denoiser.
         controlnet: of the sites of the ControlNet.
-        text: what the blocks of an MMDiT read themselves.
+        text: what SDXL's time embedding and the blocks of an MMDiT read themselves.
     """
 
     f_lq: torch.Tensor | None
@@ -75,7 +75,7 @@ class MegaSRNetwork(nn.Module):
         )
         denoiser, controlnet = ADAPTED[type(prior.unet).__name__]
         # An MMDiT has the name of a U-Net too: names of weights are in checkpoints.
-        self.unet: AdaptedModel = denoiser(prior.unet, config, in_unet, seed)
+        self.unet: AdaptedModel = denoiser(prior.unet, prior.downsampling, config, in_unet, seed)
         self.controlnet: AdaptedModel | None = None
         if config.controlnet:
             self.controlnet = controlnet(prior.unet, prior.downsampling, config, in_controlnet, seed)

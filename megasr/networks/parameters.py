@@ -28,6 +28,24 @@ _SD21_TEXT = {
 }  # fmt: skip
 
 
+# Stable Diffusion XL base 1.0.
+_SDXL_UNET = {
+    "sample_size": 128, "block_out_channels": (320, 640, 1280), "cross_attention_dim": 2048,
+    "attention_head_dim": (5, 10, 20), "use_linear_projection": True, "transformer_layers_per_block": (1, 2, 10),
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"), "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256, "projection_class_embeddings_input_dim": 2816,
+}  # fmt: skip
+_SDXL_VAE = {**_SD21_VAE, "sample_size": 1024, "scaling_factor": 0.13025}
+# CLIP ViT-L/14 and OpenCLIP ViT-bigG/14, which SDXL and SD 3 have.
+_CLIP_TEXTS = (
+    {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
+     "projection_dim": 768},
+    {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 20,
+     "hidden_act": "gelu", "projection_dim": 1280},
+)  # fmt: skip
+
+
 # Stable Diffusion 3.5 medium without its T5, which diffusers can do without.
 _SD35_TRANSFORMER = {
     "sample_size": 128, "patch_size": 2, "in_channels": 16, "out_channels": 16, "num_layers": 24,
@@ -39,12 +57,6 @@ _SD35_VAE = {
     **_SD21_VAE, "sample_size": 1024, "latent_channels": 16, "scaling_factor": 1.5305, "shift_factor": 0.0609,
     "use_quant_conv": False, "use_post_quant_conv": False,
 }  # fmt: skip
-_SD35_TEXTS = (
-    {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
-     "projection_dim": 768},
-    {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 20,
-     "hidden_act": "gelu", "projection_dim": 1280},
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -71,6 +83,18 @@ def build_sd21() -> Prior:
     return Prior(AutoencoderKL(**_SD21_VAE), UNet2DConditionModel(**_SD21_UNET), text, DDPMScheduler()).freeze()
 
 
+def build_sdxl() -> Prior:
+    """Stable Diffusion XL base 1.0, as `build_sd21`: 14 GB in float32."""
+    from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    from megasr.semantics.text import SDXLTextEncoder
+
+    first, second = (CLIPTextConfig(**sizes) for sizes in _CLIP_TEXTS)
+    text = SDXLTextEncoder([(CLIPTextModel(first), None), (CLIPTextModelWithProjection(second), None)], True)
+    return Prior(AutoencoderKL(**_SDXL_VAE), UNet2DConditionModel(**_SDXL_UNET), text, DDPMScheduler()).freeze()
+
+
 def build_sd35() -> Prior:
     """Stable Diffusion 3.5 medium without T5, as `build_sd21`: 13 GB in float32."""
     from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
@@ -78,7 +102,7 @@ def build_sd35() -> Prior:
 
     from megasr.semantics.text import SD3TextEncoder
 
-    clips = [(CLIPTextModelWithProjection(CLIPTextConfig(**sizes)), None) for sizes in _SD35_TEXTS]
+    clips = [(CLIPTextModelWithProjection(CLIPTextConfig(**sizes)), None) for sizes in _CLIP_TEXTS]
     transformer = SD3Transformer2DModel(**_SD35_TRANSFORMER)
     text = SD3TextEncoder(clips, None, width=4096)
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
@@ -86,7 +110,7 @@ def build_sd35() -> Prior:
 
 
 # Priors whose sizes are known without their files.
-KNOWN_PRIORS = {"sd21-base": build_sd21, "sd35-medium": build_sd35}
+KNOWN_PRIORS = {"sd21-base": build_sd21, "sdxl-base": build_sdxl, "sd35-medium": build_sd35}
 
 
 def build_on_meta(name: str) -> Prior:

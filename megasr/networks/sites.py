@@ -14,12 +14,11 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from megasr.errors import UsageError
 from megasr.networks.config import AdapterConfig
 from megasr.networks.csm import CSMS, RCA, KeyValue, attend, project_keys_values, split_heads
 from megasr.networks.msfm import MSFMS, MapGroups, Modulation, count_channels
 from megasr.rng import seeded_initialisation
-from megasr.semantics.text import Text
+from megasr.semantics.text import Text, TextStates
 
 
 class Semantics(NamedTuple):
@@ -33,10 +32,14 @@ class Semantics(NamedTuple):
 class SiteCondition(NamedTuple):
     """Conditions of one site. Independent of z_t and t: computed once per image.
 
-    In joint attention the text changes from block to block: it is not among them.
+    Attributes:
+        text: for each layer of the block; none in joint attention, where the text changes from block to block.
+        image: of the tokens that CSM reads.
+        representation: of v1's representation.
+        modulation: scale and shift by the maps.
     """
 
-    text: KeyValue | None
+    text: tuple[KeyValue, ...]
     image: KeyValue | None
     representation: KeyValue | None
     modulation: Modulation | None
@@ -127,40 +130,36 @@ class Site(nn.Module):
 
 
 class UNetSite(Site):
-    """The adapters of a cross-attention of a U-Net: its block is diffusers' Transformer2DModel.
+    """The adapters of a block of a U-Net: its block is diffusers' Transformer2DModel.
 
-    Raises:
-        UsageError: the prior's transformers have more than one layer.
+    SDXL's have several layers, each with a cross-attention: CSM's branch belongs to the last of them.
     """
 
     @staticmethod
     def place(block: nn.Module) -> Place:
-        if len(block.transformer_blocks) != 1:
-            raise UsageError(
-                f"the prior's U-Net has {len(block.transformer_blocks)} transformer layers per block; "
-                "MegaSR's sites need one, as in Stable Diffusion 1.x and 2.x"
-            )
-        return Place(block.transformer_blocks[0].attn2, block.in_channels, block.norm.num_groups)
+        return Place(block.transformer_blocks[-1].attn2, block.in_channels, block.norm.num_groups)
 
     @staticmethod
     def after_attention(block: nn.Module) -> nn.Module:
-        return block.transformer_blocks[0].norm3
+        return block.transformer_blocks[-1].norm3
 
     def running_parts(self, block: nn.Module) -> list[nn.Module]:
-        inner, outer = block.transformer_blocks[0], [block.norm, block.proj_in, block.proj_out]
-        cross = inner.attn2
-        called = [inner.norm1, inner.attn1, inner.norm2, cross.to_q, cross.to_out[0], inner.norm3, inner.ff]
-        return [*outer, *called, *super().running_parts(block)]
+        parts = [block.norm, block.proj_in, block.proj_out]
+        for layer in block.transformer_blocks:
+            cross = layer.attn2
+            parts += [layer.norm1, layer.attn1, layer.norm2, cross.to_q, cross.to_out[0], layer.norm3, layer.ff]
+        return [*parts, *super().running_parts(block)]
 
     def reading_parts(self, block: nn.Module) -> list[nn.Module]:
-        cross = block.transformer_blocks[0].attn2
-        return [cross.to_k, cross.to_v, *super().reading_parts(block)]
+        read = [part for layer in block.transformer_blocks for part in (layer.attn2.to_k, layer.attn2.to_v)]
+        return [*read, *super().reading_parts(block)]
 
     def read(self, transformer: nn.Module, semantics: Semantics) -> SiteCondition:
-        attention = transformer.transformer_blocks[0].attn2
+        text = semantics.text.states if isinstance(semantics.text, TextStates) else semantics.text
+        attentions = [layer.attn2 for layer in transformer.transformer_blocks]
         return SiteCondition(
-            text=project_keys_values(attention.to_k, attention.to_v, semantics.text, attention.heads),
-            image=self.csm.keys_values(semantics.image, attention.heads) if self.csm is not None else None,
+            text=tuple(project_keys_values(cross.to_k, cross.to_v, text, cross.heads) for cross in attentions),
+            image=self.csm.keys_values(semantics.image, attentions[-1].heads) if self.csm is not None else None,
             representation=self.rca.keys_values(semantics.representation) if self.rca is not None else None,
             modulation=None,
         )
@@ -173,7 +172,10 @@ class UNetSite(Site):
         tokens = tokens.permute(0, 2, 3, 1).flatten(1, 2)
         if linear:
             tokens = transformer.proj_in(tokens)
-        tokens = self._transformer_block(transformer.transformer_blocks[0], tokens, condition)
+        *earlier, last = zip(transformer.transformer_blocks, condition.text, strict=True)
+        for layer, text in earlier:
+            tokens = self._run_layer(layer, tokens, text, None)
+        tokens = self._run_layer(last[0], tokens, last[1], condition.image)
         if linear:
             tokens = transformer.proj_out(tokens)
         update = tokens.unflatten(1, features.shape[-2:]).permute(0, 3, 1, 2).contiguous()
@@ -184,15 +186,16 @@ class UNetSite(Site):
             features = self.rca(features, condition.representation)
         return features if self.msfm is None else self.msfm(features, condition.modulation)
 
-    def _transformer_block(self, block: nn.Module, tokens: torch.Tensor, condition: SiteCondition) -> torch.Tensor:
-        tokens = block.attn1(block.norm1(tokens)) + tokens
-        query = split_heads(block.attn2.to_q(block.norm2(tokens)), block.attn2.heads)  # shared by text and image
-        assert condition.text is not None
-        semantics = attend(block.attn2, query, condition.text)
-        if self.csm is not None:
-            semantics = semantics + self.csm(block.attn2, query, condition.image)
+    def _run_layer(
+        self, layer: nn.Module, tokens: torch.Tensor, text: KeyValue, image: KeyValue | None
+    ) -> torch.Tensor:
+        tokens = layer.attn1(layer.norm1(tokens)) + tokens
+        query = split_heads(layer.attn2.to_q(layer.norm2(tokens)), layer.attn2.heads)  # shared by text and image
+        semantics = attend(layer.attn2, query, text)
+        if self.csm is not None and image is not None:
+            semantics = semantics + self.csm(layer.attn2, query, image)
         tokens = semantics + tokens
-        return block.ff(block.norm3(tokens)) + tokens
+        return layer.ff(layer.norm3(tokens)) + tokens
 
 
 def iterate_transformers(model: nn.Module) -> Iterator[tuple[nn.Module, int]]:
@@ -319,6 +322,23 @@ def run_middle(model: nn.Module, run: Run, features: torch.Tensor) -> torch.Tens
     return run(last, None, run(first, model.mid_block.attentions[0], features))
 
 
-def embed_time(model: nn.Module, timesteps: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """(B,) timesteps -> (B, E) time embedding of a U-Net or ControlNet."""
-    return model.time_embedding(model.time_proj(timesteps).to(dtype))
+def embed_time(
+    model: nn.Module,
+    timesteps: torch.Tensor,
+    dtype: torch.dtype,
+    added: tuple[torch.Tensor, torch.Tensor] | None = None,
+) -> torch.Tensor:
+    """(B,) timesteps -> (B, E) time embedding of a U-Net or ControlNet.
+
+    Args:
+        model: diffusers'.
+        timesteps: as the model counts them.
+        dtype: of the result.
+        added: what SDXL adds to it: pooled text (B, P), and `time_ids` (B, 6); None for SD 1.x and 2.x.
+    """
+    embedding = model.time_embedding(model.time_proj(timesteps).to(dtype))
+    if added is None:
+        return embedding
+    pooled, sizes = added
+    sizes = model.add_time_proj(sizes.flatten()).reshape(len(pooled), -1)
+    return embedding + model.add_embedding(torch.cat([pooled, sizes], dim=-1).to(dtype))

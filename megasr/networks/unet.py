@@ -11,8 +11,10 @@ from megasr.errors import UsageError
 from megasr.networks.config import AdapterConfig
 from megasr.networks.msfm import MapGroups
 from megasr.networks.sites import AdaptedModel, SiteCondition, embed_time, layers, run_encoder, run_middle
+from megasr.prior import time_ids
+from megasr.semantics.text import TextStates
 
-_UNSUPPORTED = ("class_embed_type", "num_class_embeds", "addition_embed_type", "encoder_hid_dim", "time_cond_proj_dim")
+_UNSUPPORTED = ("class_embed_type", "num_class_embeds", "encoder_hid_dim", "time_cond_proj_dim")
 
 
 class Residuals(NamedTuple):
@@ -26,18 +28,21 @@ class MegaSRUNet(AdaptedModel):
     """The prior's U-Net (UNet2DConditionModel) with adapters; its weights and names do not change.
 
     Raises:
-        UsageError: the U-Net has inputs that MegaSR does not have (class labels, added conditions); names the field.
+        UsageError: the U-Net has inputs that MegaSR does not have (class labels, added images); names the field.
     """
 
     keeps_evaluating = True
 
-    def __init__(self, unet: nn.Module, config: AdapterConfig, groups: MapGroups, seed: int) -> None:
-        for field in _UNSUPPORTED:
-            if unet.config.get(field) is not None:
-                raise UsageError(
-                    f"the prior's U-Net has {field}={unet.config[field]!r}; use a Stable Diffusion 1.x or 2.x one"
-                )
+    def __init__(self, unet: nn.Module, downsampling: int, config: AdapterConfig, groups: MapGroups, seed: int) -> None:
+        needed = [field for field in _UNSUPPORTED if unet.config.get(field) is not None]
+        if unet.config.get("addition_embed_type") not in (None, "text_time"):
+            needed.append("addition_embed_type")
+        for field in needed:
+            raise UsageError(
+                f"the prior's U-Net has {field}={unet.config[field]!r}; use one of Stable Diffusion 1.x, 2.x or XL"
+            )
         super().__init__(unet, config, groups, seed, "unet")
+        self.downsampling = downsampling
 
     def forward(
         self,
@@ -45,10 +50,15 @@ class MegaSRUNet(AdaptedModel):
         timesteps: torch.Tensor,
         conditions: tuple[SiteCondition, ...],
         residuals: Residuals | None = None,
+        text: TextStates | None = None,
     ) -> torch.Tensor:
-        """Prediction for latents z_t (B, C, h, w) at `timesteps` (B,): noise or v, as the prior was trained."""
+        """Prediction for latents z_t (B, C, h, w) at `timesteps` (B,): noise or v, as the prior was trained.
+
+        SDXL reads the pooled `text` beside the conditions.
+        """
         unet = self.unet
-        run = self.block_runner(embed_time(unet, timesteps, z_t.dtype), conditions)
+        added = None if text is None else (text.pooled, time_ids(z_t, self.downsampling))
+        run = self.block_runner(embed_time(unet, timesteps, z_t.dtype, added), conditions)
         features, skips = run_encoder(unet, run, unet.conv_in(z_t))
         if residuals is not None:
             skips = [skip + added for skip, added in zip(skips, residuals.skips, strict=True)]

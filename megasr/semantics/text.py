@@ -1,4 +1,4 @@
-"""Text encoders of a prior folder: CLIP of SD 2.x, two CLIPs and T5 of SD 3, open_clip's tower of the tiny prior."""
+"""Text encoders of a prior: CLIP of SD 2.x, two CLIPs of SDXL, these and T5 of SD 3, open_clip's of the tiny prior."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ from torch.utils._pytree import tree_map
 from megasr.configs import read_config
 from megasr.files import read_safetensors
 from megasr.semantics.clip import find_clip, load_open_clip, load_tokenizer, save_merges
+from megasr.weights.local import is_sdxl
 
 
 class TextStates(NamedTuple):
-    """Text as an MMDiT reads it: states (B, L, D) of all tokens, pooled (B, P) of the whole prompts."""
+    """Text as SDXL and SD 3 read it: states (B, L, D) of all tokens, pooled (B, P) of the whole prompts."""
 
     states: torch.Tensor
     pooled: torch.Tensor
 
 
 _KEPT_PROMPTS = 100_000
-Text = torch.Tensor | TextStates  # a U-Net reads the (B, L, D) states alone
+Text = torch.Tensor | TextStates  # SD 1.x and 2.x read the (B, L, D) states alone
 Tokens = torch.Tensor | list[torch.Tensor]  # (B, L) token ids, of every encoder where there are several
 
 
@@ -122,10 +123,7 @@ class TransformersTextEncoder(TextEncoder):
         self.tokenizer = tokenizer
 
     def tokenise(self, prompts: Sequence[str]) -> torch.Tensor:
-        length = self.tokenizer.model_max_length
-        return self.tokenizer(
-            list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
-        ).input_ids
+        return _token_ids(self.tokenizer, prompts, self.tokenizer.model_max_length)
 
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
         return self.model(tokens).last_hidden_state
@@ -138,6 +136,50 @@ class TransformersTextEncoder(TextEncoder):
         read_config(folder / "text_encoder" / "config.json")  # it must not lead elsewhere
         model = CLIPTextModel.from_pretrained(folder / "text_encoder", local_files_only=True)
         return cls(model, CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True))
+
+
+class SDXLTextEncoder(TextEncoder):
+    """Stable Diffusion XL's two CLIPs (2307.01952): states of their last but one layers side by side.
+
+    Pooled is the projection of the second.
+
+    Args:
+        clips: CLIPTextModel and CLIPTextModelWithProjection, with their tokenizers.
+        zeros_for_empty: the empty prompt is all zeros, which the prior was trained on without words.
+    """
+
+    def __init__(self, clips: Sequence[tuple[nn.Module, Any]], zeros_for_empty: bool) -> None:
+        super().__init__()
+        self.clips = nn.ModuleList(model for model, _ in clips)
+        self.tokenizers = [tokenizer for _, tokenizer in clips]
+        self.zeros_for_empty = zeros_for_empty
+
+    def tokenise(self, prompts: Sequence[str]) -> list[torch.Tensor]:
+        """Token ids of both encoders, and whether each prompt has words."""
+        ids = [_token_ids(tokenizer, prompts, tokenizer.model_max_length) for tokenizer in self.tokenizers]
+        return [*ids, torch.tensor([bool(prompt) or not self.zeros_for_empty for prompt in prompts])]
+
+    def embed(self, tokens: list[torch.Tensor]) -> TextStates:
+        *ids, has_words = tokens
+        states, pooled = _clip_states(self.clips, ids)
+        return TextStates(states * has_words[:, None, None], pooled[-1] * has_words[:, None])
+
+    @classmethod
+    def load(cls, folder: Path) -> SDXLTextEncoder:
+        """Read a diffusers folder."""
+        from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+        clips = [
+            _read_encoder(folder, model, CLIPTokenizer, suffix)
+            for model, suffix in ((CLIPTextModel, ""), (CLIPTextModelWithProjection, "_2"))
+        ]
+        return cls(clips, read_zeros_for_empty(folder))
+
+
+def read_zeros_for_empty(folder: Path) -> bool:
+    """Whether the pipeline in a diffusers folder puts zeros in the place of an absent prompt; SDXL's do by default."""
+    index = json.loads((folder / "model_index.json").read_text())
+    return bool(index.get("force_zeros_for_empty_prompt", True))
 
 
 class SD3TextEncoder(TextEncoder):
@@ -162,38 +204,49 @@ class SD3TextEncoder(TextEncoder):
 
     def tokenise(self, prompts: Sequence[str]) -> list[torch.Tensor]:
         lengths = [self.tokenizers[0].model_max_length] * 2 + [self.t5_length]
-        return [
-            tokenizer(
-                list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
-            ).input_ids
-            for tokenizer, length in zip(self.tokenizers, lengths, strict=False)
-        ]
+        pairs = zip(self.tokenizers, lengths, strict=False)
+        return [_token_ids(tokenizer, prompts, length) for tokenizer, length in pairs]
 
     def embed(self, tokens: list[torch.Tensor]) -> TextStates:
-        seen = [clip(ids, output_hidden_states=True) for clip, ids in zip(self.clips, tokens, strict=False)]
-        states = torch.cat([one.hidden_states[-2] for one in seen], dim=-1)
+        states, pooled = _clip_states(self.clips, tokens)
         states = F.pad(states, (0, self.width - states.shape[-1]))
         if self.t5 is None:
             last = states.new_zeros(len(states), self.t5_length, self.width)
         else:
             last = self.t5(tokens[2]).last_hidden_state
-        return TextStates(torch.cat([states, last], dim=1), torch.cat([one.text_embeds for one in seen], dim=-1))
+        return TextStates(torch.cat([states, last], dim=1), torch.cat(pooled, dim=-1))
 
     @classmethod
     def load(cls, folder: Path) -> SD3TextEncoder:
         """Read a diffusers folder; without `text_encoder_3/` there is no T5."""
         from transformers import CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
 
-        def read(model: Any, tokenizer: Any, suffix: str) -> tuple[nn.Module, Any]:
-            read_config(folder / f"text_encoder{suffix}" / "config.json")  # it must not lead elsewhere
-            return (
-                model.from_pretrained(folder / f"text_encoder{suffix}", local_files_only=True),
-                tokenizer.from_pretrained(folder / f"tokenizer{suffix}", local_files_only=True),
-            )
-
-        clips = [read(CLIPTextModelWithProjection, CLIPTokenizer, suffix) for suffix in ("", "_2")]
-        t5 = read(T5EncoderModel, T5TokenizerFast, "_3") if (folder / "text_encoder_3").is_dir() else None
+        clips = [_read_encoder(folder, CLIPTextModelWithProjection, CLIPTokenizer, suffix) for suffix in ("", "_2")]
+        has_t5 = (folder / "text_encoder_3").is_dir()
+        t5 = _read_encoder(folder, T5EncoderModel, T5TokenizerFast, "_3") if has_t5 else None
         return cls(clips, t5, read_config(folder / "transformer" / "config.json")["joint_attention_dim"])
+
+
+def _token_ids(tokenizer: Any, prompts: Sequence[str], length: int) -> torch.Tensor:
+    return tokenizer(
+        list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+    ).input_ids
+
+
+def _clip_states(clips: nn.ModuleList, ids: Sequence[torch.Tensor]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """States of the last but one layers, side by side, and the projections of those CLIPs that have one."""
+    seen = [clip(own, output_hidden_states=True) for clip, own in zip(clips, ids, strict=False)]
+    pooled = [one.text_embeds for one in seen if "text_embeds" in one]
+    return torch.cat([one.hidden_states[-2] for one in seen], dim=-1), pooled
+
+
+def _read_encoder(folder: Path, model: Any, tokenizer: Any, suffix: str) -> tuple[nn.Module, Any]:
+    """A text encoder of a diffusers folder with its tokenizer."""
+    read_config(folder / f"text_encoder{suffix}" / "config.json")  # it must not lead elsewhere
+    return (
+        model.from_pretrained(folder / f"text_encoder{suffix}", local_files_only=True),
+        tokenizer.from_pretrained(folder / f"tokenizer{suffix}", local_files_only=True),
+    )
 
 
 def load_text_encoder(prior_folder: Path) -> TextEncoder:
@@ -203,4 +256,6 @@ def load_text_encoder(prior_folder: Path) -> TextEncoder:
         return OpenClipTextEncoder.load(prior_folder / "text_encoder")
     if (prior_folder / "transformer").is_dir():
         return SD3TextEncoder.load(prior_folder)
+    if is_sdxl(prior_folder):
+        return SDXLTextEncoder.load(prior_folder)
     return TransformersTextEncoder.load(prior_folder)

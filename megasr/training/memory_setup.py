@@ -27,10 +27,17 @@ from megasr.semantics.clip import CONFIG as CLIP_CONFIG
 from megasr.semantics.clip import VisionConfig, VisionEncoder, find_clip
 from megasr.semantics.taggers import GivenTagger, Tagger
 from megasr.semantics.tags import TaggerConfig
-from megasr.semantics.text import OpenClipTextEncoder, SD3TextEncoder, TextEncoder, TransformersTextEncoder
+from megasr.semantics.text import (
+    OpenClipTextEncoder,
+    SD3TextEncoder,
+    SDXLTextEncoder,
+    TextEncoder,
+    TransformersTextEncoder,
+    read_zeros_for_empty,
+)
 from megasr.training.checkpoint import typed_arguments
 from megasr.training.module import FrozenParts, MegaSRModule
-from megasr.weights.local import denoiser_folder, find_prior
+from megasr.weights.local import denoiser_folder, find_prior, is_sdxl
 
 Strategy = Literal["single", "ddp", "fsdp2"]
 _TOKENS = 256  # image tokens that come with the data: ViT-H-14's
@@ -309,21 +316,24 @@ def _read_text_encoder(folder: Path) -> TextEncoder:
     if json.loads((folder / "model_index.json").read_text())["text_encoder"][0] == "open_clip":
         sizes = {k: v for k, v in config.items() if not k.startswith("_")}
         return OpenClipTextEncoder(**sizes, folder=folder / "text_encoder")
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    def read(model: Any, part: str) -> tuple[nn.Module, Tokens]:
+        text = CLIPTextConfig(**read_config(folder / part / "config.json"))
+        return model(text), Tokens(text.max_position_embeddings)
+
     if (folder / "transformer").is_dir():
-        return _read_sd3_text_encoder(folder)
-    from transformers import CLIPTextConfig, CLIPTextModel
+        clips = [read(CLIPTextModelWithProjection, part) for part in ("text_encoder", "text_encoder_2")]
+        return _read_sd3_text_encoder(folder, clips)
+    if is_sdxl(folder):
+        clips = [read(CLIPTextModel, "text_encoder"), read(CLIPTextModelWithProjection, "text_encoder_2")]
+        return SDXLTextEncoder(clips, read_zeros_for_empty(folder))
+    return TransformersTextEncoder(*read(CLIPTextModel, "text_encoder"))
 
-    text = CLIPTextConfig(**config)
-    return TransformersTextEncoder(CLIPTextModel(text), Tokens(text.max_position_embeddings))
 
+def _read_sd3_text_encoder(folder: Path, clips: list[tuple[nn.Module, Tokens]]) -> TextEncoder:
+    from transformers import T5Config, T5EncoderModel
 
-def _read_sd3_text_encoder(folder: Path) -> TextEncoder:
-    from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, T5EncoderModel
-
-    configs = [
-        CLIPTextConfig(**read_config(folder / part / "config.json")) for part in ("text_encoder", "text_encoder_2")
-    ]
-    clips = [(CLIPTextModelWithProjection(config), Tokens(config.max_position_embeddings)) for config in configs]
     t5, width = None, read_config(folder / "transformer" / "config.json")["joint_attention_dim"]
     if (folder / "text_encoder_3").is_dir():
         config = T5Config(**read_config(folder / "text_encoder_3" / "config.json"))

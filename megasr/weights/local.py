@@ -251,6 +251,15 @@ def denoiser_folder(prior: Path) -> str:
     return "transformer" if (prior / "transformer").is_dir() else "unet"
 
 
+def is_sdxl(prior: Path) -> bool:
+    """Whether the U-Net in a prior's folder reads pooled text and sizes, as Stable Diffusion XL's does."""
+    try:
+        config = json.loads((prior / "unet" / "config.json").read_text())
+        return bool(config.get("addition_embed_type") == "text_time")
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return False  # whoever loads it says what is wrong with it
+
+
 class Sizes(NamedTuple):
     """Of hq in px: height and width must be multiples of the first, and were the second when the prior was trained."""
 

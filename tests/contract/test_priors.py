@@ -25,19 +25,19 @@ from tests.helpers.inference import move_weights, photograph
 from tests.helpers.measured_memory import measure_step
 from tests.helpers.recipes import Witness
 from tests.helpers.sd3 import sd3_folder
+from tests.helpers.sdxl import sdxl_folder
 from tests.helpers.training import LossCurve, fit, make_batch, make_module, prior_folder
 
 SIDE_PX = 64
 GUIDANCE = ("canny", "depth", "superpixel")  # an edge, and two regions that stage 1 mixes
 ADAPTER = AdapterConfig(guidance=GUIDANCE, image=True, saft_width=8)
-CLASSES = sorted(DENOISERS)
+FOLDERS = {"sd": prior_folder, "sdxl": sdxl_folder, "sd3": sd3_folder}
 
 
-@pytest.fixture(scope="module", params=CLASSES)
+@pytest.fixture(scope="module", params=FOLDERS)
 def prior(request: pytest.FixtureRequest) -> str:
     """Folder of a prior of each class."""
-    folders = {"UNet2DConditionModel": prior_folder, "SD3Transformer2DModel": sd3_folder}
-    return folders[request.param]()
+    return FOLDERS[request.param]()
 
 
 @pytest.fixture(scope="module")

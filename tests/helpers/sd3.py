@@ -38,9 +38,10 @@ def write_sd3_prior(folder: Path, t5: bool = True, **transformer: Any) -> Path:
         )  # fmt: skip
         parts = {
             "transformer": SD3Transformer2DModel(**{**sizes, **transformer}),
-            "text_encoder": _clip(16, 16), "text_encoder_2": _clip(24, 24), "text_encoder_3": _t5() if t5 else None,
+            "text_encoder": small_clip(16, 16), "text_encoder_2": small_clip(24, 24),
+            "text_encoder_3": _t5() if t5 else None,
         }  # fmt: skip
-    tokenizers = {name: _clip_tokenizer(folder) for name in ("tokenizer", "tokenizer_2")}
+    tokenizers = {name: small_clip_tokenizer(folder) for name in ("tokenizer", "tokenizer_2")}
     tokenizers["tokenizer_3"] = _t5_tokenizer(folder) if t5 else None
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
     StableDiffusion3Pipeline(vae=vae, scheduler=scheduler, **parts, **tokenizers).save_pretrained(folder / "prior")
@@ -53,17 +54,19 @@ def sd3_folder(t5: bool = True) -> str:
     return str(write_sd3_prior(Path(tempfile.mkdtemp(prefix="megasr-sd3-")), t5))
 
 
-def _clip(width: int, pooled: int) -> Any:
-    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+def small_clip(width: int, pooled: int | None) -> Any:
+    """A CLIPTextModelWithProjection of VOCABULARY; without pooled a CLIPTextModel."""
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     config = CLIPTextConfig(
         vocab_size=len(VOCABULARY), hidden_size=width, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
-        max_position_embeddings=8, projection_dim=pooled, bos_token_id=0, eos_token_id=1, pad_token_id=1,
+        max_position_embeddings=8, projection_dim=pooled or width, bos_token_id=0, eos_token_id=1, pad_token_id=1,
     )  # fmt: skip
-    return CLIPTextModelWithProjection(config)
+    return CLIPTextModel(config) if pooled is None else CLIPTextModelWithProjection(config)
 
 
-def _clip_tokenizer(folder: Path) -> Any:
+def small_clip_tokenizer(folder: Path) -> Any:
+    """CLIPTokenizer of VOCABULARY, whose files are written to the folder."""
     from transformers import CLIPTokenizer
 
     (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(VOCABULARY)}))

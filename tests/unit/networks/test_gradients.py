@@ -49,7 +49,7 @@ def test_no_graph_is_built_for_what_is_frozen():
     inputs = random_inputs(prior)
     network = MegaSRNetwork(prior, adapter(guidance=("canny",), image=True))
     conditions = network.conditions(inputs["lq_up"], inputs["semantics"], inputs["maps"])
-    assert not any(tensor.requires_grad for condition in conditions.unet for tensor in condition.text)
+    assert not any(tensor.requires_grad for condition in conditions.unet for tensor in condition.text[0])
     assert all(tensor.requires_grad for condition in conditions.unet for tensor in condition.image)
     grown = []
     prior.unet.down_blocks[0].attentions[0].proj_in.register_forward_hook(lambda *call: grown.append(call[2]))
