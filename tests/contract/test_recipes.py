@@ -13,7 +13,7 @@ from megasr.training.probes import PARTS, trained_parts
 from tests.helpers.recipes import FIT_RECIPES, STEPS, Materials, Witness, fit, read_note, read_recipe, twin
 from tests.helpers.sources import ROOT
 
-FULL_SIZE = [path for path in FIT_RECIPES if path.parent.name in ("sd21", "sd35")]
+FULL_SIZE = [path for path in FIT_RECIPES if path.parent.name in ("sd21", "sdxl", "sd35")]
 recipes = pytest.mark.parametrize("path", FIT_RECIPES, ids=lambda path: f"{path.parent.name}/{path.stem}")
 full_size_recipes = pytest.mark.parametrize("path", FULL_SIZE, ids=lambda path: path.stem)
 # A number, or the words that say there is none.

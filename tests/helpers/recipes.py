@@ -23,6 +23,7 @@ from megasr.prior import Prior, load_prior
 from megasr.training.module import MegaSRModule
 from tests.helpers.losses import load_random
 from tests.helpers.sd3 import sd3_folder
+from tests.helpers.sdxl import sdxl_folder
 from tests.helpers.sources import ROOT
 from tests.helpers.towers import random_tower
 
@@ -72,7 +73,11 @@ class Materials:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.priors = {"sd21-base": write_sd_prior(folder / "prior"), "sd35-medium": Path(sd3_folder(t5=False))}
+        self.priors = {
+            "sd21-base": write_sd_prior(folder / "prior"),
+            "sdxl-base": Path(sdxl_folder()),
+            "sd35-medium": Path(sd3_folder(t5=False)),
+        }
         self.tower = random_tower(folder)
         for part, count in (("train", 2), ("eval", 1)):
             for number in range(count):

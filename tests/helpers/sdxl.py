@@ -11,7 +11,7 @@ import torch
 
 from tests.helpers.sd3 import small_clip, small_clip_tokenizer
 
-LAYERS = (1, 2, 3)  # of the transformers on each level; the first level has none
+LAYERS = (1, 1, 2)  # of the transformers on each level; the first level has none
 
 
 def write_sdxl_prior(folder: Path, **unet: Any) -> Path:
@@ -21,7 +21,7 @@ def write_sdxl_prior(folder: Path, **unet: Any) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     blocks = {"down_block_types": ("DownEncoderBlock2D",) * 3, "up_block_types": ("UpDecoderBlock2D",) * 3}
     sizes = {
-        "sample_size": 16, "block_out_channels": (8, 16, 32), "norm_num_groups": 4, "layers_per_block": 1,
+        "sample_size": 16, "block_out_channels": (32, 32, 64), "norm_num_groups": 4, "layers_per_block": 1,
         "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
         "transformer_layers_per_block": LAYERS, "attention_head_dim": (1, 2, 4), "use_linear_projection": True,

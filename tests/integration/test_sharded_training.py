@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from megasr.training.module import MegaSRModule
 from megasr.training.sharding import ShardedStrategy, local
 from tests.helpers.ranks import run_ranks
 from tests.helpers.sd3 import sd3_folder
+from tests.helpers.sdxl import sdxl_folder
 from tests.helpers.training import LossCurve, make_module
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -162,15 +164,16 @@ def test_four_processes_train_a_controlnet_and_hold_a_quarter_each() -> None:
         assert shares == pytest.approx((0.25, 0.25, 0.25), abs=0.025)
 
 
-def of_an_mmdit(prior: str) -> list[Any]:
-    """Trainings of an adapter on SD 3's architecture in two processes."""
+def on_prior(prior: str) -> list[Any]:
+    """Trainings of an adapter on a prior in two processes."""
     adapter = replace(WHOLE, rca=False, connector="shared")
     strategies = "ddp", ShardedStrategy(), ShardedStrategy(shard_frozen=True)
     return [train(strategy, 2, adapter=adapter, steps=HALF, prior=prior) for strategy in strategies]
 
 
-def test_two_processes_train_on_an_mmdit_as_ddp_does() -> None:
-    for ddp, *sharded in run_ranks(2, of_an_mmdit, sd3_folder()):
+@pytest.mark.parametrize("folder", [sdxl_folder, sd3_folder])
+def test_two_processes_train_on_sdxl_and_on_an_mmdit_as_ddp_does(folder: Callable[[], str]) -> None:
+    for ddp, *sharded in run_ranks(2, on_prior, folder()):
         for losses, shares, _ in sharded:
             assert losses == pytest.approx(ddp[0], rel=1e-5)
             assert shares == pytest.approx((0.5, 0.5, 0.5), abs=0.01)

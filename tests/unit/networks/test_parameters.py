@@ -29,3 +29,14 @@ def test_sd35_has_24_and_12_sites_and_its_known_size():
     assert rows["ControlNet CSM"].sites == rows["ControlNet MSFM"].sites == 12
     assert rows["MMDiT CSM"].trained == 24 * 1536 and rows["CSM connector"].trained == 1281 * 1536
     assert rows["ControlNet"].trained > 1e9 and rows["ControlNet"].frozen < positions, "its positions are the prior's"
+
+
+def test_sdxl_has_11_and_5_sites_and_its_known_size():
+    config = adapter(guidance=("canny", "superpixel"), image=True, image_width=1280, connector="shared", gate="channel")
+    rows = {row.part: row for row in parameter_table(build_on_meta("sdxl-base"), config)}
+    assert rows["U-Net"].frozen == 2_567_463_684  # Stable Diffusion XL's U-Net
+    assert rows["text encoder"].frozen == 123_060_480 + 694_659_840 and rows["VAE"].frozen == 83_653_863
+    assert rows["U-Net CSM"].sites == rows["U-Net MSFM"].sites == 11
+    assert rows["ControlNet CSM"].sites == rows["ControlNet MSFM"].sites == 5
+    assert rows["U-Net CSM"].trained == 6 * 1280 + 5 * 640 and rows["CSM connector"].trained == 1281 * 2048
+    assert rows["ControlNet"].frozen == 0, "it has no positions of the prior's"
