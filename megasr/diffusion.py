@@ -49,7 +49,7 @@ class Schedule(Protocol):
 
 
 class DDPM:
-    """Variance-preserving noise with predictions of the noise or of v (2006.11239, 2202.00512): SD 1.x and 2.x.
+    """Variance-preserving noise with predictions of the noise or of v (2006.11239, 2202.00512): SD 1.x, 2.x and XL.
 
     Args:
         scheduler: diffusers' DDPMScheduler; signal is sqrt(a_t), a_t its cumulative product of alphas.

@@ -51,7 +51,7 @@ def test_the_text_is_embedded_as_diffusers_embeds_it(prior: Prior) -> None:
 
 @torch.no_grad()
 def test_the_empty_prompt_is_embedded_where_the_folder_says_so(tmp_path: Path) -> None:
-    folder = write_sdxl_prior(tmp_path)
+    folder = shutil.copytree(sdxl_folder(), tmp_path / "prior")
     index = json.loads((folder / "model_index.json").read_text())
     assert index["force_zeros_for_empty_prompt"] is True
     (folder / "model_index.json").write_text(json.dumps(index | {"force_zeros_for_empty_prompt": False}))
@@ -143,14 +143,14 @@ def test_sizes_are_read_without_loading() -> None:
 
 @pytest.mark.parametrize("part", ["text_encoder_2", "tokenizer", "tokenizer_2"])
 def test_a_part_that_its_folder_lacks_is_named(tmp_path: Path, part: str) -> None:
-    folder = write_sdxl_prior(tmp_path)
+    folder = shutil.copytree(sdxl_folder(), tmp_path / "prior")
     shutil.rmtree(folder / part)
     with pytest.raises(MegaSRError, match=f"is not a diffusers folder, it lacks {part}$"):
         load_prior(str(folder))
 
 
 def test_the_refiner_is_refused_and_the_base_named(tmp_path: Path) -> None:
-    folder = write_sdxl_prior(tmp_path)
+    folder = shutil.copytree(sdxl_folder(), tmp_path / "prior")
     for part in ("text_encoder", "tokenizer"):
         shutil.rmtree(folder / part)
     with pytest.raises(MegaSRError, match="it lacks text_encoder, tokenizer; SDXL's refiner is no prior, use its base"):
