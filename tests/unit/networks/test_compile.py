@@ -1,20 +1,27 @@
 """torch.compile sees a whole block as one graph."""
 
+import pytest
 import torch
 
 from megasr.networks.network import MegaSRNetwork
 from megasr.networks.sites import run_block
-from tests.helpers.networks import adapter, random_inputs, random_prior
+from megasr.prior import load_prior
+from tests.helpers.networks import adapter, random_inputs
+from tests.helpers.sdxl import sdxl_folder
+from tests.helpers.training import prior_folder
 
 
-def test_a_block_compiles_without_graph_breaks():
-    prior = random_prior()
+@pytest.mark.parametrize("folder", [prior_folder, sdxl_folder])
+def test_a_block_compiles_without_graph_breaks(folder):
+    prior = load_prior(folder())
     inputs = random_inputs(prior)
     network = MegaSRNetwork(prior, adapter(guidance=("canny", "superpixel"), image=True, rca=True))
     conditions = network.conditions(inputs["lq_up"], inputs["semantics"], inputs["maps"])
-    block = prior.unet.down_blocks[0]
-    arguments = (block.resnets[0], block.attentions[0], network.unet.sites[0])
-    features, time_embedding = torch.randn(2, 32, 8, 8), torch.randn(2, 128)
+    middle = prior.unet.mid_block
+    place = [transformer for transformer, _ in network.sites].index(middle.attentions[0])
+    arguments = (middle.resnets[0], middle.attentions[0], network.unet.sites[place])
+    channels, width = middle.resnets[0].in_channels, middle.resnets[0].time_emb_proj.in_features
+    features, time_embedding = torch.randn(2, channels, 2, 2), torch.randn(2, width)
     compiled = torch.compile(run_block, fullgraph=True, backend="eager")  # fullgraph: a graph break is an error
-    got = compiled(*arguments, features, time_embedding, conditions.unet[0])
-    torch.testing.assert_close(got, run_block(*arguments, features, time_embedding, conditions.unet[0]))
+    got = compiled(*arguments, features, time_embedding, conditions.unet[place])
+    torch.testing.assert_close(got, run_block(*arguments, features, time_embedding, conditions.unet[place]))
