@@ -14,13 +14,13 @@ from tests.helpers.sd3 import small_clip, small_clip_tokenizer
 LAYERS = (1, 1, 2)  # of the transformers on each level; the first level has none
 
 
-def write_sdxl_prior(folder: Path, **unet: Any) -> Path:
+def write_sdxl_prior(folder: Path) -> Path:
     """f = 4, three levels of which the first has no attention; as diffusers' pipeline saves it."""
     from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
 
     folder.mkdir(parents=True, exist_ok=True)
     blocks = {"down_block_types": ("DownEncoderBlock2D",) * 3, "up_block_types": ("UpDecoderBlock2D",) * 3}
-    sizes = {
+    sizes: dict[str, Any] = {
         "sample_size": 16, "block_out_channels": (32, 32, 64), "norm_num_groups": 4, "layers_per_block": 1,
         "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
@@ -34,7 +34,7 @@ def write_sdxl_prior(folder: Path, **unet: Any) -> Path:
             "vae": AutoencoderKL(
                 block_out_channels=(8,) * 3, norm_num_groups=4, latent_channels=4, scaling_factor=0.13025, **blocks
             ),
-            "unet": UNet2DConditionModel(**{**sizes, **unet}),
+            "unet": UNet2DConditionModel(**sizes),
             "text_encoder": small_clip(16, None), "text_encoder_2": small_clip(24, 20),
         }  # fmt: skip
     tokenizers = {name: small_clip_tokenizer(folder) for name in ("tokenizer", "tokenizer_2")}

@@ -19,8 +19,7 @@ from megasr.training.probes import SiteProbes, trained_parts
 from megasr.weights.local import read_sizes
 from tests.helpers.inference import move_weights
 from tests.helpers.networks import adapter, random_inputs
-from tests.helpers.sdxl import sdxl_folder, write_sdxl_prior
-from tests.helpers.training import make_module
+from tests.helpers.sdxl import sdxl_folder
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -157,7 +156,9 @@ def test_the_refiner_is_refused_and_the_base_named(tmp_path: Path) -> None:
         load_prior(str(folder))
 
 
-def test_other_added_conditions_are_refused(tmp_path: Path) -> None:
-    folder = write_sdxl_prior(tmp_path, addition_embed_type=None, time_cond_proj_dim=8)
-    with pytest.raises(UsageError, match="time_cond_proj_dim=8; use one of Stable Diffusion 1.x, 2.x or XL"):
-        make_module(prior=str(folder))
+@pytest.mark.parametrize(("field", "value"), [("time_cond_proj_dim", 8), ("addition_embed_type", "text_image")])
+def test_other_added_conditions_are_refused(field: str, value: object) -> None:
+    prior = load_prior(sdxl_folder())
+    prior.unet.register_to_config(**{field: value})
+    with pytest.raises(UsageError, match=f"{field}={value!r}; use one of Stable Diffusion 1.x, 2.x or XL"):
+        MegaSRNetwork(prior, adapter())
