@@ -141,7 +141,7 @@ def _rows(values: pd.DataFrame, axis: str, wide: bool, types: Sequence[str] = ()
             words.text(after, at, _fit(verdict, WIDE_PX - after), va="center_baseline", color=tone)
         else:
             named = f"{label} ({which})" if which in ("control", "reference") else label
-            words.text(0, at - 13, _fit(named, NARROW_PX - 7.4 * len(text) - 16))
+            words.text(0, at - 13, _fit(named, NARROW_PX - 7.4 * len(text) - 9))
             words.text(NARROW_PX, at - 13, text, ha="right")
     return _Rows(figure, plot, words, y, top)
 
