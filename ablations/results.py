@@ -90,7 +90,7 @@ class RunResult:
         versions: package -> version.
         tracking: path or folder of the W&B run, None when there is none.
         weights: see Restored.
-        measured_on: device of the metrics.
+        measured_on: device of the metrics; "" in results of before it was written down.
     """
 
     run_id: str
@@ -109,7 +109,7 @@ class RunResult:
     versions: dict[str, str]
     tracking: str | None
     weights: str = ""
-    measured_on: str = "cpu"
+    measured_on: str = ""
 
 
 @dataclass(frozen=True)

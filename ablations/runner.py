@@ -16,7 +16,7 @@ from pathlib import Path
 from ablations.evaluation import EvaluationSet, check_sets, check_sources, find_metric, read_sets
 from ablations.holdout import check_holdout
 from ablations.launch.local import Event, Executor, LocalExecutor, Outbox, Slot, Task
-from ablations.plan import BICUBIC, Components, RunPlan, default_components, plan_runs, read_recipe
+from ablations.plan import BICUBIC, Components, Recipe, RunPlan, default_components, plan_runs, read_recipe
 from ablations.progress import StudyProgress, say
 from ablations.record import RECIPE_FILE, changes, make_record, read_record, reworded, write_record
 from ablations.registry import Study
@@ -33,6 +33,8 @@ from megasr.console import quiet_warnings
 from megasr.errors import MegaSRError, UsageError
 from megasr.evaluation.protocol import Protocol, get_protocol
 from megasr.files import locked_folder, write_whole
+
+_RUNS_IT = "# megasr study run "  # begins the recipe in a study's folder
 
 
 @dataclass(frozen=True)
@@ -337,11 +339,18 @@ def open_study(
     check_holdout(chosen, sets, plans)
     check_sources(sets, plans)
     group = f"{chosen.name}-{hashlib.blake2b(json.dumps(recipe.config).encode(), digest_size=4).hexdigest()}"
-    command = f"megasr study run {RECIPE_FILE if recipe.declared else f'{name} --config {RECIPE_FILE}'}"
+    text = _recipe_to_keep(recipe, name, seeds, steps)
+    return OpenStudy(chosen, tuple(plans), output, group, sets, components, recipe.weights_dir, text)
+
+
+def _recipe_to_keep(recipe: Recipe, name: str, seeds: Sequence[int] | None, steps: int | None) -> str:
+    """The recipe's text below the command that runs it, in place of such a line from another study's folder."""
+    command = f"{_RUNS_IT}{RECIPE_FILE if recipe.declared else f'{name} --config {RECIPE_FILE}'}"
     given = {"--seeds": seeds, "--steps": None if steps is None else [steps]}
     options = [f"{option} {' '.join(map(str, values))}" for option, values in given.items() if values]
-    text = f"# {' '.join([command, *options])} --output FOLDER\n\n{recipe.text}"
-    return OpenStudy(chosen, tuple(plans), output, group, sets, components, recipe.weights_dir, text)
+    first, _, rest = recipe.text.partition("\n\n")
+    own = rest if first.startswith(_RUNS_IT) and "\n" not in first else recipe.text
+    return f"{' '.join([command, *options])} --output FOLDER\n\n{own}"
 
 
 @dataclass(frozen=True)

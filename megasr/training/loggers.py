@@ -138,12 +138,15 @@ class RunWandbLogger(WandbLogger):
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """End the W&B run with the training; what W&B raises must not hide how that ended."""
+        """End the W&B run with the training, after the artifact of its weights; what W&B raises stops nothing."""
         super().finalize(status)
-        with contextlib.suppress(Exception):
-            if status == "success" and self._weights is not None:
+        if status == "success" and self._weights is not None:
+            try:
                 with staged_in(f"{self.save_dir}/wandb"):
                     log_artifact(self.experiment, f"model-{self.experiment.id}", "model", [self._weights])
+            except Exception as error:
+                rank_zero_warn(f"W&B took no artifact of {self._weights} ({first_line(error)}); it is on disk")
+        with contextlib.suppress(Exception):  # the training is done, or its own error is the one to be seen
             self.experiment.finish(exit_code=0 if status == "success" else 1)
 
 

@@ -73,6 +73,7 @@ def test_every_run_leaves_its_files(finished: StudyResult) -> None:
         (stored,) = json.loads((folder / METRICS_FILE).read_text()).values()
         assert stored["protocol"]["fingerprint"] == FAST.fingerprint
         assert torch.__version__.startswith(stored["versions"]["torch"])
+        assert stored["measured_on"] == "cpu"
         assert [row["key"] for row in stored["rows"]] == [f"photo{p}/0-{c}" for p in range(3) for c in range(2)]
         assert read_image(folder / "sr" / "photo1" / "0-0.png").shape == (64, 64, 3)
         if run.ablation != BICUBIC:
@@ -118,6 +119,7 @@ def test_the_recipe_in_the_folder_is_the_study_again(copy: Path, finished: Study
     assert text == (copy / "recipe.yaml").read_text()
     again = _run(copy, recipe=copy / "out" / RECIPE_FILE)
     assert again.runs == finished.runs and len(again.reused) == 6
+    assert (copy / "out" / RECIPE_FILE).read_text().count("# megasr study run") == 1
 
 
 def test_another_protocol_measures_again(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:

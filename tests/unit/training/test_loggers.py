@@ -12,7 +12,7 @@ import torch
 from megasr.errors import MegaSRError
 from megasr.training import loggers
 from megasr.training.folders import read_rows
-from megasr.training.loggers import CSVLog, Recorded
+from megasr.training.loggers import CSVLog, Recorded, open_loggers
 
 
 def test_a_log_goes_on_where_it_was_cut_off(tmp_path: Path) -> None:
@@ -73,6 +73,20 @@ def test_rows_that_wait_are_written_at_the_end(tmp_path: Path, monkeypatch: pyte
         log.log_metrics({"train/loss": 0.5}, step=0)
     log.finalize("success")
     assert read_rows(tmp_path / "metrics.csv") == [{"step": "0", "train/loss": "0.5"}]
+
+
+def test_weights_that_are_not_taken_do_not_keep_a_run_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_LOG_MODEL", "end")
+    ended = list[int]()
+    _, wandb = open_loggers(tmp_path, {}, False, pytest.fail)
+    run = wandb.experiment
+    monkeypatch.setattr(type(run), "finish", lambda self, exit_code: ended.append(exit_code))
+    with pytest.warns(UserWarning, match=r"W&B took no artifact of .*last.ckpt"):  # there is none
+        wandb.finalize("success")
+    assert ended == [0]
+    monkeypatch.undo()
+    run.finish()
 
 
 def refuse(*unused: object) -> None:
