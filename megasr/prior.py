@@ -22,7 +22,15 @@ from megasr.files import identify_folder
 from megasr.images import to_signed
 from megasr.provenance import weights_digest
 from megasr.semantics.text import Text, TextEncoder, TextStates, load_text_encoder
-from megasr.weights.local import denoiser_folder, downsampling, find_prior, is_sdxl, native_px, size_multiple
+from megasr.weights.local import (
+    denoiser_folder,
+    downsampling,
+    find_prior,
+    is_sdxl,
+    native_px,
+    size_multiple,
+    text_library,
+)
 
 # Denoisers and schedulers by their classes in diffusers, as they go together.
 DENOISERS = {"UNet2DConditionModel": "DDPMScheduler", "SD3Transformer2DModel": "FlowMatchEulerDiscreteScheduler"}
@@ -153,7 +161,7 @@ def load_prior(source: str = "tiny") -> Prior:
     folder = find_prior(source)
     part = denoiser_folder(folder)
     needed = ["model_index.json", "vae", part, "text_encoder", "scheduler"]
-    if part == "transformer" or is_sdxl(folder):
+    if text_library(folder) != "open_clip" and (part == "transformer" or is_sdxl(folder)):
         needed += ["tokenizer", "text_encoder_2", "tokenizer_2"]
         needed += ["tokenizer_3"] * (folder / "text_encoder_3").exists()
     absent = [name for name in needed if not (folder / name).exists()]
@@ -232,16 +240,18 @@ def save_part(model: Any, folder: Path) -> None:
 def save_prior(prior: Prior, folder: Path) -> None:
     """Write a prior with an open_clip text encoder as a diffusers folder with fp16 safetensors."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name in ("vae", "unet"):
-        save_part(getattr(prior, name), folder / name)
+    name = type(prior.unet).__name__
+    part = "unet" if name == "UNet2DConditionModel" else "transformer"
+    save_part(prior.vae, folder / "vae")
+    save_part(prior.unet, folder / part)
     prior.text_encoder.save(folder / "text_encoder")
     prior.scheduler.save_pretrained(folder / "scheduler")
     index = {
-        "_class_name": "StableDiffusionPipeline",
+        "_class_name": "StableDiffusionPipeline" if part == "unet" else "StableDiffusion3Pipeline",
         "vae": ["diffusers", type(prior.vae).__name__],
-        "unet": ["diffusers", "UNet2DConditionModel"],
+        part: ["diffusers", name],
         "text_encoder": ["open_clip", "TextTransformer"],
         "tokenizer": ["open_clip", "SimpleTokenizer"],
-        "scheduler": ["diffusers", "DDPMScheduler"],
+        "scheduler": ["diffusers", DENOISERS[name]],
     }
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")

@@ -51,7 +51,7 @@ class TextEncoder(nn.Module):
 
 
 class OpenClipTextEncoder(TextEncoder):
-    """open_clip's TextTransformer without pooling: every token's embedding after the last norm.
+    """open_clip's TextTransformer: every token's embedding after the last norm.
 
     Args:
         context_length: L.
@@ -59,27 +59,37 @@ class OpenClipTextEncoder(TextEncoder):
         heads: attention heads.
         layers: of the transformer.
         folder: where the merges of its vocabulary are; None is open_clip's whole vocabulary.
+        pooled: embed as TextStates, whose pooled text is the embedding of the token that ends the prompt.
     """
 
-    def __init__(self, context_length: int, width: int, heads: int, layers: int, folder: Path | None = None) -> None:
+    def __init__(
+        self,
+        context_length: int,
+        width: int,
+        heads: int,
+        layers: int,
+        folder: Path | None = None,
+        pooled: bool = False,
+    ) -> None:
         super().__init__()
         from open_clip.transformer import TextTransformer
 
-        self.config = {"context_length": context_length, "width": width, "heads": heads, "layers": layers}
-        self.width = width
+        sizes = {"context_length": context_length, "width": width, "heads": heads, "layers": layers}
+        self.config = {**sizes, "pooled": True} if pooled else sizes  # priors from before `pooled` keep their identity
+        self.width, self.pooled = width, pooled
         self.tokenizer = load_tokenizer(folder, context_length)
         self._tokens: dict[str, torch.Tensor] = {}  # a training asks for the same texts again
         self.tower = TextTransformer(
-            vocab_size=self.tokenizer.vocab_size, pool_type="none", proj_type="none", output_dim=None, **self.config
+            vocab_size=self.tokenizer.vocab_size, pool_type="none", proj_type="none", output_dim=None, **sizes
         )
 
     @classmethod
-    def from_clip(cls, source: str) -> OpenClipTextEncoder:
+    def from_clip(cls, source: str, pooled: bool = False) -> OpenClipTextEncoder:
         """The text tower of a CLIP (see megasr.semantics.clip.load_clip)."""
         model = load_open_clip(source)
         config = model.config["text_cfg"]
         sizes = {name: config[name] for name in ("context_length", "width", "heads", "layers")}
-        encoder = cls(**sizes, folder=find_clip(source))
+        encoder = cls(**sizes, folder=find_clip(source), pooled=pooled)
         own = encoder.tower.state_dict()
         encoder.tower.load_state_dict({name: value for name, value in model.state_dict().items() if name in own})
         return encoder
@@ -92,8 +102,12 @@ class OpenClipTextEncoder(TextEncoder):
             self._tokens |= zip(new, self.tokenizer(new), strict=True)
         return torch.stack([self._tokens[prompt] for prompt in prompts])
 
-    def embed(self, tokens: torch.Tensor) -> torch.Tensor:
-        return self.tower(tokens)
+    def embed(self, tokens: torch.Tensor) -> Text:
+        states = self.tower(tokens)
+        if not self.pooled:
+            return states
+        ends = tokens.argmax(1)  # the largest id, as open_clip pools
+        return TextStates(states, states[torch.arange(len(states), device=states.device), ends])
 
     def save(self, folder: Path) -> None:
         """Write config.json and model.safetensors (fp16)."""

@@ -260,6 +260,14 @@ def is_sdxl(prior: Path) -> bool:
         return False  # whoever loads it says what is wrong with it
 
 
+def text_library(prior: Path) -> str:
+    """Whose text encoder a prior's folder has, as its model_index.json says: transformers or open_clip."""
+    try:
+        return str(json.loads((prior / "model_index.json").read_text())["text_encoder"][0])
+    except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError):
+        return ""  # whoever loads it says what is wrong with it
+
+
 class Sizes(NamedTuple):
     """Of hq in px: height and width must be multiples of the first, and were the second when the prior was trained."""
 

@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from data_pipelines.embedded import WorldDataModule
 from data_pipelines.encoded import LatentDataModule, write_latents
 from experiments.world.encode import encode
+from megasr.diffusion import Flow
 from megasr.errors import MegaSRError, UsageError
 from megasr.evaluation.protocol import LPIPS
 from megasr.files import identify_folder
@@ -28,7 +29,7 @@ from megasr.pretraining.autoencoder import (
 )
 from megasr.pretraining.clip import ClipModule, draw_phrases, spans, truth
 from megasr.pretraining.module import Export, PretrainingModule
-from megasr.pretraining.text_to_image import TextToImageModule
+from megasr.pretraining.text_to_image import MMDiTModule, UNetModule
 from megasr.prior import load_autoencoder, load_prior
 from megasr.rng import numpy_generator
 from megasr.semantics.clip import load_clip
@@ -61,9 +62,14 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def small_prior(folder: Path, **changes: Any) -> TextToImageModule:
+def small_prior(folder: Path, **changes: Any) -> UNetModule:
     sizes = {"channels": (16, 32), "heads": (1, 1)}
-    return TextToImageModule(str(folder / "vae"), str(folder / "clip"), **{**sizes, **changes})
+    return UNetModule(str(folder / "vae"), str(folder / "clip"), **{**sizes, **changes})
+
+
+def small_mmdit(folder: Path, **changes: Any) -> MMDiTModule:
+    sizes = {"width": 16, "heads": 2, "layers": 2}
+    return MMDiTModule(str(folder / "vae"), str(folder / "clip"), **{**sizes, **changes})
 
 
 @pytest.mark.parametrize(("layers", "numbers"), [((1, 1), (4, 12, 48)), ((1, 1, 0), (16, 64, 192))])
@@ -209,9 +215,9 @@ def test_a_u_net_goes_on_from_a_trained_one(made: Path) -> None:
     trained = small_prior(made, init=str(made / "prior" / "unet")).prior.unet.state_dict()
     kept = load_prior(str(made / "prior")).unet.state_dict()
     assert all(torch.equal(trained[name], value) for name, value in kept.items())
-    with pytest.raises(MegaSRError, match="is no U-Net of these sizes"):
+    with pytest.raises(MegaSRError, match="is no UNet2DConditionModel of these sizes"):
         small_prior(made, init=str(made / "prior" / "unet"), channels=(16, 48))
-    with pytest.raises(MegaSRError, match=r"model.init .*nowhere is no U-Net"):
+    with pytest.raises(MegaSRError, match=r"model.init .*nowhere is no UNet2D"):
         small_prior(made, init=str(made / "nowhere"))
 
 
@@ -237,6 +243,30 @@ def test_what_was_made_loads_again(made: Path) -> None:
     probabilities = clip.probabilities(images, ["brick", "grass", "wooden floor"])
     assert probabilities.shape == (2, 3)
     assert ((probabilities > 0) & (probabilities < 1)).all()
+
+
+def test_an_mmdit_loads_as_the_prior_that_was_trained(made: Path, tmp_path: Path) -> None:
+    module = small_mmdit(made, learning_rate=1e-2)
+    train(module, tmp_path / "prior", 3)
+    prior, words = load_prior(str(tmp_path / "prior")), ["brick wall", ""]
+    text = prior.text_encoder(words)
+    tokens = prior.text_encoder.tokenise(words)
+    ends = [int((row == prior.text_encoder.tokenizer.eot_token_id).nonzero()) for row in tokens]
+    assert torch.equal(text.pooled, text.states[[0, 1], ends])
+    torch.testing.assert_close(text.states, load_prior(str(made / "prior")).text_encoder(words))
+    z = torch.randn(2, 12, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        found, trained = (p.predict(z, torch.tensor([100, 900]), text) for p in (prior, module.prior))
+        assert not torch.allclose(prior.predict(z, torch.tensor([100, 900]), prior.text_encoder(["", ""])), found)
+    torch.testing.assert_close(found, trained, rtol=1e-2, atol=1e-3)  # exported as float16
+    assert isinstance(prior.schedule, Flow)
+
+
+def test_an_untrained_mmdit_predicts_nothing(made: Path) -> None:
+    prior = small_mmdit(made).prior
+    with torch.no_grad():
+        found = prior.predict(torch.ones(1, 12, 8, 8), torch.tensor([500]), prior.text_encoder(["brick"]))
+    assert not found.any()
 
 
 def _hidden(model: Any, texts: list[str]) -> torch.Tensor:
@@ -296,6 +326,10 @@ CHANGES = [
         "channels": (16, 48), "heads": (2, 2), "layers": 2, "text_dropout": 1.0, "learning_rate": 1e-2,
         "weight_decay": 5.0, "seed": 1, "schedule": "trapezoid",
     }.items()),
+    *((small_mmdit, {}, name, value) for name, value in {
+        "width": 24, "heads": 1, "layers": 1, "patch_size": 2, "shift": 3.0, "text_dropout": 1.0,
+        "learning_rate": 1e-2, "weight_decay": 5.0, "seed": 1, "schedule": "trapezoid",
+    }.items()),
 ]  # fmt: skip
 
 
@@ -304,11 +338,13 @@ UNCHANGED: dict[Any, list[float]] = {}  # losses of the default settings
 
 @pytest.mark.parametrize(("build", "base", "name", "value"), CHANGES, ids=lambda x: x if isinstance(x, str) else "")
 def test_every_setting_has_an_effect(build: Any, base: dict, name: str, value: Any, made: Path, tmp_path: Path) -> None:
-    first = (made,) if build is small_prior else ()
+    first = (made,) if build in (small_prior, small_mmdit) else ()
     patches = 0 if name in ("image_size", "patch_size") else 8  # another number of patches than the data's is refused
+    steps = 5 if build is small_mmdit else 3  # its blocks begin as the identity
     if (build, patches) not in UNCHANGED:
-        UNCHANGED[build, patches] = train(build(*first, **base), tmp_path / "export", 3, patches)
-    assert train(build(*first, **base | {name: value}), tmp_path / "export", 3, patches) != UNCHANGED[build, patches]
+        UNCHANGED[build, patches] = train(build(*first, **base), tmp_path / "export", steps, patches)
+    changed = train(build(*first, **base | {name: value}), tmp_path / "export", steps, patches)
+    assert changed != UNCHANGED[build, patches]
 
 
 def test_patches_that_the_data_do_not_have_are_refused(tmp_path: Path) -> None:
