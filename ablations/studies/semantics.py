@@ -13,7 +13,7 @@ from ablations.registry import Study, change, register
 _ADAPTER, _TAGGER = "model.adapter", "model.tagger"
 _TEXT, _IMAGE = f"{_ADAPTER}.text", f"{_ADAPTER}.image"
 _RCA, _GATE, _CONNECTOR = f"{_ADAPTER}.rca", f"{_ADAPTER}.gate", f"{_ADAPTER}.connector"
-_BOTH: dict[str, Any] = {_TEXT: True, _IMAGE: True, _RCA: False, _GATE: "linear", _CONNECTOR: None}
+_BOTH: dict[str, Any] = {_TEXT: True, _IMAGE: True, _RCA: False, _GATE: "linear", _CONNECTOR: "per_site"}
 
 
 def _without_text(changes: dict[str, Any]) -> dict[str, Any]:

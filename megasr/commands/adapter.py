@@ -42,8 +42,8 @@ def add_parser(commands: Any) -> None:
     params.add_argument("--guidance", nargs="*", default=[], metavar="TYPE", help="guidance types that are fused")
     params.add_argument("--image", action="store_true", help="with CSM's visual branch")
     params.add_argument("--rca", action="store_true", help="with v1's representation cross-attention")
-    params.add_argument("--gate", choices=("linear", "channel", "scalar"), default="linear", help="of CSM")
-    params.add_argument("--connector", choices=("shared",), help="one for the image tokens of all sites")
+    params.add_argument("--gate", choices=("linear", "channel", "scalar"), help="of CSM; default: by the prior's size")
+    params.add_argument("--connector", choices=("per_site", "shared"), help="default: by the prior's size")
     params.set_defaults(run=run_params, passes_options_on=False)
 
 

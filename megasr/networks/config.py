@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from megasr.errors import UsageError, split_names
@@ -11,6 +11,11 @@ Gate = Literal["linear", "channel", "scalar"]
 FusionInit = Literal["as_drawn", "residual"]
 Version = Literal["v1", "v2"]
 Fusion = Literal["sum", "concat"]
+Connector = Literal["per_site", "shared"]
+
+# Parameters of a denoiser above which CSM has one connector and gates by channel by default: in SD 3.5 medium (2.5 B) a
+# connector and a linear gate at each of 36 sites are 156 M parameters, these are 2 M.
+LARGE_DENOISER = 2_000_000_000
 
 
 @dataclass(frozen=True)
@@ -28,7 +33,8 @@ class AdapterConfig:
         image_width: width of the image tokens (1280 for OpenCLIP ViT-H/14). Used with image on.
         controlnet: add the ControlNet on lq. Without it lq reaches the U-Net through guidance, image tokens, and the
             sampler's start.
-        gate: form of CSM's zero-initialised gate (LGWAM): a linear map, one number per channel, or one per site.
+        gate: form of CSM's zero-initialised gate (LGWAM): a `linear` map, one number per `channel`, or one per site
+            (`scalar`). None is linear, but channel for a denoiser of over LARGE_DENOISER parameters.
         fusion_init: `as_drawn` is the figure: F' = sum of SAFTs of GroupNorm(F), which replaces the prior's features
             from step 0. `residual` keeps F and starts at the identity; it is the
             default because it won at equal budget (experiments/tiny/fusion_photos.yaml), and an MMDiT takes no other.
@@ -37,8 +43,8 @@ class AdapterConfig:
         rca: add v1's representation cross-attention over the tagger's image representation after every CSM.
         representation_width: width of that representation (512 for RAM). Used with rca on.
         gradient_checkpointing: recompute each block in the backward pass: less memory, more time, same numbers.
-        connector: `shared` is one translation of the image tokens for all sites; None is one per site, as the figure
-            has it. Used with image on.
+        connector: translation of the image tokens: one `per_site`, as the figure has it, or one `shared` by all. None
+            is per_site, but shared for a denoiser of over LARGE_DENOISER parameters. Used with image on.
         fusion: `sum` gives every map a SAFT of its own, `concat` stacks all maps into one SAFT; None is the figure's
             two stages, in which the region maps are aggregated first.
         fusion_in: fuse the maps into the `unet` or the `controlnet` only; None is both, as the figure has it.
@@ -56,14 +62,14 @@ class AdapterConfig:
     image: bool = False
     image_width: int = 1280
     controlnet: bool = True
-    gate: Gate = "linear"
+    gate: Gate | None = None
     fusion_init: FusionInit = "residual"
     saft_width: int = 128
     stage1: Version = "v2"
     rca: bool = False
     representation_width: int = 512
     gradient_checkpointing: bool = False
-    connector: Literal["shared"] | None = None
+    connector: Connector | None = None
     fusion: Fusion | None = None
     fusion_in: Literal["unet", "controlnet"] | None = None
     msfm: str = "megasr"
@@ -85,3 +91,12 @@ class AdapterConfig:
             raise UsageError(
                 "adapter.fusion_in is controlnet, but adapter.controlnet is off: the maps would go nowhere"
             )
+
+    def at_size(self, denoiser_parameters: int) -> AdapterConfig:
+        """With the gate and the connector that None stands for, for a denoiser of so many parameters."""
+        large = denoiser_parameters > LARGE_DENOISER
+        return replace(
+            self,
+            gate=self.gate or ("channel" if large else "linear"),
+            connector=self.connector or ("shared" if large else "per_site"),
+        )

@@ -66,7 +66,7 @@ class MegaSRNetwork(nn.Module):
 
     def __init__(self, prior: Prior, config: AdapterConfig, seed: int = 0) -> None:
         super().__init__()
-        self.config = config
+        self.config = config = config.at_size(sum(p.numel() for p in prior.unet.parameters()))
         self.guidance = tuple(resolve_guidance(config.guidance))
         self.groups = group_maps(self.guidance, config.fusion)
         in_unet, in_controlnet = (

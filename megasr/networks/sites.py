@@ -65,7 +65,7 @@ class Site(nn.Module):
     Args:
         block: diffusers' block (read for its sizes; not kept).
         level: how often the latents were halved here.
-        config: the adapter's.
+        config: the adapter's, from AdapterConfig.at_size.
         groups: the guidance types that are fused here.
         seed: of the initial weights.
         place: name of the site, to which its initial weights are keyed.
@@ -80,7 +80,8 @@ class Site(nn.Module):
         self.csm = self.rca = self.msfm = None
         if config.image:
             with seeded_initialisation(seed, place, "csm"):
-                self.csm = CSMS[config.csm](attention, None if config.connector else config.image_width, config.gate)
+                image_width = None if config.connector == "shared" else config.image_width
+                self.csm = CSMS[config.csm](attention, image_width, config.gate)
         if config.rca:
             with seeded_initialisation(seed, place, "rca"):
                 self.rca = RCA(channels, attention.heads, config.representation_width)

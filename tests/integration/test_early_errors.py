@@ -197,8 +197,10 @@ def test_the_schema_is_printed_for_editors(command: str, capsys: pytest.CaptureF
     if command == "pretrain":
         assert set(properties["export"]["properties"]) >= {"folder"}
         return
-    gate = properties["model"]["properties"]["adapter"]["properties"]["gate"]
-    assert gate["enum"] == ["linear", "channel", "scalar"] and gate["default"] == "linear"
+    adapter = properties["model"]["properties"]["adapter"]["properties"]
+    stage1, gate = adapter["stage1"], adapter["gate"]
+    assert stage1["enum"] == ["v1", "v2"] and stage1["default"] == "v2"
+    assert {"enum": ["linear", "channel", "scalar"]} in gate["anyOf"] and gate.get("default") is None
     assert gate["description"].startswith("form of CSM's")
     assert properties["trainer"]["properties"]["max_steps"]["type"] == "integer"
     names = [rule["if"]["properties"]["class_path"]["enum"][0] for rule in properties["data"]["anyOf"][1]["allOf"]]

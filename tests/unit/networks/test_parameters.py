@@ -21,7 +21,7 @@ def test_parts_that_are_off_are_not_there():
 
 
 def test_sd35_has_24_and_12_sites_and_its_known_size():
-    config = adapter(guidance=("canny", "superpixel"), image=True, image_width=1280, connector="shared", gate="channel")
+    config = adapter(guidance=("canny", "superpixel"), image=True, image_width=1280)
     rows = {row.part: row for row in parameter_table(build_on_meta("sd35-medium"), config)}
     positions = 384**2 * 1536
     assert rows["MMDiT"].frozen == 2_243_171_520 + positions  # Stable Diffusion 3.5 medium's transformer
@@ -31,8 +31,18 @@ def test_sd35_has_24_and_12_sites_and_its_known_size():
     assert rows["ControlNet"].trained > 1e9 and rows["ControlNet"].frozen < positions, "its positions are the prior's"
 
 
+def test_only_large_denoisers_have_one_connector_and_gates_by_channel():
+    def trained_in_csm(prior: str, **form) -> int:
+        rows = parameter_table(build_on_meta(prior), adapter(image=True, image_width=1280, **form))
+        return sum(row.trained for row in rows if row.part.endswith(("CSM", "CSM connector")))
+
+    own, shared = {"gate": "linear", "connector": "per_site"}, {"gate": "channel", "connector": "shared"}
+    for prior, by_default, other in (("sd21-base", own, shared), ("sd35-medium", shared, own)):
+        assert trained_in_csm(prior) == trained_in_csm(prior, **by_default) != trained_in_csm(prior, **other)
+
+
 def test_sdxl_has_11_and_5_sites_and_its_known_size():
-    config = adapter(guidance=("canny", "superpixel"), image=True, image_width=1280, connector="shared", gate="channel")
+    config = adapter(guidance=("canny", "superpixel"), image=True, image_width=1280)
     rows = {row.part: row for row in parameter_table(build_on_meta("sdxl-base"), config)}
     assert rows["U-Net"].frozen == 2_567_463_684  # Stable Diffusion XL's U-Net
     assert rows["text encoder"].frozen == 123_060_480 + 694_659_840 and rows["VAE"].frozen == 83_653_863
