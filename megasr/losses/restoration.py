@@ -10,7 +10,7 @@ from torch import nn
 from megasr.errors import MegaSRError, UsageError
 from megasr.losses.adversarial import GAN
 from megasr.losses.score import CSD, VSD
-from megasr.losses.structure import edge, frequency
+from megasr.losses.structure import edge, frequency, latent_mean
 from megasr.losses.terms import Compared, Estimate, TermParts, l1, l2
 from megasr.plugins import Registry
 from megasr.prior import Prior
@@ -27,6 +27,7 @@ in the validation loss.
 TERMS.register("l1", lambda parts: Compared(l1))
 TERMS.register("l2", lambda parts: Compared(l2))
 TERMS.register("latent", lambda parts: Compared(l2, latents=True))
+TERMS.register("latent_mean", lambda parts: Compared(latent_mean, latents=True))
 TERMS.register("edge", lambda parts: Compared(edge))
 TERMS.register("frequency", lambda parts: Compared(frequency))
 TERMS.register("lpips_alex", lambda parts: Compared(parts.network("lpips_alex")))

@@ -1,6 +1,6 @@
-"""Losses without weights that look at structure: edges and frequencies.
+"""Losses without weights that look at structure: edges, frequencies, and the latents' means.
 
-Images are (B, 3, H, W) RGB, about [0, 1] and never clamped; the results are (B,). Both are computed in float32.
+Images are (B, 3, H, W) RGB, about [0, 1] and never clamped; the results are (B,). All are computed in float32.
 """
 
 from __future__ import annotations
@@ -38,3 +38,13 @@ def frequency(sr: torch.Tensor, hq: torch.Tensor) -> torch.Tensor:
     """
     spectrum = torch.fft.rfft2(sr.float() - hq.float(), norm="ortho")
     return spectrum.abs().mean((1, 2, 3))
+
+
+def latent_mean(z0: torch.Tensor, z_hq: torch.Tensor) -> torch.Tensor:
+    """Mean absolute difference of the channels' means over the batch and all places: (B, C, h, w) twice -> B times.
+
+    A channel that is off by a constant is a grid in the image, of the period of the autoencoder's f. Losses of pixels
+    hardly see it: where an image has texture, it is a small part of every pixel's error.
+    """
+    bias = (z0.float() - z_hq.float()).mean((0, 2, 3))
+    return bias.abs().mean().expand(len(z0))

@@ -69,7 +69,7 @@ class ObjectiveConfig:
         kind: `denoise`, the diffusion loss; `one_step`, sampler.num_steps 1; `few_step`, sampler.num_steps 2 to 4. None
             is denoise.
         terms: weights of the terms of one_step's and few_step's loss by name (megasr.losses.restoration.TERMS): l1, l2,
-            latent, lpips_alex, lpips_vgg, dists, edge, frequency, csd, vsd, gan. 0 leaves a term out.
+            latent, latent_mean, lpips_alex, lpips_vgg, dists, edge, frequency, csd, vsd, gan. 0 leaves a term out.
         term_starts: optimizer step at which a term joins, by name; the others count from the first step.
         critic: settings of csd, vsd and gan; None takes the defaults.
         weights_dir: folder in which the weights of LPIPS, DISTS and VGG16 are looked for first.
