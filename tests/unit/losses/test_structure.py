@@ -8,7 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from megasr.losses.structure import edge, frequency, sobel
+from data_pipelines.photos import EVAL_PHOTOS, load_photo
+from megasr.evaluation.periodicity import spectral_peaks
+from megasr.images import from_uint8
+from megasr.losses.structure import edge, frequency, latent_mean, sobel
+from megasr.prior import load_prior
 from megasr.rng import torch_generator
 
 LOSSES = [edge, frequency]
@@ -65,3 +69,27 @@ def test_frequency_is_numpys_spectrum_and_sees_phase() -> None:
     expected = np.abs(np.fft.rfft2((sr - hq).double().numpy(), norm="ortho")).mean((1, 2, 3))
     assert np.allclose(frequency(sr, hq).numpy(), expected, rtol=1e-5)
     assert frequency(hq.roll(3, -1), hq).min() > 0.1, "amplitudes alone are equal"
+
+
+def test_the_latents_means_are_compared_over_the_batch() -> None:
+    z_hq = torch.randn(3, 4, 8, 8, generator=torch_generator(0, "latents"))
+    offsets = torch.tensor([0.0, 0.3, 0.0, -0.1])
+    z0 = (z_hq + offsets[:, None, None]).requires_grad_()
+    found = latent_mean(z0, z_hq)
+    torch.testing.assert_close(found, torch.full((3,), 0.1))
+    found.sum().backward()
+    assert z0.grad is not None
+    signs = z0.grad.sign().mean((0, 2, 3))
+    assert signs[1] == 1 and signs[3] == -1
+    mirrored = z_hq + torch.tensor([0.5, -0.5, 0.0])[:, None, None, None]  # errors that cancel are no constant
+    assert latent_mean(mirrored, z_hq).abs().max() < 1e-6
+
+
+def test_a_constant_error_of_a_latent_channel_is_a_grid() -> None:
+    prior, photograph = load_prior("tiny"), from_uint8(load_photo(EVAL_PHOTOS[0].name))[None, :, :128, :128]
+    with torch.no_grad():
+        z = prior.encode(photograph)
+        error = torch.zeros(prior.vae.config.latent_channels, 1, 1)
+        error[7] = 0.2
+        constant, elsewhere = (prior.decode(z + change) for change in (error, error * torch.randn_like(z).sign()))
+    assert spectral_peaks(constant, photograph) > 5 > spectral_peaks(elsewhere, photograph)
