@@ -15,7 +15,6 @@ from torch.utils._pytree import tree_map
 from megasr.batch import SRBatch, check_image
 from megasr.diffusion import (
     SOLVERS,
-    Denoiser,
     Flow,
     OnStep,
     build_scheduler,
@@ -171,7 +170,8 @@ class MegaSR(nn.Module):
         self.network = MegaSRNetwork(self.prior, adapter, seed)
         if not any(p.requires_grad for p in self.network.parameters()):
             raise UsageError(
-                "model.adapter is empty, so nothing is trained: turn on controlnet, guidance, image, rca or prior_lora"
+                "model.adapter is empty, so nothing is trained: turn on controlnet, lq_stream, guidance, image, rca or "
+                "prior_lora"
             )
         self.vision = self.parts.vision(vision)
         if tagger is not None and not adapter.text:
@@ -248,7 +248,8 @@ class MegaSR(nn.Module):
         lq_up = upsample_lq(batch["lq"], self.scale_factor) if lq_up is None else lq_up
         prompts = self.prompts(batch, lq_up) if prompts is None else prompts
         maps = self.guidance_maps(batch) if maps is None else maps
-        return self.network.conditions(lq_up, self.semantics(batch, lq_up, prompts), maps)
+        z_lq = self._encode_lq(lq_up) if self.adapter.lq_stream else None
+        return self.network.conditions(lq_up, self.semantics(batch, lq_up, prompts), maps, z_lq)
 
     # Loss ------------------------------------------------------------------------------------------------------------
 
@@ -350,8 +351,12 @@ class MegaSR(nn.Module):
         maps = extract_shown(SRBatch(**{**batch, "lq": small}), options.map_sources, 1, self.networks)
         known, guidance = self._read_words(batch, padded_small, options)
         weighted_maps = self._weigh_maps(maps, grid, options)
-        denoiser = TiledDenoiser(self.network, options.cast(padded), known, weighted_maps, grid, guidance)
-        z = self._sample(batch["keys"], padded, denoiser, grid, options)
+        z_lq = streamed = None
+        if self.adapter.lq_stream or options.sampler.start != "noise":
+            z_lq = encode_tiles(self.prior, padded, grid, self._encode_lq)
+            streamed = options.cast(z_lq) if self.adapter.lq_stream else None
+        denoiser = TiledDenoiser(self.network, options.cast(padded), known, weighted_maps, grid, guidance, streamed)
+        z = self._sample(batch["keys"], z_lq, denoiser, grid, options)
         sr = decode_tiles(self.prior, z, grid)[..., :height, :width]
         used = {own.name: maps[own.name] for own, source in options.map_sources.items() if source is not None}
         return Restored(fix_color(sr, lq_up, options.color_fix), used)
@@ -386,14 +391,18 @@ class MegaSR(nn.Module):
         return [(weight, saft_maps(names)) for weight, names in mix_subsets(options.strengths)]
 
     def _sample(
-        self, keys: list[str], lq_up: torch.Tensor, denoiser: Denoiser, grid: Grid, options: RestoreOptions
+        self,
+        keys: list[str],
+        z_lq: torch.Tensor | None,
+        denoiser: TiledDenoiser,
+        grid: Grid,
+        options: RestoreOptions,
     ) -> torch.Tensor:
-        """From the sampler's start to z0."""
+        """From the sampler's start, which may need the latents of lq, to z0."""
         prior, sampler = self.prior, options.sampler
         timesteps, latents = self._timesteps(sampler), grid.divided(prior.downsampling)
-        z_lq = None if sampler.start == "noise" else encode_tiles(prior, lq_up, grid, self._encode_lq)
-        size = latents.rows.length, latents.columns.length
-        z = self._start(keys, z_lq, size, sampler, timesteps[0], options.seed).to(lq_up.device)
+        size, start = (latents.rows.length, latents.columns.length), None if sampler.start == "noise" else z_lq
+        z = self._start(keys, start, size, sampler, timesteps[0], options.seed).to(denoiser.lq_up.device)
         if sampler.solver is None:
             return ddim(denoiser, prior.schedule, z, timesteps, options.on_step)
         solver = SOLVERS[sampler.solver]

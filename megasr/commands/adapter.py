@@ -42,6 +42,7 @@ def add_parser(commands: Any) -> None:
     params.add_argument("--guidance", nargs="*", default=[], metavar="TYPE", help="guidance types that are fused")
     params.add_argument("--image", action="store_true", help="with CSM's visual branch")
     params.add_argument("--rca", action="store_true", help="with v1's representation cross-attention")
+    params.add_argument("--lq-stream", action="store_true", help="DiT4SR's stream of lq in place of the ControlNet")
     params.add_argument("--gate", choices=("linear", "channel", "scalar"), help="of CSM; default: by the prior's size")
     params.add_argument("--connector", choices=("per_site", "shared"), help="default: by the prior's size")
     params.set_defaults(run=run_params, passes_options_on=False)
@@ -109,8 +110,9 @@ def run_params(arguments: argparse.Namespace) -> None:
 
     prior = build_on_meta(arguments.prior) if arguments.prior in KNOWN_PRIORS else load_prior(arguments.prior)
     config = AdapterConfig(
-        guidance=guidance, image=arguments.image, rca=arguments.rca, gate=arguments.gate, connector=arguments.connector
-    )
+        guidance=guidance, image=arguments.image, rca=arguments.rca, gate=arguments.gate, connector=arguments.connector,
+        controlnet=not arguments.lq_stream, lq_stream=arguments.lq_stream,
+    )  # fmt: skip
     print(f"{'part':<18} {'sites':>5} {'trained':>15} {'frozen':>15}")
     for row in parameter_table(prior, config):
         print(f"{row.part:<18} {row.sites or '':>5} {row.trained:>15,} {row.frozen:>15,}")

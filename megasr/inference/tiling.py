@@ -206,6 +206,7 @@ class TiledDenoiser:
         weighted_maps: inputs of the SAFTs for the whole images (see MegaSRNetwork.guide).
         grid: tiles in px.
         guidance: None for none.
+        z_lq: latents of lq_up for the lq stream, if there is one.
     """
 
     def __init__(
@@ -216,9 +217,10 @@ class TiledDenoiser:
         weighted_maps: WeightedMaps,
         grid: Grid,
         guidance: Guidance | None = None,
+        z_lq: torch.Tensor | None = None,
     ) -> None:
         self.network, self.lq_up, self.known, self.guidance = network, lq_up, known, guidance
-        self.weighted_maps = weighted_maps
+        self.weighted_maps, self.z_lq = weighted_maps, z_lq
         self.pixels, self.latents = grid, grid.divided(network.downsampling)
         self._placed: dict[tuple[Box, ...], Conditions] = {}
 
@@ -248,7 +250,8 @@ class TiledDenoiser:
         placed = self._placed.get(tuple(boxes))
         if placed is None:
             weighted_maps = [(weight, self._crop(maps, boxes)) for weight, maps in self.weighted_maps]
-            placed = self.network.guide(known, self.pixels.crop(self.lq_up, boxes), weighted_maps)
+            z_lq = None if self.z_lq is None else self.latents.crop(self.z_lq, boxes)
+            placed = self.network.guide(known, self.pixels.crop(self.lq_up, boxes), weighted_maps, z_lq)
             if len(self._placed) < GROUPS_KEPT:
                 self._placed[tuple(boxes)] = placed
         if guidance is None:

@@ -33,6 +33,9 @@ class AdapterConfig:
         image_width: width of the image tokens (1280 for OpenCLIP ViT-H/14). Used with image on.
         controlnet: add the ControlNet on lq. Without it lq reaches the U-Net through guidance, image tokens, and the
             sampler's start.
+        lq_stream: DiT4SR's (2503.23580) in place of the ControlNet, on an MMDiT: tokens of lq's latent go through the
+            prior's frozen blocks beside the image's, with linear layers of their own in every attention and a
+            convolution to the image in every MLP. Needs controlnet off.
         gate: form of CSM's zero-initialised gate (LGWAM): a `linear` map, one number per `channel`, or one per site
             (`scalar`). None is linear, but channel for a denoiser of over LARGE_DENOISER parameters.
         fusion_init: `as_drawn` is the figure: F' = sum of SAFTs of GroupNorm(F), which replaces the prior's features
@@ -62,6 +65,7 @@ class AdapterConfig:
     image: bool = False
     image_width: int = 1280
     controlnet: bool = True
+    lq_stream: bool = False
     gate: Gate | None = None
     fusion_init: FusionInit = "residual"
     saft_width: int = 128
@@ -87,6 +91,8 @@ class AdapterConfig:
         for name in ("prior_lora", "encoder_lora"):
             if (rank := getattr(self, name)) is not None and rank < 1:
                 raise UsageError(f"adapter.{name} must be a rank of at least 1, got {rank}")
+        if self.lq_stream and self.controlnet:
+            raise UsageError("adapter.lq_stream and adapter.controlnet are two ways of lq: set controlnet to false")
         if self.fusion_in == "controlnet" and not self.controlnet:
             raise UsageError(
                 "adapter.fusion_in is controlnet, but adapter.controlnet is off: the maps would go nowhere"

@@ -2,7 +2,8 @@
 
 A block has two streams of tokens, image and text, which attend to both (joint attention). CSM's visual branch belongs
 to the image's queries, as IP-Adapter's does; MSFM modulates the image's tokens after the block. `attn2`, which the
-first blocks of SD 3.5 have, attends from image to image and is no site of CSM.
+first blocks of SD 3.5 have, attends from image to image and is no site of CSM. In place of the ControlNet a block may
+have a third stream, of lq's tokens (lq_stream.py); CSM and MSFM leave it alone.
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ from megasr.errors import UsageError
 from megasr.networks.config import AdapterConfig
 from megasr.networks.controlnet import LQ_ENCODERS
 from megasr.networks.csm import split_heads
+from megasr.networks.lq_stream import LQStream, attention_heads, normalise
 from megasr.networks.msfm import MapGroups
 from megasr.networks.sites import AdaptedModel, Place, Semantics, Site, SiteCondition
 from megasr.rng import seeded_initialisation
 from megasr.semantics.text import TextStates
 
-Streams = tuple[torch.Tensor, torch.Tensor | None]  # image (B, h * w, C), and text (B, L, C) while it is still read
+# Image (B, h * w, C), or image and lq (B, 2 * h, w, C); and text (B, L, C) while it is still read.
+Streams = tuple[torch.Tensor, torch.Tensor | None]
 
 
 class JointSite(Site):
@@ -40,6 +43,9 @@ class JointSite(Site):
         super().__init__(block, level, config, groups, seed, place)
         self.keeps_text = not block.context_pre_only
         self.norm_k = None if self.csm is None else _frozen_norm(block.attn.norm_added_k)
+        if config.lq_stream:
+            with seeded_initialisation(seed, place, "lq_stream"):
+                self.lq_stream = LQStream(block)
 
     @staticmethod
     def place(block: nn.Module) -> Place:
@@ -50,11 +56,14 @@ class JointSite(Site):
         return block.norm2
 
     def running_parts(self, block: nn.Module) -> list[nn.Module]:
-        joint, self_attention = block.attn, [block.attn2] if block.use_dual_attention else []
+        joint, stream = block.attn, self.lq_stream
+        image_parts = [block.ff, *([block.attn2] if block.use_dual_attention else [])]
+        if stream is not None:
+            image_parts = [*stream.shared_parts(block), *stream.own_parts()]
         projections = [joint.to_q, joint.to_k, joint.to_v, joint.add_q_proj, joint.add_k_proj, joint.add_v_proj]
         norms = [joint.norm_q, joint.norm_k, joint.norm_added_q, joint.norm_added_k]
         parts = [block.norm1, block.norm1_context, *projections, *(norm for norm in norms if norm is not None)]
-        parts += [joint.to_out[0], *self_attention, block.norm2, block.ff]
+        parts += [joint.to_out[0], block.norm2, *image_parts]
         if self.keeps_text:
             parts += [joint.to_add_out, block.norm2_context, block.ff_context]
         return [*parts, *super().running_parts(block)]
@@ -67,7 +76,7 @@ class JointSite(Site):
         if self.csm is None:
             return SiteCondition((), None, None, None)
         keys, values = self.csm.keys_values(semantics.image, block.attn.heads)
-        return SiteCondition((), (self._norm(self.norm_k, keys), values), None, None)
+        return SiteCondition((), (normalise(self.norm_k, keys), values), None, None)
 
     def forward(
         self,
@@ -77,7 +86,10 @@ class JointSite(Site):
         time_embedding: torch.Tensor,
         condition: SiteCondition,
     ) -> Streams:
-        """Both streams through the prior's block and the adapters."""
+        """All streams through the prior's block and the adapters."""
+        stream, shape = self.lq_stream, image.shape
+        if stream is not None:
+            image = image.flatten(1, 2)
         normed, gate, shift_ff, scale_ff, gate_ff, *dual = block.norm1(image, emb=time_embedding)
         of_text: list[torch.Tensor] = []
         if block.context_pre_only:
@@ -90,10 +102,20 @@ class JointSite(Site):
         image = image + gate.unsqueeze(1) * attended
         if block.use_dual_attention:
             normed_2, gate_2 = dual
-            image = image + gate_2.unsqueeze(1) * block.attn2(hidden_states=normed_2)
-        fed = block.ff(block.norm2(image) * (1 + scale_ff[:, None]) + shift_ff[:, None])
-        image = image + gate_ff.unsqueeze(1) * fed
-        return (image if self.msfm is None else self.msfm(image, condition.modulation)), text
+            attended = (
+                block.attn2(hidden_states=normed_2) if stream is None else stream.self_attend(block.attn2, normed_2)
+            )
+            image = image + gate_2.unsqueeze(1) * attended
+        if stream is None:
+            fed = block.ff(block.norm2(image) * (1 + scale_ff[:, None]) + shift_ff[:, None])
+            return self._fuse(image + gate_ff.unsqueeze(1) * fed, condition), text
+        height, width = shape[1] // 2, shape[2]
+        fed = stream.feed(block, image, scale_ff, shift_ff, (height, width))
+        image, lq = (image + gate_ff.unsqueeze(1) * fed).chunk(2, dim=1)
+        return torch.cat([self._fuse(image, condition), lq], dim=1).unflatten(1, (2 * height, width)), text
+
+    def _fuse(self, image: torch.Tensor, condition: SiteCondition) -> torch.Tensor:
+        return image if self.msfm is None else self.msfm(image, condition.modulation)
 
     @staticmethod
     def _text_stream(
@@ -112,25 +134,24 @@ class JointSite(Site):
     def _attend(
         self, joint: nn.Module, image: torch.Tensor, text: torch.Tensor, condition: SiteCondition
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Joint attention: image with what CSM adds, and text before its output projection."""
-
-        def project(layer: nn.Module, tokens: torch.Tensor, norm: nn.Module | None = None) -> torch.Tensor:
-            return self._norm(norm, split_heads(layer(tokens), joint.heads))
-
-        query = project(joint.to_q, image, joint.norm_q)
-        queries = [query, project(joint.add_q_proj, text, joint.norm_added_q)]
-        keys = [project(joint.to_k, image, joint.norm_k), project(joint.add_k_proj, text, joint.norm_added_k)]
-        values = [project(joint.to_v, image), project(joint.add_v_proj, text)]
-        both = F.scaled_dot_product_attention(*(torch.cat(part, dim=2) for part in (queries, keys, values)))
-        both = both.transpose(1, 2).flatten(2)
-        attended = joint.to_out[0](both[:, : image.shape[1]])
-        if self.csm is not None:
-            attended = attended + self.csm(joint, query, condition.image)
-        return attended, both[:, image.shape[1] :]
-
-    @staticmethod
-    def _norm(norm: nn.Module | None, heads: torch.Tensor) -> torch.Tensor:
-        return heads if norm is None else norm(heads)
+        """Joint attention: image, and lq, with what CSM adds; and text before its output projection."""
+        own, tokens = None if self.lq_stream is None else self.lq_stream.attn, image.shape[1]
+        layers = joint.to_q, joint.to_k, joint.to_v
+        projected = [layer(image) for layer in layers] if own is None else own.project(joint, image)
+        of_image = attention_heads(joint, projected)
+        query, key, value = (
+            split_heads(layer(text), joint.heads) for layer in (joint.add_q_proj, joint.add_k_proj, joint.add_v_proj)
+        )
+        of_text = normalise(joint.norm_added_q, query), normalise(joint.norm_added_k, key), value
+        all_heads = (torch.cat(parts, dim=2) for parts in zip(of_image, of_text, strict=True))
+        both = F.scaled_dot_product_attention(*all_heads).transpose(1, 2).flatten(2)
+        attended = joint.to_out[0](both[:, :tokens]) if own is None else own.output(joint, both[:, :tokens], image)
+        if self.csm is not None and own is None:
+            attended = attended + self.csm(joint, of_image[0], condition.image)
+        elif self.csm is not None:
+            added = self.csm(joint, of_image[0].chunk(2, dim=2)[0], condition.image)
+            attended = attended + F.pad(added, (0, 0, 0, tokens // 2))  # zeros for lq
+        return attended, both[:, tokens:]
 
 
 def _frozen_norm(norm: nn.Module | None) -> nn.Module | None:
@@ -174,6 +195,20 @@ class _AdaptedMMDiT(AdaptedModel):
         super().__init__(model, config, groups, seed, name)
         self.run_block = run_joint_block
 
+    def tokens(self, z: torch.Tensor) -> torch.Tensor:
+        """Latents (B, C, h, w) -> tokens with their positions.
+
+        Raises:
+            UsageError: the prior has no positions for an image of this size.
+        """
+        model = self.model
+        most = model.pos_embed.pos_embed_max_size * model.config.patch_size
+        if max(z.shape[-2:]) > most:
+            raise UsageError(
+                f"latents of {z.shape[-1]}x{z.shape[-2]}: the prior has positions for {most} on a side; use tiles"
+            )
+        return model.pos_embed(z).contiguous()
+
     def embed(self, z_t: torch.Tensor, timesteps: torch.Tensor, text: TextStates) -> tuple[torch.Tensor, ...]:
         """Tokens of z_t, the text stream, and the embedding of timestep and pooled text, by which blocks are modulated.
 
@@ -181,13 +216,8 @@ class _AdaptedMMDiT(AdaptedModel):
             UsageError: the prior has no positions for an image of this size.
         """
         model = self.model
-        most = model.pos_embed.pos_embed_max_size * model.config.patch_size
-        if max(z_t.shape[-2:]) > most:
-            raise UsageError(
-                f"latents of {z_t.shape[-1]}x{z_t.shape[-2]}: the prior has positions for {most} on a side; use tiles"
-            )
         embedding = model.time_text_embed(timesteps, text.pooled)
-        return model.pos_embed(z_t).contiguous(), model.context_embedder(text.states), embedding
+        return self.tokens(z_t), model.context_embedder(text.states), embedding
 
 
 class MegaSRMMDiT(_AdaptedMMDiT):
@@ -200,6 +230,11 @@ class MegaSRMMDiT(_AdaptedMMDiT):
     ) -> None:
         super().__init__(transformer, config, groups, seed, "unet")
 
+    def encode_lq(self, z_lq: torch.Tensor) -> torch.Tensor:
+        """Latents of lq (B, C, h, w) -> f_lq (B, h / patch, w / patch, D): tokens with the image's positions."""
+        height, width = (side // self.model.config.patch_size for side in z_lq.shape[-2:])
+        return self.tokens(z_lq).unflatten(1, (height, width))
+
     def forward(
         self,
         z_t: torch.Tensor,
@@ -207,20 +242,27 @@ class MegaSRMMDiT(_AdaptedMMDiT):
         conditions: tuple[SiteCondition, ...],
         residuals: list[torch.Tensor] | None,
         text: TextStates,
+        f_lq: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Velocity (B, C, h, w) for latents z_t at timesteps (B,) between 0 and 1000.
 
-        Each residual of the ControlNet serves as many blocks in a row as there are blocks for each of its own.
+        Each residual of the ControlNet serves as many blocks in a row as there are blocks for each of its own. f_lq is
+        of the lq stream; that of b images serves any multiple of b.
         """
-        model = self.model
+        model, patch = self.model, self.model.config.patch_size
+        height, width = (side // patch for side in z_t.shape[-2:])
         image, states, embedding = self.embed(z_t, timesteps, text)
+        if f_lq is not None:
+            lq = f_lq.repeat(len(image) // len(f_lq), 1, 1, 1)
+            image = torch.cat([image.unflatten(1, (height, width)), lq], dim=1)
         blocks = zip(model.transformer_blocks, self.sites, conditions, strict=True)
         for number, (block, site, condition) in enumerate(blocks):
             image, states = self.maybe_recompute(self.run_block, block, site, image, states, embedding, condition)
             if residuals is not None and not block.context_pre_only:
                 image = image + residuals[int(number / (len(self.sites) / len(residuals)))]
-        image, patch = model.proj_out(model.norm_out(image, embedding)), model.config.patch_size
-        height, width = (side // patch for side in z_t.shape[-2:])
+        if f_lq is not None:
+            image = image[:, :height].flatten(1, 2)
+        image = model.proj_out(model.norm_out(image, embedding))
         image = image.reshape(len(image), height, width, patch, patch, model.out_channels)
         return image.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
 

@@ -43,7 +43,7 @@ class Conditions(NamedTuple):
     """All that depends on the image and the words, but not on z_t or the timestep.
 
     Attributes:
-        f_lq: features of lq for the ControlNet.
+        f_lq: features of lq for the ControlNet, or its tokens for the lq stream.
         unet: of the sites of the denoiser.
         controlnet: of the sites of the ControlNet.
         text: what SDXL's time embedding and the blocks of an MMDiT read themselves.
@@ -117,8 +117,14 @@ class MegaSRNetwork(nn.Module):
     # Where FSDP2 spreads the weights, these five are forwards of their own on the object (see training/sharding.py);
     # `apply_forward_hook` lets accelerate's offloading hooks see them as well.
 
-    def conditions(self, lq_up: torch.Tensor, semantics: Semantics, maps: Mapping[str, torch.Tensor]) -> Conditions:
-        """Conditions of a batch of whole images.
+    def conditions(
+        self,
+        lq_up: torch.Tensor,
+        semantics: Semantics,
+        maps: Mapping[str, torch.Tensor],
+        z_lq: torch.Tensor | None = None,
+    ) -> Conditions:
+        """Conditions of a batch of whole images; z_lq, the latents of lq_up, is for the lq stream.
 
         Raises:
             UsageError: the size does not fit the prior, or tokens that the config asks for are missing.
@@ -131,7 +137,7 @@ class MegaSRNetwork(nn.Module):
             )
         cls = MegaSRNetwork  # called through the class, so that this is one forward under FSDP2, not four
         saft_maps = cls.saft_maps(self, maps, height // self.downsampling, width // self.downsampling)
-        return cls.guide(self, cls.read(self, semantics), lq_up, [(1.0, saft_maps)])
+        return cls.guide(self, cls.read(self, semantics), lq_up, [(1.0, saft_maps)], z_lq)
 
     @apply_forward_hook
     def encode(self, lq_up: torch.Tensor) -> torch.Tensor:
@@ -168,19 +174,30 @@ class MegaSRNetwork(nn.Module):
         return [site.msfm.saft_maps(*pyramid[site.level]) if site.msfm is not None else [] for _, site in self.sites]
 
     @apply_forward_hook
-    def guide(self, known: Conditions, lq_up: torch.Tensor, weighted_maps: WeightedMaps) -> Conditions:
+    def guide(
+        self,
+        known: Conditions,
+        lq_up: torch.Tensor,
+        weighted_maps: WeightedMaps,
+        z_lq: torch.Tensor | None = None,
+    ) -> Conditions:
         """Add f_lq, and at every site the weighted sum of the modulations by sets of maps.
 
         Args:
             known: from `read`.
             lq_up: (B, 3, H, W) whole images, or tiles of them.
             weighted_maps: from `saft_maps`, of the same images or tiles.
+            z_lq: latents of lq_up, for the lq stream.
         """
         chosen = [
             condition._replace(modulation=_modulate(site, [(weight, maps[i]) for weight, maps in weighted_maps]))
             for i, ((_, site), condition) in enumerate(zip(self.sites, known.unet + known.controlnet, strict=True))
         ]
-        f_lq = self.controlnet.encode_lq(lq_up) if self.controlnet is not None else None
+        f_lq = None
+        if self.controlnet is not None:
+            f_lq = self.controlnet.encode_lq(lq_up)
+        elif self.config.lq_stream:
+            f_lq = self.unet.encode_lq(z_lq)
         return self._by_model(f_lq, chosen)._replace(text=known.text)
 
     def _by_model(self, f_lq: torch.Tensor | None, conditions: Iterable[SiteCondition]) -> Conditions:
@@ -193,7 +210,8 @@ class MegaSRNetwork(nn.Module):
         text = () if conditions.text is None else (conditions.text,)
         if self.controlnet is not None:
             residuals = self.controlnet(z_t, timesteps, conditions.f_lq, conditions.controlnet, *text)
-        return self.unet(z_t, timesteps, conditions.unet, residuals, *text)
+        stream = {"f_lq": conditions.f_lq} if self.config.lq_stream else {}
+        return self.unet(z_t, timesteps, conditions.unet, residuals, *text, **stream)
 
 
 def _modulate(site: Site, weighted: Sequence[tuple[float, Sequence[torch.Tensor]]]) -> Modulation | None:

@@ -146,10 +146,10 @@ def parameter_table(prior: Prior, config: AdapterConfig) -> list[PartSize]:
 
 def _site_rows(model: str, sites: nn.ModuleList) -> list[PartSize]:
     rows = []
-    for name in ("csm", "rca", "msfm"):
+    for name, label in (("csm", "CSM"), ("rca", "RCA"), ("msfm", "MSFM"), ("lq_stream", "LQ stream")):
         parts = nn.ModuleList(part for site in sites if (part := getattr(site, name)) is not None)
         if parts:
-            rows.append(PartSize(f"{model} {name.upper()}", *_count(parts), len(parts)))
+            rows.append(PartSize(f"{model} {label}", *_count(parts), len(parts)))
     return rows
 
 

@@ -78,6 +78,7 @@ class Site(nn.Module):
         attention, channels, norm_groups = self.place(block)
         self.level = level
         self.csm = self.rca = self.msfm = None
+        self.lq_stream: nn.Module | None = None  # an MMDiT's
         if config.image:
             with seeded_initialisation(seed, place, "csm"):
                 image_width = None if config.connector == "shared" else config.image_width

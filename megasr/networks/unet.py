@@ -28,7 +28,8 @@ class MegaSRUNet(AdaptedModel):
     """The prior's U-Net (UNet2DConditionModel) with adapters; its weights and names do not change.
 
     Raises:
-        UsageError: the U-Net has inputs that MegaSR does not have (class labels, added images); names the field.
+        UsageError: the U-Net has inputs that MegaSR does not have (class labels, added images), or the adapter a stream
+            of tokens; names the field.
     """
 
     keeps_evaluating = True
@@ -40,6 +41,10 @@ class MegaSRUNet(AdaptedModel):
         for field in needed:
             raise UsageError(
                 f"the prior's U-Net has {field}={unet.config[field]!r}; use one of Stable Diffusion 1.x, 2.x or XL"
+            )
+        if config.lq_stream:
+            raise UsageError(
+                "adapter.lq_stream needs a transformer's tokens, and this prior is a U-Net: use controlnet"
             )
         super().__init__(unet, config, groups, seed, "unet")
         self.downsampling = downsampling

@@ -15,11 +15,11 @@ from megasr.networks.network import MegaSRNetwork
 from megasr.networks.sites import Site, iterate_transformers
 from megasr.training.sharding import gathered, total_norm
 
-PARTS = ("lq_encoder", "controlnet", "csm", "rca", "msfm", "prior_lora", "encoder_lora")
+PARTS = ("lq_encoder", "controlnet", "lq_stream", "csm", "rca", "msfm", "prior_lora", "encoder_lora")
 # What names of parameters hold, by part; a part's first match counts.
 _PLACES = (
     ("lq_encoder", "controlnet_cond_embedding"), ("lq_encoder", "pos_embed_input"), ("csm", ".csm."), ("rca", ".rca."),
-    ("msfm", ".msfm."), ("encoder_lora", "vae.encoder."), ("prior_lora", ".lora_"),
+    ("msfm", ".msfm."), ("lq_stream", ".lq_stream."), ("encoder_lora", "vae.encoder."), ("prior_lora", ".lora_"),
 )  # fmt: skip
 REGION = "region"
 

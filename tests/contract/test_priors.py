@@ -1,4 +1,7 @@
-"""Every class of prior on a tiny random checkpoint in diffusers' own format: what an adapter on it must do."""
+"""Every class of prior on a tiny random checkpoint in diffusers' own format: what an adapter on it must do.
+
+A stream of lq's tokens in the place of the ControlNet is a case of its own.
+"""
 
 from __future__ import annotations
 
@@ -32,19 +35,30 @@ SIDE_PX = 64
 GUIDANCE = ("canny", "depth", "superpixel")  # an edge, and two regions that stage 1 mixes
 ADAPTER = AdapterConfig(guidance=GUIDANCE, image=True, saft_width=8)
 FOLDERS = {"sd": prior_folder, "sdxl": sdxl_folder, "sd3": sd3_folder}
+LQ_STREAM = "sd3 with lq_stream"
 
 
-@pytest.fixture(scope="module", params=FOLDERS)
-def prior(request: pytest.FixtureRequest) -> str:
-    """Folder of a prior of each class."""
-    return FOLDERS[request.param]()
+@pytest.fixture(scope="module", params=[*FOLDERS, LQ_STREAM])
+def case(request: pytest.FixtureRequest) -> str:
+    return request.param
 
 
 @pytest.fixture(scope="module")
-def moved(prior: str) -> MegaSRModule:
+def prior(case: str) -> str:
+    """Folder of a prior of each class."""
+    return FOLDERS[case.split()[0]]()
+
+
+@pytest.fixture(scope="module")
+def adapter(case: str) -> AdapterConfig:
+    return replace(ADAPTER, controlnet=False, lq_stream=True) if case == LQ_STREAM else ADAPTER
+
+
+@pytest.fixture(scope="module")
+def moved(prior: str, adapter: AdapterConfig) -> MegaSRModule:
     """A module whose adapter does something everywhere."""
     sampler = SamplerConfig(num_steps=2, guidance_scale=2.0, start_fraction=0.8)
-    return move_weights(make_module(prior=prior, adapter=ADAPTER, sampler=sampler)).eval()
+    return move_weights(make_module(prior=prior, adapter=adapter, sampler=sampler)).eval()
 
 
 def inputs(module: MegaSRModule) -> tuple[Any, torch.Tensor, torch.Tensor]:
@@ -78,8 +92,12 @@ def test_it_loads_and_its_latents_are_those_of_its_autoencoder(prior: str) -> No
     assert SIDE_PX % loaded.size_multiple == 0
 
 
-def test_at_step_0_the_prior_is_unchanged_to_the_bit_and_later_not(prior: str, moved: MegaSRModule) -> None:
-    fresh = make_module(prior=prior, adapter=ADAPTER).eval()
+def test_at_step_0_the_prior_is_unchanged_to_the_bit_and_later_not(
+    prior: str, adapter: AdapterConfig, moved: MegaSRModule
+) -> None:
+    if adapter.lq_stream:
+        pytest.skip("lq's tokens have a share in the softmax; what holds of them is in test_lq_stream.py")
+    fresh = make_module(prior=prior, adapter=adapter).eval()
     batch, z_t, timesteps = inputs(fresh)
     with torch.no_grad():
         bare = fresh.prior.predict(z_t, timesteps, fresh.prior.text_encoder(batch["tags"]))
@@ -87,12 +105,12 @@ def test_at_step_0_the_prior_is_unchanged_to_the_bit_and_later_not(prior: str, m
     assert not torch.allclose(predict(moved), bare, atol=1e-3)
 
 
-def test_in_training_the_prior_stays_in_evaluation_mode(prior: str) -> None:
-    network = make_module(prior=prior, adapter=ADAPTER).train().network
+def test_in_training_the_prior_stays_in_evaluation_mode(prior: str, adapter: AdapterConfig) -> None:
+    network = make_module(prior=prior, adapter=adapter).train().network
     assert not any(part.training for part in network.unet.model.modules())
     assert all(part.training for part in network.unet.sites.modules() if any(True for _ in part.parameters(False)))
-    assert network.controlnet is not None
-    assert any(part.training for part in network.controlnet.model.modules())
+    for controlnet in network.models[1:]:
+        assert any(part.training for part in controlnet.model.modules())
 
 
 @pytest.mark.parametrize("name", [*GUIDANCE, "image_tokens", "tags", "lq"])
@@ -116,18 +134,19 @@ def test_what_is_kept_between_steps_gives_what_is_made_anew(moved: MegaSRModule)
     semantics = moved.semantics(batch, lq_up, ["a b", "b"])
     negative = semantics._replace(text=moved.prior.text_encoder(["a"] * 2))
     maps = moved.guidance_maps(batch)
-    shown = [(1.0, network.saft_maps(maps, *z_t.shape[-2:]))]
+    shown, z_lq = [(1.0, network.saft_maps(maps, *z_t.shape[-2:]))], moved.prior.encode(lq_up)
     guidance = Guidance(network.read(negative), 3.0, None, 1000)
-    kept = TiledDenoiser(network, lq_up, network.read(semantics), shown, Grid.whole(SIDE_PX, SIDE_PX), guidance)
+    grid = Grid.whole(SIDE_PX, SIDE_PX)
+    kept = TiledDenoiser(network, lq_up, network.read(semantics), shown, grid, guidance, z_lq)
     for t in (900, 300, 300):
         timesteps = torch.full((2,), t)
-        halves = [network(z_t, timesteps, network.conditions(lq_up, words, maps)) for words in (semantics, negative)]
+        halves = [network(z_t, timesteps, network.conditions(lq_up, w, maps, z_lq)) for w in (semantics, negative)]
         expected = guided(*halves, 3.0)
         torch.testing.assert_close(kept(z_t, timesteps), expected, atol=2e-5 * float(expected.abs().max()), rtol=0)
 
 
-def test_the_loss_falls_and_all_that_is_trained_learns(prior: str) -> None:
-    adapter = replace(ADAPTER, connector="shared", gate="channel", gradient_checkpointing=True)
+def test_the_loss_falls_and_all_that_is_trained_learns(prior: str, adapter: AdapterConfig) -> None:
+    adapter = replace(adapter, connector="shared", gate="channel", gradient_checkpointing=True)
     module = make_module(prior=prior, adapter=adapter, optimizer=OptimizerConfig(learning_rate=1e-3))
     curve, witness, fingerprint = LossCurve(), Witness(), module.prior.fingerprint()
     fit(module, make_batch(side_px=SIDE_PX), 20, callbacks=[curve, witness])
@@ -137,22 +156,22 @@ def test_the_loss_falls_and_all_that_is_trained_learns(prior: str) -> None:
     assert module.prior.fingerprint() == fingerprint
 
 
-def test_recomputed_blocks_have_the_same_gradients(prior: str) -> None:
+def test_recomputed_blocks_have_the_same_gradients(prior: str, adapter: AdapterConfig) -> None:
     found = []
     for recompute in (False, True):
-        module = move_weights(make_module(prior=prior, adapter=replace(ADAPTER, gradient_checkpointing=recompute)))
+        module = move_weights(make_module(prior=prior, adapter=replace(adapter, gradient_checkpointing=recompute)))
         batch, z_t, timesteps = inputs(module)
         module.network(z_t, timesteps, module.conditions(batch)).square().mean().backward()
         found.append([p.grad for p in module.parameters() if p.grad is not None])
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
-def test_one_step_training_reaches_adapter_and_loras(prior: str) -> None:
+def test_one_step_training_reaches_adapter_and_loras(prior: str, adapter: AdapterConfig) -> None:
     objective = ObjectiveConfig(
         0.0, 0.0, kind="one_step", terms={"l1": 1.0, "csd": 1.0, "vsd": 1.0}, critic=CriticConfig(lora_rank=2)
     )
     module = make_module(
-        prior=prior, adapter=replace(ADAPTER, prior_lora=2), objective=objective,
+        prior=prior, adapter=replace(adapter, prior_lora=2), objective=objective,
         sampler=SamplerConfig(num_steps=1, start="noiseless_lq", start_fraction=0.25),
     )  # fmt: skip
     witness = Witness()
@@ -162,12 +181,13 @@ def test_one_step_training_reaches_adapter_and_loras(prior: str) -> None:
     assert not witness.unused and trained == witness.reached
 
 
-def test_the_memory_of_a_step_is_predicted(prior: str) -> None:
+def test_the_memory_of_a_step_is_predicted(prior: str, adapter: AdapterConfig) -> None:
     if prior == prior_folder():
         pytest.skip("a U-Net's is held against the allocator in test_memory_plan.py")
+    lq_parts = {"controlnet": adapter.controlnet, "lq_stream": adapter.lq_stream}
     model = {
         "prior": prior,
-        "adapter": {"guidance": ["noise"], "saft_width": 8, "prior_lora": 2},
+        "adapter": {"guidance": ["noise"], "saft_width": 8, "prior_lora": 2, **lq_parts},
         "sampler": {"num_steps": 1, "start": "noiseless_lq", "start_fraction": 0.25},
         "objective": {"kind": "one_step", "terms": {"l1": 1.0, "vsd": 1.0}, "critic": {"lora_rank": 2}},
     }
@@ -176,9 +196,11 @@ def test_the_memory_of_a_step_is_predicted(prior: str) -> None:
     assert Planner().plan(setup).total_gib * GIB == pytest.approx(peak, rel=0.02)
 
 
-def test_an_exported_adapter_with_its_prior_upscales_as_before_whole_and_in_tiles(prior: str, tmp_path: Path) -> None:
+def test_an_exported_adapter_with_its_prior_upscales_as_before_whole_and_in_tiles(
+    prior: str, adapter: AdapterConfig, tmp_path: Path
+) -> None:
     sampler = SamplerConfig(num_steps=2, guidance_scale=2.0, start_fraction=0.8)
-    module = make_module(prior=prior, adapter=replace(ADAPTER, image=False), sampler=sampler)
+    module = make_module(prior=prior, adapter=replace(adapter, image=False), sampler=sampler)
     pipeline, photo = MegaSRPipeline(move_weights(module)), photograph(16, 24)
     pipeline.save_pretrained(tmp_path / "adapter", include_prior=True)
     again = MegaSRPipeline.from_pretrained(tmp_path / "adapter")

@@ -36,6 +36,7 @@ def test_the_full_size_recipes_are_there() -> None:
         "pisa_like",
         "hypir_like",
         "megasr_one_step",
+        "dit4sr_like",
     }
 
 
@@ -51,7 +52,7 @@ def test_a_twin_trains_and_restores(
 
     adapter = config["model"]["adapter"]
     wanted = {"csm": "image", "rca": "rca", "msfm": "guidance", "controlnet": "controlnet", "lq_encoder": "controlnet"}
-    wanted |= {name: name for name in ("prior_lora", "encoder_lora")}
+    wanted |= {name: name for name in ("lq_stream", "prior_lora", "encoder_lora")}
     missing = {"controlnet": True}  # AdapterConfig's defaults that are on
     expected = {part for part in PARTS if adapter.get(wanted[part], missing.get(wanted[part]))}
     assert set(trained_parts(module.network)) == expected

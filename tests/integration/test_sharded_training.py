@@ -164,16 +164,16 @@ def test_four_processes_train_a_controlnet_and_hold_a_quarter_each() -> None:
         assert shares == pytest.approx((0.25, 0.25, 0.25), abs=0.025)
 
 
-def on_prior(prior: str) -> list[Any]:
+def on_prior(prior: str, lq_stream: bool) -> list[Any]:
     """Trainings of an adapter on a prior in two processes."""
-    adapter = replace(WHOLE, rca=False, connector="shared")
+    adapter = replace(WHOLE, rca=False, connector="shared", controlnet=not lq_stream, lq_stream=lq_stream)
     strategies = "ddp", ShardedStrategy(), ShardedStrategy(shard_frozen=True)
     return [train(strategy, 2, adapter=adapter, steps=HALF, prior=prior) for strategy in strategies]
 
 
-@pytest.mark.parametrize("folder", [sdxl_folder, sd3_folder])
-def test_two_processes_train_on_sdxl_and_on_an_mmdit_as_ddp_does(folder: Callable[[], str]) -> None:
-    for ddp, *sharded in run_ranks(2, on_prior, folder()):
+@pytest.mark.parametrize(("folder", "lq_stream"), [(sdxl_folder, False), (sd3_folder, False), (sd3_folder, True)])
+def test_two_processes_train_on_sdxl_and_on_an_mmdit_as_ddp_does(folder: Callable[[], str], lq_stream: bool) -> None:
+    for ddp, *sharded in run_ranks(2, on_prior, folder(), lq_stream):
         for losses, shares, _ in sharded:
             assert losses == pytest.approx(ddp[0], rel=1e-5)
             assert shares == pytest.approx((0.5, 0.5, 0.5), abs=0.01)

@@ -67,7 +67,8 @@ FLIPS = {
         "guidance_interval": (0.0, 0.5),
     },
 }
-ELSEWHERE = {"state_bits", "msfm", "csm", "lq_encoder"}  # test_precision.py and test_registries.py
+# test_precision.py, test_registries.py and test_lq_stream.py
+ELSEWHERE = {"state_bits", "msfm", "csm", "lq_encoder", "lq_stream"}
 # These have an effect on objectives that train the sampler alone, and the sampler has one on them.
 CRITIC = CriticConfig(lora_rank=2, learning_rate=1e-2)
 ONE_STEP = {
