@@ -117,3 +117,6 @@ def test_params_counts_the_sites_of_stable_diffusion_without_its_weights(capsys:
     sites = {line[:18].strip(): line[18:].split()[0] for line in capsys.readouterr().out.splitlines()}
     assert (sites["U-Net CSM"], sites["U-Net MSFM"]) == ("16", "16")
     assert (sites["ControlNet CSM"], sites["ControlNet MSFM"]) == ("7", "7")
+    assert cli.main(["params", "--prior", "sd35-medium", "--lq-stream"]) == 0
+    sites = {line[:18].strip(): line[18:].split()[0] for line in capsys.readouterr().out.splitlines()}
+    assert sites["MMDiT LQ stream"] == "24" and "ControlNet" not in sites
