@@ -221,7 +221,7 @@ class UNetModule(TextToImageModule):
         layers: int = 1,
         **settings: Any,
     ) -> None:
-        self.sizes = {"channels": tuple(channels), "heads": tuple(heads), "layers": layers}
+        self.sizes: dict[str, Any] = {"channels": tuple(channels), "heads": tuple(heads), "layers": layers}
         super().__init__(vae, clip, **settings)
         self.save_hyperparameters()
 
@@ -259,7 +259,7 @@ class MMDiTModule(TextToImageModule):
         shift: float = 1.0,
         **settings: Any,
     ) -> None:
-        self.sizes = {"width": width, "heads": heads, "layers": layers, "patch_size": patch_size}
+        self.sizes: dict[str, Any] = {"width": width, "heads": heads, "layers": layers, "patch_size": patch_size}
         self.shift = shift
         super().__init__(vae, clip, **settings)
         self.save_hyperparameters()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +26,7 @@ class TextStates(NamedTuple):
 
 
 _KEPT_PROMPTS = 100_000
-Text = torch.Tensor | TextStates  # SD 1.x and 2.x read the (B, L, D) states alone
+Text: TypeAlias = torch.Tensor | TextStates  # SD 1.x and 2.x read the (B, L, D) states alone
 Tokens = torch.Tensor | list[torch.Tensor]  # (B, L) token ids, of every encoder where there are several
 
 
