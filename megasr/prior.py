@@ -20,8 +20,9 @@ from megasr.diffusion import DDPM, Flow, Schedule
 from megasr.errors import MegaSRError
 from megasr.files import identify_folder
 from megasr.images import to_signed
-from megasr.provenance import weights_digest
+from megasr.provenance import digest_samples, weight_samples
 from megasr.semantics.text import Text, TextEncoder, TextStates, load_text_encoder
+from megasr.semantics.text_states import load_stored_text
 from megasr.weights.local import (
     denoiser_folder,
     downsampling,
@@ -124,7 +125,8 @@ class Prior(nn.Module):
         An fp32 checkpoint and its fp16 variant are the same prior. Take it before the prior is cast to another dtype.
         """
         schedule = [self.scheduler.config.get(key) for key in (_FLOW if isinstance(self.schedule, Flow) else _DDPM)]
-        return weights_digest(self, json.dumps(schedule).encode())[:12]
+        absent = {f"text_encoder.{name}": sample for name, sample in self.text_encoder.absent_weights.items()}
+        return digest_samples({**weight_samples(self), **absent}, json.dumps(schedule).encode())[:12]
 
 
 def time_ids(z: torch.Tensor, downsampling: int) -> torch.Tensor:
@@ -150,10 +152,16 @@ def identify_prior(source: str) -> str:
     return identify_folder(find_prior(source))
 
 
-def load_prior(source: str = "tiny") -> Prior:
-    """Load and freeze a prior in float32: `tiny`, a diffusers folder, `sd21-base` or a hub id in the local cache.
+def load_prior(source: str = "tiny", text_states: str | None = None) -> Prior:
+    """Load and freeze a prior in float32.
+
+    Args:
+        source: `tiny`, a diffusers folder, `sd21-base` or a hub id in the local cache.
+        text_states: folder of `megasr embed` whose states replace the text encoder, which is not loaded; the prior has
+            the same fingerprint. None loads the text encoder.
 
     Raises:
+        UsageError: the text states were made by another text encoder.
         MegaSRError: the prior, or one of its parts, is missing or cannot be read.
     """
     import diffusers
@@ -169,6 +177,7 @@ def load_prior(source: str = "tiny") -> Prior:
         absent = ["unet or transformer" if name == "unet" else name for name in absent]
         hint = "; SDXL's refiner is no prior, use its base" if is_sdxl(folder) and "text_encoder" in absent else ""
         raise MegaSRError(f"prior {source!r}: {folder} is not a diffusers folder, it lacks {', '.join(absent)}{hint}")
+    stored = None if text_states is None else load_stored_text(text_states, folder, source)
     logging.getLogger("diffusers").setLevel(logging.ERROR)
     try:
         # The libraries draw initial weights before they load the real ones.
@@ -178,7 +187,7 @@ def load_prior(source: str = "tiny") -> Prior:
             return Prior(
                 vae=load_autoencoder(folder / "vae"),
                 unet=denoiser.from_pretrained(folder, subfolder=part, torch_dtype=torch.float32),
-                text_encoder=load_text_encoder(folder),
+                text_encoder=load_text_encoder(folder) if stored is None else stored,
                 scheduler=getattr(diffusers, DENOISERS[name]).from_pretrained(folder, subfolder="scheduler"),
             ).freeze()
     except pickle.UnpicklingError as error:  # torch advises to read it unsafely

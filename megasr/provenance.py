@@ -6,7 +6,7 @@ import hashlib
 import importlib.util
 import platform
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import version
@@ -23,11 +23,24 @@ def weights_digest(module: nn.Module, also: bytes = b"") -> str:
 
     Values are compared as float16: a network and its fp16 copy have one digest. Take it before a cast to another dtype.
     """
-    digest = hashlib.sha256(also)
-    for name, tensor in sorted(module.state_dict().items()):
+    return digest_samples(weight_samples(module), also)
+
+
+def weight_samples(module: nn.Module) -> dict[str, bytes]:
+    """What weights_digest reads of a module: name of a tensor -> its shape and some of its values as float16."""
+    samples = {}
+    for name, tensor in module.state_dict().items():
         flat = tensor.detach().reshape(-1)
         sample = flat[:: max(1, flat.numel() // _SAMPLES)][: _SAMPLES + 1]
-        digest.update(f"{name}{tuple(tensor.shape)}".encode() + sample.half().cpu().numpy().tobytes())
+        samples[name] = f"{tuple(tensor.shape)}".encode() + sample.half().cpu().numpy().tobytes()
+    return samples
+
+
+def digest_samples(samples: Mapping[str, bytes], also: bytes = b"") -> str:
+    """The digest of weight_samples, in whatever order they come."""
+    digest = hashlib.sha256(also)
+    for name in sorted(samples):
+        digest.update(name.encode() + samples[name])
     return digest.hexdigest()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -62,9 +62,9 @@ _NETWORKS: dict[str, Registry[Any]] = {"msfm": MSFMS, "csm": CSMS, "lq_encoder":
 class FrozenParts:
     """Loads the frozen parts of a MegaSR. A memory plan replaces it by parts that have sizes and no weights."""
 
-    def prior(self, source: str) -> Prior:
+    def prior(self, source: str, text_states: str | None = None) -> Prior:
         """See load_prior."""
-        return load_prior(source)
+        return load_prior(source, text_states)
 
     def vision(self, config: VisionConfig | None) -> VisionEncoder | None:
         """The vision tower, None when none is set."""
@@ -140,9 +140,11 @@ class MegaSR(nn.Module):
         tagger: makes the tags of lq; None takes those that the batches bring.
         scale_factor: size of hq over size of lq.
         seed: of every draw.
+        text_states: folder of `megasr embed`; prompts are looked up there, and the prior's text encoder is not loaded.
 
     Raises:
-        UsageError: nothing would be trained, or a setting of the tagger or the extractors would do nothing.
+        UsageError: nothing would be trained, a setting of the tagger or the extractors would do nothing, or the text
+            states are not of this prior's text encoder.
         MegaSRError: the prior or another frozen part is not on this machine.
     """
 
@@ -158,14 +160,20 @@ class MegaSR(nn.Module):
         tagger: TaggerConfig | None = None,
         scale_factor: int = 4,
         seed: int = 0,
+        text_states: str | None = None,
     ) -> None:
         super().__init__()
+        if text_states is not None and tagger is not None and tagger.kind in ("clip", "ram"):
+            raise UsageError(
+                f"model.text_states holds prompts that are known beforehand, model.tagger {tagger.kind} makes them of "
+                "lq: leave one of the two out"
+            )
         self.settings = plain_settings(
             prior=prior, adapter=adapter, sampler=sampler, vision=vision, extractors=extractors, tagger=tagger,
-            scale_factor=scale_factor, seed=seed,
+            scale_factor=scale_factor, seed=seed, text_states=text_states,
         )  # fmt: skip
         self.adapter, self.sampler, self.scale_factor, self.seed = adapter, sampler, scale_factor, seed
-        self.prior = self.parts.prior(prior)
+        self.prior = self.parts.prior(prior, text_states)
         self.prior_fingerprint = self.prior.fingerprint()
         self.network = MegaSRNetwork(self.prior, adapter, seed)
         if not any(p.requires_grad for p in self.network.parameters()):
@@ -216,7 +224,7 @@ class MegaSR(nn.Module):
         tags = batch.get("tags") or [""] * len(batch["keys"])
         if self.tagger is not None:
             tags = self.tagger(lq_up, batch.get("tags"))
-        return [", ".join(part for part in (tag, suffix) if part) for tag in tags]
+        return [join_prompt(tag, suffix) for tag in tags]
 
     def semantics(self, batch: SRBatch, lq_up: torch.Tensor, prompts: list[str]) -> Semantics:
         """Embed the prompts; take image tokens and representation from the batch, or from the vision tower.
@@ -409,6 +417,30 @@ class MegaSR(nn.Module):
         scheduler = build_scheduler(solver, prior.scheduler, sampler.num_steps, timesteps[0] + 1)
         generators = [torch_generator(options.seed, "solver_noise", key) for key in keys] if solver.random else []
         return solve(denoiser, solver, scheduler, z, generators, options.on_step)
+
+
+def join_prompt(tags: str, suffix: str) -> str:
+    """Tags and a suffix, either of which may be empty."""
+    return ", ".join(part for part in (tags, suffix) if part)
+
+
+def possible_prompts(
+    adapter: AdapterConfig, sampler: SamplerConfig, training: Iterable[str], evaluation: Iterable[str]
+) -> list[str]:
+    """Every prompt that a training and the restoration of its evaluation set may ask for, each once.
+
+    Args:
+        adapter: without text it asks for no tags.
+        sampler: its prompts belong to the evaluation.
+        training: tags of the training images.
+        evaluation: tags of the evaluation images.
+    """
+    prompts = ["", sampler.negative_prompt]
+    if adapter.text:
+        evaluation = list(evaluation)
+        restored = (join_prompt(tags, sampler.positive_prompt) for tags in evaluation)
+        prompts += [*training, *evaluation, *restored]
+    return list(dict.fromkeys(prompts))
 
 
 def plain_settings(**arguments: Any) -> dict[str, Any]:

@@ -63,10 +63,10 @@ def on_cuda(setup: TrainingSetup) -> dict[str, float]:
 class _RandomParts(WeightlessParts):
     """SD 2.1-base with random weights; everything else is as on this machine."""
 
-    def prior(self, source: str) -> Any:
+    def prior(self, source: str, text_states: str | None = None) -> Any:
         """Built on torch's default device."""
         if source != "sd21-base":
-            return super(WeightlessParts, self).prior(source)
+            return super(WeightlessParts, self).prior(source, text_states)
         built = build_sd21()
         built.text_encoder.tokenizer = Tokens(77)
         return WeightlessPrior(built.vae, built.unet, built.text_encoder, built.scheduler).freeze()

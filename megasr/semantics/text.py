@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -31,7 +31,23 @@ Tokens = torch.Tensor | list[torch.Tensor]  # (B, L) token ids, of every encoder
 
 
 class TextEncoder(nn.Module):
-    """Prompts -> (B, L, D) embeddings. L is the context length of the encoder, D its width."""
+    """Prompts -> (B, L, D) embeddings. L is the context length of the encoder, D its width.
+
+    Attributes:
+        absent_weights: see megasr.provenance.weight_samples; of the weights that belong to it and are not loaded.
+    """
+
+    absent_weights: Mapping[str, bytes] = {}
+
+    @property
+    def device(self) -> torch.device:
+        """Where prompts are embedded."""
+        return next(self.parameters()).device
+
+    @property
+    def padding(self) -> tuple[int, int]:
+        """Tokens, and values of every token, at the end of the states that are zero for all prompts."""
+        return 0, 0
 
     def tokenise(self, prompts: Sequence[str]) -> Any:
         """Prompts -> Tokens, truncated and padded to the context length."""
@@ -44,8 +60,7 @@ class TextEncoder(nn.Module):
     def forward(self, prompts: Sequence[str]) -> Any:
         """Embed prompts; a prompt that occurs twice in the batch (the empty one, mostly) is encoded once."""
         rows = {prompt: row for row, prompt in enumerate(dict.fromkeys(prompts))}
-        device = next(self.parameters()).device
-        embeddings = self.embed(tree_map(lambda tokens: tokens.to(device), self.tokenise(list(rows))))
+        embeddings = self.embed(tree_map(lambda tokens: tokens.to(self.device), self.tokenise(list(rows))))
         chosen = [rows[prompt] for prompt in prompts]
         return tree_map(lambda embedding: embedding[chosen], embeddings)
 
@@ -215,6 +230,12 @@ class SD3TextEncoder(TextEncoder):
         self.t5 = None if t5 is None else t5[0]
         self.tokenizers = [tokenizer for _, tokenizer in (*clips, *([] if t5 is None else [t5]))]
         self.width = width
+
+    @property
+    def padding(self) -> tuple[int, int]:
+        if self.t5 is not None:
+            return 0, 0
+        return self.t5_length, self.width - sum(clip.config.hidden_size for clip in self.clips)
 
     def tokenise(self, prompts: Sequence[str]) -> list[torch.Tensor]:
         lengths = [self.tokenizers[0].model_max_length] * 2 + [self.t5_length]

@@ -234,7 +234,7 @@ def build_from_state(
             held = {**held, "extractors": {**held["extractors"], "cache": None}}
         settings = typed_arguments(cls, held)
         # How the training started and ran: the checkpoint holds what came of it.
-        settings |= {"init": None, "frozen_dtype": None, "compile": None}
+        settings |= {"init": None, "frozen_dtype": None, "compile": None, "text_states": None}
         settings = {n: v for n, v in settings.items() if n in parameters or n not in _OF_TRAINING}
         module = cls(**settings | ({"prior": prior} if prior else {}) | changes)
     except UsageError as error:
@@ -281,6 +281,7 @@ MAY_DIFFER = (
     *("model.adapter.gradient_checkpointing", "trainer.use_distributed_sampler", "data.num_workers", "data.backend"),
     # Places; their content is compared by its fingerprint when it is loaded. The checkpoint holds what came of init.
     *("data.train_root", "data.train_url", "data.train_lq_root", "data.cache_*", "model.prior", "model.init"),
+    "model.text_states",  # the same prior; states are rounded to float16
     # Evaluation.
     *("model.sampler.*", "model.objective.validation_timesteps", "data.eval_*", "evaluation.*", "monitor.*"),
     *("export.*", "trainer.limit_val_batches", "trainer.limit_test_batches", "trainer.limit_predict_batches"),

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+from torch.utils._pytree import tree_map
 
 from megasr.batch import SRBatch
 from megasr.configs import read_config
@@ -31,10 +32,13 @@ from megasr.semantics.text import (
     OpenClipTextEncoder,
     SD3TextEncoder,
     SDXLTextEncoder,
+    Text,
     TextEncoder,
+    TextStates,
     TransformersTextEncoder,
     read_zeros_for_empty,
 )
+from megasr.semantics.text_states import StoredTextEncoder
 from megasr.training.checkpoint import typed_arguments
 from megasr.training.module import FrozenParts, MegaSRModule
 from megasr.weights.local import denoiser_folder, find_prior, is_sdxl
@@ -169,8 +173,8 @@ class WeightlessParts(FrozenParts):
     def __init__(self) -> None:
         self.notes: list[str] = []
 
-    def prior(self, source: str) -> Prior:
-        """The prior as its folder's configuration says; KNOWN_PRIORS need no folder.
+    def prior(self, source: str, text_states: str | None = None) -> Prior:
+        """The prior as its folder's configuration says; KNOWN_PRIORS need no folder. Text states need not exist yet.
 
         Raises:
             MegaSRError: it is not on this machine, or its configuration cannot be read.
@@ -183,7 +187,11 @@ class WeightlessParts(FrozenParts):
             built = KNOWN_PRIORS[source]()
             built.text_encoder.tokenizer = Tokens(_CONTEXT_LENGTH)
             built.text_encoder.tokenizers = [built.text_encoder.tokenizer] * 2
-        return WeightlessPrior(built.vae, built.unet, built.text_encoder, built.scheduler).freeze()  # type: ignore[return-value]
+        text_encoder = built.text_encoder
+        if text_states is not None:
+            text_encoder = StoredTextEncoder(_ZeroStates(text_encoder), source)
+            self.notes.append("model.text_states: the text encoder is not loaded, and not counted")
+        return WeightlessPrior(built.vae, built.unet, text_encoder, built.scheduler).freeze()  # type: ignore[return-value]
 
     def vision(self, config: VisionConfig | None) -> VisionEncoder | None:
         """The tower of the folder, or of open_clip's name; ViT-H-14 stands for a folder that is not here."""
@@ -256,6 +264,23 @@ class _VGG16(nn.Module):
                 levels.append(image)
             image = layer(image)
         return levels
+
+
+class _ZeroStates:
+    """In the place of StoredText: zeros for every prompt, in the shapes of an encoder's states."""
+
+    padding = (0, 0)
+    weights: Mapping[str, bytes] = {}
+
+    def __init__(self, encoder: TextEncoder) -> None:
+        self._shapes = tree_map(lambda values: tuple(values.shape[1:]), encoder([""]))
+
+    def read(self, prompts: list[str], source: str) -> Text:
+        return tree_map(
+            lambda shape: torch.zeros(len(prompts), *shape, dtype=torch.float16),
+            self._shapes,
+            is_leaf=lambda value: isinstance(value, tuple) and not isinstance(value, TextStates),
+        )
 
 
 class Tokens:

@@ -181,6 +181,7 @@ class MegaSRModule(MegaSR, lightning.LightningModule):
             shares with this one start from its weights.
         scale_factor: size of hq over size of lq.
         seed: of every draw in training and evaluation.
+        text_states: folder of `megasr embed`; prompts are looked up there, and the prior's text encoder is not loaded.
 
     Raises:
         UsageError: nothing would be trained, the sampler begins at timesteps that are not trained on, or a setting
@@ -205,6 +206,7 @@ class MegaSRModule(MegaSR, lightning.LightningModule):
         init: str | None = None,
         scale_factor: int = 4,
         seed: int = 0,
+        text_states: str | None = None,
     ) -> None:
         if sampler.start_fraction > objective.timestep_fraction:
             raise UsageError(
@@ -214,7 +216,7 @@ class MegaSRModule(MegaSR, lightning.LightningModule):
         if objective.type_dropout is not None and not adapter.guidance:
             raise UsageError("model.objective.type_dropout would do nothing: model.adapter.guidance is empty")
         _check_sampler(objective, sampler, adapter)
-        super().__init__(prior, adapter, sampler, vision, extractors, tagger, scale_factor, seed)
+        super().__init__(prior, adapter, sampler, vision, extractors, tagger, scale_factor, seed, text_states)
         training = {"frozen_dtype": frozen_dtype, "compile": compile, "init": init}
         self.settings |= plain_settings(objective=objective, optimizer=optimizer, **training)
         self.save_hyperparameters(self.settings)

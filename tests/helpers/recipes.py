@@ -47,7 +47,7 @@ def is_fit_recipe(path: Path) -> bool:
 
 
 FIT_RECIPES = [path for path in sorted((ROOT / "experiments").rglob("*.yaml")) if is_fit_recipe(path)]
-cached_prior: Callable[[str], Prior] = functools.cache(load_prior)  # frozen, and no module changes it
+cached_prior: Callable[..., Prior] = functools.cache(load_prior)  # frozen, and no module changes it
 
 
 def read_recipe(path: Path) -> Config:

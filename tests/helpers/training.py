@@ -22,8 +22,8 @@ from tests.helpers.networks import random_prior
 class _CopiedParts(FrozenParts):
     """Reads a prior once per process: copying it takes a tenth of the time."""
 
-    def prior(self, source: str) -> Prior:
-        return copy.deepcopy(_read_prior(source))
+    def prior(self, source: str, text_states: str | None = None) -> Prior:
+        return copy.deepcopy(_read_prior(source, text_states))
 
 
 _read_prior = functools.cache(load_prior)
