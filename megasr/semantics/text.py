@@ -162,9 +162,7 @@ class TransformersTextEncoder(TextEncoder):
         """Read `text_encoder/` and `tokenizer/` of a diffusers folder."""
         from transformers import CLIPTextModel, CLIPTokenizer
 
-        read_config(folder / "text_encoder" / "config.json")  # it must not lead elsewhere
-        model = CLIPTextModel.from_pretrained(folder / "text_encoder", local_files_only=True)
-        return cls(model, CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True))
+        return cls(*_read_encoder(folder, CLIPTextModel, CLIPTokenizer, ""))
 
 
 class SDXLTextEncoder(TextEncoder):
@@ -276,10 +274,10 @@ def _clip_states(clips: nn.ModuleList, ids: Sequence[torch.Tensor]) -> tuple[tor
 
 
 def _read_encoder(folder: Path, model: Any, tokenizer: Any, suffix: str) -> tuple[nn.Module, Any]:
-    """A text encoder of a diffusers folder with its tokenizer."""
+    """A text encoder of a diffusers folder, in float32 whatever it was saved in, with its tokenizer."""
     read_config(folder / f"text_encoder{suffix}" / "config.json")  # it must not lead elsewhere
     return (
-        model.from_pretrained(folder / f"text_encoder{suffix}", local_files_only=True),
+        model.from_pretrained(folder / f"text_encoder{suffix}", dtype=torch.float32, local_files_only=True),
         tokenizer.from_pretrained(folder / f"tokenizer{suffix}", local_files_only=True),
     )
 

@@ -5,12 +5,15 @@ A stream of lq's tokens in the place of the ControlNet is a case of its own.
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from megasr.diffusion import guided
 from megasr.images import upsample_lq
@@ -90,6 +93,18 @@ def test_it_loads_and_its_latents_are_those_of_its_autoencoder(prior: str) -> No
         torch.testing.assert_close(z, (mode - (vae.config.shift_factor or 0)) * vae.config.scaling_factor)
         torch.testing.assert_close(loaded.decode_unclipped(z), (vae.decode(mode).sample + 1) / 2)
     assert SIDE_PX % loaded.size_multiple == 0
+
+
+def test_it_computes_in_float32_whatever_its_text_encoders_were_saved_in(prior: str, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(prior, tmp_path / "prior"))
+    for weights in folder.glob("text_encoder*/model.safetensors"):
+        save_file({name: value.half() for name, value in load_file(weights).items()}, weights, {"format": "pt"})
+        config = json.loads(weights.with_name("config.json").read_text())
+        config |= {"dtype": "float16"} if "dtype" in config else {}  # transformers' alone have one
+        weights.with_name("config.json").write_text(json.dumps(config))
+    loaded = load_prior(str(folder))
+    assert {p.dtype for p in loaded.parameters()} == {torch.float32}
+    assert loaded.fingerprint() == load_prior(prior).fingerprint()
 
 
 def test_at_step_0_the_prior_is_unchanged_to_the_bit_and_later_not(
