@@ -128,6 +128,10 @@ class BenchmarkFiles:
         lq = from_uint8(pixels if crop_px is None else center_crop(pixels, crop_px))
         return Sample(key, np.empty((0, 0, 3), np.uint8), tags_or_drop(key, path), lq=lq)
 
+    def tags(self, index: int) -> str:
+        """The tags of read(index), without its images. Raises UnusableSampleError when they cannot be read."""
+        return tags_or_drop(*self.lq[index])
+
 
 def get_benchmark(name: str) -> Benchmark:
     """The benchmark set of this name. Raises UsageError with the nearest names when there is none."""

@@ -9,6 +9,8 @@ from __future__ import annotations
 import copy
 import inspect
 import math
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Literal, Self
 
@@ -26,6 +28,7 @@ from data_pipelines.samples import (
     SampleLoader,
     SampleSet,
     Source,
+    UnusableSampleError,
     center_crop_sample,
     collate_or_error,
     crop_sample,
@@ -170,6 +173,26 @@ class SRDataModule(lightning.LightningDataModule):
     def eval_keys(self) -> list[str]:
         """Keys of the evaluation set, in its order."""
         return [self.eval_key(index) for index in range(self.num_eval())]
+
+    def list_tags(self, evaluation: bool, progress: Callable[[int, int], None] = lambda done, total: None) -> list[str]:
+        """The tags of all images that the training, or the evaluation, may show; each once. No image is read.
+
+        Args:
+            evaluation: which of both.
+            progress: takes the number of images that were looked at, and of all.
+
+        Raises:
+            UsageError: the data module makes them while it draws.
+        """
+        source = self.eval_source if evaluation else self.train_source
+        if source is None:
+            raise UsageError(f"{type(self).__name__} makes its tags while it draws: they cannot be listed")
+        tags, count = dict[str, None](), self.num_eval() if evaluation else len(source)
+        for index in range(count):
+            with suppress(UnusableSampleError):  # training leaves these images out, evaluation stops at them
+                tags[source.tags(index)] = None
+            progress(index + 1, count)
+        return list(tags)
 
     def train_item(self, draw: int) -> Sample:
         """What the training loader gives for a draw."""

@@ -60,6 +60,10 @@ class FilteredSource:
             raise UnusableSampleError(sample.key, reason, f"{width}x{height} px", damaged=False)
         return sample
 
+    def tags(self, index: int) -> str:
+        """The tags of image `index` of the source, dropped or not. Raises as the source does."""
+        return self.source.tags(index)
+
 
 def sharpness(hq: np.ndarray) -> float:
     """Variance of the Laplacian (Pech-Pacheco et al., Diatom autofocusing in brightfield microscopy, 2000).

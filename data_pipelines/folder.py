@@ -124,6 +124,10 @@ class FolderSource:
         key, path = self.files[index]
         return Sample(key, read_or_drop(key, path), tags_or_drop(key, path))
 
+    def tags(self, index: int) -> str:
+        """The tags of read(index), without its image. Raises UnusableSampleError when they cannot be read."""
+        return tags_or_drop(*self.files[index])
+
     def order(self, draw: int, seed: int) -> int:
         """The image of training draw `draw`: each once before any comes again."""
         return shuffled(draw, len(self.files), seed)

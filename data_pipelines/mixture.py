@@ -131,6 +131,11 @@ class MixtureSource:
             raise UnusableSampleError(f"{number}:{error.key}", error.reason, error.detail, error.damaged) from error
         return replace(sample, key=f"{number}:{sample.key}")
 
+    def tags(self, index: int) -> str:
+        """The tags of read(index), without its image. Raises as its source does."""
+        number, own = self.locate(index)
+        return self.sources[number].tags(own)
+
     def order(self, draw: int, seed: int) -> int:
         """The image of training draw `draw`."""
         number, own_draw = QuotaOrder(self.weights, seed)(draw)

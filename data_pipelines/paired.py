@@ -91,6 +91,11 @@ class PairedSource:
         key, _, hq = self.pairs[index]
         return replace(self.read_images(index), tags=tags_or_drop(key, hq))
 
+    def tags(self, index: int) -> str:
+        """The tags of read(index), without its images. Raises UnusableSampleError when they cannot be read."""
+        key, _, hq = self.pairs[index]
+        return tags_or_drop(key, hq)
+
     def read_images(self, index: int) -> Sample:
         """Pair `index`, whole, without tags. Raises UnusableSampleError when an image is unreadable."""
         key, lq, hq = self.pairs[index]

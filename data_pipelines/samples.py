@@ -76,6 +76,9 @@ class EvalSet(Protocol):
     def read(self, index: int) -> Sample:
         """Image `index`. Raises UnusableSampleError when this one cannot be used."""
 
+    def tags(self, index: int) -> str:
+        """See Source.tags."""
+
 
 class Source(Protocol):
     """Whole images by number, and the order in which training goes through them."""
@@ -89,6 +92,14 @@ class Source(Protocol):
 
     def read(self, index: int) -> Sample:
         """Image `index`, whole. Raises UnusableSampleError when this one cannot be used."""
+
+    def tags(self, index: int) -> str:
+        """The tags of read(index), without its image.
+
+        Raises:
+            UnusableSampleError: they cannot be read.
+            UsageError: only the image tells.
+        """
 
     def order(self, draw: int, seed: int) -> int:
         """The image of training draw `draw`, a function of (seed, draw): each image once before any comes again."""

@@ -13,6 +13,7 @@ from data_pipelines.samples import Sample, crop_sample
 from data_pipelines.scenes.rendering import Scene, crop_scene, patch_tags, render_scene, segmentation_rgb
 from data_pipelines.workers import use_one_thread
 from megasr.console import progress_bars
+from megasr.errors import UsageError
 from megasr.rng import numpy_generator
 
 _prepared: dict[tuple[int, int, int], tuple[Scene, ...]] = {}  # by prepare_pool
@@ -54,6 +55,10 @@ class SceneSource:
     def read(self, index: int) -> Sample:
         """Scene `index`."""
         return scene_sample(f"scene/{index}", index, self.seed, self.size_px)
+
+    def tags(self, index: int) -> str:
+        """Nothing knows them before the scene is rendered: UsageError."""
+        raise UsageError("rendered scenes have other tags in every draw: they cannot be listed")
 
     def order(self, draw: int, seed: int) -> int:
         """Draw d shows scene d."""

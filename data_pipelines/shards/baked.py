@@ -182,6 +182,10 @@ class BakedDraw:
         turn, place = divmod(self.draw // len(self), self.source.variants)
         return self.source.read(index, permuted(place, self.source.variants, self.seed, "variant", index, turn))
 
+    def tags(self, index: int) -> str:
+        """Those of the original."""
+        return self.source.originals.tags(index)
+
     def order(self, draw: int, seed: int) -> int:
         """The order of the originals."""
         return self.source.originals.order(draw, seed)

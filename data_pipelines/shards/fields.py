@@ -42,14 +42,27 @@ def decode_sample(key: str, files: Mapping[str, bytes]) -> Sample:
     reason = "unreadable image"
     try:
         hq = decode_image(files[field], key)
-        reason = "unreadable tags"
-        tags = files.get(TAGS_FIELD, b"").decode().strip()
+        tags = decode_tags(key, files)
         reason = "unreadable map"
         names = [match[1] for name in files if (match := re.fullmatch(r"map\.(.+)\.png", name))]
         maps = {n: decode_map(files[map_field(n)], *hq.shape[:2]) for n in names if not is_made_from_lq(n)}
+    except UnusableSampleError:
+        raise
     except (MegaSRError, ValueError) as error:
         raise UnusableSampleError(key, reason, str(error)) from error
     return Sample(key, hq, tags, maps)
+
+
+def decode_tags(key: str, files: Mapping[str, bytes]) -> str:
+    """The tags of a sample, "" where it has none.
+
+    Raises:
+        UnusableSampleError: they are not UTF-8.
+    """
+    try:
+        return files.get(TAGS_FIELD, b"").decode().strip()
+    except UnicodeDecodeError as error:
+        raise UnusableSampleError(key, "unreadable tags", str(error)) from error
 
 
 def decode_map(content: bytes, height: int | None = None, width: int | None = None) -> torch.Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from functools import lru_cache
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 
 from data_pipelines.mixture import permuted
 from data_pipelines.samples import Sample, UnusableSampleError
-from data_pipelines.shards.fields import decode_sample
+from data_pipelines.shards.fields import TAGS_FIELD, decode_sample, decode_tags
 from data_pipelines.shards.manifest import MANIFEST, Manifest, ShardEntry
 from data_pipelines.shards.storage import MissingFileError, ShortReadError, open_storage
 from data_pipelines.shards.tar import IndexedSample, Samples, digest, index_name, open_index
@@ -170,14 +170,21 @@ class ShardSource:
         """
         return decode_sample(*self.files(index))
 
-    def files(self, index: int) -> tuple[str, dict[str, bytes]]:
-        """(key, field -> content) of sample `index`, checked but not decoded.
+    def tags(self, index: int) -> str:
+        """The tags of image `index`, without the rest of the sample. Raises as read."""
+        return decode_tags(*self.files(index, (TAGS_FIELD,)))
+
+    def files(self, index: int, fields: Container[str] | None = None) -> tuple[str, dict[str, bytes]]:
+        """(key, field -> content) of sample `index`, checked but not decoded; those of `fields` that it has, None: all.
 
         Raises:
             UnusableSampleError, MegaSRError: see read.
         """
         shard, sample = self._find(index)
-        members = sample.files.values()
+        wanted = {field: member for field, member in sample.files.items() if fields is None or field in fields}
+        if fields is not None and not wanted:
+            return sample.key, {}
+        members = wanted.values()
         start = min((member.offset for member in members), default=0)
         end = max((member.offset + member.size for member in members), default=0)
         if not members or end > shard.bytes or end - start >= _MAX_SAMPLE_BYTES:
@@ -188,8 +195,8 @@ class ShardSource:
             raise UnusableSampleError(sample.key, "missing shard", str(error)) from error
         except ShortReadError as error:
             raise UnusableSampleError(sample.key, "truncated shard", str(error)) from error
-        files = {field: block[m.offset - start : m.offset - start + m.size] for field, m in sample.files.items()}
-        for field, member in sample.files.items():
+        files = {field: block[m.offset - start : m.offset - start + m.size] for field, m in wanted.items()}
+        for field, member in wanted.items():
             if member.digest and digest(files[field]) != member.digest:
                 raise UnusableSampleError(sample.key, "damaged content", f"{field!r} is not what was packed")
         return sample.key, files
