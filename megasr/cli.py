@@ -18,12 +18,12 @@ from contextlib import suppress
 from typing import Any, NoReturn
 
 from megasr import __version__
-from megasr.commands import adapter, compare, doctor, evaluate, shards, study, training, upscale, weights
+from megasr.commands import adapter, compare, doctor, embed, evaluate, shards, study, training, upscale, weights
 from megasr.console import quiet_warnings
 from megasr.errors import MegaSRError, UsageError, printable, split_names
 from megasr.plugins import VARIABLE, module_name, use_working_directory
 
-COMMANDS = (training, study, upscale, adapter, evaluate, compare, shards, weights, doctor)
+COMMANDS = (training, study, upscale, adapter, evaluate, compare, shards, embed, weights, doctor)
 
 
 class Parser(argparse.ArgumentParser):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -96,12 +96,8 @@ class OneLineCLI(LightningCLI):
             raise UsageError("--weights_only false lets a checkpoint run code: leave it out, they are read without")
         if options.ckpt_path not in (None, *CHOSEN_BY_TRAINER):
             options.ckpt_path = str(find_adapter(options.ckpt_path))
-        try:
+        with _own_errors():
             super().instantiate_classes()
-        except ValueError as error:
-            if isinstance(error.__cause__, UsageError | MegaSRError):
-                raise error.__cause__ from None
-            raise
 
     def instantiate_trainer(self, **settings: Any) -> Trainer:
         """The trainer with the loggers and callbacks of megasr.training.loggers.trainer_defaults."""
@@ -188,6 +184,17 @@ class MegaSRCLI(OneLineCLI):
         super().parse_arguments(parser, args)
         options = self._subcommand_parsers[args[0]]
         _take_protocol_of_benchmark(self.config[args[0]], args, options.get_defaults().evaluation.protocol)
+
+
+@contextmanager
+def _own_errors() -> Iterator[None]:
+    """Raise a class's own UsageError or MegaSRError in place of the one that jsonargparse makes of it."""
+    try:
+        yield
+    except ValueError as error:
+        if isinstance(error.__cause__, UsageError | MegaSRError):
+            raise error.__cause__ from None
+        raise
 
 
 def _all_at_home(value: Any) -> Any:
@@ -330,6 +337,17 @@ class ParsedCLI(NothingRun, MegaSRCLI):
     """Reads and checks a recipe as `megasr fit` does."""
 
 
+class DataCLI(ParsedCLI):
+    """Reads and checks a recipe as `megasr fit` does, and builds its data module alone."""
+
+    def instantiate_classes(self) -> None:
+        """Build the data module. Raises its own UsageError or MegaSRError."""
+        options = self.config[self.config.subcommand]
+        with _own_errors():
+            built = self._parser(self.config.subcommand).instantiate_classes(Namespace(data=options.data))
+        self.datamodule = built.data
+
+
 class PretrainingCLI(OneLineCLI):
     """`megasr pretrain`: any pretraining module with any data module."""
 
@@ -360,6 +378,12 @@ def run_lightning(args: Sequence[str]) -> None:
 def read_fit(args: Sequence[str]) -> dict[str, Any]:
     """The resolved configuration of `megasr fit` with these options, as plain data; raises as run_lightning."""
     return _call(ParsedCLI, ["fit", *args]).config.fit.as_dict()
+
+
+def read_data(args: Sequence[str]) -> tuple[dict[str, Any], LightningDataModule]:
+    """read_fit, and the data module, built; raises as run_lightning."""
+    cli = _call(DataCLI, ["fit", *args])
+    return cli.config.fit.as_dict(), cli.datamodule
 
 
 def _call(cli: type[MegaSRCLI], args: Sequence[str]) -> MegaSRCLI:

@@ -196,7 +196,7 @@ def add_text_states(
     known: Mapping[str, int] = {} if stored is None else stored.rows
     new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in known]
     if not new:
-        say(f"{folder} has these prompts already, {len(known):,} in all")
+        say(f"{folder} has all of these prompts, and {len(known):,} in all")
         return 0
     encoder = load_text_encoder(prior_folder).requires_grad_(False).eval()
     samples = weight_samples(encoder)
