@@ -92,7 +92,7 @@ def parse(argv: Sequence[str]) -> None:
     if argv[0] == "pretrain":
         return parse_with(pretraining_cli(), ["fit", *argv[1:]])
     arguments, rest = parser().parse_known_args(argv)
-    if argv[0] == "doctor" and arguments.config:
+    if argv[0] in ("doctor", "embed") and arguments.config:
         options = [word for path in arguments.config for word in ("--config", path)]
         return parse_with(fit_cli(), ["fit", *options, *rest])
     if rest:
