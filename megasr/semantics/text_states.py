@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -201,8 +203,8 @@ def add_text_states(
     encoder = load_text_encoder(prior_folder).requires_grad_(False).eval()
     samples = weight_samples(encoder)
     encoder.to(device)
-    shapes = [values.shape[1:] for values in tree_leaves(_stored_part(encoder, new[:1]))]
-    count, each = len(known) + len(new), 2 * sum(shape.numel() for shape in shapes)
+    shapes = [tuple(values.shape[1:]) for values in tree_leaves(_stored_part(encoder, new[:1]))]
+    count, each = len(known) + len(new), 2 * sum(map(math.prod, shapes))
     space = (
         f"{count:,} prompts take {_gigabytes(count * each)}, on the disk of {folder} {_gigabytes(free_bytes(folder))}"
     )
@@ -213,43 +215,49 @@ def add_text_states(
         "format": _FORMAT, "encoder": identify_text_encoder(prior_folder), "weights": digest_samples(samples),
         "prompts": count, "padding": encoder.padding, "pooled": len(shapes) > 1,
     }  # fmt: skip
+    batches = [new[begin : begin + batch_size] for begin in range(0, len(new), batch_size)]
     with write_whole_folder(folder) as written:
-        arrays = [
-            np.lib.format.open_memmap(written / name, "w+", np.float16, (count, *shape))
-            for name, shape in zip(_ARRAYS, shapes, strict=False)
-        ]
-        if stored is not None:
-            _copy(stored.arrays, arrays)
-        for begin in range(0, len(new), batch_size):
-            batch = new[begin : begin + batch_size]
-            _fill(arrays, len(known) + begin, _stored_part(encoder, batch), batch)
-            progress(begin + len(batch), len(new))
-        del arrays  # written and unmapped before the folder takes its place
+        _write_arrays(written, stored, encoder, batches, [(count, *shape) for shape in shapes], progress)
         (written / _PROMPTS).write_text(json.dumps([*known, *new]))
         (written / _WEIGHTS).write_text(json.dumps({name: sample.hex() for name, sample in samples.items()}))
         (written / _CARD).write_text(json.dumps(card, indent=2) + "\n")
     return len(new)
 
 
-def _copy(sources: Sequence[np.ndarray], targets: Sequence[np.ndarray]) -> None:
-    """Copy the rows of an earlier folder to the beginnings of larger arrays."""
-    for source, target in zip(sources, targets, strict=True):
-        for begin in range(0, len(source), _COPIED):
-            rows = slice(begin, min(begin + _COPIED, len(source)))
-            target[rows] = source[rows]
+def _write_arrays(
+    folder: Path,
+    stored: StoredText | None,
+    encoder: TextEncoder,
+    batches: Sequence[Sequence[str]],
+    shapes: Sequence[tuple[int, ...]],
+    progress: Callable[[int, int], None],
+) -> None:
+    """The rows of earlier states, then those of new prompts; by a memory map a full disk would end the process."""
+    done, total = 0, sum(map(len, batches))
+    with ExitStack() as stack:
+        files = [stack.enter_context((folder / name).open("wb")) for name, _ in zip(_ARRAYS, shapes, strict=False)]
+        for number, (file, shape) in enumerate(zip(files, shapes, strict=True)):
+            header: Any = {"descr": "<f2", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
+            before = np.empty(0) if stored is None else stored.arrays[number]
+            for begin in range(0, len(before), _COPIED):
+                file.write(before[begin : begin + _COPIED].tobytes())
+        for batch in batches:
+            for file, values in zip(files, tree_leaves(_stored_part(encoder, batch)), strict=True):
+                file.write(_to_float16(values, batch).tobytes())
+            done += len(batch)
+            progress(done, total)
 
 
-def _fill(arrays: Sequence[np.ndarray], begin: int, text: Text, prompts: Sequence[str]) -> None:
-    """Put the states of prompts into the rows from `begin` on."""
-    for array, values in zip(arrays, tree_leaves(text), strict=True):
-        halved = values.half()
-        finite = torch.isfinite(halved).flatten(1).all(1).tolist()
-        if not all(finite):
-            raise MegaSRError(
-                f"the states of {prompts[finite.index(False)]!r} are not finite, or too large for float16: this text "
-                "encoder cannot be replaced"
-            )
-        array[begin : begin + len(prompts)] = halved.cpu().numpy()
+def _to_float16(values: torch.Tensor, prompts: Sequence[str]) -> np.ndarray:
+    halved = values.half()
+    finite = torch.isfinite(halved).flatten(1).all(1).tolist()
+    if not all(finite):
+        raise MegaSRError(
+            f"the states of {prompts[finite.index(False)]!r} are not finite, or too large for float16: this text "
+            "encoder cannot be replaced"
+        )
+    return halved.cpu().numpy()
 
 
 def _stored_part(encoder: TextEncoder, prompts: Sequence[str]) -> Text:
