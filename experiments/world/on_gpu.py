@@ -249,7 +249,7 @@ def train_adapters(world: World, seconds: float) -> dict[str, list[Callable[[], 
         "adapter_all": ["--model.extractors.sources", sources],
         "adapter_gan": [
             "--model.extractors.sources", sources,
-            "--model.objective.terms", {"l1": 1.0, "lpips_alex": 2.0, "gan": 0.1},
+            "--model.objective.terms", {"l1": 1.0, "lpips_vgg": 2.0, "latent_mean": 4.0, "gan": 0.1},
             "--model.objective.term_starts", {"gan": 1 if world.fast else 600},
         ],
         "adapter_all_seed1": ["--model.extractors.sources", sources, "--model.seed", 1],
