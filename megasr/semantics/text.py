@@ -275,7 +275,10 @@ def _clip_states(clips: nn.ModuleList, ids: Sequence[torch.Tensor]) -> tuple[tor
 
 def _read_encoder(folder: Path, model: Any, tokenizer: Any, suffix: str) -> tuple[nn.Module, Any]:
     """A text encoder of a diffusers folder, in float32 whatever it was saved in, with its tokenizer."""
+    import transformers
+
     read_config(folder / f"text_encoder{suffix}" / "config.json")  # it must not lead elsewhere
+    transformers.utils.logging.disable_progress_bar()
     return (
         model.from_pretrained(folder / f"text_encoder{suffix}", dtype=torch.float32, local_files_only=True),
         tokenizer.from_pretrained(folder / f"tokenizer{suffix}", local_files_only=True),

@@ -95,6 +95,14 @@ def test_it_loads_and_its_latents_are_those_of_its_autoencoder(prior: str) -> No
     assert SIDE_PX % loaded.size_multiple == 0
 
 
+def test_loading_is_quiet(prior: str, capfd: pytest.CaptureFixture[str]) -> None:
+    from transformers.utils import logging
+
+    logging.enable_progress_bar()
+    load_prior(prior)
+    assert capfd.readouterr() == ("", "")
+
+
 def test_it_computes_in_float32_whatever_its_text_encoders_were_saved_in(prior: str, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(prior, tmp_path / "prior"))
     for weights in folder.glob("text_encoder*/model.safetensors"):
