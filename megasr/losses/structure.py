@@ -43,8 +43,8 @@ def frequency(sr: torch.Tensor, hq: torch.Tensor) -> torch.Tensor:
 def latent_mean(z0: torch.Tensor, z_hq: torch.Tensor) -> torch.Tensor:
     """Mean absolute difference of the channels' means over the batch and all places: (B, C, h, w) twice -> B times.
 
-    A channel that is off by a constant is a grid in the image, of the period of the autoencoder's f. Losses of pixels
-    hardly see it: where an image has texture, it is a small part of every pixel's error.
+    A channel that is off by a constant is a grid in the image, of the period of the autoencoder's f, of which losses on
+    the image see little (docs/one-step.md).
     """
     bias = (z0.float() - z_hq.float()).mean((0, 2, 3))
     return bias.abs().mean().expand(len(z0))
