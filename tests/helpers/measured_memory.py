@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import torch
@@ -15,8 +16,11 @@ def measure_step(setup: TrainingSetup) -> tuple[int, int]:
     """Build the module with its weights and train two steps on the processor.
 
     Returns the most bytes that the allocator had given out during the second step, and at its beginning. The profiler
-    is on from before the module is built, as it knows only the deallocation of what it saw allocated.
+    is on from before the module is built, as it knows only the deallocation of what it saw allocated. It remembers that
+    from one profile to the next: what an earlier measurement left behind is collected first, as its deallocation would
+    count against this one.
     """
+    gc.collect()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         module = MegaSRModule(**module_arguments(setup.model)).train()
         batch = build_batch(setup, module)
