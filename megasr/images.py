@@ -140,31 +140,31 @@ def write_png(array: np.ndarray, path: str | Path) -> None:
     write_whole(Path(path), encoded.getvalue())
 
 
-ColorFix = Literal["adain", "wavelet"]
+ColorFix = Literal["none", "adain", "wavelet"]
 _LEVELS = 5  # StableSR's number of blurs, 1, 2, 4, 8 and 16 px wide
 
 
-def check_color_fix(kind: ColorFix | None) -> ColorFix | None:
+def check_color_fix(kind: ColorFix) -> ColorFix:
     """The kind, if it is known.
 
     Raises:
         UsageError: shows those that are.
     """
-    if kind is not None and kind not in get_args(ColorFix):
+    if kind not in get_args(ColorFix):
         raise unknown_name("color_fix", kind, get_args(ColorFix))
     return kind
 
 
-def fix_color(sr: torch.Tensor, lq_up: torch.Tensor, kind: ColorFix | None) -> torch.Tensor:
+def fix_color(sr: torch.Tensor, lq_up: torch.Tensor, kind: ColorFix) -> torch.Tensor:
     """sr with the colours of lq_up.
 
     Args:
         sr: restored image.
         lq_up: lq at the same size.
         kind: `adain` gives every channel the mean and standard deviation of lq_up's (1703.06868); `wavelet` takes
-            everything coarser than about 32 px from lq_up (StableSR, 2305.07015); None changes nothing.
+            everything coarser than about 32 px from lq_up (StableSR, 2305.07015); `none` changes nothing.
     """
-    if kind is None:
+    if kind == "none":
         return sr
     fixed = adain(sr, lq_up) if kind == "adain" else sr - blur(sr) + blur(lq_up)
     return fixed.clamp(0, 1)

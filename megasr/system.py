@@ -34,7 +34,7 @@ from megasr.guidance.extract import (
     shown_guidance,
 )
 from megasr.guidance.registry import GUIDANCE
-from megasr.images import ColorFix, fix_color, pad_to_multiple, resize, upsample_lq
+from megasr.images import fix_color, pad_to_multiple, resize, upsample_lq
 from megasr.inference.tiling import Grid, Guidance, TiledDenoiser, Tiling, decode_tiles, encode_tiles
 from megasr.networks.config import AdapterConfig
 from megasr.networks.controlnet import LQ_ENCODERS
@@ -90,12 +90,11 @@ class RestoreOptions:
     """How a batch is restored.
 
     Attributes:
-        sampler: steps and classifier-free guidance.
+        sampler: steps, classifier-free guidance, colours.
         map_sources: adapter's guidance type -> type whose map it gets, None for zeros (see shown_guidance).
         seed: of all draws, which are keyed by the images.
         strengths: of every guidance type; None is 1 for all.
         tiling: None restores whole images.
-        color_fix: see megasr.images.
         dtype: in which the network computes; None leaves it to autocast.
         on_step: called after every step.
     """
@@ -105,7 +104,6 @@ class RestoreOptions:
     seed: int
     strengths: Mapping[str, float] | None = None
     tiling: Tiling | None = None
-    color_fix: ColorFix | None = None
     dtype: torch.dtype | None = None
     on_step: OnStep | None = None
 
@@ -367,7 +365,7 @@ class MegaSR(nn.Module):
         z = self._sample(batch["keys"], z_lq, denoiser, grid, options)
         sr = decode_tiles(self.prior, z, grid)[..., :height, :width]
         used = {own.name: maps[own.name] for own, source in options.map_sources.items() if source is not None}
-        return Restored(fix_color(sr, lq_up, options.color_fix), used)
+        return Restored(fix_color(sr, lq_up, options.sampler.color_fix), used)
 
     def _read_words(
         self, batch: SRBatch, lq_up: torch.Tensor, options: RestoreOptions

@@ -9,7 +9,7 @@ from typing import Any
 from megasr.commands.early import check_guidance
 from megasr.commands.upscale import add_model_options, add_tile_option, check_positive
 from megasr.errors import split_names
-from megasr.training.folders import find_checkpoint
+from megasr.training.folders import SHIPPED, find_checkpoint
 
 _PRIOR = "`tiny`, `sd21-base`, `sdxl-base`, `sd35-medium`, a diffusers folder or a hub id"
 
@@ -28,7 +28,7 @@ def add_parser(commands: Any) -> None:
 
     text = "make a folder of a run's adapter, which MegaSRPipeline.from_pretrained reads, to use it or share it"
     export = commands.add_parser("export", help="make a folder of a run's adapter", description=text)
-    export.add_argument("source", metavar="RUN", help="a run's folder, a checkpoint, or tiny: the shipped adapter")
+    export.add_argument("source", metavar="RUN", help=f"a run's folder, a checkpoint, or shipped: {', '.join(SHIPPED)}")
     export.add_argument("output", type=Path, metavar="OUT", help="the folder; an exported one is replaced")
     export.add_argument("--prior", help=f"{_PRIOR}; default: the training's")
     export.add_argument("--include-prior", action="store_true", help="copy the prior too: nothing else is needed then")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megasr.errors import MegaSRError, UsageError, printable
-from megasr.training.folders import find_checkpoint
+from megasr.training.folders import SHIPPED, find_checkpoint
 
 if TYPE_CHECKING:
     from megasr.inference.pipeline import MegaSRPipeline
@@ -46,7 +46,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--negative-prompt", help="what they do not; used with a guidance scale that is not 1")
     how.add_argument("--seed", type=int, help="seed of the sampling noise; default: the training's")
     how.add_argument("--scale-factor", type=float, help="size of sr over that of the image; default: the training's")
-    how.add_argument("--color-fix", choices=("adain", "wavelet"), help="give sr the colours of the image")
+    colors = "what sr takes from the colours of the image; default: the training's"
+    how.add_argument("--color-fix", choices=("none", "adain", "wavelet"), help=colors)
     add_tile_option(how)
     batch = "images of one size at once, tiled ones aside (default: 1)"
     how.add_argument("--batch-size", type=int, default=1, help=batch)
@@ -61,7 +62,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """Declare which adapter restores, on which prior."""
-    checkpoint = "that `megasr fit` wrote, a folder that `megasr export` wrote, or tiny: the shipped one"
+    checkpoint = f"that `megasr fit` wrote, a folder that `megasr export` wrote, or shipped: {', '.join(SHIPPED)}"
     parser.add_argument("--checkpoint", required=True, help=checkpoint)
     parser.add_argument("--prior", help="`tiny`, `sd21-base`, a diffusers folder or a hub id; default: the training's")
 

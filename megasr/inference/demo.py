@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _MOST_BYTES_PER_PIXEL = 8  # RGB and alpha of 16 bits, not compressed
 _UPLOADS_KEPT_S = 3600
 _ONE_AT_A_TIME = "pipeline"  # tags and restorations of all visitors: each takes the whole machine
-AS_TRAINED, NONE = "as trained", "none"
+AS_TRAINED = "as trained"
 Picture = tuple[Image.Image, str]  # with its caption
 
 
@@ -97,7 +97,7 @@ def read_options(guidance: tuple[str, ...], values: tuple[Any, ...], tile: int |
         "tile": tile,
         **({"guidance": by_type} if guidance else {}),
         **({"preset": preset} if preset != AS_TRAINED else {}),
-        **({"color_fix": color_fix} if color_fix != NONE else {}),
+        **({"color_fix": color_fix} if color_fix != AS_TRAINED else {}),
     }
 
 
@@ -179,7 +179,7 @@ def _fields(gr: Any, pipeline: MegaSRPipeline) -> tuple[Any, list[Any], Any]:
                 strengths.append(strength)
     with gr.Row():
         preset = gr.Dropdown([AS_TRAINED, *PRESETS], value=AS_TRAINED, label="Steps", min_width=100)
-        color_fix = gr.Dropdown([NONE, *get_args(ColorFix)], value=NONE, label="Colour fix", min_width=100)
+        color_fix = gr.Dropdown([AS_TRAINED, *get_args(ColorFix)], value=AS_TRAINED, label="Colour fix", min_width=100)
         seed = gr.Number(pipeline.module.seed, label="Seed", precision=0, minimum=0, min_width=80)
     button = gr.Button("Upscale", variant="primary", elem_id="upscale")
     return photograph, [tags, preset, color_fix, seed, *enabled, *strengths], button

@@ -22,7 +22,7 @@ from megasr.diffusion import Flow
 from megasr.errors import MegaSRError, UsageError, unknown_name
 from megasr.files import file_sha256, write_whole_folder
 from megasr.guidance.extract import check_strengths, shown_guidance
-from megasr.images import ColorFix, check_color_fix, from_uint8, resize, to_uint8
+from megasr.images import ColorFix, from_uint8, resize, to_uint8
 from megasr.inference.tiling import Tiling
 from megasr.provenance import provenance
 from megasr.system import MegaSR, Restored, RestoreOptions
@@ -49,12 +49,13 @@ def change_sampler(
     preset: str | None,
     guidance_scale: float | None,
     negative_prompt: str | None,
+    color_fix: ColorFix | None,
 ) -> SamplerConfig:
     """The sampler with the changes that are not None.
 
     Raises:
-        UsageError: a preset is unknown, or given beside a number of steps; or the adapter was trained for another
-            number of steps than is asked for (one_step, few_step).
+        UsageError: a preset or colour fix is unknown, or a preset is given beside a number of steps; or the adapter was
+            trained for another number of steps than is asked for (one_step, few_step).
     """
     if preset is not None:
         if steps is not None:
@@ -67,6 +68,7 @@ def change_sampler(
         asked = f"preset={preset!r}" if preset else f"num_inference_steps={steps}"
         raise UsageError(f"{asked}: the adapter was trained to restore in {fixed}; leave it out")
     changes = {"num_steps": steps, "guidance_scale": guidance_scale, "negative_prompt": negative_prompt}
+    changes["color_fix"] = color_fix
     return replace(system.sampler, **{name: value for name, value in changes.items() if value is not None})  # type: ignore[arg-type]
 
 
@@ -316,7 +318,7 @@ class MegaSRPipeline:
             keys: names of the images, to which noise is keyed; None is "image", or "image0", "image1", ...
             tile: px of the tiles' sides; None restores whole images.
             tile_overlap: px that neighbouring tiles share; None is a quarter.
-            color_fix: `adain` or `wavelet` takes colours from lq; None leaves them.
+            color_fix: `adain` or `wavelet` takes colours from lq, `none` leaves them.
             scale_factor: size of sr over size of lq, any number above 0; sizes are rounded.
             preset: `quality` (50 steps), `balanced` (20) or `fast` (8).
             output_type: `pil`, `pt` or `np`; see MegaSROutput.
@@ -334,10 +336,11 @@ class MegaSRPipeline:
         options = self._options(
             guidance,
             callback_on_step_end,
-            sampler=change_sampler(self.module, num_inference_steps, preset, guidance_scale, negative_prompt),
+            sampler=change_sampler(
+                self.module, num_inference_steps, preset, guidance_scale, negative_prompt, color_fix
+            ),
             seed=self._seed(seed, generator),
             tiling=choose_tiling(tile, tile_overlap),
-            color_fix=check_color_fix(color_fix),
         )
         prompts = spread_prompts(prompt, len(images), self.module.adapter.text)
         restored = self._restore_all(images, _names(keys, len(images)), prompts, scale, options)

@@ -27,7 +27,6 @@ from megasr.errors import MegaSRError, UsageError
 from megasr.files import file_sha256, remove_parts, write_whole
 from megasr.guidance.extract import check_strengths
 from megasr.image_decoding import IMAGE_SUFFIXES, MAX_PIXELS, list_images
-from megasr.images import check_color_fix
 from megasr.inference.photographs import Photograph, check_fits, encode, read_photograph
 from megasr.inference.pipeline import change_sampler, choose_tile, choose_tiling, spread_prompts
 from megasr.inference.tiling import Grid, Tiling
@@ -224,7 +223,6 @@ def load_pipeline(settings: Settings, device: str) -> MegaSRPipeline:
     options, module = settings.options, pipeline.module
     _sampler_of(pipeline, settings)
     check_strengths(options.get("guidance") or {}, dict.fromkeys(pipeline.guidance, 1.0))
-    check_color_fix(options.get("color_fix"))
     spread_prompts(options.get("prompt", ""), 1, module.adapter.text)
     choose_tiling(options.get("tile") or None, None)
     return pipeline
@@ -246,7 +244,7 @@ def tile_grid(pipeline: MegaSRPipeline, settings: Settings, size: Sequence[int])
 
 def _sampler_of(pipeline: MegaSRPipeline, settings: Settings) -> SamplerConfig:
     """The sampler with the options. Raises as change_sampler."""
-    names = ("num_inference_steps", "preset", "guidance_scale", "negative_prompt")
+    names = ("num_inference_steps", "preset", "guidance_scale", "negative_prompt", "color_fix")
     return change_sampler(pipeline.module, *(settings.options.get(name) for name in names))
 
 

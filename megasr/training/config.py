@@ -8,6 +8,7 @@ from typing import Literal
 
 from megasr.diffusion import DDIM, check_interval, check_solver
 from megasr.errors import UsageError, split_names
+from megasr.images import ColorFix, check_color_fix
 
 DENOISE = "denoise"
 SAMPLED = ("num_steps", "start", "start_fraction")  # fields of the sampler that these objectives train
@@ -188,6 +189,8 @@ class SamplerConfig:
         solver: see megasr.diffusion; None is `ddim`, on a flow Euler's steps, beside which it has no other.
         guidance_interval: part of the noise schedule, as two fractions from its clean end, with classifier-free
             guidance (2404.07724); steps outside cost half. None is all of it.
+        color_fix: what every restoration takes from the colours of lq: `adain`, `wavelet` (see megasr.images.fix_color)
+            or `none`. Losses see sr without it.
     """
 
     num_steps: int = 20
@@ -199,6 +202,7 @@ class SamplerConfig:
     shown_guidance: tuple[str, ...] | str | None = None
     solver: Literal["ddim", "dpm++", "unipc", "euler", "ddpm"] | None = None
     guidance_interval: tuple[float, float] | None = None
+    color_fix: ColorFix = "none"
 
     def __post_init__(self) -> None:
         if self.shown_guidance is not None:
@@ -207,6 +211,7 @@ class SamplerConfig:
             object.__setattr__(self, "solver", None)  # one way to say it: equal settings are one run
         if self.guidance_interval is not None:
             object.__setattr__(self, "guidance_interval", check_interval(self.guidance_interval))
+        check_color_fix(self.color_fix)
         if self.start == "noise" and self.start_fraction != 1:
             raise UsageError(
                 f"sampler.start_fraction={self.start_fraction} needs sampler.start=lq: pure noise starts at 1"

@@ -8,13 +8,17 @@ from pathlib import Path
 
 from megasr.errors import MegaSRError, UsageError
 
-SHIPPED = {"tiny": Path(__file__).parent.parent / "assets" / "tiny_adapter" / "adapter.ckpt"}
+_ASSETS = Path(__file__).parent.parent / "assets"
+SHIPPED = {
+    "tiny": _ASSETS / "tiny_adapter" / "adapter.ckpt",
+    "tiny-one-step": _ASSETS / "tiny_one_step" / "adapter.ckpt",
+}
 CHOSEN_BY_TRAINER = ("last", "best", "hpc")  # values of ckpt_path that are no paths
 METRICS_FILE = "metrics.csv"
 
 
 def find_checkpoint(source: str | Path) -> Path:
-    """The file or folder of a checkpoint or an exported adapter: `tiny` is the shipped one, anything else a path.
+    """The file or folder of a checkpoint or an exported adapter: a name of SHIPPED, anything else is a path.
 
     Raises:
         UsageError: it is an address.

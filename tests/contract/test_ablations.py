@@ -31,7 +31,7 @@ def _plans(path: Path) -> tuple[Study, dict[str, RunPlan]]:
     recipe = read_recipe(path, default_components())
     study = recipe.declared or studies()[recipe.study]
     with pytest.MonkeyPatch.context() as patch:
-        if path.parent.name == "sd21":  # its weights are not a part of this repository
+        if path.parent.name in ("sd21", "world"):  # its weights are not a part of this repository
             patch.setattr("ablations.plan.identify_weights", lambda model: {})
         return study, {run.ablation: run for run in plan_runs(study, recipe, default_components(), seeds=[0])}
 

@@ -136,8 +136,10 @@ def twin(config: Config, materials: Materials) -> Config:
     data |= {"batch_size": 2, "train_samples": 64, "eval_samples": 1}
     model.pop("init", None)  # a trained adapter, which only a run leaves
     if model["prior"].startswith("runs/"):  # of the small world in the making: what ships stands in
-        model |= {"prior": "tiny", "vision": {"model": "tiny"}}
-        model["extractors"]["sources"] = dict.fromkeys(model["extractors"]["sources"], "tiny")
+        model["prior"] = "tiny"
+        model |= {"vision": {"model": "tiny"}} if "vision" in model else {}
+        if "extractors" in model:
+            model["extractors"]["sources"] = dict.fromkeys(model["extractors"]["sources"], "tiny")
     if model["prior"] == "tiny":
         data |= {"crop_size_px": 64, "eval_crop_size_px": 64} | ({"pool": 2} if "pool" in data else {})
         data |= {"photos": str(materials.folder / "train")} if "photos" in data else {}

@@ -109,9 +109,9 @@ def test_the_shipped_weights_are_small():
     assert {path.parent.name for path in shipped} >= {"unet", "vae", "text_encoder", "tiny_clip", "tiny_extractors"}
     extractors = [path for path in shipped if "extractors" in path.parent.name or path.parent.name == "tiny_clip_lq"]
     assert sum(path.stat().st_size for path in extractors) <= 8e6
-    adapter = [path for path in shipped if path.parent.name == "tiny_adapter"]
-    assert sum(path.stat().st_size for path in adapter) <= 4e6
-    assert sum(path.stat().st_size for path in {*shipped} - {*extractors, *adapter}) <= 14e6
+    adapters = [path for path in shipped if path.parent.name in ("tiny_adapter", "tiny_one_step")]
+    assert sum(path.stat().st_size for path in adapters) <= 9e6
+    assert sum(path.stat().st_size for path in {*shipped} - {*extractors, *adapters}) <= 14e6
 
 
 def test_the_shipped_prior_and_the_shipped_clip_share_their_text_tower():

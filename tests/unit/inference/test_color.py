@@ -8,7 +8,7 @@ from tests.helpers.inference import photograph
 
 def test_none_changes_nothing():
     sr = torch.rand(1, 3, 8, 8)
-    assert fix_color(sr, torch.rand(1, 3, 8, 8), None) is sr
+    assert fix_color(sr, torch.rand(1, 3, 8, 8), "none") is sr
 
 
 def test_adain_has_mean_and_deviation_of_lq():

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from megasr import cli
-from megasr.inference.demo import AS_TRAINED, NONE, read_options
+from megasr.inference.demo import AS_TRAINED, read_options
 
 
 def test_fields_become_options():
@@ -14,7 +14,7 @@ def test_fields_become_options():
         "prompt": "a cat", "seed": 3, "tile": 64, "guidance": {"depth": 0.5, "hed": 0.0}, "preset": "fast",
         "color_fix": "adain",
     }  # fmt: skip
-    assert read_options((), ("", AS_TRAINED, NONE, 0), None) == {"prompt": "", "seed": 0, "tile": None}
+    assert read_options((), ("", AS_TRAINED, AS_TRAINED, 0), None) == {"prompt": "", "seed": 0, "tile": None}
 
 
 def test_without_gradio_the_way_to_get_it_is_named(

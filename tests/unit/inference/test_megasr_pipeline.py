@@ -1,5 +1,7 @@
 """The pipeline's promises: what it takes, what it gives, what it refuses, and what does not depend on what."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -148,6 +150,13 @@ def test_a_callback_may_change_the_latents(pipeline, lq, sr):
 def test_bad_input_is_one_clear_error(pipeline, call, message):
     with pytest.raises(UsageError, match=message):
         pipeline(call.pop("image", photograph(4, 4)), **call)
+
+
+def test_colours_are_fixed_as_trained_unless_asked_otherwise(pipeline, lq, sr):
+    fixing = loud_pipeline(sampler=replace(pipeline.module.sampler, color_fix="adain"))
+    asked = pipeline(lq, color_fix="adain", output_type="pt").images
+    assert torch.equal(fixing(lq, output_type="pt").images, asked) and not torch.equal(asked, sr)
+    assert torch.equal(fixing(lq, color_fix="none", output_type="pt").images, sr)
 
 
 def test_words_for_an_adapter_without_text_and_controls_are_refused(pipeline):

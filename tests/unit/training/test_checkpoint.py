@@ -1,11 +1,22 @@
 """Adapter checkpoints: small, safe to load, and not to be mixed up."""
 
+import csv
+
 import pytest
 import torch
+import torch.nn.functional as F
 
+from data_pipelines.photos import EVAL_PHOTOS, load_photo
+from experiments.tiny.ship_adapter import slim
+from experiments.world.photographs import LIST
+from megasr import MegaSR
+from megasr.batch import SRBatch
 from megasr.errors import MegaSRError
+from megasr.images import center_crop, from_uint8
 from megasr.networks.config import AdapterConfig
 from megasr.training.callbacks import EMA
+from megasr.training.checkpoint import read_checkpoint
+from megasr.training.folders import SHIPPED
 from megasr.training.module import MegaSRModule
 from tests.helpers.training import fit, make_batch, make_module, prior_folder
 
@@ -108,13 +119,33 @@ def test_the_shipped_adapter_restores_and_is_a_start_for_more():
     torch.testing.assert_close(first, second)
 
 
-def test_the_adapter_that_ships_is_half_as_large_and_the_same(run, tmp_path):
-    from experiments.tiny.ship_adapter import slim
-    from megasr.training.checkpoint import read_checkpoint
+def test_the_one_step_adapter_that_ships_restores_photographs_better_than_the_start_of_studies():
+    """Also where no weights of LPIPS are, on which it was trained; it names no file of the machine that trained it."""
+    settings = read_checkpoint(SHIPPED["tiny-one-step"])["hyper_parameters"]
+    assert settings["init"] is None and settings["objective"]["weights_dir"] is None
+    one, start = (MegaSR.from_checkpoint(name) for name in ("tiny-one-step", "tiny"))
+    for photo in EVAL_PHOTOS[:3]:
+        hq = from_uint8(center_crop(load_photo(photo.name), 128))[None]
+        batch = SRBatch(keys=["a"], lq=F.avg_pool2d(hq, 4), tags=[""])
+        errors = [float((system.restore(batch) - hq).square().mean()) for system in (one, start)]
+        assert errors[0] < 0.7 * errors[1]
 
+
+def test_the_photographs_of_a_shipped_adapter_are_named_with_their_licences_and_authors():
+    with (SHIPPED["tiny-one-step"].parent / "ATTRIBUTION.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert all(row["licence"] and row["authors"] and "@" not in row["authors"] for row in rows)
+    with LIST.open(newline="") as file:
+        fetched = sorted(row["photograph"] for row in csv.DictReader(file))
+    assert sorted(name for row in rows for name in row["photographs"].split()) == fetched
+
+
+def test_the_adapter_that_ships_is_half_as_large_and_the_same(run, tmp_path):
     _, path, ema = run
-    torch.save(slim(read_checkpoint(path)), tmp_path / "slim.ckpt")
-    weights = dict(MegaSRModule.from_checkpoint(tmp_path / "slim.ckpt").named_parameters())
+    torch.save(slim(read_checkpoint(path), color_fix="adain"), tmp_path / "slim.ckpt")
+    module = MegaSRModule.from_checkpoint(tmp_path / "slim.ckpt")
+    assert module.sampler.color_fix == "adain"
+    weights = dict(module.named_parameters())
     for name, value in ema.shadow.items():
         torch.testing.assert_close(weights[name], value.half().float(), rtol=0, atol=0)
     assert (tmp_path / "slim.ckpt").stat().st_size < path.stat().st_size / 3

@@ -65,6 +65,7 @@ FLIPS = {
         "shown_guidance": ("oracle_canny", "superpixel"),
         "solver": "ddpm",
         "guidance_interval": (0.0, 0.5),
+        "color_fix": "adain",
     },
 }
 # test_precision.py, test_registries.py and test_lq_stream.py
