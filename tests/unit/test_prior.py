@@ -52,6 +52,31 @@ def test_a_stable_diffusion_folder_trains_and_restores(diffusers_folder):
     assert module.restore(make_batch(1)).shape == (1, 3, 32, 32)
 
 
+def test_the_noise_schedule_is_read_from_the_scheduler_of_any_sampler(diffusers_folder, tmp_path):
+    """SD-Turbo comes with Euler's, of the same noise schedule as SD 2.1's DDIM; the 768 px model predicts v."""
+    from diffusers import DDIMScheduler, EulerDiscreteScheduler
+
+    schedule = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+    kinds = {
+        "base": DDIMScheduler(**schedule, set_alpha_to_one=False, steps_offset=1),
+        "turbo": EulerDiscreteScheduler(**schedule, timestep_spacing="trailing"),
+        "768v": DDIMScheduler(**schedule, prediction_type="v_prediction"),
+    }
+    priors = {}
+    for name, scheduler in kinds.items():
+        shutil.copytree(diffusers_folder, tmp_path / name)
+        scheduler.save_pretrained(tmp_path / name / "scheduler")
+        priors[name] = load_prior(str(tmp_path / name))
+    z, noise, t = torch.randn(1, 8, 8, 8), torch.randn(1, 8, 8, 8), torch.tensor([249])
+    seen = {
+        name: (one.schedule.add_noise(z, noise, t), one.schedule.target(z, noise, t)) for name, one in priors.items()
+    }
+    for noised, target in (seen["base"], seen["turbo"]):
+        assert torch.equal(noised, seen["base"][0]) and torch.equal(target, noise)
+    assert torch.equal(seen["768v"][0], seen["base"][0]) and not torch.equal(seen["768v"][1], noise)
+    torch.testing.assert_close(priors["768v"].to_z0(seen["768v"][1], seen["768v"][0], t), z)
+
+
 def test_save_and_load_keep_the_fingerprint_and_the_scaling(tmp_path):
     prior = random_prior()
     prior.vae.register_to_config(scaling_factor=0.5)

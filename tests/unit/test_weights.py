@@ -158,7 +158,7 @@ def test_names_that_nothing_has() -> None:
     assert "`hf download somebody/something`" in str(weights.missing_weight("somebody/something"))
     assert "did you mean sd21-base?" in str(weights.missing_weight("sd21base"))
     message = str(weights.missing_weight("zzz"))
-    assert "known: tiny, sd21-base, sdxl-base, sd35-medium, controlnet-hed" in message
+    assert "known: tiny, sd21-base, sd21-768v, sd-turbo, sdxl-base, sd35-medium, controlnet-hed" in message
     assert ".pth" not in message
 
 

@@ -15,6 +15,13 @@ def test_sd21_has_16_and_7_sites_and_its_known_size():
     assert rows["all"].trained == sum(row.trained for part, row in rows.items() if part != "all")
 
 
+def test_sd21_at_768_px_and_sd_turbo_have_the_sizes_of_sd21_base():
+    base, large, turbo = (build_on_meta(name) for name in ("sd21-base", "sd21-768v", "sd-turbo"))
+    assert parameter_table(base, adapter()) == parameter_table(large, adapter()) == parameter_table(turbo, adapter())
+    assert (base.native_px, large.native_px, turbo.native_px) == (512, 768, 512)
+    assert large.scheduler.config.prediction_type == "v_prediction"
+
+
 def test_parts_that_are_off_are_not_there():
     rows = {row.part for row in parameter_table(build_on_meta("sd21-base"), adapter(controlnet=False, image=True))}
     assert rows == {"VAE", "text encoder", "U-Net", "U-Net CSM", "all"}
