@@ -55,11 +55,11 @@ def main() -> None:
     """Read, slim, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path, help="such as runs/survival/warmup/last.ckpt")
-    parser.add_argument("--name", choices=SHIPPED, default="tiny", help="the shipped adapter that it becomes")
+    parser.add_argument("--output", type=Path, default=SHIPPED["tiny"], help="default: the shipped file of `tiny`")
     parser.add_argument("--photographs", type=Path, help="folder of those in its training data")
     parser.add_argument("--color-fix", default="none", help="model.sampler.color_fix of every restoration")
     options = parser.parse_args()
-    output = SHIPPED[options.name]
+    output: Path = options.output
     output.parent.mkdir(parents=True, exist_ok=True)
     torch.save(slim(read_checkpoint(options.checkpoint), color_fix=options.color_fix), output)
     if options.photographs:

@@ -333,12 +333,11 @@ class MegaSRPipeline:
             raise unknown_name("output_type", output_type, get_args(OutputType))
         if not 0 < scale < math.inf:
             raise UsageError(f"scale_factor must be above 0, got {scale}")
+        sampler = change_sampler(self.module, num_inference_steps, preset, guidance_scale, negative_prompt, color_fix)
         options = self._options(
             guidance,
             callback_on_step_end,
-            sampler=change_sampler(
-                self.module, num_inference_steps, preset, guidance_scale, negative_prompt, color_fix
-            ),
+            sampler=sampler,
             seed=self._seed(seed, generator),
             tiling=choose_tiling(tile, tile_overlap),
         )
