@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 from diffusers import SD3ControlNetModel, StableDiffusion3Pipeline
@@ -21,9 +23,12 @@ from megasr.weights.local import read_sizes
 from tests.helpers.inference import move_weights
 from tests.helpers.networks import adapter, random_inputs
 from tests.helpers.sd3 import sd3_folder, write_sd3_prior
+from tests.helpers.sources import ROOT
 from tests.helpers.training import make_batch, make_module
 
 pytestmark = pytest.mark.filterwarnings("ignore")
+# The second column of the table of priors that are not supported.
+OTHERS = re.findall(r"^\|[^|]*\| `(\w+Transformer2DModel)` \|", (ROOT / "docs/priors.md").read_text(), re.MULTILINE)
 
 
 @pytest.fixture(scope="module")
@@ -182,9 +187,11 @@ def test_a_part_that_its_folder_lacks_is_named(tmp_path: Path) -> None:
             load_prior(str(folder))
 
 
-def test_another_class_of_denoiser_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_classes_of_denoisers_are_refused_by_name_as_documented(name: str, tmp_path: Path) -> None:
+    assert hasattr(diffusers, name) and len(OTHERS) == 5
     folder = write_sd3_prior(tmp_path)
     config = folder / "transformer" / "config.json"
-    config.write_text(config.read_text().replace("SD3Transformer2DModel", "FluxTransformer2DModel"))
-    with pytest.raises(MegaSRError, match="FluxTransformer2DModel, but must be one of UNet2DConditionModel, SD3"):
+    config.write_text(config.read_text().replace("SD3Transformer2DModel", name))
+    with pytest.raises(MegaSRError, match=f"{name}, but must be one of UNet2DConditionModel, SD3"):
         load_prior(str(folder))
