@@ -9,6 +9,7 @@ import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
+import diffusers
 import pytest
 
 from tests.helpers.documents import FENCED, FOLDERS, documents, fenced, inline
@@ -61,8 +62,9 @@ def _symbols() -> list[str]:
 
 @pytest.mark.parametrize("symbol", _symbols())
 def test_symbol_exists(symbol: str) -> None:
+    """In the code, or among the classes of diffusers, of which docs/priors.md names some that nothing here reads."""
     text = "\n".join(path.read_text() for path, _ in sources().values())
-    assert re.search(rf"\b{symbol}\b", text)
+    assert re.search(rf"\b{symbol}\b", text) or hasattr(diffusers, symbol)
 
 
 def _prose(path: Path) -> str:
