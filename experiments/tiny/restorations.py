@@ -38,18 +38,17 @@ def main() -> None:
     known = {spec.name: spec for spec in specs}
     names = ["lpips", "dists"] if {"lpips", "dists"} <= known.keys() else ["fsim"]
     metrics = [ImageMetric(known[name], _PROTOCOL, torch.device("cpu"), None) for name in names]
-    tiles, captions = [], []
-    for batch in batches(
-        photographs(options.photographs, options.count, options.degradation, options.size), "restoring"
-    ):
+    tile, tiles, captions = pipeline.module.prior.native_px, [], []
+    images = photographs(options.photographs, options.count, options.degradation, options.size)
+    for batch in batches(images, "restoring"):
         key, lq, hq = batch["keys"][0], batch["lq"], batch["hq"]
-        tile = pipeline.module.prior.native_px
         plain, full = (
             torch.as_tensor(pipeline(lq, keys=[key], tile=tile, guidance=strengths, output_type="pt").images)
             for strengths in (off, None)
         )
         seen = upsample_lq(lq, SCALE_FACTOR), plain, full
-        tiles += [to_uint8(image[0]) for image in (lq.repeat_interleave(4, -1).repeat_interleave(4, -2), *seen, hq)]
+        nearest = lq.repeat_interleave(SCALE_FACTOR, -1).repeat_interleave(SCALE_FACTOR, -2)
+        tiles += [to_uint8(image[0]) for image in (nearest, *seen, hq)]
         scores = [
             " ".join(f"{name} {m(sr, hq, key, {}):.3f}" for name, m in zip(names, metrics, strict=True)) for sr in seen
         ]
