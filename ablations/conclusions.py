@@ -366,6 +366,10 @@ def _incomplete(result: StudyResult) -> list[str]:
     notes += [f"Failed: {run_id} ({reason})." for run_id, reason in result.failed.items()]
     if lacking := [f"{run_id} of {name}" for run_id, name in result.missing]:
         notes.append(f"Not measured, so that metrics of these sets lack a seed or are left out: {', '.join(lacking)}.")
+    if absent := list(dict.fromkeys(name for one in result.sets for name in one.absent)):
+        notes.append(
+            f"Their weights are not on this machine, so not measured: {', '.join(absent)} (megasr weights list)."
+        )
     commits = {run.commit for run in result.runs}
     if len(commits) > 1:
         notes.append(f"The runs were made by different code: {', '.join(sorted(map(str, commits)))}.")

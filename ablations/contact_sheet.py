@@ -5,13 +5,15 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 from PIL import Image
 
-from ablations.results import StudyResult, values
+from ablations.evaluation import EvaluationSet, study_name
+from ablations.results import RunResult, StudyResult, values
 from megasr.evaluation.intervals import photograph
 from megasr.evaluation.protocol import MetricSpec
 from megasr.files import write_whole
@@ -23,36 +25,65 @@ _GAP_PX, _MARGIN_PX, _HEADER_PX, _CAPTION_PX = 12, 36, 150, 36
 _INK, _GREY, _BEST = "#181a1f", "#787c85", "#007a4e"
 
 
+class Row(NamedTuple):
+    """An image of the sheet: its pictures, captions (and whether each is the best), and maps, None where none is."""
+
+    pictures: Sequence[np.ndarray]
+    captions: Sequence[tuple[str, bool]]
+    maps: Sequence[np.ndarray | None]
+
+
 def write_contact_sheet(result: StudyResult, path: Path, rows: int = ROWS) -> None:
     """Draw the sheet from the pictures of the runs (first seed that all have) and write it as PNG.
 
-    Captions are the study's primary metric; the best of a row among the combinations is drawn in green.
+    The rows are shared out evenly among the evaluation sets. Below each picture is its primary metric (of a set that
+    does not measure it, the set's first); the best of a row among the combinations is drawn in green. Where a
+    combination is one guidance type, its map is below.
 
     Raises:
         MegaSRError: a picture is missing or the file cannot be written.
     """
-    study, metric, of_set = result.study, result.primary, result.primary_set
+    study, incomplete = result.study, {name for _, name in result.missing}
+    sets = [one for one in result.sets if one.name not in incomplete]
     names = [study.reference.name, *(ablation.name for ablation in study.ablations)]
-    baselines = result.baselines
-    runs = [result.of(name)[0] for name in (*baselines, *names)]
-    bicubic = runs[0]
-    keys = _spread(list(values(bicubic, metric.name)), rows)
-    folders = [(bicubic, "lq"), *((run, "sr") for run in runs), *[(bicubic, "hq")] * of_set.has_hq]
-    paths = [of_set.folder(result.output / run.run_id) / folder for run, folder in folders]
-    images = [[read_image(path / f"{key}.png") for path in paths] for key in keys]
-    scores = [values(run, metric.name) for run in runs]
-    truth = [("ground truth", False)] * of_set.has_hq
-    marked = [_captions([one[key] for one in scores], metric, len(baselines)) for key in keys]
-    captions = [[(key, False), *mine, *truth] for key, mine in zip(keys, marked, strict=True)]
+    runs = [result.of(name)[0] for name in (*result.baselines, *names)]
+    of_sets = [rows // len(sets) + (number < rows % len(sets)) for number in range(len(sets))]
+    drawn = [row for one, count in zip(sets, of_sets, strict=True) for row in _rows(result, one, runs, count)]
     kinds = {name: f"{name}\n{kind} control" for name, kind in study.controls.items()}
-    labels = ["lq (nearest)", *baselines, *(kinds.get(name, name.replace("+", " +\n")) for name in names)]
-    labels += ["hq"] * of_set.has_hq
+    labels = ["lq (nearest)", *result.baselines, *(kinds.get(name, name.replace("+", " +\n")) for name in names), "hq"]
     settings = f"{study.name} · {runs[-1].steps} steps · seed {runs[-1].seed}"
-    below = f"{settings} · {metric.name} below, best of the combinations in green"
-    figure = _draw((study.question, below), labels, images, captions)
+    below = f"{settings} · {result.primary.name} below, best of the combinations in green"
+    figure = _draw((study.question, below), labels, drawn)
     file = io.BytesIO()
     figure.savefig(file, format="png", metadata={"Software": None})
     write_whole(path, file.getvalue())
+
+
+def _rows(result: StudyResult, one: EvaluationSet, runs: Sequence[RunResult], count: int) -> list[Row]:
+    """At most `count` rows of a set; without hq their last picture is white."""
+    bicubic, baselines = runs[0], len(result.baselines)
+    bare = result.primary.name.rpartition("/")[2]
+    known = {metric.name: metric for metric in one.metrics}
+    metric = known.get(bare, one.metrics[0])
+    name = study_name(result.sets, one, metric.name)
+    scores = [values(run, name) for run in runs]
+    folders = [one.folder(result.output / run.run_id) for run in runs]
+    truth = [(folders[0] / "hq", ("ground truth", False))] * one.has_hq
+    drawn = []
+    for key in _spread(list(values(bicubic, name)), count):
+        sources = [folders[0] / "lq", *(folder / "sr" for folder in folders), *(source for source, _ in truth)]
+        pictures = [read_image(source / f"{key}.png") for source in sources]
+        captions = [
+            (key, False),
+            *_captions([of[key] for of in scores], metric, baselines),
+            *(text for _, text in truth),
+        ]
+        maps = [folder / "maps" / f"{key}.png" for folder in folders]
+        shown = [None, *(read_image(file) if file.is_file() else None for file in maps), None]
+        if not one.has_hq:
+            pictures, captions = [*pictures, np.full_like(pictures[-1], 255)], [*captions, ("", False)]
+        drawn.append(Row(pictures, captions, shown))
+    return drawn
 
 
 def _captions(scores: Sequence[float], metric: MetricSpec, baselines: int) -> list[tuple[str, bool]]:
@@ -70,34 +101,37 @@ def _spread(keys: list[str], count: int) -> list[str]:
 
 
 @rc_context({"text.parse_math": False})
-def _draw(
-    title: tuple[str, str],
-    labels: Sequence[str],
-    images: Sequence[Sequence[np.ndarray]],
-    captions: Sequence[Sequence[tuple[str, bool]]],
-) -> Figure:
+def _draw(title: tuple[str, str], labels: Sequence[str], rows: Sequence[Row]) -> Figure:
     """Place the pictures pixel by pixel, with text around them."""
-    height, width = images[0][-1].shape[:2]
+    height, width = rows[0].pictures[-1].shape[:2]
     factor = max(1, _CELL_PX // max(height, width))
     size = (width * factor, height * factor)
+    has_maps = any(image is not None for row in rows for image in row.maps)
+    map_size = (size[0] // 2, size[1] // 2)
+    row_h = size[1] + _CAPTION_PX + (map_size[1] + _GAP_PX) * has_maps
     sheet_w = 2 * _MARGIN_PX + len(labels) * (size[0] + _GAP_PX) - _GAP_PX
-    sheet_h = 2 * _MARGIN_PX + _HEADER_PX + len(images) * (size[1] + _CAPTION_PX + _GAP_PX) - _GAP_PX
+    sheet_h = 2 * _MARGIN_PX + _HEADER_PX + len(rows) * (row_h + _GAP_PX) - _GAP_PX
     figure = Figure((sheet_w / 72, sheet_h / 72), dpi=72, facecolor="white")  # a point is a pixel
 
     def write(x: int, y: int, text: str, size_px: int, color: str) -> None:
         figure.text(x / sheet_w, 1 - y / sheet_h, text, fontsize=size_px, color=color)
+
+    def place(x: int, y: int, image: np.ndarray, to: tuple[int, int]) -> None:
+        how = Image.Resampling.NEAREST if to[0] % image.shape[1] == 0 else Image.Resampling.LANCZOS
+        figure.figimage(np.asarray(Image.fromarray(image).resize(to, how)), x, sheet_h - y - to[1], origin="upper")
 
     write(_MARGIN_PX, _MARGIN_PX + 12, title[0], 30, _INK)
     write(_MARGIN_PX, _MARGIN_PX + 46, title[1], 18, _GREY)
     for column, label in enumerate(labels):
         x = _MARGIN_PX + column * (size[0] + _GAP_PX)
         write(x, _MARGIN_PX + _HEADER_PX - 12, label, 20, _INK)
-        for row, (pictures, texts) in enumerate(zip(images, captions, strict=True)):
-            y = _MARGIN_PX + _HEADER_PX + row * (size[1] + _CAPTION_PX + _GAP_PX)
-            pixels = np.asarray(Image.fromarray(pictures[column]).resize(size, Image.Resampling.NEAREST))
-            figure.figimage(pixels, x, sheet_h - y - size[1], origin="upper")
-            text, is_best = texts[column]
+        for number, row in enumerate(rows):
+            y = _MARGIN_PX + _HEADER_PX + number * (row_h + _GAP_PX)
+            place(x, y, row.pictures[column], size)
+            text, is_best = row.captions[column]
             most = int(size[0] / 11)
             shown = text if len(text) <= most else f"…{text[1 - most :]}"
             write(x, y + size[1] + 25, shown, 18, _BEST if is_best else _GREY)
+            if (guidance_map := row.maps[column]) is not None:
+                place(x, y + size[1] + _CAPTION_PX, guidance_map, map_size)
     return figure

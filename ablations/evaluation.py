@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from pydoc import locate
@@ -44,6 +44,7 @@ class EvaluationSet:
         limit: images at most; None takes all.
         kind: what `data` names.
         has_hq: its images have ground truth.
+        absent: optional metrics of the protocol that are not taken, for their weights are not on this machine.
     """
 
     name: str
@@ -52,6 +53,7 @@ class EvaluationSet:
     limit: int | None = None
     kind: str = RECIPE
     has_hq: bool = True
+    absent: tuple[str, ...] = ()
 
     @property
     def metrics(self) -> tuple[MetricSpec, ...]:
@@ -97,6 +99,21 @@ def find_metric(sets: Sequence[EvaluationSet], name: str, key: str = "primary_me
     protocols = ", ".join(dict.fromkeys(one.protocol.name for one in sets))
     unknown = unknown_name(f"metric of protocol {protocols}", name, {*known, *(m.name for m in sets[0].metrics)})
     raise UsageError(f"study.{key}: {unknown}")
+
+
+def take_present(
+    sets: Sequence[EvaluationSet], weights_dir: Path | None, needed: Collection[str | None]
+) -> tuple[EvaluationSet, ...]:
+    """The sets without optional metrics whose weights are not on this machine; `needed` (names in the study) stay."""
+    from megasr.evaluation.metrics import without_missing
+
+    def present(one: EvaluationSet) -> EvaluationSet:
+        named = [metric for metric in one.protocol.metric_names if study_name(sets, one, metric) in needed]
+        kept = without_missing(one.protocol, weights_dir, named)
+        absent = tuple(name for name in one.protocol.metric_names if name not in kept.metric_names)
+        return replace(one, protocol=kept, absent=absent)
+
+    return tuple(map(present, sets))
 
 
 def read_sets(

@@ -40,6 +40,7 @@ from megasr.errors import MegaSRError, UsageError
 from megasr.evaluation.evaluator import Evaluator
 from megasr.evaluation.folders import check_sizes, load_pair
 from megasr.evaluation.pairing import Pair
+from megasr.guidance.registry import get_guidance
 from megasr.images import read_image, to_uint8, upsample_lq, write_png
 from megasr.inference.baselines import load_baseline
 from megasr.provenance import git_commit, versions
@@ -47,7 +48,8 @@ from megasr.training.module import MegaSRModule
 from megasr.training.probes import SiteProbes
 
 _PICTURES = 4  # per run on W&B
-Restore = Callable[[SRBatch], torch.Tensor]  # batch -> sr (B, 3, H, W) in [0, 1]
+# batch -> sr (B, 3, H, W) in [0, 1], and the guidance maps that were shown
+Restore = Callable[[SRBatch], tuple[torch.Tensor, Mapping[str, torch.Tensor]]]
 Pictures = dict[str, dict[str, torch.Tensor]]  # key -> {"lq_up", "sr", "hq" where there is one}
 
 
@@ -109,8 +111,10 @@ def execute_baseline(
         measure_set(plan, one, evaluators.of(one), restored, folder, baseline)
 
 
-def _of_lq(restore: Callable[[torch.Tensor], torch.Tensor], batch: SRBatch) -> torch.Tensor:
-    return restore(batch["lq"])
+def _of_lq(
+    restore: Callable[[torch.Tensor], torch.Tensor], batch: SRBatch
+) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
+    return restore(batch["lq"]), {}
 
 
 def execute_run(
@@ -231,14 +235,16 @@ def batches_of(data: Any, device: torch.device) -> Iterator[SRBatch]:
 def _probed(model: lightning.LightningModule, strengths: dict[str, float]) -> Restore:
     """Restore, and on the first batch record how strong every branch is at every site (of MegaSRModule only)."""
 
-    def restore(batch: SRBatch) -> torch.Tensor:
-        if strengths or not isinstance(model, MegaSRModule):
-            return model.restore(batch)
+    def restore(batch: SRBatch) -> tuple[torch.Tensor, Mapping[str, torch.Tensor]]:
+        if not isinstance(model, MegaSRModule):
+            return model.restore(batch), {}
+        if strengths:
+            return model.restore_and_show(batch)
         with SiteProbes(model.network) as probes:
-            sr = model.restore(batch)
+            restored = model.restore_and_show(batch)
             probes.take()
         strengths.update(probes.means(probes.totals(torch.device("cpu"))))
-        return sr
+        return restored
 
     return restore
 
@@ -248,6 +254,8 @@ def restore_set(
     plan: RunPlan, one: EvaluationSet, data: Any, restorer: Restorer, folder: Path, baseline: Path | None
 ) -> tuple[Restored, Pictures]:
     """Restore the images of a set and write sr/<key>.png, and restored.json when all are there.
+
+    A run that shows one guidance map writes maps/<key>.png too: what that type sees.
 
     Args:
         plan: the run.
@@ -265,12 +273,15 @@ def restore_set(
     for stale in (RESTORED_FILE, METRICS_FILE):  # what is left of other weights
         (place / stale).unlink(missing_ok=True)
     for batch in batches_of(data, restorer.device):
-        sr, lq = restorer.restore(batch).float().cpu(), batch["lq"].float().cpu()
+        restored_batch, maps = restorer.restore(batch)
+        sr, lq = restored_batch.float().cpu(), batch["lq"].float().cpu()
         views = {"sr": sr} | ({"hq": batch["hq"].float().cpu()} if one.has_hq else {})
         lq_up = upsample_lq(lq, sr.shape[-1] // lq.shape[-1])
         for i, key in enumerate(batch["keys"]):
             for name, images in ({"lq": lq} | views if truth is None else {"sr": sr}).items():
                 write_png(to_uint8(images[i]), place / name / f"{key}.png")
+            for name, images in maps.items() if len(maps) == 1 else ():
+                write_png(to_uint8(get_guidance(name).render(images[i].float().cpu())), place / "maps" / f"{key}.png")
             if truth is not None:
                 _check_same_lq(to_uint8(lq[i]), truth / "lq" / f"{key}.png")
             if len(pictures) < _PICTURES:

@@ -55,10 +55,12 @@ def write_report(result: StudyResult, output: Path, console: Console | None = No
     def say(line: str) -> None:
         console.print(line, markup=False, highlight=False)
 
+    for line in (page.answer[0], report.trust):
+        say(line)
     for one in result.sets:
         table = summary_table(result, report, console.width >= _LEAST_WIDTH, one)
         console.print(_printed(result.study.question, table))
-    for line in (report.trust, *report.findings, *report.notes, f"written to {output}"):
+    for line in (*report.findings, *report.notes, f"written to {output}"):
         say(line)
     if len(result.reused) < len(result.runs):
         _track(result, page, output, say)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from ablations.evaluation import EvaluationSet, check_sets, check_sources, find_metric, read_sets
+from ablations.evaluation import EvaluationSet, check_sets, check_sources, find_metric, read_sets, take_present
 from ablations.holdout import check_holdout
 from ablations.launch.local import Event, Executor, LocalExecutor, Outbox, Slot, Task
 from ablations.plan import BICUBIC, Components, Recipe, RunPlan, default_components, plan_runs, read_recipe
@@ -327,6 +327,7 @@ def open_study(
     # Before hours of runs that could not answer the question.
     primary, holdout = find_metric(sets, chosen.primary_metric), recipe.holdout_metric or chosen.holdout_metric
     holdout = None if holdout is None else find_metric(sets, holdout, "holdout_metric")
+    sets = take_present(sets, recipe.weights_dir, (primary, holdout))
     baselines = chosen.baselines if recipe.baselines is None else recipe.baselines
     chosen = replace(
         chosen,

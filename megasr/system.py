@@ -331,9 +331,14 @@ class MegaSR(nn.Module):
 
         Noise is keyed by the image's key: batch size and order do not matter.
         """
+        return self.restore_and_show(batch).sr
+
+    @torch.no_grad()
+    def restore_and_show(self, batch: SRBatch) -> Restored:
+        """As `restore`, with the maps that were used."""
         check_image(batch["lq"], "lq")
         lq_up = upsample_lq(batch["lq"], self.scale_factor)
-        return self.restore_with(batch, lq_up, RestoreOptions(self.sampler, self.map_sources, self.seed)).sr
+        return self.restore_with(batch, lq_up, RestoreOptions(self.sampler, self.map_sources, self.seed))
 
     @torch.no_grad()
     def restore_with(self, batch: SRBatch, lq_up: torch.Tensor, options: RestoreOptions) -> Restored:

@@ -12,7 +12,8 @@ import logging
 import os
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -310,6 +311,19 @@ def choose_metrics(
             "(--weights-dir), or go on without these metrics (--missing skip)"
         )
     return chosen, skipped
+
+
+def without_missing(protocol: Protocol, weights_dir: Path | None, needed: Collection[str] = ()) -> Protocol:
+    """The protocol without its optional metrics whose weights are not here, hence with another fingerprint.
+
+    Args:
+        protocol: the protocol.
+        weights_dir: where weights are looked for first.
+        needed: metrics that stay, whatever is missing.
+    """
+    absent = {m.name for m in protocol.metrics if m.optional and missing_files(m.weights, weights_dir)} - {*needed}
+    kept = tuple(m for m in protocol.metrics if m.name not in absent and not absent & {*m.of_metrics})
+    return replace(protocol, metrics=kept)
 
 
 def create_features(spec: MetricSpec, device: torch.device, weights_dir: Path | None) -> InceptionFeatures:

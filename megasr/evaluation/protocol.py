@@ -14,7 +14,7 @@ import csv
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import KW_ONLY, asdict, dataclass
+from dataclasses import KW_ONLY, asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -283,6 +283,10 @@ SPECTRAL_PEAKS = register_metric(
 register_protocol(Protocol("weight-free-v2", 2, (*WEIGHT_FREE_V1.metrics, SPECTRAL_PEAKS)))
 # The same beside the perceptual distances that the field reports; for studies of objectives and guidance.
 register_protocol(Protocol("paired-v1", 1, (*WEIGHT_FREE_V1.metrics, SPECTRAL_PEAKS, LPIPS, DISTS)))
+# What `make study` takes on a machine that may have no weights.
+register_protocol(
+    Protocol("study-v1", 1, (*WEIGHT_FREE_V1.metrics, replace(LPIPS, optional=True), replace(DISTS, optional=True)))
+)
 # Quality without ground truth: the other half of a study whose primary metric compares with hq.
 register_protocol(Protocol("no-reference-v1", 1, (NIQE, MUSIQ)))
 _FIELD = (PSNR, SSIM, LPIPS, DISTS, FID, KID, NIQE, MUSIQ, MANIQA_PIPAL, CLIPIQA)

@@ -50,6 +50,8 @@ class AdapterConfig:
             is per_site, but shared for a denoiser of over LARGE_DENOISER parameters. Used with image on.
         fusion: `sum` gives every map a SAFT of its own, `concat` stacks all maps into one SAFT; None is the figure's
             two stages, in which the region maps are aggregated first.
+        map_patch: side of the square of a map's pixels that a site sees at each place: the map is resized to so many
+            times the site's size and its squares become channels. 1, the mean, loses where in its cell an edge runs.
         fusion_in: fuse the maps into the `unet` or the `controlnet` only; None is both, as the figure has it.
         msfm: a class of megasr.networks.msfm.MSFMS in place of MSFM.
         csm: a class of megasr.networks.csm.CSMS in place of CSM.
@@ -75,6 +77,7 @@ class AdapterConfig:
     gradient_checkpointing: bool = False
     connector: Connector | None = None
     fusion: Fusion | None = None
+    map_patch: int = 1
     fusion_in: Literal["unet", "controlnet"] | None = None
     msfm: str = "megasr"
     csm: str = "megasr"
@@ -85,7 +88,7 @@ class AdapterConfig:
     def __post_init__(self) -> None:
         # YAML gives a list, which would make the frozen object unhashable, or a string.
         object.__setattr__(self, "guidance", split_names(self.guidance))
-        for name in ("saft_width", "image_width", "representation_width"):
+        for name in ("saft_width", "image_width", "representation_width", "map_patch"):
             if getattr(self, name) < 1:
                 raise UsageError(f"adapter.{name} must be at least 1, got {getattr(self, name)}")
         for name in ("prior_lora", "encoder_lora"):

@@ -162,13 +162,14 @@ class MegaSRNetwork(nn.Module):
     @apply_forward_hook
     def saft_maps(self, maps: Mapping[str, torch.Tensor], height: int, width: int) -> SaftMaps:
         """Inputs of every site's SAFTs for whole images with latents of this size; maps are averaged over areas."""
+        patch = self.config.map_patch
+
+        def at(level: int, guidance_map: torch.Tensor) -> torch.Tensor:
+            size = ((height >> level) * patch, (width >> level) * patch)
+            return F.pixel_unshuffle(F.interpolate(guidance_map, size, mode="area"), patch)
+
         pyramid = {
-            level: self.groups.stack(
-                {
-                    g.name: F.interpolate(maps[g.name], (height >> level, width >> level), mode="area")
-                    for g in self.guidance
-                }
-            )
+            level: self.groups.stack({g.name: at(level, maps[g.name]) for g in self.guidance})
             for level in sorted({site.level for _, site in self.sites})
         }
         return [site.msfm.saft_maps(*pyramid[site.level]) if site.msfm is not None else [] for _, site in self.sites]

@@ -91,8 +91,8 @@ class Site(nn.Module):
                 self.msfm = MSFMS[config.msfm](
                     channels,
                     groups=norm_groups,
-                    edge_channels=[count_channels(group) for group in groups.separate],
-                    region_channels=count_channels(groups.aggregated),
+                    edge_channels=[count_channels(group) * config.map_patch**2 for group in groups.separate],
+                    region_channels=count_channels(groups.aggregated) * config.map_patch**2,
                     width=config.saft_width,
                     fusion_init=config.fusion_init,
                     stage1=config.stage1,

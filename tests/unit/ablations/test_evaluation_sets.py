@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from rich.console import Console
 
+from ablations.contact_sheet import write_contact_sheet
 from ablations.evaluation import EvaluationSet, check_sources, open_set, read_sets
 from ablations.execute import Evaluators
 from ablations.launch.local import LocalExecutor, Slot
@@ -22,11 +24,11 @@ from ablations.plan import BICUBIC, RunPlan, default_components
 from ablations.record import STUDY_FILE
 from ablations.registry import Ablation
 from ablations.report import write_report
-from ablations.results import CHECKPOINT, METRICS_FILE, RESTORED_FILE, TRAINING_FILE, StudyResult, tidy
+from ablations.results import CHECKPOINT, METRICS_FILE, RESTORED_FILE, TRAINING_FILE, StudyResult, tidy, values
 from ablations.runner import OpenStudy, open_study
 from megasr.errors import MegaSRError, UsageError
 from megasr.evaluation.evaluator import Evaluator
-from megasr.evaluation.protocol import METRICS, PROTOCOLS, WEIGHT_FREE_V1, Protocol
+from megasr.evaluation.protocol import METRICS, PROTOCOLS, WEIGHT_FREE_V1, MetricSpec, Protocol
 from megasr.images import from_uint8, read_image, write_png
 from tests.helpers.tiny_study import FAST, TINY_STUDY, TinyData, TinyModule, tiny_components, write_recipe
 
@@ -312,6 +314,53 @@ def test_folders_and_weights_are_checked_before_the_first_run(tmp_path: Path) ->
     with pytest.raises(MegaSRError, match=r"weights of metrics are missing: lpips lacks .*http.*; dists lacks .*http"):
         opened(tmp_path / "photos", "paired-v1").check()
     assert not (tmp_path / "out").exists()
+
+
+def _mean(sr: torch.Tensor) -> float:
+    return float(sr.mean())
+
+
+def test_optional_metrics_are_taken_where_their_weights_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = METRICS["niqe"].weights[0]
+    mean = MetricSpec("mean", higher_is_better=True, needs_hq=False, function=_mean, weights=(file,), optional=True)
+    monkeypatch.setitem(PROTOCOLS._entries, "some", Protocol("some", 1, (*FAST.metrics, mean)))
+    monkeypatch.delenv("MEGASR_WEIGHTS", raising=False)
+    console = Console(record=True, width=200)
+    first = _run(_open(tmp_path, "{own: {protocol: some}}"))
+    write_report(first, tmp_path / "out", console)
+    assert [metric.name for metric in first.metrics] == ["psnr_y", "ssim_y"]
+    printed = console.export_text()
+    assert "Their weights are not on this machine, so not measured: mean (megasr weights list)." in printed
+    assert printed.startswith("None of 1 is shown to restore better than"), "the answer comes first"
+
+    for needed in ("primary_metric", "holdout_metric"):
+        with pytest.raises(MegaSRError, match=f"mean lacks {file}"):
+            _open(tmp_path, "{own: {protocol: some}}", replace(STUDY, **{needed: "mean"})).check()
+
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / file).write_bytes(b"present")
+    monkeypatch.setattr("ablations.execute.train", None)
+    monkeypatch.setattr("ablations.execute.restore_set", None)
+    more = f", weights_dir: {tmp_path / 'weights'}"
+    second = _run(_open(tmp_path, "{own: {protocol: some}}", more=more), train=False)
+    assert second.failed == {} and [metric.name for metric in second.metrics] == ["psnr_y", "ssim_y", "mean"]
+    assert second.runs[1].summary["ssim_y"] == first.runs[1].summary["ssim_y"]
+
+
+def test_the_contact_sheet_has_rows_of_every_set(copy: Path) -> None:
+    result = _open(copy).result()
+    write_contact_sheet(result, copy / "sheet.png", rows=3)
+    both = read_image(copy / "sheet.png")
+    write_contact_sheet(_open(copy, "{own: {}}", replace(STUDY, primary_metric="ssim_y")).result(), copy / "own.png", 2)
+    own = read_image(copy / "own.png")
+    assert both.shape[1] == own.shape[1] and both.shape[0] > own.shape[0]
+    run = result.of("canny")[0]
+    key = next(iter(values(run, "own/ssim_y")))
+    write_png(np.full((64, 64, 3), 7, np.uint8), copy / "out" / run.run_id / "maps" / f"{key}.png")
+    write_contact_sheet(result, copy / "sheet.png", rows=3)
+    with_map = read_image(copy / "sheet.png")
+    assert with_map.shape[0] == both.shape[0] + 3 * (128 + 12), "a line of maps below every row"
+    assert (with_map == 7).all(-1).sum() == 128 * 128
 
 
 def test_a_set_whose_images_have_changed_is_refused(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,6 +53,7 @@ def test_fingerprints_are_pinned() -> None:
         "weight-free-v1": "1e7481d0",
         "weight-free-v2": "894a9ebf",
         "paired-v1": "0601dde0",
+        "study-v1": "fec165f3",
         "no-reference-v1": "f539e2e9",
         "stablesr-crops-v1": "45101352",
         "dreamclear-1024-v1": "fcd9261c",

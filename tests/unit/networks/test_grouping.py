@@ -49,6 +49,26 @@ def test_every_site_has_the_safts_of_its_form(fusion, inputs):
     assert probed == branches[fusion]
 
 
+def test_patches_keep_where_in_its_cell_an_edge_runs():
+    prior, side = random_prior(), 4  # of z
+    cell = prior.downsampling
+    left, right = torch.zeros(2, 1, 1, side * cell, side * cell)
+    left[..., ::cell], right[..., cell - 1 :: cell] = 1, 1
+
+    def seen(patch: int) -> dict[int, list[torch.Tensor]]:
+        network = MegaSRNetwork(prior, adapter(guidance=("canny",), map_patch=patch))
+        both = [network.saft_maps({"canny": m}, side, side) for m in (left, right)]
+        return {site.level: [inputs[i][0] for inputs in both] for i, (_, site) in enumerate(network.sites)}
+
+    coarse, fine = seen(1), seen(cell)
+    assert all(torch.equal(*maps) for maps in coarse.values())
+    assert not torch.equal(*fine[0])
+    for level, maps in fine.items():
+        for patches, mean in zip(maps, coarse[level], strict=True):
+            assert patches.shape == (1, cell**2, side >> level, side >> level)
+            assert torch.allclose(patches.mean(1, keepdim=True), mean)
+
+
 @pytest.mark.parametrize("fusion", ["sum", "concat"])
 @pytest.mark.parametrize("changed", TYPES)
 def test_every_map_is_heard_in_every_form(fusion, changed):

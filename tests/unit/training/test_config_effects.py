@@ -38,6 +38,7 @@ FLIPS = {
         "connector": "shared",
         "fusion": "sum",
         "fusion_in": "unet",
+        "map_patch": 2,
         "prior_lora": 2,
     },
     "objective": {
