@@ -1,4 +1,4 @@
-"""How large an adapter is: trained and frozen parameters per part, and the number of sites, without any weight."""
+"""The parts of an adapter by the names of their parameters, and how large each is, without any weight."""
 
 from __future__ import annotations
 
@@ -58,6 +58,19 @@ _SD35_VAE = {
     **_SD21_VAE, "sample_size": 1024, "latent_channels": 16, "scaling_factor": 1.5305, "shift_factor": 0.0609,
     "use_quant_conv": False, "use_post_quant_conv": False,
 }  # fmt: skip
+
+PARTS = ("lq_encoder", "controlnet", "lq_stream", "csm", "rca", "msfm", "prior_lora", "encoder_lora")
+# What names of parameters hold, by part; a part's first match counts.
+_PLACES = (
+    ("lq_encoder", "controlnet_cond_embedding"), ("lq_encoder", "pos_embed_input"), ("csm", ".csm."), ("rca", ".rca."),
+    ("csm", "connector."), ("msfm", ".msfm."), ("lq_stream", ".lq_stream."), ("encoder_lora", "vae.encoder."),
+    ("prior_lora", ".lora_"),
+)  # fmt: skip
+
+
+def part_of(parameter: str) -> str:
+    """The part of PARTS that a trained parameter of the network belongs to, by its name."""
+    return next((part for part, place in _PLACES if place in parameter), "controlnet")
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any, TypeVar, get_args, get_type_hints
 import torch
 from torch import nn
 
-from megasr.errors import MegaSRError, UsageError
+from megasr.errors import MegaSRError, UsageError, unknown_name
 from megasr.files import damaged_record, read_saved
 from megasr.networks.config import AdapterConfig
 from megasr.tracking import first_line
@@ -204,18 +204,42 @@ def check_training_state(checkpoint: dict[str, Any], source: Any) -> None:
             raise MegaSRError(f"{source}: optimizer_states.{'.'.join(keys)} holds no finite real numbers")
 
 
-def initialise(module: nn.Module, path: str | Path, fingerprint: str) -> None:
+def initialise(module: nn.Module, path: str | Path, fingerprint: str, parts: Sequence[str] = ()) -> None:
     """Start the parts that a trained adapter shares with this one from its weights; further parts stay as they are.
 
+    Args:
+        module: whose weights they become.
+        path: checkpoint of the trained adapter.
+        fingerprint: of the module's prior.
+        parts: of megasr.networks.parameters.PARTS, to take these alone; none takes all.
+
     Raises:
+        UsageError: a part is unknown, or the trained adapter has none of its weights.
         MegaSRError: the file cannot be read, is of another prior, or has a part that this adapter lacks.
     """
     checkpoint, source = read_checkpoint(path), f"model.init {path}"
+    if parts:
+        kept = _of_parts(final_weights(checkpoint, source), parts, source)
+        checkpoint = {"prior_fingerprint": checkpoint.get("prior_fingerprint"), "state_dict": kept}
     check_trained_state(module, checkpoint, fingerprint, source, exact=False)
     module.load_state_dict(final_weights(checkpoint, source), strict=False)
 
 
-_OF_TRAINING = ("objective", "optimizer", "frozen_dtype", "compile", "init")  # arguments of MegaSRModule alone
+def _of_parts(weights: Mapping[str, Any], parts: Sequence[str], source: str) -> dict[str, Any]:
+    """The weights of these parts. Raises UsageError when one is unknown or has none."""
+    from megasr.networks.parameters import PARTS, part_of
+
+    of = {name: part_of(name) for name in weights}
+    for part in parts:
+        if part not in PARTS:
+            raise unknown_name("part of model.init_parts", part, PARTS)
+        if part not in of.values():
+            raise UsageError(f"model.init_parts: {source} has no {part}; it has {', '.join(sorted(set(of.values())))}")
+    return {name: weight for name, weight in weights.items() if of[name] in parts}
+
+
+# Arguments of MegaSRModule alone.
+_OF_TRAINING = ("objective", "optimizer", "frozen_dtype", "compile", "init", "init_parts")
 
 
 def build_from_state(
@@ -234,7 +258,7 @@ def build_from_state(
             held = {**held, "extractors": {**held["extractors"], "cache": None}}
         settings = typed_arguments(cls, held)
         # How the training started and ran: the checkpoint holds what came of it.
-        settings |= {"init": None, "frozen_dtype": None, "compile": None, "text_states": None}
+        settings |= {"init": None, "init_parts": (), "frozen_dtype": None, "compile": None, "text_states": None}
         settings = {n: v for n, v in settings.items() if n in parameters or n not in _OF_TRAINING}
         module = cls(**settings | ({"prior": prior} if prior else {}) | changes)
     except UsageError as error:

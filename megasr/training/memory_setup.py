@@ -48,7 +48,7 @@ _TOKENS = 256  # image tokens that come with the data: ViT-H-14's
 _CONTEXT_LENGTH = 77  # of CLIP (2103.00020)
 _DEFAULT_TOWER = "ViT-H-14"
 # Options of the module that are arithmetic, or done by `cast`.
-_NOT_PASSED = ("frozen_dtype", "shard_frozen", "init", "compile")
+_NOT_PASSED = ("frozen_dtype", "shard_frozen", "init", "init_parts", "compile")
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from torch import nn
 
 from megasr.batch import SRBatch
 from megasr.diffusion import stratified_fractions
-from megasr.errors import MegaSRError, UsageError
+from megasr.errors import MegaSRError, UsageError, split_names
 from megasr.guidance.extract import ExtractorConfig
 from megasr.images import upsample_lq
 from megasr.losses.restoration import RestorationLoss
@@ -179,6 +179,8 @@ class MegaSRModule(MegaSR, lightning.LightningModule):
         compile: `blocks` runs every block through torch.compile; None compiles nothing.
         init: checkpoint of a trained adapter, or `tiny`, the shipped ControlNet of the tiny prior; the parts that it
             shares with this one start from its weights.
+        init_parts: start these parts alone from it, such as `lq_encoder,controlnet` of an adapter with other guidance
+            types (lq_encoder, controlnet, lq_stream, csm, rca, msfm, prior_lora, encoder_lora); none is all.
         scale_factor: size of hq over size of lq.
         seed: of every draw in training and evaluation.
         text_states: folder of `megasr embed`; prompts are looked up there, and the prior's text encoder is not loaded.
@@ -204,10 +206,14 @@ class MegaSRModule(MegaSR, lightning.LightningModule):
         frozen_dtype: Literal["bfloat16"] | None = None,
         compile: Literal["blocks"] | None = None,
         init: str | None = None,
+        init_parts: tuple[str, ...] | str = (),
         scale_factor: int = 4,
         seed: int = 0,
         text_states: str | None = None,
     ) -> None:
+        init_parts = split_names(init_parts)
+        if init_parts and init is None:
+            raise UsageError("model.init_parts would do nothing without model.init")
         if sampler.start_fraction > objective.timestep_fraction:
             raise UsageError(
                 f"sampler.start_fraction {sampler.start_fraction} begins where nothing is trained: "
@@ -217,7 +223,7 @@ class MegaSRModule(MegaSR, lightning.LightningModule):
             raise UsageError("model.objective.type_dropout would do nothing: model.adapter.guidance is empty")
         _check_sampler(objective, sampler, adapter)
         super().__init__(prior, adapter, sampler, vision, extractors, tagger, scale_factor, seed, text_states)
-        training = {"frozen_dtype": frozen_dtype, "compile": compile, "init": init}
+        training = {"frozen_dtype": frozen_dtype, "compile": compile, "init": init, "init_parts": init_parts}
         self.settings |= plain_settings(objective=objective, optimizer=optimizer, **training)
         self.save_hyperparameters(self.settings)
         self.objective, self.optimizer = objective, optimizer
@@ -228,7 +234,7 @@ class MegaSRModule(MegaSR, lightning.LightningModule):
             if adapter.gradient_checkpointing and self.prior.vae._supports_gradient_checkpointing:
                 self.prior.vae.enable_gradient_checkpointing()
         if init is not None:
-            initialise(self, init, self.prior_fingerprint)
+            initialise(self, init, self.prior_fingerprint, init_parts)
         self.frozen_dtype, self.compiles = frozen_dtype, compile == "blocks"
         if self.compiles:
             self.network.compile_blocks()

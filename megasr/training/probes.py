@@ -12,15 +12,10 @@ from torch import nn
 from megasr.batch import SRBatch
 from megasr.networks.msfm import MSFM, Modulation
 from megasr.networks.network import MegaSRNetwork
+from megasr.networks.parameters import PARTS, part_of
 from megasr.networks.sites import Site, iterate_transformers
 from megasr.training.sharding import gathered, total_norm
 
-PARTS = ("lq_encoder", "controlnet", "lq_stream", "csm", "rca", "msfm", "prior_lora", "encoder_lora")
-# What names of parameters hold, by part; a part's first match counts.
-_PLACES = (
-    ("lq_encoder", "controlnet_cond_embedding"), ("lq_encoder", "pos_embed_input"), ("csm", ".csm."), ("rca", ".rca."),
-    ("msfm", ".msfm."), ("lq_stream", ".lq_stream."), ("encoder_lora", "vae.encoder."), ("prior_lora", ".lora_"),
-)  # fmt: skip
 REGION = "region"
 
 
@@ -29,8 +24,7 @@ def trained_parts(network: MegaSRNetwork) -> dict[str, list[nn.Parameter]]:
     parts: dict[str, list[nn.Parameter]] = {part: [] for part in PARTS}
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:
-            shared = "csm" if name.startswith("connector.") else "controlnet"
-            parts[next((part for part, place in _PLACES if place in name), shared)].append(parameter)
+            parts[part_of(name)].append(parameter)
     return {part: parameters for part, parameters in parts.items() if parameters}
 
 

@@ -11,9 +11,10 @@ from experiments.tiny.ship_adapter import slim
 from experiments.world.photographs import LIST
 from megasr import MegaSR
 from megasr.batch import SRBatch
-from megasr.errors import MegaSRError
+from megasr.errors import MegaSRError, UsageError
 from megasr.images import center_crop, from_uint8
 from megasr.networks.config import AdapterConfig
+from megasr.networks.parameters import part_of
 from megasr.training.callbacks import EMA
 from megasr.training.checkpoint import read_checkpoint
 from megasr.training.folders import SHIPPED
@@ -87,6 +88,32 @@ def test_a_part_that_two_adapters_share_starts_from_trained_weights(tmp_path):
     added = {name for name, p in forked.named_parameters() if p.requires_grad} - shared
     assert added and all(torch.equal(ours[name], start[name]) for name in added)
     assert torch.equal(forked.restore(make_batch()), base.eval().restore(make_batch())), "MSFM starts at the identity"
+
+
+def test_parts_of_an_adapter_with_other_guidance_are_a_start_too(run):
+    trained = MegaSRModule.from_checkpoint(run[1])
+    others = AdapterConfig(guidance=("canny", "superpixel", "noise"), saft_width=8)
+    parts = "lq_encoder,controlnet"
+    fresh, forked = make_module(adapter=others), make_module(adapter=others, init=str(run[1]), init_parts=parts)
+    ours, theirs, start = (dict(module.named_parameters()) for module in (forked, trained, fresh))
+    taken = {n for n, p in forked.named_parameters() if p.requires_grad and part_of(n) in ("lq_encoder", "controlnet")}
+    assert {part_of(name) for name in taken} == {"lq_encoder", "controlnet"}
+    assert all(torch.equal(ours[name], theirs[name]) for name in taken)
+    left = {name for name, p in forked.named_parameters() if p.requires_grad} - taken
+    assert left and all(torch.equal(ours[name], start[name]) for name in left)
+
+
+@pytest.mark.parametrize(
+    ("init", "parts", "message"),
+    [
+        (False, "msfm", "model.init_parts would do nothing without model.init"),
+        (True, "msfn", "unknown part of model.init_parts 'msfn'.*msfm"),
+        (True, "rca", r"model.init_parts: model.init .* has no rca; it has controlnet, .*msfm"),
+    ],
+)
+def test_parts_that_cannot_be_a_start_are_refused(run, init, parts, message):
+    with pytest.raises(UsageError, match=message):
+        make_module(init=str(run[1]) if init else None, init_parts=parts)
 
 
 def test_init_of_another_prior_or_with_parts_too_many_is_refused(run, tmp_path):
