@@ -14,6 +14,7 @@ from ablations.power import what_would_decide
 from ablations.registry import Study
 from ablations.results import StudyResult, values
 from ablations.statistics import holm, paired_differences, pool_of_pairs, score_table
+from ablations.where import where_it_helps
 from megasr.errors import MegaSRError
 from megasr.evaluation.intervals import Interval, SeedPool, paired_bootstrap
 from megasr.evaluation.protocol import MetricSpec
@@ -276,6 +277,7 @@ def _notes(result: StudyResult, comparisons: Sequence[Comparison]) -> tuple[str,
         f"Intervals: 95 %, paired bootstrap over {', '.join(sizes)}, not corrected. How far seeds move a difference is "
         "estimated from all ablations together.",
     ]
+    notes += where_it_helps(result)
     open_ones = {c.ablation: c.interval for c in comparisons if c.verdict == "undecided"}
     if undecided := {name: left for name, left in open_ones.items() if name not in study.controls}:
         least = study.least_difference

@@ -30,7 +30,7 @@ def _recipe(folder: Path) -> Path:
     die = {"class_path": "tests.helpers.die_once.DieOnce", "init_args": {"step": 3, "mark": str(folder / "died")}}
     config["trainer"] |= {"max_steps": 4, "log_every_n_steps": 1, "callbacks": [die]}
     config["model"]["optimizer"]["warmup_steps"] = 1
-    config["model"]["sampler"]["num_steps"] = 1
+    config["study"]["evaluation"]["photographs"] |= {"eval_crop_size_px": 64, "eval_samples": 2}
     path = folder / "quick.yaml"
     path.write_text(yaml.safe_dump(config))
     return path

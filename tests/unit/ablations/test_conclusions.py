@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
@@ -19,9 +20,11 @@ from ablations.registry import Ablation, Study
 from ablations.results import RunResult, StudyResult, merge_results, tidy
 from ablations.statistics import holm
 from ablations.tables import comparison_frame, ranking_frame, summary_table
+from ablations.where import where_it_helps
 from megasr.errors import MegaSRError, UsageError
 from megasr.evaluation.intervals import Interval, paired_bootstrap
 from megasr.evaluation.protocol import WEIGHT_FREE_V1, Protocol
+from megasr.images import write_png
 from megasr.rng import numpy_generator
 
 PROTOCOL = Protocol("two", 1, (WEIGHT_FREE_V1.metrics[0], WEIGHT_FREE_V1.metrics[2]))  # psnr_y up, gmsd down
@@ -95,6 +98,26 @@ def test_direction_decides_what_is_better() -> None:
         "good: better than none in gmsd; exploratory: higher psnr_y." in make_report(_result(down, good=0.5)).findings
     )
     assert "good: worse than none in gmsd; exploratory: lower psnr_y." in make_report(_result(down, good=-0.5)).findings
+
+
+def test_where_a_type_helps_is_told_by_what_its_maps_show(tmp_path: Path) -> None:
+    made = _result()
+    gains = [replace(run, rows=[{**row, "psnr_y": row["psnr_y"] + (i % 2)} for i, row in enumerate(run.rows)])
+             if run.ablation in ("good", "noise") else run for run in made.runs]  # fmt: skip
+    result = replace(made, runs=tuple(gains), output=tmp_path)
+    assert where_it_helps(result) == [], "no maps were written"
+    draws = numpy_generator(0, "maps")
+    for run in result.runs:
+        for i, row in enumerate(run.rows if run.ablation in ("good", "noise") else ()):
+            pixels = draws.integers(256, size=(8, 8, 3)) if i % 2 else np.full((8, 8, 3), 9)
+            write_png(pixels.astype(np.uint8), tmp_path / run.run_id / "maps" / f"{row['key']}.png")
+    (line,) = where_it_helps(result)
+    assert line in make_report(result).notes
+    most, least = (float(number) for number in re.findall(r"([+-]\d+\.\d+) \[", line))
+    assert line.startswith("Where good helps in psnr_y (exploratory): ") and "10 images whose maps show most" in line
+    assert most > 0.9 and abs(least) < 0.1
+    (tmp_path / "good-0" / "maps" / "p3" / "0-0.png").unlink()
+    assert where_it_helps(result) == []
 
 
 def test_no_difference_is_not_claimed() -> None:
