@@ -38,7 +38,10 @@ def write_report(result: StudyResult, output: Path, console: Console | None = No
     from ablations.contact_sheet import write_contact_sheet
     from ablations.study_page import study_page
 
-    failures = "; ".join(f"{run_id}: {reason}" for run_id, reason in result.failed.items())
+    by_reason: dict[str, list[str]] = {}  # runs that share a training fail together
+    for run_id, reason in result.failed.items():
+        by_reason.setdefault(reason, []).append(run_id)
+    failures = "; ".join(f"{', '.join(run_ids)}: {reason}" for reason, run_ids in by_reason.items())
     again = "what finished is kept, the same command runs the rest"
     if result.failed and not result.seeds:
         raise MegaSRError(f"no report, for no seed is finished for every ablation. Failed: {failures} ({again})")

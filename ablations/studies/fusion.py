@@ -10,10 +10,10 @@ from typing import Any
 from ablations.registry import Ablation, Study, change, register
 
 _ADAPTER = "model.adapter"
-_FIGURE: dict[str, Any] = {"fusion_init": "residual", "fusion": None, "fusion_in": None, "stage1": "v2"}
+_FIGURE: dict[str, Any] = {"fusion_init": "residual", "fusion": None, "fusion_in": None, "stage1": "v2", "map_patch": 1}
 
 
-def _changed(name: str, field: str, value: str, description: str, hypothesis: str) -> Ablation:
+def _changed(name: str, field: str, value: str | int, description: str, hypothesis: str) -> Ablation:
     return change(name, {f"{_ADAPTER}.{field}": value}, description, hypothesis)
 
 
@@ -42,6 +42,10 @@ FUSION = register(
                 "concat", "fusion", "concat", "one SAFT over all maps stacked",
                 "Slightly worse: an MLP of the same width has to serve all maps, where two stages have one for each "
                 "edge map and one for the regions.",
+            ),
+            _changed(
+                "patches", "map_patch", 4, "a site sees 4 x 4 pixels of a map at each place, not their mean",
+                "Better where maps are exact: the mean loses where in its cell an edge runs.",
             ),
             _changed(
                 "unet_only", "fusion_in", "unet", "no MSFM in the ControlNet",
