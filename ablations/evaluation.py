@@ -110,6 +110,8 @@ def take_present(
     def present(one: EvaluationSet) -> EvaluationSet:
         named = [metric for metric in one.protocol.metric_names if study_name(sets, one, metric) in needed]
         kept = without_missing(one.protocol, weights_dir, named)
+        if not kept.metrics:  # check_sets says what is missing
+            return one
         absent = tuple(name for name in one.protocol.metric_names if name not in kept.metric_names)
         return replace(one, protocol=kept, absent=absent)
 

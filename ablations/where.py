@@ -42,5 +42,5 @@ def where_it_helps(result: StudyResult) -> list[str]:
             interval = paired_bootstrap(differences[:, half], chosen, generator)
             numbers = f"{interval.mean:+.4f} [{interval.low:+.4f}, {interval.high:+.4f}]"
             texts.append(f"{numbers} on the {len(chosen)} images whose maps show {name}")
-        lines.append(f"Where {ablation.name} helps in {metric} (exploratory): {', '.join(texts)}.")
+        lines.append(f"Where {ablation.name} helps (differences in {metric}, exploratory): {', '.join(texts)}.")
     return lines

@@ -124,7 +124,7 @@ class SceneDataModule(SRDataModule):
 
 
 # A study evaluates many runs on the same scenes in one process; 0.5 MB each at 128 px.
-_eval_scene = lru_cache(maxsize=64)(render_scene)
+_eval_scene = lru_cache(maxsize=32)(render_scene)
 
 
 class WorldDataModule(SceneDataModule):

@@ -114,7 +114,8 @@ def test_where_a_type_helps_is_told_by_what_its_maps_show(tmp_path: Path) -> Non
     (line,) = where_it_helps(result)
     assert line in make_report(result).notes
     most, least = (float(number) for number in re.findall(r"([+-]\d+\.\d+) \[", line))
-    assert line.startswith("Where good helps in psnr_y (exploratory): ") and "10 images whose maps show most" in line
+    assert line.startswith("Where good helps (differences in psnr_y, exploratory): ")
+    assert "on the 10 images whose maps show most" in line
     assert most > 0.9 and abs(least) < 0.1
     (tmp_path / "good-0" / "maps" / "p3" / "0-0.png").unlink()
     assert where_it_helps(result) == []

@@ -337,6 +337,10 @@ def test_optional_metrics_are_taken_where_their_weights_are(tmp_path: Path, monk
         with pytest.raises(MegaSRError, match=f"mean lacks {file}"):
             _open(tmp_path, "{own: {protocol: some}}", replace(STUDY, **{needed: "mean"})).check()
 
+    monkeypatch.setitem(PROTOCOLS._entries, "none-here", Protocol("none-here", 1, (mean,)))
+    with pytest.raises(MegaSRError, match=f"weights of metrics are missing: mean lacks {file}"):
+        _open(tmp_path, "{own: {}, bare: {protocol: none-here}}").check()
+
     (tmp_path / "weights").mkdir()
     (tmp_path / "weights" / file).write_bytes(b"present")
     monkeypatch.setattr("ablations.execute.train", None)
