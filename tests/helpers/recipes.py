@@ -134,7 +134,8 @@ def twin(config: Config, materials: Materials) -> Config:
     model["adapter"]["saft_width"] = 8
     model["adapter"] |= {name: 2 for name in model["adapter"] if name in ("prior_lora", "encoder_lora")}
     data |= {"batch_size": 2, "train_samples": 64, "eval_samples": 1}
-    model.pop("init", None)  # a trained adapter, which only a run leaves
+    for name in ("init", "init_parts"):  # a trained adapter, which only a run leaves
+        model.pop(name, None)
     if model["prior"].startswith("runs/"):  # of the small world in the making: what ships stands in
         model["prior"] = "tiny"
         model |= {"vision": {"model": "tiny"}} if "vision" in model else {}
