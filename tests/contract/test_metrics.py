@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,9 @@ from tests.helpers.shared import shared
 
 CASES = [pytest.param(p, m, id=f"{p.name}-{m.name}") for p in PROTOCOLS.values() for m in p.metrics if m.pyiqa_name]
 FORMULAS = [case for case in CASES if not case.values[1].weights]
-DISTINCT = {metric: metric for protocol in PROTOCOLS.values() for metric in protocol.metrics if metric.weights}
+DISTINCT = dict.fromkeys(
+    replace(metric, optional=False) for protocol in PROTOCOLS.values() for metric in protocol.metrics if metric.weights
+)
 # The others need a ViT-B of 350 MB from the Hugging Face cache, or weights of a gigabyte.
 LEARNED = [pytest.param(m, id=m.name) for m in DISTINCT if set(m.weights) <= set(WRITERS)]
 SIZE_PX = 128
