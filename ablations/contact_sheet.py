@@ -23,6 +23,7 @@ ROWS = 6
 _CELL_PX = 256  # pictures are enlarged to about this by whole factors, so that their pixels stay visible
 _GAP_PX, _MARGIN_PX, _HEADER_PX, _CAPTION_PX = 12, 36, 150, 36
 _INK, _GREY, _BEST = "#181a1f", "#787c85", "#007a4e"
+_FRAME = 200  # grey level
 
 
 class Row(NamedTuple):
@@ -51,8 +52,9 @@ def write_contact_sheet(result: StudyResult, path: Path, rows: int = ROWS) -> No
     drawn = [row for one, count in zip(sets, of_sets, strict=True) for row in _rows(result, one, runs, count)]
     kinds = {name: f"{name}\n{kind} control" for name, kind in study.controls.items()}
     labels = ["lq (nearest)", *result.baselines, *(kinds.get(name, name.replace("+", " +\n")) for name in names), "hq"]
+    bare = result.primary.name.rpartition("/")[2]
     settings = f"{study.name} · {runs[-1].steps} steps · seed {runs[-1].seed}"
-    below = f"{settings} · {result.primary.name} below, best of the combinations in green"
+    below = f"{settings} · {bare} of the row's set below, best of the combinations in green"
     figure = _draw((study.question, below), labels, drawn)
     file = io.BytesIO()
     figure.savefig(file, format="png", metadata={"Software": None})
@@ -116,9 +118,14 @@ def _draw(title: tuple[str, str], labels: Sequence[str], rows: Sequence[Row]) ->
     def write(x: int, y: int, text: str, size_px: int, color: str) -> None:
         figure.text(x / sheet_w, 1 - y / sheet_h, text, fontsize=size_px, color=color)
 
-    def place(x: int, y: int, image: np.ndarray, to: tuple[int, int]) -> None:
+    def place(x: int, y: int, image: np.ndarray, within: tuple[int, int], framed: bool = False) -> None:
+        scale = min(within[0] / image.shape[1], within[1] / image.shape[0])
+        to = (round(image.shape[1] * scale), round(image.shape[0] * scale))
         how = Image.Resampling.NEAREST if to[0] % image.shape[1] == 0 else Image.Resampling.LANCZOS
-        figure.figimage(np.asarray(Image.fromarray(image).resize(to, how)), x, sheet_h - y - to[1], origin="upper")
+        pixels = np.array(Image.fromarray(image).resize(to, how))
+        if framed:  # an empty map is white, as the page
+            pixels[[0, -1]] = pixels[:, [0, -1]] = _FRAME
+        figure.figimage(pixels, x, sheet_h - y - to[1], origin="upper")
 
     write(_MARGIN_PX, _MARGIN_PX + 12, title[0], 30, _INK)
     write(_MARGIN_PX, _MARGIN_PX + 46, title[1], 18, _GREY)
@@ -133,5 +140,5 @@ def _draw(title: tuple[str, str], labels: Sequence[str], rows: Sequence[Row]) ->
             shown = text if len(text) <= most else f"…{text[1 - most :]}"
             write(x, y + size[1] + 25, shown, 18, _BEST if is_best else _GREY)
             if (guidance_map := row.maps[column]) is not None:
-                place(x, y + size[1] + _CAPTION_PX, guidance_map, map_size)
+                place(x, y + size[1] + _CAPTION_PX, guidance_map, map_size, framed=True)
     return figure

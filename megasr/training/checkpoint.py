@@ -141,17 +141,19 @@ def check_trained_state(
             "give the prior that it was trained on with --prior"
         )
     trained = adapter_parameters(module)
+    remedy = "" if exact else ", or start parts of it alone with model.init_parts"
     for kind, weights in _weights(checkpoint, source).items():
         for name in trained.keys() & weights.keys():
             if problem := _problem(weights[name], trained[name].shape):
-                raise MegaSRError(f"{source}: {kind}: {name} {problem}")
+                raise MegaSRError(f"{source}: {kind}: {name} {problem}{remedy * ('shape' in problem)}")
         missing = sorted(trained.keys() - weights.keys()) if exact else []
         foreign = sorted(map(str, weights.keys() - trained.keys()))
         problems = (("it lacks", missing), ("this adapter does not train", foreign))
         if missing or foreign:
             problem = ", ".join(f"{what} {_some(names)}" for what, names in problems if names)
             raise MegaSRError(
-                f"{source}: made for another adapter; {problem} ({kind}); compare model.adapter with the run's config"
+                f"{source}: made for another adapter; {problem} ({kind}); compare model.adapter with the run's "
+                f"config{remedy}"
             )
 
 

@@ -26,7 +26,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config["data"]["init_args"] |= {"crop_size_px": 32, "eval_crop_size_px": 64}
     config["trainer"] |= {"max_steps": 2, "log_every_n_steps": 1}
     config["model"]["optimizer"]["warmup_steps"] = 1
-    config["study"]["evaluation"]["photographs"] |= {"eval_crop_size_px": 64, "eval_samples": 2}
+    del config["study"]["evaluation"]["photographs"]
     path = tmp_path_factory.mktemp("recipe") / "quick.yaml"
     path.write_text(yaml.safe_dump(config))
     return path

@@ -117,7 +117,7 @@ def test_parts_that_cannot_be_a_start_are_refused(run, init, parts, message):
 
 
 def test_init_of_another_prior_or_with_parts_too_many_is_refused(run, tmp_path):
-    with pytest.raises(MegaSRError, match="this adapter does not train .*msfm"):
+    with pytest.raises(MegaSRError, match="this adapter does not train .*msfm.*model.init_parts"):
         make_module(adapter=AdapterConfig(), init=str(run[1]))
     with pytest.raises(MegaSRError, match="init .*: trained on the prior"):
         make_module(prior=prior_folder(seed=1), init=str(run[1]))
