@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from ablations.evaluation import EvaluationSet, study_name
-from ablations.results import RunResult, StudyResult, values
+from ablations.results import StudyResult, values
 from megasr.evaluation.intervals import photograph
 from megasr.evaluation.protocol import MetricSpec
 from megasr.files import write_whole
@@ -44,16 +44,20 @@ def write_contact_sheet(result: StudyResult, path: Path, rows: int = ROWS) -> No
     Raises:
         MegaSRError: a picture is missing or the file cannot be written.
     """
-    study, incomplete = result.study, {name for _, name in result.missing}
-    sets = [one for one in result.sets if one.name not in incomplete]
+    study, bare = result.study, result.primary.name.rpartition("/")[2]
     names = [study.reference.name, *(ablation.name for ablation in study.ablations)]
-    runs = [result.of(name)[0] for name in (*result.baselines, *names)]
-    of_sets = [rows // len(sets) + (number < rows % len(sets)) for number in range(len(sets))]
-    drawn = [row for one, count in zip(sets, of_sets, strict=True) for row in _rows(result, one, runs, count)]
+    sets = [(one, next((m for m in one.metrics if m.name == bare), one.metrics[0])) for one in result.sets]
+    sets = [(one, metric) for one, metric in sets if result.seeds_of(study_name(result.sets, one, metric.name))]
+    counts = [rows // len(sets) + (number < rows % len(sets)) for number in range(len(sets))]
+    drawn = [
+        row
+        for (one, metric), count in zip(sets, counts, strict=True)
+        for row in _rows(result, one, metric, (*result.baselines, *names), count)
+    ]
     kinds = {name: f"{name}\n{kind} control" for name, kind in study.controls.items()}
     labels = ["lq (nearest)", *result.baselines, *(kinds.get(name, name.replace("+", " +\n")) for name in names), "hq"]
-    bare = result.primary.name.rpartition("/")[2]
-    settings = f"{study.name} · {runs[-1].steps} steps · seed {runs[-1].seed}"
+    shown = result.of(names[-1])[0]
+    settings = f"{study.name} · {shown.steps} steps · seed {shown.seed}"
     below = f"{settings} · {bare} of the row's set below, best of the combinations in green"
     figure = _draw((study.question, below), labels, drawn)
     file = io.BytesIO()
@@ -61,18 +65,15 @@ def write_contact_sheet(result: StudyResult, path: Path, rows: int = ROWS) -> No
     write_whole(path, file.getvalue())
 
 
-def _rows(result: StudyResult, one: EvaluationSet, runs: Sequence[RunResult], count: int) -> list[Row]:
-    """At most `count` rows of a set; without hq their last picture is white."""
-    bicubic, baselines = runs[0], len(result.baselines)
-    bare = result.primary.name.rpartition("/")[2]
-    known = {metric.name: metric for metric in one.metrics}
-    metric = known.get(bare, one.metrics[0])
-    name = study_name(result.sets, one, metric.name)
+def _rows(result: StudyResult, one: EvaluationSet, metric: MetricSpec, columns: Sequence[str], count: int) -> list[Row]:
+    """At most `count` rows of a set, with a metric of it; without hq their last picture is white."""
+    name, baselines = study_name(result.sets, one, metric.name), len(result.baselines)
+    runs = [result.of(column, name)[0] for column in columns]
     scores = [values(run, name) for run in runs]
     folders = [one.folder(result.output / run.run_id) for run in runs]
     truth = [(folders[0] / "hq", ("ground truth", False))] * one.has_hq
     drawn = []
-    for key in _spread(list(values(bicubic, name)), count):
+    for key in _spread(list(scores[0]), count):
         sources = [folders[0] / "lq", *(folder / "sr" for folder in folders), *(source for source, _ in truth)]
         pictures = [read_image(source / f"{key}.png") for source in sources]
         captions = [

@@ -24,7 +24,16 @@ from ablations.plan import BICUBIC, RunPlan, default_components
 from ablations.record import STUDY_FILE
 from ablations.registry import Ablation
 from ablations.report import write_report
-from ablations.results import CHECKPOINT, METRICS_FILE, RESTORED_FILE, TRAINING_FILE, StudyResult, tidy, values
+from ablations.results import (
+    CHECKPOINT,
+    METRICS_FILE,
+    RESTORED_FILE,
+    TRAINING_FILE,
+    RunResult,
+    StudyResult,
+    tidy,
+    values,
+)
 from ablations.runner import OpenStudy, open_study
 from megasr.errors import MegaSRError, UsageError
 from megasr.evaluation.evaluator import Evaluator
@@ -358,7 +367,16 @@ def test_the_contact_sheet_has_rows_of_every_set(copy: Path) -> None:
     write_contact_sheet(_open(copy, "{own: {}}", replace(STUDY, primary_metric="ssim_y")).result(), copy / "own.png", 2)
     own = read_image(copy / "own.png")
     assert both.shape[1] == own.shape[1] and both.shape[0] > own.shape[0]
-    run = result.of("canny")[0]
+    reference, run = result.of("none")[0], result.of("canny")[0]
+
+    def second_seed(of: RunResult, name: str) -> RunResult:  # finished on one of the sets
+        rows = [row for row in of.rows if any(column.startswith(name) for column in row)]
+        return replace(of, seed=1, rows=rows, summary={k: v for k, v in of.summary.items() if k.startswith(name)})
+
+    unfinished = replace(result, runs=(*result.runs, second_seed(reference, "own"), second_seed(run, "small")))
+    assert {name for _, name in unfinished.missing} == {"own", "small"}
+    write_contact_sheet(unfinished, copy / "unfinished.png", rows=3)
+    assert np.array_equal(read_image(copy / "unfinished.png"), both), "the first seed is whole"
     key = next(iter(values(run, "own/ssim_y")))
     write_png(np.full((64, 64, 3), 7, np.uint8), copy / "out" / run.run_id / "maps" / f"{key}.png")
     write_contact_sheet(result, copy / "sheet.png", rows=3)
