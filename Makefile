@@ -5,14 +5,15 @@ INSTALLED := .venv/.installed
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help study test docs prior photos lint clean
+.PHONY: help study test docs prior world photos lint clean
 
 help:
 	@echo "make study   train and compare the guidance types on the tiny prior; results in runs/study"
 	@echo "make test    run the tests"
 	@echo "make docs    build the documentation in site/; every link and name in it must exist"
-	@echo "make prior   make the tiny prior, extractors and adapter anew, from nothing, in runs/tiny; hours on two cores"
-	@echo "make photos  fetch the photographs of the next prior from Debian packages, with attribution, to runs/world/photographs"
+	@echo "make prior   make the tiny prior, extractors and adapter anew, from nothing, in runs/tiny; hours on two cores; goes on where it stopped"
+	@echo "make world   the same for the prior of 256 px, in runs/world; a day"
+	@echo "make photos  fetch its photographs from Debian packages, with attribution, to runs/world/photographs"
 	@echo "make lint    check style and types"
 	@echo "make clean   remove .venv and caches (runs/ is kept)"
 
@@ -26,15 +27,11 @@ docs: $(INSTALLED)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 prior: $(INSTALLED)
-	$(BIN)/megasr pretrain --config experiments/tiny/vae.yaml
-	$(BIN)/megasr pretrain --config experiments/tiny/clip.yaml
-	$(BIN)/megasr pretrain --config experiments/tiny/clip_vision.yaml
-	$(BIN)/megasr pretrain --config experiments/tiny/prior.yaml
-	$(BIN)/megasr pretrain --config experiments/tiny/extractors.yaml
-	$(BIN)/megasr pretrain --config experiments/tiny/pgft_extractors.yaml
-	$(BIN)/megasr pretrain --config experiments/tiny/pgft_clip.yaml
-	$(BIN)/megasr fit --config experiments/survival/warmup.yaml
-	$(BIN)/python -m experiments.tiny.ship_adapter runs/survival/warmup/last.ckpt --output runs/tiny/adapter/adapter.ckpt
+	$(BIN)/python -m experiments.make_prior tiny
+
+world: $(INSTALLED)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e .[world]
+	$(BIN)/python -m experiments.make_prior world
 
 photos: $(INSTALLED)
 	$(BIN)/python -m experiments.world.photographs --output runs/world/photographs

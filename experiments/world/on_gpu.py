@@ -8,7 +8,7 @@ Trainings that do not wait for each other run at the same time, each in a proces
 pictures of 128 px, then crops of 256 px, as Stable Diffusion grew), beside it the decoder alone, CLIP's vision tower,
 and the map network with its tuning for lq; then adapters in one step, with maps of lq, of hq, and without maps.
 Learning rates follow the clock, so every training ends in time with a rate of zero; how many steps it made is in its
-log. The autoencoder's encoder and CLIP's text tower are those of experiments/world/snapshots.
+log. The autoencoder's encoder and CLIP's text tower are those of experiments/world/weights.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from experiments.world.teachers import HED
 from megasr.training.module import trapezoid
 
 HERE = Path(__file__).parent
-SNAPSHOTS = HERE / "snapshots"
+WEIGHTS = HERE / "weights"
 _ENDLESS = 10**8
 
 
@@ -184,7 +184,7 @@ def encode(world: World, size: int, count: int) -> None:
 
     scenes = 256 if size == 256 else size
     sys.argv = [
-        "encode", "--vae", str(SNAPSHOTS / "vae"), "--photos", str(world.photos), "--pool", str(world.pool),
+        "encode", "--vae", str(WEIGHTS / "prior" / "vae"), "--photos", str(world.photos), "--pool", str(world.pool),
         "--size", str(size), "--scene-size", str(scenes), "--count", str(count), "--photo-share", "0.6",
         "--workers", str(max(1, world.workers // 2)), "--output", str(world.output / f"latents_{size}"),
     ]  # fmt: skip
@@ -193,7 +193,7 @@ def encode(world: World, size: int, count: int) -> None:
 
 def train_prior(world: World, seconds: float, workers: int) -> list[Callable[[], None]]:
     """The U-Net on 128 px for three fifths of the time, on 256 px for the rest."""
-    common = ["--model.vae", SNAPSHOTS / "vae", "--model.clip", SNAPSHOTS / "clip"]
+    common = ["--model.vae", WEIGHTS / "prior" / "vae", "--model.clip", WEIGHTS / "clip"]
     first, second = world.output / "unet_128", world.output / "prior"
     small = world.train(
         "pretrain", "unet_128", HERE / "prior.yaml", 0.6 * seconds, workers, *common,
@@ -212,13 +212,14 @@ def train_parts(world: World, seconds: float) -> dict[str, list[Callable[[], Non
     """Everything that adapters need."""
     share, hed = max(1, world.workers // 4), world.teachers / HED
     decoder = world.train(
-        "pretrain", "vae", HERE / "vae.yaml", seconds, share, *world.pictures(), "--model.init", SNAPSHOTS / "vae",
-        "--model.lock_encoder", "true", "--model.latent_noise", "0.15", "--model.weights_dir", world.teachers,
+        "pretrain", "vae", HERE / "vae.yaml", seconds, share, *world.pictures(),
+        "--model.init", WEIGHTS / "prior" / "vae", "--model.lock_encoder", "true",
+        "--model.latent_noise", "0.15", "--model.weights_dir", world.teachers,
         "--model.lpips_weight", "0.05", "--data.batch_size", world.batch(24), "--data.crop_size_px", "128",
         "--export.folder", world.output / "vae",
     )  # fmt: skip
     clip = world.train(
-        "pretrain", "clip", HERE / "clip.yaml", seconds, share, *world.pictures(), "--model.init", SNAPSHOTS / "clip",
+        "pretrain", "clip", HERE / "clip.yaml", seconds, share, *world.pictures(), "--model.init", WEIGHTS / "clip",
         "--model.lock_text", "true", "--data.batch_size", world.batch(32), "--export.folder", world.output / "clip",
     )  # fmt: skip
     maps = world.train(
@@ -227,10 +228,9 @@ def train_parts(world: World, seconds: float) -> dict[str, list[Callable[[], Non
         "--export.folder", world.output / "extractors",
     )  # fmt: skip
     tuned = world.train(
-        "pretrain", "extractors_lq", HERE.parent / "tiny" / "pgft_extractors.yaml", 0.4 * seconds, share,
-        *world.pictures(), "--model.source", world.output / "extractors", "--data.crop_size_px", "192",
-        "--data.eval_crop_size_px", "256", "--data.photo_share", "0.6", "--data.photo_zoom", "0.3",
-        "--data.batch_size", world.batch(24), "--export.folder", world.output / "extractors_lq",
+        "pretrain", "extractors_lq", HERE / "pgft_extractors.yaml", 0.4 * seconds, share, *world.pictures(),
+        "--model.source", world.output / "extractors", "--data.batch_size", world.batch(24),
+        "--export.folder", world.output / "extractors_lq",
     )  # fmt: skip
     return {
         "prior": train_prior(world, seconds, share + 1),

@@ -65,6 +65,8 @@ class PretrainingModule(lightning.LightningModule):
 class Export(lightning.Callback):
     """Export the module at the end of training, with the averaged weights when EMA is on.
 
+    A training that is resumed after its last step is exported as well.
+
     Args:
         folder: None is `export` in the trainer's default_root_dir.
     """
@@ -72,7 +74,7 @@ class Export(lightning.Callback):
     def __init__(self, folder: str | None = None) -> None:
         self.folder = folder
 
-    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_fit_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Write a whole folder or none, in the first process."""
         assert isinstance(pl_module, PretrainingModule)
         folder = Path(self.folder or Path(trainer.default_root_dir) / "export")

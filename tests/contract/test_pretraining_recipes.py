@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
+from experiments import make_prior
 from megasr.cli import main
 from megasr.guidance.extract import load_network
 from megasr.guidance.registry import get_guidance
@@ -18,9 +23,9 @@ from tests.helpers.extractor_checkpoints import write_depth, write_hed, write_se
 from tests.helpers.recipes import is_fit_recipe, read_note
 from tests.helpers.sources import ROOT
 
-COMMAND = re.compile(r"megasr pretrain --config (\S+)")
-CHAIN = [ROOT / path for path in COMMAND.findall((ROOT / "Makefile").read_text())]
 EXPERIMENTS = ROOT / "experiments"
+PARTS = make_prior.parts_of("tiny")
+CHAIN = [ROOT / words[3] for part in PARTS for words in part.commands if "pretrain" in words]
 TRAINER = {"max_steps": 2, "accelerator": "cpu", "devices": 1, "strategy": "auto", "enable_progress_bar": False}
 SMALL = {"pool": 3, "batch_size": 2, "train_samples": 4, "eval_samples": 2}
 
@@ -31,6 +36,19 @@ def test_make_prior_runs_every_small_recipe() -> None:
     assert len(CHAIN) == len(every)
 
 
+def _in_this_process(words: list[str]) -> subprocess.CompletedProcess:
+    """What `python -m` does, without another process; a recipe with its data and its training small."""
+    module, *arguments = words[2:]
+    if module == "megasr.cli":
+        changes = [f"--data.init_args.{name}={value}" for name, value in SMALL.items()]
+        changes += [f"--trainer.{name}={value}" for name, value in TRAINER.items()]
+        return subprocess.CompletedProcess(words, main([*arguments, *changes]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [module, *arguments])
+        importlib.import_module(module).main()
+    return subprocess.CompletedProcess(words, 0)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the whole chain has run, two steps each."""
@@ -38,10 +56,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("WANDB_MODE", "disabled")
-        for recipe in CHAIN:
-            changes = [f"--data.init_args.{name}={value}" for name, value in SMALL.items()]
-            changes += [f"--trainer.{name}={value}" for name, value in TRAINER.items()]
-            assert main(["pretrain", "--config", str(recipe), *changes]) == 0, recipe.name
+        patch.setattr(subprocess, "run", _in_this_process)
+        make_prior.make(PARTS)
     return folder
 
 
@@ -51,6 +67,7 @@ def test_the_chain_ends_in_a_prior_and_a_clip(folder: Path) -> None:
     for name in ("vae", "unet"):
         ours, theirs = getattr(prior, name).state_dict(), getattr(shipped, name).state_dict()
         assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in theirs.items()}
+    assert (folder / "runs/tiny/adapter/adapter.ckpt").is_file()
     assert prior.text_encoder(["brick wall"]).shape == shipped.text_encoder(["brick wall"]).shape
     made, ours = load_clip(str(folder / "runs/tiny/clip_vision")).state_dict(), load_clip("tiny").state_dict()
     assert {k: v.shape for k, v in made.items()} == {k: v.shape for k, v in ours.items()}
@@ -62,6 +79,29 @@ def test_a_run_leaves_its_config_its_log_and_its_checkpoint(folder: Path) -> Non
     assert config["model"]["init_args"]["text_dropout"] == 0.1
     assert (run / "last.ckpt").is_file()
     assert (run / "metrics.csv").is_file()
+
+
+def test_what_is_made_stays_and_what_was_interrupted_goes_on(
+    folder: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[list[str]] = []
+
+    def run(words: list[str]) -> subprocess.CompletedProcess:
+        ran.append(words)
+        return _in_this_process(words)
+
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    monkeypatch.setattr(subprocess, "run", run)
+    capsys.readouterr()
+    make_prior.make(PARTS)
+    assert ran == []
+    assert capsys.readouterr().out == "everything is made: runs/tiny, runs/tiny/adapter\n"
+    shutil.rmtree("runs/tiny/clip")
+    make_prior.make(PARTS)
+    assert [words[-2:] for words in ran] == [["--ckpt_path", "last"]]
+    assert "2 of 8: tiny/clip.yaml, resumed; about 8 min left" in capsys.readouterr().out
+    assert load_clip("runs/tiny/clip")
 
 
 def test_a_misspelt_key_and_a_missing_part_are_told(
