@@ -82,6 +82,7 @@ def parts_of(prior: str) -> list[Part]:
         pretraining("world/prior.yaml", 960),
         pretraining("world/extractors.yaml", 78),
         pretraining("world/pgft_extractors.yaml", 26),
+        pretraining("world/pgft_clip.yaml", 15),
     ]
 
 

@@ -136,14 +136,15 @@ def tagging_scores(counts: np.ndarray) -> np.ndarray:
     return np.array([top1, top3, right / predicted if predicted else 0.0, right / true, average_precision])
 
 
-def measure_clip(clip: Any) -> dict[str, Any]:
+def measure_clip(clip: Any, size_px: int) -> dict[str, Any]:
     """Zero-shot material tags on clean and degraded held-out scenes, beside a constant guess.
 
     Args:
         clip: has `probabilities(images (B, 3, H, W) in [0, 1], texts) -> (B, N)`.
+        size_px: height and width of the scenes.
     """
-    scenes = [render_scene(i, EVAL_SEED, SIZE_PX) for i in track(range(TAGGED_SCENES), "rendering")]
-    train = [materials_of(render_scene(i, 0, SIZE_PX // 2)) for i in track(range(TRAIN_SCENES), "counting")]
+    scenes = [render_scene(i, EVAL_SEED, size_px) for i in track(range(TAGGED_SCENES), "rendering")]
+    train = [materials_of(render_scene(i, 0, size_px // 2)) for i in track(range(TRAIN_SCENES), "counting")]
     degradation, guess = get_degradation(DEGRADATION, SCALE_FACTOR), np.mean(train, axis=0)
     params = degradation.sample_params(EVAL_SEED, [f"eval-scene/{i}" for i in range(len(scenes))])
     lq = [degradation.apply_image(s.hq, p) for s, p in zip(scenes, params, strict=True)]
@@ -159,7 +160,12 @@ def measure_clip(clip: Any) -> dict[str, Any]:
         for name, entry in results.items()
     ]
     _print("Material tags, zero-shot", ("of", "top 1", "top 3", "precision", "recall", "mAP"), rows)
-    about = {"images": len(scenes), "candidates": len(CANDIDATES), "guess": CANDIDATES[int(np.argmax(guess))]}
+    about = {
+        "images": len(scenes),
+        "size_px": size_px,
+        "candidates": len(CANDIDATES),
+        "guess": CANDIDATES[int(np.argmax(guess))],
+    }
     return {**about, "of": results}
 
 
@@ -234,17 +240,21 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--output", type=Path, default=Path("runs/prior"))
     parser.add_argument("--prompts", type=int, default=200, help="held-out prompts of the text part")
+    parser.add_argument(
+        "--clip-size", type=int, default=SIZE_PX, help="height and width of the clip part's scenes in px"
+    )
     parser.add_argument("--device", default="cpu", help="of the prior, as torch names it")
     args = parser.parse_args()
     from megasr.semantics.clip import load_clip
 
     prior = load_prior(args.prior)
-    of_prior = {"prior": args.prior, "fingerprint": prior.fingerprint()}
+    of_prior = {"prior": args.prior, "fingerprint": prior.fingerprint(), "size_px": SIZE_PX}
+    of_clip = {"clip": args.clip, "degradation": DEGRADATION, "size_px": args.clip_size}
     of_samples = of_prior | {"num_steps": NUM_STEPS, "noise_seed": NOISE_SEED}
     prior.to(args.device)
     measures = {
         "autoencoder": (of_prior, lambda: measure_autoencoder(prior, args.output)),
-        "clip": ({"clip": args.clip, "degradation": DEGRADATION}, lambda: measure_clip(load_clip(args.clip))),
+        "clip": (of_clip, lambda: measure_clip(load_clip(args.clip), args.clip_size)),
         "text": (of_samples, lambda: measure_text(prior, args.prompts)),
         "samples": (of_samples, lambda: draw_samples(prior, args.output)),
     }
@@ -252,7 +262,7 @@ def main() -> None:
     for part in args.parts:
         source, measure = measures[part]
         results = measure()
-        about = provenance(args.device, hardware=hardware, size_px=SIZE_PX, eval_seed=EVAL_SEED, **source)
+        about = provenance(args.device, hardware=hardware, eval_seed=EVAL_SEED, **source)
         write_part(args.output / "prior.json", part, about, results)
 
 

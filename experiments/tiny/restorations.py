@@ -1,17 +1,18 @@
 """What a shipped adapter restores, with and without its maps: `python -m experiments.tiny.restorations --help`.
 
-One row for each photograph that no training sees: lq, bicubic, sr without maps, sr with all, hq; LPIPS and DISTS below,
-where their weights are on this machine, else FSIM.
+One row for each photograph and each rendered scene, which no training sees: lq, bicubic, sr without maps, sr with all,
+hq; LPIPS and DISTS below, where their weights are on this machine, else FSIM.
 """
 
 from __future__ import annotations
 
 import argparse
+from itertools import chain
 from pathlib import Path
 
 import torch
 
-from experiments.guidance.pictures import SCALE_FACTOR, batches, photographs
+from experiments.guidance.pictures import SCALE_FACTOR, batches, photographs, scenes
 from experiments.tiny.pictures import sheet
 from megasr import MegaSRPipeline
 from megasr.evaluation.metrics import ImageMetric, choose_metrics
@@ -28,7 +29,8 @@ def main() -> None:
     parser.add_argument("output", type=Path, help="a PNG")
     parser.add_argument("--checkpoint", default="tiny-one-step", help="default: tiny-one-step")
     parser.add_argument("--photographs", type=Path, help="folder (default: the shipped ones)")
-    parser.add_argument("--count", type=int, default=4, help="photographs (default: 4)")
+    parser.add_argument("--count", type=int, default=3, help="photographs (default: 3)")
+    parser.add_argument("--scenes", type=int, default=1, help="rendered scenes (default: 1)")
     parser.add_argument("--size", type=int, default=256, help="px of the crops' sides (default: 256)")
     parser.add_argument("--degradation", default="realesrgan_strong", help="what makes lq (default: realesrgan_strong)")
     options = parser.parse_args()
@@ -40,7 +42,8 @@ def main() -> None:
     metrics = [ImageMetric(known[name], _PROTOCOL, torch.device("cpu"), None) for name in names]
     tile, tiles, captions = pipeline.module.prior.native_px, [], []
     images = photographs(options.photographs, options.count, options.degradation, options.size)
-    for batch in batches(images, "restoring"):
+    rendered = scenes(options.scenes, options.degradation, options.size)
+    for batch in chain(batches(images, "photographs"), batches(rendered, "scenes")):
         key, lq, hq = batch["keys"][0], batch["lq"], batch["hq"]
         plain, full = (
             torch.as_tensor(pipeline(lq, keys=[key], tile=tile, guidance=strengths, output_type="pt").images)

@@ -46,7 +46,7 @@ def test_a_part_that_fails_ends_it_and_the_next_call_goes_on(
 def test_every_part_of_the_world_is_one_that_its_recipe_or_script_makes() -> None:
     parts = make_prior.parts_of("world")
     assert [part.name for part in parts if part.run] == [
-        f"world/{name}.yaml" for name in ("vae", "clip", "prior", "extractors", "pgft_extractors")
+        f"world/{name}.yaml" for name in ("vae", "clip", "prior", "extractors", "pgft_extractors", "pgft_clip")
     ]
     for part in parts:
         (words,) = part.commands
