@@ -49,7 +49,12 @@ _MEASURED: dict[str, dict[str, float]] = {
     "one_step_vsd": {"l1": 1.0, "vsd": 1.0},
     "one_step_gan": {"l1": 1.0, "gan": 0.1},
 }
-_COUNTED = {"one_step_l1": {"l1": 1.0}, "one_step_lpips": {"l1": 1.0, "lpips_vgg": 2.0}, **_MEASURED}
+_COUNTED = {
+    "one_step_l1": {"l1": 1.0},
+    "one_step_lpips": {"l1": 1.0, "lpips_vgg": 2.0},
+    "one_step_lpips_gan": {"l1": 1.0, "lpips_vgg": 2.0, "gan": 0.1},
+    **_MEASURED,
+}
 _ONE_STEP = {"num_steps": 1, "start": "noiseless_lq", "start_fraction": 0.25}
 
 

@@ -44,7 +44,7 @@ FEATURES = ("relu3_3", "relu4_3", "relu5_3")
 def measure_autoencoder(prior: Prior, photos: Path, weights: Path | None) -> dict[str, Any]:
     """Means with 95 % intervals over the photographs of a folder, for every noise of the latents."""
     paths = sorted(photos.glob("*.png"))
-    lpips, dists, values = LPIPS("alex", weights), DISTS(weights), {noise: [] for noise in NOISES}  # type: ignore[var-annotated]
+    lpips, dists, values = LPIPS(weights), DISTS(weights), {noise: [] for noise in NOISES}  # type: ignore[var-annotated]
     for path in track(paths, "reconstructing"):
         image = from_uint8(read_image(path))[None]
         top, left = ((side - SIZE_PX) // 2 for side in image.shape[-2:])

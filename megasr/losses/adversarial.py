@@ -42,21 +42,13 @@ class GAN(nn.Module):
     def forward(self, estimate: Estimate) -> torch.Tensor:
         """What the adapter minimises: restorations look more real than photographs do."""
         fixed = {name: parameter.detach() for name, parameter in self.heads.named_parameters()}
-        real, fake = (functional_call(self.heads, fixed, (levels,)) for levels in self._features(estimate))
+        fake, real = (functional_call(self.heads, fixed, (levels,)) for levels in estimate.levels(self.features))
         return _relativistic(fake, real)
 
     def critic_loss(self, estimate: Estimate) -> torch.Tensor:
         """What the discriminator minimises: photographs look more real than restorations do."""
-        real, fake = (self.heads([level.detach() for level in levels]) for levels in self._features(estimate))
+        fake, real = (self.heads([x.detach() for x in levels]) for levels in estimate.levels(self.features))
         return _relativistic(real, fake)
-
-    def _features(self, estimate: Estimate) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """Of hq and of sr; the critic takes those that the term has computed."""
-        if self not in estimate.kept:
-            with torch.no_grad():
-                real = self.features(estimate.hq)
-            estimate.kept[self] = real, self.features(estimate.sr)
-        return estimate.kept[self]
 
 
 class Heads(nn.Module):

@@ -7,8 +7,9 @@ about [0, 1]: nothing clamps them, because a clamp has no gradient where a predi
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,7 @@ from megasr.evaluation.metrics import describe_missing, loading
 from megasr.semantics.clip import load_open_clip
 
 _VGG16 = "vgg16-397923af.pth"
-_LPIPS_WEIGHTS = {"alex": protocol.LPIPS.weights, "vgg": (_VGG16, "LPIPS_v0.1_vgg-a78928a0.pth")}
+_LPIPS_VGG = "LPIPS_v0.1_vgg-a78928a0.pth"
 _VGG16_CHANNELS = (64, 128, 256, 512, 512)  # of its blocks
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, in RGB
 
@@ -77,26 +78,22 @@ class _Frozen(nn.Module):
 
 
 class LPIPS(_Frozen):
-    """LPIPS 0.1 (1801.03924): two images (B, 3, H, W) -> (B,), 0 for equal images.
+    """LPIPS 0.1 (1801.03924) on AlexNet, as the field reports it: two images (B, 3, H, W) -> (B,), 0 for equal images.
 
     Args:
-        net: "alex" is what the field reports, "vgg" what its authors advise for training.
         weights_dir: where weights are looked for first.
 
     Raises:
-        UsageError: there is no such net.
         MegaSRError: see _Frozen.
     """
 
-    def __init__(self, net: Literal["alex", "vgg"] = "alex", weights_dir: Path | None = None) -> None:
+    def __init__(self, weights_dir: Path | None = None) -> None:
         def create() -> nn.Module:
             from pyiqa.archs import lpips_arch
 
-            return lpips_arch.LPIPS(net=net)
+            return lpips_arch.LPIPS(net="alex")
 
-        if net not in _LPIPS_WEIGHTS:
-            raise unknown_name("network of LPIPS", net, _LPIPS_WEIGHTS)
-        super().__init__(f"lpips ({net})", _LPIPS_WEIGHTS[net], weights_dir, create)
+        super().__init__("lpips (alex)", protocol.LPIPS.weights, weights_dir, create)
 
 
 class DISTS(_Frozen):
@@ -160,6 +157,46 @@ class VGG16Features(_Frozen):
         return [found[place] for place in self._places]
 
 
+class LPIPSOnVGG16(_Frozen):
+    """LPIPS 0.1 (1801.03924) on VGG16, which its authors advise for training, on feature maps that others may use too.
+
+    Args:
+        features: gives the maps.
+        weights_dir: where weights are looked for first.
+
+    Raises:
+        MegaSRError: see _Frozen.
+    """
+
+    def __init__(self, features: VGG16Features, weights_dir: Path | None = None) -> None:
+        def create() -> nn.Module:
+            from pyiqa.archs import lpips_arch
+
+            network = lpips_arch.LPIPS(net="vgg")
+            return network.lins
+
+        super().__init__("lpips (vgg)", (_VGG16, _LPIPS_VGG), weights_dir, create)
+        self.features = features
+
+    def forward(self, sr: torch.Tensor, hq: torch.Tensor) -> torch.Tensor:
+        """Two images (B, 3, H, W) -> (B,), 0 for equal images."""
+        return self.compare(self.features(sr), self.features(hq))
+
+    def compare(self, sr: Sequence[torch.Tensor], hq: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The feature maps of two images -> (B,)."""
+        found: torch.Tensor = super().forward(*sr, *hq)
+        return found
+
+    def _measure(self, network: Any, *levels: torch.Tensor) -> torch.Tensor:
+        pairs = zip(network, levels[: len(network)], levels[len(network) :], strict=True)
+        return torch.stack([head((_unit(a) - _unit(b)).square()).mean((1, 2, 3)) for head, a, b in pairs]).sum(0)
+
+
+def _unit(level: torch.Tensor) -> torch.Tensor:
+    """Every place's vector of channels, divided by its length."""
+    return level / (level.square().sum(1, keepdim=True).sqrt() + 1e-10)
+
+
 class TinyClipFeatures(_Frozen):
     """Feature maps of every layer of the shipped CLIP's vision tower: images (B, 3, H, W) -> list of (B, 128, 8, 8).
 
@@ -217,11 +254,17 @@ class TimmFeatures(_Frozen):
         return network((image - mean) / std)
 
 
+@cache
+def _shared_vgg16(weights_dir: Path | None) -> VGG16Features:
+    """One network for all that looks through it: terms of a loss then compute its maps once (Estimate.levels)."""
+    return VGG16Features(weights_dir=weights_dir)
+
+
 _BY_NAME: dict[str, Callable[[Path | None], nn.Module]] = {
-    "lpips_alex": lambda folder: LPIPS("alex", folder),
-    "lpips_vgg": lambda folder: LPIPS("vgg", folder),
+    "lpips_alex": LPIPS,
+    "lpips_vgg": lambda folder: LPIPSOnVGG16(_shared_vgg16(folder), folder),
     "dists": DISTS,
-    "vgg16": lambda folder: VGG16Features(weights_dir=folder),
+    "vgg16": _shared_vgg16,
     "tiny": lambda folder: TinyClipFeatures(),
 }
 

@@ -11,7 +11,7 @@ from megasr.errors import MegaSRError, UsageError
 from megasr.losses.adversarial import GAN
 from megasr.losses.score import CSD, VSD
 from megasr.losses.structure import edge, frequency, latent_mean
-from megasr.losses.terms import Compared, Estimate, TermParts, l1, l2
+from megasr.losses.terms import Compared, ComparedFeatures, Estimate, TermParts, l1, l2
 from megasr.plugins import Registry
 from megasr.prior import Prior
 from megasr.training.config import CriticConfig, ObjectiveConfig
@@ -31,7 +31,7 @@ TERMS.register("latent_mean", lambda parts: Compared(latent_mean, latents=True))
 TERMS.register("edge", lambda parts: Compared(edge))
 TERMS.register("frequency", lambda parts: Compared(frequency))
 TERMS.register("lpips_alex", lambda parts: Compared(parts.network("lpips_alex")))
-TERMS.register("lpips_vgg", lambda parts: Compared(parts.network("lpips_vgg")))
+TERMS.register("lpips_vgg", lambda parts: ComparedFeatures(parts.network("lpips_vgg")))
 TERMS.register("dists", lambda parts: Compared(parts.network("dists")))
 TERMS.register("csd", CSD)
 TERMS.register("vsd", VSD)

@@ -14,6 +14,8 @@ from megasr.prior import Prior
 from megasr.semantics.text import Text
 from megasr.training.config import CriticConfig
 
+Features = Callable[[torch.Tensor], list[torch.Tensor]]  # images (B, 3, H, W) to maps (B, C, h, w)
+
 
 class Estimate:
     """A restored batch beside what it should be. What no term asks for is not computed.
@@ -39,7 +41,7 @@ class Estimate:
         purpose: int | str,
     ) -> None:
         self.z0, self.seed, self.purpose = z0, seed, purpose
-        self.kept: dict[Any, Any] = {}  # what a term and its critic share
+        self._levels: dict[Features, tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
         self.keys, self.hq = batch["keys"], batch["hq"]
         self._prior, self._batch, self._z_hq, self._prompts = prior, batch, z_hq, list(prompts)
 
@@ -64,6 +66,14 @@ class Estimate:
     def no_text(self) -> Text:
         """The embedded empty prompt, B times."""
         return self._prior.text_encoder([""] * len(self._prompts))
+
+    def levels(self, features: Features) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Feature maps of sr, with gradients, and of hq: once for all terms and critics that look through a network."""
+        if features not in self._levels:
+            with torch.no_grad():
+                real = features(self.hq)
+            self._levels[features] = features(self.sr), real
+        return self._levels[features]
 
 
 class TermParts(NamedTuple):
@@ -110,6 +120,23 @@ class Compared(nn.Module):
         """(B,)."""
         pair = (estimate.z0, estimate.z_hq) if self.latents else (estimate.sr, estimate.hq)
         return self.distance(*pair)
+
+
+class ComparedFeatures(nn.Module):
+    """A term without weights: a distance on feature maps that other terms may use too.
+
+    Args:
+        distance: has `features`, a network that gives maps of an image, and `compare`: maps of sr and of hq to (B,).
+    """
+
+    def __init__(self, distance: Any) -> None:
+        super().__init__()
+        self.distance = distance
+
+    def forward(self, estimate: Estimate) -> torch.Tensor:
+        """(B,)."""
+        found: torch.Tensor = self.distance.compare(*estimate.levels(self.distance.features))
+        return found
 
 
 def l1(sr: torch.Tensor, hq: torch.Tensor) -> torch.Tensor:

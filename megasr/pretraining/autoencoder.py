@@ -204,7 +204,7 @@ class AutoencoderModule(PretrainingModule):
         self.lock_encoder = lock_encoder
         self.whitening, self.latent_noise, self.gradient_weight = whitening, latent_noise, gradient_weight
         self.lpips_weight, self.latent_power = lpips_weight, latent_power
-        self.lpips = LPIPS("alex", Path(weights_dir) if weights_dir else None) if lpips_weight else None
+        self.lpips = LPIPS(Path(weights_dir) if weights_dir else None) if lpips_weight else None
 
     def setup(self, stage: str) -> None:
         """Start from the components of training patches; a resumed checkpoint replaces them."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -226,7 +227,13 @@ class WeightlessParts(FrozenParts):
         """VGG16, which the larger ones are, for every network of the loss."""
         if name not in _VGG16_SIZED:
             self.notes.append(f"model.objective {name}: counted as VGG16")
-        return _VGG16(distance=name in ("lpips_alex", "lpips_vgg", "dists"))
+        if name in ("lpips_alex", "dists"):
+            return _Distance(_VGG16())
+        return _Distance(self._vgg16) if name == "lpips_vgg" else self._vgg16
+
+    @cached_property
+    def _vgg16(self) -> _VGG16:
+        return _VGG16()
 
 
 class _Tower(VisionEncoder):
@@ -243,27 +250,33 @@ class _VGG16(nn.Module):
 
     channels = (64, 128, 256, 512, 512)
 
-    def __init__(self, distance: bool) -> None:
+    def __init__(self) -> None:
         from torchvision.models import vgg16
 
         super().__init__()
         self.features = vgg16(weights=None).features.requires_grad_(False)
-        self.distance = distance
 
-    def forward(self, *images: torch.Tensor) -> Any:
-        with torch.autocast(images[0].device.type, enabled=False):
-            levels = [self._levels(image.float()) for image in images]
-        if not self.distance:
-            return levels[0]
-        return torch.stack([(a - b).square().mean((1, 2, 3)) for a, b in zip(*levels, strict=True)]).sum(0)
-
-    def _levels(self, image: torch.Tensor) -> list[torch.Tensor]:
+    def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
         levels = []
-        for layer in self.features:
-            if isinstance(layer, nn.MaxPool2d):
-                levels.append(image)
-            image = layer(image)
+        with torch.autocast(image.device.type, enabled=False):
+            image = image.float()
+            for layer in self.features:
+                if isinstance(layer, nn.MaxPool2d):
+                    levels.append(image)
+                image = layer(image)
         return levels
+
+
+class _Distance(nn.Module):
+    def __init__(self, features: _VGG16) -> None:
+        super().__init__()
+        self.features = features
+
+    def forward(self, sr: torch.Tensor, hq: torch.Tensor) -> torch.Tensor:
+        return self.compare(self.features(sr), self.features(hq))
+
+    def compare(self, sr: Sequence[torch.Tensor], hq: Sequence[torch.Tensor]) -> torch.Tensor:
+        return torch.stack([(a - b).square().mean((1, 2, 3)) for a, b in zip(sr, hq, strict=True)]).sum(0)
 
 
 class _ZeroStates:

@@ -32,12 +32,18 @@ class RandomFeatures(nn.Module):
         return [level, self.second(level)]
 
 
-class RandomDistance(RandomFeatures):
+class RandomDistance(nn.Module):
     """Squared distance of their features."""
 
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.features = RandomFeatures(name)
+
     def forward(self, sr: torch.Tensor, hq: torch.Tensor) -> torch.Tensor:
-        pairs = zip(super().forward(sr), super().forward(hq), strict=True)
-        return torch.stack([(a - b).square().mean((1, 2, 3)) for a, b in pairs]).sum(0)
+        return self.compare(self.features(sr), self.features(hq))
+
+    def compare(self, sr: list[torch.Tensor], hq: list[torch.Tensor]) -> torch.Tensor:
+        return torch.stack([(a - b).square().mean((1, 2, 3)) for a, b in zip(sr, hq, strict=True)]).sum(0)
 
 
 def load_random(self: FrozenParts, name: str, weights_dir: str | None) -> nn.Module:

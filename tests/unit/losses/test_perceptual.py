@@ -14,9 +14,12 @@ from torch import nn
 
 from megasr.errors import MegaSRError, UsageError
 from megasr.evaluation.evaluator import Evaluator
+from megasr.evaluation.metrics import found_weights
 from megasr.evaluation.protocol import PROTOCOLS
 from megasr.images import from_uint8, quantise, read_image
-from megasr.losses.perceptual import DISTS, LPIPS, VGG16_LAYERS, VGG16Features, load_perceptual
+from megasr.losses.adversarial import GAN
+from megasr.losses.perceptual import DISTS, LPIPS, VGG16_LAYERS, LPIPSOnVGG16, VGG16Features, load_perceptual
+from megasr.losses.terms import ComparedFeatures, Estimate
 from megasr.rng import torch_generator
 from tests.helpers.metric_weights import write_metric_weights
 from tests.helpers.shared import shared
@@ -28,8 +31,8 @@ FILES = {
     "vgg16": ("vgg16-397923af.pth",),
 }
 CREATE: dict[str, Callable[[Path], nn.Module]] = {
-    "lpips-alex": lambda folder: LPIPS("alex", folder),
-    "lpips-vgg": lambda folder: LPIPS("vgg", folder),
+    "lpips-alex": LPIPS,
+    "lpips-vgg": lambda folder: LPIPSOnVGG16(VGG16Features(weights_dir=folder), folder),
     "dists": DISTS,
     "vgg16": lambda folder: VGG16Features(weights_dir=folder),
 }
@@ -151,17 +154,15 @@ def test_tiny_features_are_those_of_the_shipped_tower() -> None:
 
 
 def test_configs_name_them(weights_dir: Path) -> None:
-    for name, kind in {"lpips_alex": LPIPS, "lpips_vgg": LPIPS, "dists": DISTS, "vgg16": VGG16Features}.items():
+    kinds = {"lpips_alex": LPIPS, "lpips_vgg": LPIPSOnVGG16, "dists": DISTS, "vgg16": VGG16Features}
+    for name, kind in kinds.items():
         assert isinstance(load_perceptual(name, str(weights_dir)), kind)
-    sr, hq = _images(1)
-    assert torch.equal(load_perceptual("lpips_vgg", str(weights_dir))(sr, hq), LPIPS("vgg", weights_dir)(sr, hq))
+    assert load_perceptual("lpips_vgg", str(weights_dir)).features is load_perceptual("vgg16", str(weights_dir))
     with pytest.raises(MegaSRError, match="features vgg19: its weights are not in the local cache; take vgg16 or tiny"):
         load_perceptual("vgg19")
 
 
 def test_unknown_names_are_refused(weights_dir: Path) -> None:
-    with pytest.raises(UsageError, match="unknown network of LPIPS 'squeeze'"):
-        LPIPS("squeeze", weights_dir)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="unknown layer of VGG16 'relu3_4'"):
         VGG16Features(["relu3_4"], weights_dir)
 
@@ -173,6 +174,32 @@ def test_losses_are_the_metrics(name: str, weights_dir: Path) -> None:
     evaluator = Evaluator(PROTOCOLS["whole-image-v1"], metrics=[metric], weights_dir=weights_dir)
     expected = evaluator.rows(sr, hq, ["a"])[0][metric]
     assert CREATE[name](weights_dir)(sr, hq).item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_lpips_on_shared_features_is_pyiqas(weights_dir: Path) -> None:
+    from pyiqa.archs import lpips_arch
+
+    sr, hq = _images()
+    with found_weights(["vgg16-397923af.pth", "LPIPS_v0.1_vgg-a78928a0.pth"], weights_dir):
+        expected = lpips_arch.LPIPS(net="vgg")(sr, hq).flatten()
+    torch.testing.assert_close(CREATE["lpips-vgg"](weights_dir)(sr, hq), expected, rtol=1e-5, atol=1e-7)
+
+
+def test_lpips_and_a_discriminator_look_once(weights_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images, measure = [], VGG16Features._measure
+    monkeypatch.setattr(
+        VGG16Features, "_measure", lambda self, *given: (images.append(given[-1]), measure(self, *given))[1]
+    )
+    lpips, vgg16 = (load_perceptual(name, str(weights_dir)) for name in ("lpips_vgg", "vgg16"))
+    sr, hq = _images()
+    estimate = Estimate(None, {"keys": ["a", "b"], "hq": hq}, sr, None, ["", ""], 0, 0)  # type: ignore[arg-type]
+    estimate.sr = sr.requires_grad_()
+    gan = GAN(vgg16, 0)
+    losses = ComparedFeatures(lpips)(estimate), gan(estimate), gan.critic_loss(estimate)
+    assert len(images) == 2
+    torch.testing.assert_close(losses[0], lpips(sr, hq))
+    torch.stack(losses).sum().backward()
+    assert sr.grad is not None and sr.grad.abs().sum() > 0
 
 
 @pytest.mark.parametrize(("name", "metric"), [("lpips-alex", "lpips"), ("dists", "dists")])
