@@ -29,7 +29,8 @@ def where_it_helps(result: StudyResult) -> list[str]:
         both = ([values(run, metric) for run in of] for of in (runs, result.of(study.reference.name, metric)))
         differences, keys = paired_differences(*both)
         files = [folder / f"{key}.png" for key in keys]
-        if not all(file.is_file() for file in files):  # images of before maps were written
+        if absent := sum(not file.is_file() for file in files):  # deleted, or images of before maps were written
+            lines.append(f"Where {ablation.name} helps is not said: {absent} of {len(files)} maps are not in {folder}.")
             continue
         shown = np.array([read_image(file).mean(2).std() for file in files])
         halves = shown > np.median(shown), shown <= np.median(shown)
