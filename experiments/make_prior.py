@@ -2,12 +2,13 @@
 
 Part after part, each by the recipe whose lab note says what was tried. What is finished is left as it is, and a
 training that was interrupted goes on from its last checkpoint: give the same command again. Before each part it is said
-how long the rest will take: the minutes of the parts on two cores, scaled by what this machine has taken so far.
+how long the rest will take: the minutes of the parts on two cores, scaled by what trainings have taken here so far.
 """
 
 from __future__ import annotations
 
 import argparse
+import signal
 import subprocess
 import sys
 import time
@@ -17,9 +18,8 @@ from pathlib import Path
 
 import yaml
 
-from megasr.training.last_checkpoint import LAST
-
 HERE = Path(__file__).parent
+LAST = "last.ckpt"  # megasr.training.last_checkpoint.LAST, whose import takes seconds
 PHOTOGRAPHS, TEACHERS = "runs/world/photographs", "runs/world/teachers"
 
 
@@ -93,6 +93,20 @@ def left(parts: Sequence[Part], taken: float, expected: float) -> str:
     return f"{minutes / 60:.1f} hours" if minutes >= 90 else f"{max(1, round(minutes))} min"
 
 
+def run(words: Sequence[str]) -> int:
+    """The exit code of a command. Ctrl-C and SIGTERM are passed on as SIGTERM, on which a training saves and ends."""
+    with subprocess.Popen(words) as process:
+        before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+        try:
+            while True:
+                try:
+                    return process.wait()
+                except KeyboardInterrupt:
+                    process.terminate()
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+
 def make(parts: Sequence[Part]) -> None:
     """Make what is not there yet.
 
@@ -111,10 +125,9 @@ def make(parts: Sequence[Part]) -> None:
         begun = time.monotonic()
         for index, command in enumerate(part.commands):
             resume = ["--ckpt_path", "last"] if resumes and index == 0 else []
-            code = subprocess.run([sys.executable, "-m", *command, *resume]).returncode
-            if code:
+            if code := run([sys.executable, "-m", *command, *resume]):
                 raise SystemExit(f"{part.name} is not finished (exit code {code}): the same command goes on with it")
-        if not resumes:  # a part of a part says nothing about the pace
+        if part.run and not resumes:  # neither a download nor a part of a training says anything about the pace
             taken, expected = taken + (time.monotonic() - begun) / 60, expected + part.minutes
     print(f"everything is made: {', '.join(sorted({str(part.made.parent) for part in parts}))}")
 
