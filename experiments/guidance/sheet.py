@@ -6,6 +6,7 @@ Three rows for each picture: maps of hq, maps of lq by extractors as they came, 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -36,9 +37,11 @@ def drawable(networks: Networks) -> list[GuidanceType]:
     return types
 
 
-def draw(images: SampleSet, before: Networks, after: Networks, path: Path, title: str) -> None:
+def draw(
+    images: SampleSet, before: Networks, after: Networks, path: Path, title: str, names: Sequence[str] | None
+) -> None:
     """Write the sheet as PNG."""
-    types = drawable(before)
+    types = [guidance for guidance in drawable(before) if names is None or guidance.name in names]
     tiles: list[np.ndarray] = []
     captions: list[str] = []
     for batch in batches(images, title):
@@ -64,6 +67,8 @@ def main() -> None:
     parser.add_argument("--after", default="tiny_lq", help="source of the tuned weights")
     parser.add_argument("--photographs", type=Path, help="folder (default: the shipped ones)")
     parser.add_argument("--count", type=int, default=6, help="pictures of each kind (default: 6)")
+    parser.add_argument("--size", type=int, default=128, help="px of the pictures' sides (default: 128)")
+    parser.add_argument("--types", nargs="+", help="guidance types (default: all whose weights are here)")
     parser.add_argument("--degradation", default="realesrgan_strong", help="what makes lq (default: realesrgan_strong)")
     options = parser.parse_args()
     before, after = (
@@ -71,11 +76,11 @@ def main() -> None:
         for source in (options.before, options.after)
     )
     kinds = {
-        "scenes": scenes(options.count, options.degradation),
-        "photographs": photographs(options.photographs, options.count, options.degradation),
+        "scenes": scenes(options.count, options.degradation, options.size),
+        "photographs": photographs(options.photographs, options.count, options.degradation, options.size),
     }
     for name, images in kinds.items():
-        draw(images, before, after, options.folder / f"guidance_{name}.png", name)
+        draw(images, before, after, options.folder / f"guidance_{name}.png", name, options.types)
 
 
 if __name__ == "__main__":
