@@ -160,12 +160,7 @@ def measure_clip(clip: Any, size_px: int) -> dict[str, Any]:
         for name, entry in results.items()
     ]
     _print("Material tags, zero-shot", ("of", "top 1", "top 3", "precision", "recall", "mAP"), rows)
-    about = {
-        "images": len(scenes),
-        "size_px": size_px,
-        "candidates": len(CANDIDATES),
-        "guess": CANDIDATES[int(np.argmax(guess))],
-    }
+    about = {"images": len(scenes), "candidates": len(CANDIDATES), "guess": CANDIDATES[int(np.argmax(guess))]}
     return {**about, "of": results}
 
 

@@ -188,13 +188,9 @@ class LPIPSOnVGG16(_Frozen):
         return found
 
     def _measure(self, network: Any, *levels: torch.Tensor) -> torch.Tensor:
-        pairs = zip(network, levels[: len(network)], levels[len(network) :], strict=True)
-        return torch.stack([head((_unit(a) - _unit(b)).square()).mean((1, 2, 3)) for head, a, b in pairs]).sum(0)
-
-
-def _unit(level: torch.Tensor) -> torch.Tensor:
-    """Every place's vector of channels, divided by its length."""
-    return level / (level.square().sum(1, keepdim=True).sqrt() + 1e-10)
+        units = [F.normalize(level, dim=1, eps=1e-10) for level in levels]  # every place's vector of channels
+        pairs = zip(network, units[: len(network)], units[len(network) :], strict=True)
+        return torch.stack([head((a - b).square()).mean((1, 2, 3)) for head, a, b in pairs]).sum(0)
 
 
 class TinyClipFeatures(_Frozen):
