@@ -136,7 +136,7 @@ def twin(config: Config, materials: Materials) -> Config:
     data |= {"batch_size": 2, "train_samples": 64, "eval_samples": 1}
     for name in ("init", "init_parts"):  # a trained adapter, which only a run leaves
         model.pop(name, None)
-    if model["prior"].startswith("runs/"):  # of the small world in the making: what ships stands in
+    if model["prior"].startswith(("runs/", "experiments/")):  # the prior of 256 px: what ships stands in
         model["prior"] = "tiny"
         model |= {"vision": {"model": "tiny"}} if "vision" in model else {}
         if "extractors" in model:
