@@ -230,7 +230,9 @@ def test_an_exported_adapter_with_its_prior_upscales_as_before_whole_and_in_tile
     assert again.module.settings["prior"] == str(tmp_path / "adapter" / "prior")
     for tile in (None, 64):
         first, second = (p(photo, output_type="pt", tile=tile).images for p in (pipeline, again))
-        assert first.shape == (1, 3, 64, 96) and torch.equal(first, second)
+        assert first.shape == (1, 3, 64, 96)
+        # Where a weight lies in memory decides the last bit of matrix products on some processors (AMD EPYC, MKL).
+        torch.testing.assert_close(first, second, rtol=0, atol=1e-5)
 
 
 def test_sharding_gathers_every_trained_weight_of_a_block_once(moved: MegaSRModule) -> None:
