@@ -29,7 +29,7 @@ class Part:
 
     Attributes:
         name: shown.
-        minutes: that it took on two cores.
+        minutes: on two cores, by the times in its lab note.
         made: a file or folder that exists when, and only when, the part is finished.
         commands: words after `python -m`, one after the other.
         run: folder of the training in the first command, whose last checkpoint it goes on from.

@@ -227,12 +227,11 @@ class WeightlessParts(FrozenParts):
         """VGG16, which the larger ones are, for every network of the loss."""
         if name not in _VGG16_SIZED:
             self.notes.append(f"model.objective {name}: counted as VGG16")
-        if name in ("lpips_alex", "dists"):
-            return _Distance(_VGG16())
-        return _Distance(self._vgg16) if name == "lpips_vgg" else self._vgg16
+        features = self._shared_vgg16 if name in ("lpips_vgg", "vgg16") else _VGG16()
+        return _Distance(features) if name in ("lpips_alex", "lpips_vgg", "dists") else features
 
     @cached_property
-    def _vgg16(self) -> _VGG16:
+    def _shared_vgg16(self) -> _VGG16:
         return _VGG16()
 
 

@@ -12,13 +12,19 @@ import torch
 from megasr.errors import MegaSRError, UsageError
 from megasr.training import memory_plan
 from megasr.training.memory_plan import GIB, LiveBytes, MemoryPlan, MemoryTrace, Planner, advise
-from megasr.training.memory_setup import TrainingSetup, module_arguments
+from megasr.training.memory_setup import TrainingSetup, WeightlessParts, module_arguments
 from tests.helpers.measured_memory import measure_step
 from tests.helpers.training import prior_folder
 
 TINY = TrainingSetup(
     {"prior": "tiny", "adapter": {"guidance": ["canny"]}}, batch_size=2, crop_size_px=128, on_gpu=False
 )
+
+
+def test_lpips_shares_a_network_with_a_discriminator_on_vgg16_alone() -> None:
+    parts = WeightlessParts()
+    lpips, *others = (parts.perceptual(name, None) for name in ("lpips_vgg", "vgg16", "tiny", "dists"))
+    assert [lpips.features is other for other in others] == [True, False, False]
 
 
 @pytest.fixture(scope="module")
