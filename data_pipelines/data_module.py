@@ -44,7 +44,8 @@ Backend = Literal["cpu", "device"]
 CROP_PX = 512  # what Stable Diffusion 2.1-base and 1.5 were trained on
 # What the arguments of data modules mean that have the same name in several; their --help shows it.
 _HELP = {
-    "degradation": "name of the degradation that makes lq from hq.",
+    "degradation": "name of the degradation that makes lq from hq; names with a plus between them, such as"
+    " stablesr_mild+bicubic, are drawn from anew for each image.",
     "backend": "where training's lq is made: `cpu` in the loader's workers with OpenCV and libjpeg, `device` in batches"
     " on the GPU, for machines with few cores. Both apply the same parameters; evaluation always uses `cpu`.",
     "usm_target": "sharpen hq in training before lq is made of it, as Real-ESRGAN and SeeSR do; never in evaluation.",

@@ -126,6 +126,40 @@ class HighOrder:
         return apply_ops_batched(hq, [sample["ops"] for sample in params])
 
 
+class AnyOf:
+    """One of several degradations for each image, drawn with equal chances.
+
+    Args:
+        parts: their names, on which the draws depend, and the degradations; a name that stands twice is drawn twice as
+            often.
+    """
+
+    def __init__(self, parts: Sequence[tuple[str, Degradation]]) -> None:
+        self.name, self.scale_factor = "+".join(name for name, _ in parts), parts[0][1].scale_factor
+        self._names, self._parts = [name for name, _ in parts], dict(parts)
+
+    def sample_params(self, seed: int, keys: Sequence[str], variant: int = 0) -> list[Params]:
+        """See Degradation.sample_params: those of the part that was drawn, with its name."""
+        return [self._sample(seed, key, variant) for key in keys]
+
+    def _sample(self, seed: int, key: str, variant: int) -> Params:
+        name = self._names[numpy_generator(seed, "any of", key, variant).integers(len(self._names))]
+        return {**self._parts[name].sample_params(seed, [key], variant)[0], "name": name}
+
+    def apply_image(self, hq: np.ndarray, params: Params) -> torch.Tensor:
+        """See Degradation.apply_image."""
+        return self._parts[params["name"]].apply_image(hq, params)
+
+    def apply(self, hq: torch.Tensor, params: Sequence[Params]) -> torch.Tensor:
+        """See Degradation.apply: the images of one part together."""
+        images: dict[int, torch.Tensor] = {}
+        for name, part in self._parts.items():
+            places = [place for place, sample in enumerate(params) if sample["name"] == name]
+            if places:
+                images |= zip(places, part.apply(hq[places], [params[place] for place in places]), strict=True)
+        return torch.stack([images[place] for place in range(len(hq))])
+
+
 def _realesrgan_strong(scale_factor: int) -> HighOrder:
     """Real-ESRGAN x4plus, section 4.1, with SeeSR's q >= 30 in both orders (utils_data/make_paired_data.py)."""
     blur = Blur(sigma=(0.2, 3.0), beta_generalized=(0.5, 4.0), beta_plateau=(1.0, 2.0))
@@ -166,9 +200,13 @@ def register_degradation(name: str, build: Callable[[int], Degradation]) -> None
 def get_degradation(name: str, scale_factor: int) -> Degradation:
     """Build a degradation by its name, for a scale factor of 2, 3, 4 or 8; 1 for `none`.
 
+    Names with a plus between them, `stablesr_mild+realesrgan_strong`, are drawn from anew for each image.
+
     Raises:
         UsageError: there is no such degradation (shows the nearest names), or it does not do this scale factor.
     """
+    if "+" in name and name not in DEGRADATIONS:
+        return AnyOf([(part, get_degradation(part, scale_factor)) for part in name.split("+")])
     build = DEGRADATIONS[name]
     factors = (1,) if name == "none" else (2, 3, 4, 8)
     if scale_factor not in factors:

@@ -11,6 +11,7 @@ import torch
 from data_pipelines.datamodules import PhotoDataModule
 from data_pipelines.degradations.presets import DEGRADATIONS, Bicubic, get_degradation, register_degradation
 from megasr.errors import UsageError
+from megasr.images import to_uint8
 
 SCALES = {"none": 1}
 
@@ -34,6 +35,26 @@ def test_replay_is_bit_equal_after_json(name: str) -> None:
     assert torch.equal(degradation.apply(hq[1:], alone), lq[1:])
 
 
+def test_of_several_degradations_each_image_gets_one() -> None:
+    parts = {name: get_degradation(name, 4) for name in ("stablesr_mild", "bicubic")}
+    several = get_degradation("stablesr_mild+bicubic+bicubic", 4)
+    keys = [str(number) for number in range(300)]
+    drawn = several.sample_params(7, keys)
+    assert drawn == several.sample_params(7, keys)
+    assert drawn != several.sample_params(7, keys, variant=1)
+    shares = [sum(params["name"] == name for params in drawn) / len(keys) for name in parts]
+    assert shares == pytest.approx([1 / 3, 2 / 3], abs=0.1)
+    assert {params["name"] for params in drawn[:6]} == set(parts)
+    hq = torch.rand(6, 3, 32, 48, generator=torch.Generator().manual_seed(0))
+    lq = several.apply(hq, drawn[:6])
+    for place, params in enumerate(drawn[:6]):
+        part = parts[params["name"]]
+        assert params == part.sample_params(7, [keys[place]])[0]
+        assert torch.equal(lq[place], part.apply(hq[place : place + 1], [params])[0])
+        image = to_uint8(hq[place])
+        assert torch.equal(several.apply_image(image, params), part.apply_image(image, params))
+
+
 def test_bicubic_is_antialiased() -> None:
     """Stripes finer than a pixel of lq become grey: sampling every fourth pixel would keep them."""
     stripes = torch.zeros(1, 3, 32, 32)
@@ -53,6 +74,8 @@ def test_none_keeps_the_image() -> None:
     [
         ("bicubc", 4, "unknown degradation 'bicubc'; did you mean bicubic"),
         ("none", 4, "scale_factor 1, got 4"),
+        ("stablesr_mild+bicubc", 4, "unknown degradation 'bicubc'; did you mean bicubic"),
+        ("bicubic+", 4, "unknown degradation ''"),
         ("bicubic", 0, "scale_factor 2, 3, 4, 8, got 0"),
         ("realesrgan_strong", 5, "scale_factor 2, 3, 4, 8, got 5"),
     ],
