@@ -41,6 +41,8 @@ def add_parser(commands: Any) -> None:
     )
     params.add_argument("--guidance", nargs="*", default=[], metavar="TYPE", help="guidance types that are fused")
     params.add_argument("--image", action="store_true", help="with CSM's visual branch")
+    params.add_argument("--saft-width", type=int, default=128, help="hidden channels of each SAFT (default: 128)")
+    params.add_argument("--map-patch", type=int, default=1, help="side of the square of a map that a place sees (1)")
     params.add_argument("--rca", action="store_true", help="with v1's representation cross-attention")
     params.add_argument("--lq-stream", action="store_true", help="DiT4SR's stream of lq in place of the ControlNet")
     params.add_argument("--gate", choices=("linear", "channel", "scalar"), help="of CSM; default: by the prior's size")
@@ -111,7 +113,8 @@ def run_params(arguments: argparse.Namespace) -> None:
     prior = build_on_meta(arguments.prior) if arguments.prior in KNOWN_PRIORS else load_prior(arguments.prior)
     config = AdapterConfig(
         guidance=guidance, image=arguments.image, rca=arguments.rca, gate=arguments.gate, connector=arguments.connector,
-        controlnet=not arguments.lq_stream, lq_stream=arguments.lq_stream,
+        controlnet=not arguments.lq_stream, lq_stream=arguments.lq_stream, saft_width=arguments.saft_width,
+        map_patch=arguments.map_patch,
     )  # fmt: skip
     print(f"{'part':<18} {'sites':>5} {'trained':>15} {'frozen':>15}")
     for row in parameter_table(prior, config):

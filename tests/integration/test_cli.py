@@ -120,3 +120,13 @@ def test_params_counts_the_sites_of_stable_diffusion_without_its_weights(capsys:
     assert cli.main(["params", "--prior", "sd35-medium", "--lq-stream"]) == 0
     sites = {line[:18].strip(): line[18:].split()[0] for line in capsys.readouterr().out.splitlines()}
     assert sites["MMDiT LQ stream"] == "24" and "ControlNet" not in sites
+
+
+def test_params_counts_wider_saft_and_finer_maps(capsys: pytest.CaptureFixture[str]) -> None:
+    counts = []
+    for options in ([], ["--saft-width", "32"], ["--map-patch", "4"]):
+        assert cli.main(["params", "--prior", "tiny", "--guidance", "canny", *options]) == 0
+        (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("U-Net MSFM"))
+        counts.append(int(line.split()[3].replace(",", "")))
+    default, narrow, fine = counts
+    assert narrow < default < fine
