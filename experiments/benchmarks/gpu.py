@@ -193,7 +193,7 @@ class Bench:
         tile = pipeline.module.prior.native_px
         found: dict[str, Any] = {}
 
-        def restore(count: int, steps: int, h: int = side, w: int = side, tile: int | None = None) -> dict[str, Any]:
+        def restore(count: int, steps: int, h: int = side, w: int = side, tile: int = 0) -> dict[str, Any]:
             self.check_time()
             lq = torch.rand(count, 3, h, w)
             self._start_memory()

@@ -40,13 +40,13 @@ def main() -> None:
     known = {spec.name: spec for spec in specs}
     names = ["lpips", "dists"] if {"lpips", "dists"} <= known.keys() else ["fsim"]
     metrics = [ImageMetric(known[name], _PROTOCOL, torch.device("cpu"), None) for name in names]
-    tile, tiles, captions = pipeline.module.prior.native_px, [], []
+    tiles, captions = [], []
     images = photographs(options.photographs, options.count, options.degradation, options.size)
     rendered = scenes(options.scenes, options.degradation, options.size)
     for batch in chain(batches(images, "photographs"), batches(rendered, "scenes")):
         key, lq, hq = batch["keys"][0], batch["lq"], batch["hq"]
         plain, full = (
-            torch.as_tensor(pipeline(lq, keys=[key], tile=tile, guidance=strengths, output_type="pt").images)
+            torch.as_tensor(pipeline(lq, keys=[key], guidance=strengths, output_type="pt").images)
             for strengths in (off, None)
         )
         seen = upsample_lq(lq, SCALE_FACTOR), plain, full

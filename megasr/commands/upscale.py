@@ -68,7 +68,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_tile_option(parser: Any) -> None:
-    """Declare --tile; see megasr.inference.pipeline.choose_tile."""
+    """Declare --tile; see MegaSRPipeline.__call__."""
     text = "restore sr that is larger in tiles of so many px; 0: never; default: the size that the prior was trained on"
     parser.add_argument("--tile", type=int, metavar="PX", help=text)
 

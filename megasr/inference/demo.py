@@ -18,7 +18,7 @@ from megasr.errors import MegaSRError, UsageError
 from megasr.guidance.extract import MAX_STRENGTH
 from megasr.guidance.registry import get_guidance
 from megasr.images import ColorFix, decode_image, resize, to_uint8, upsample_lq
-from megasr.inference.pipeline import PRESETS, choose_tile, to_tensors
+from megasr.inference.pipeline import PRESETS, to_tensors
 from megasr.inference.upscale import Progress, no_progress, step_callback
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def read_options(guidance: tuple[str, ...], values: tuple[Any, ...], tile: int |
     Args:
         guidance: the adapter's types.
         values: tags, preset, colour fix, seed, and for every type whether it is on and its strength.
-        tile: px of a tile.
+        tile: see MegaSRPipeline.__call__.
     """
     tags, preset, color_fix, seed, *switches = values
     enabled, strengths = switches[: len(guidance)], switches[len(guidance) :]
@@ -118,13 +118,12 @@ def import_gradio() -> Any:
 def make_page(pipeline: MegaSRPipeline, tile: int | None = None, max_pixels: int = 2048**2) -> gr.Blocks:
     """The page around a pipeline; `serve` serves it.
 
-    Photographs of more than max_pixels are refused; sr larger than `tile` px (see choose_tile) is restored in tiles.
+    Photographs of more than max_pixels are refused; see MegaSRPipeline.__call__ for `tile`.
 
     Raises:
         MegaSRError: gradio is not installed.
     """
     gr = import_gradio()
-    tile = choose_tile(tile, pipeline.module.prior.native_px)
 
     def upscale(upload: str | None, *values: Any, progress: Any = gr.Progress()) -> tuple[Any, ...]:  # noqa: B008 (gradio finds it by its default)
         if upload is None:

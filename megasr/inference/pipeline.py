@@ -86,24 +86,24 @@ def spread_prompts(prompt: str | Sequence[str], count: int, uses_text: bool) -> 
     return prompts
 
 
-def choose_tile(asked: int | None, native_px: int | None) -> int | None:
-    """Px of the tiles in which the commands restore, None for whole images.
+def choose_tiling(tile: int | None, overlap: int | None, native_px: int | None) -> Tiling | None:
+    """Tiles of `tile` px for sr that is larger; 0 is never, None the size that the prior was trained on.
 
-    Asked for 0 it is whole, for None the prior's own size (see Prior): better than the whole on the tiny prior
-    (README), and attention's time grows with the square of the pixels.
-    """
-    return native_px if asked is None else asked or None
-
-
-def choose_tiling(tile: int | None, overlap: int | None) -> Tiling | None:
-    """Tiles of `tile` px, None for whole images.
+    Such tiles are better than the whole on the tiny prior (docs/upscale.md), and attention's time grows with the square
+    of the pixels.
 
     Raises:
         UsageError: a size cannot be used, or an overlap is given without tiles.
     """
-    if tile is None and overlap is not None:
-        raise UsageError(f"tile_overlap={overlap} does nothing without tile")
-    return None if tile is None else Tiling(tile, overlap)
+    tile = native_px or 0 if tile is None else tile
+    if tile == 0 and overlap is not None:
+        raise UsageError(f"tile_overlap={overlap} does nothing without tiles")
+    return Tiling(tile, overlap) if tile else None
+
+
+def tiling_of(tiling: Tiling | None, size: Sequence[int], scale: float) -> Tiling | None:
+    """The tiles for a photograph of a size (height, width); None where its sr is one."""
+    return tiling if tiling is not None and max(size) * scale > tiling.size else None
 
 
 def to_tensors(image: AnyImage | Sequence[AnyImage]) -> list[torch.Tensor]:
@@ -316,7 +316,8 @@ class MegaSRPipeline:
             negative_prompt: used when guidance_scale is not 1.
             seed: of the noise; or give a generator, which draws one.
             keys: names of the images, to which noise is keyed; None is "image", or "image0", "image1", ...
-            tile: px of the tiles' sides; None restores whole images.
+            tile: sr that is larger is restored in tiles of so many px; 0 never, None in tiles of the size that the
+                prior was trained on.
             tile_overlap: px that neighbouring tiles share; None is a quarter.
             color_fix: `adain` or `wavelet` takes colours from lq, `none` leaves them.
             scale_factor: size of sr over size of lq, any number above 0; sizes are rounded.
@@ -339,7 +340,7 @@ class MegaSRPipeline:
             callback_on_step_end,
             sampler=sampler,
             seed=self._seed(seed, generator),
-            tiling=choose_tiling(tile, tile_overlap),
+            tiling=choose_tiling(tile, tile_overlap, self.module.prior.native_px),
         )
         prompts = spread_prompts(prompt, len(images), self.module.adapter.text)
         restored = self._restore_all(images, _names(keys, len(images)), prompts, scale, options)
@@ -373,11 +374,14 @@ class MegaSRPipeline:
         """Every image, in batches of one size; alone where it is cut into tiles."""
         batches: defaultdict[object, list[int]] = defaultdict(list)
         for number, image in enumerate(images):
-            batches[number if options.tiling is not None else image.shape].append(number)
+            in_tiles = tiling_of(options.tiling, image.shape[-2:], scale)
+            batches[number if in_tiles else image.shape].append(number)
         done: dict[int, Restored] = {}
         for numbers in batches.values():
             batch = SRBatch(keys=[names[i] for i in numbers], tags=[prompts[i] for i in numbers])
-            sr, maps = self._restore(torch.stack([images[i] for i in numbers]), batch, scale, options)
+            tiling = tiling_of(options.tiling, images[numbers[0]].shape[-2:], scale)
+            lq = torch.stack([images[i] for i in numbers])
+            sr, maps = self._restore(lq, batch, scale, replace(options, tiling=tiling))
             for n, i in enumerate(numbers):
                 done[i] = Restored(sr[n].cpu(), {name: image[n].cpu() for name, image in maps.items()})
         return [done[i] for i in range(len(images))]

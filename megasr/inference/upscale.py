@@ -28,7 +28,7 @@ from megasr.files import file_sha256, remove_parts, write_whole
 from megasr.guidance.extract import check_strengths
 from megasr.image_decoding import IMAGE_SUFFIXES, MAX_PIXELS, list_images
 from megasr.inference.photographs import Photograph, check_fits, encode, read_photograph
-from megasr.inference.pipeline import change_sampler, choose_tile, choose_tiling, spread_prompts
+from megasr.inference.pipeline import change_sampler, choose_tiling, spread_prompts, tiling_of
 from megasr.inference.tiling import Grid, Tiling
 from megasr.training.config import SamplerConfig
 
@@ -224,7 +224,7 @@ def load_pipeline(settings: Settings, device: str) -> MegaSRPipeline:
     _sampler_of(pipeline, settings)
     check_strengths(options.get("guidance") or {}, dict.fromkeys(pipeline.guidance, 1.0))
     spread_prompts(options.get("prompt", ""), 1, module.adapter.text)
-    choose_tiling(options.get("tile") or None, None)
+    choose_tiling(options.get("tile"), None, module.prior.native_px)
     return pipeline
 
 
@@ -238,8 +238,8 @@ def tile_grid(pipeline: MegaSRPipeline, settings: Settings, size: Sequence[int])
     """The tiles of sr of a photograph of a size (height, width)."""
     multiple = pipeline.module.prior.size_multiple
     height, width = (side + -side % multiple for side in sr_size(pipeline, settings, size))
-    tile = options_for(pipeline, settings, size).get("tile")
-    return Grid.whole(height, width) if tile is None else Tiling(tile).grid(height, width, multiple)
+    tiling = tiling_for(pipeline, settings, size)
+    return Grid.whole(height, width) if tiling is None else tiling.grid(height, width, multiple)
 
 
 def _sampler_of(pipeline: MegaSRPipeline, settings: Settings) -> SamplerConfig:
@@ -258,13 +258,10 @@ def seconds_of(pipeline: MegaSRPipeline, settings: Settings, size: Sequence[int]
     return speed * px * halves * sampler.num_steps
 
 
-def options_for(pipeline: MegaSRPipeline, settings: Settings, size: Sequence[int]) -> dict[str, Any]:
-    """The pipeline's options for photographs of a size (height, width): tiles only where sr is larger than one."""
-    options = dict(settings.options)
-    tile = choose_tile(options.pop("tile", None), pipeline.module.prior.native_px)
-    if tile is not None and max(size) * options.get("scale_factor", pipeline.scale_factor) > tile:
-        options["tile"] = tile
-    return options
+def tiling_for(pipeline: MegaSRPipeline, settings: Settings, size: Sequence[int]) -> Tiling | None:
+    """The tiles of sr of a photograph of a size (height, width); None where it is restored as a whole."""
+    tiling = choose_tiling(settings.options.get("tile"), None, pipeline.module.prior.native_px)
+    return tiling_of(tiling, size, settings.options.get("scale_factor") or pipeline.scale_factor)
 
 
 def restore_files(
@@ -281,11 +278,13 @@ def restore_files(
             outcomes.append(Outcome(job, str(error)))
     if not read:
         return outcomes
-    options = options_for(pipeline, settings, read[0][1].pixels.shape[:2])
+    size = read[0][1].pixels.shape[:2]
+    tiling = tiling_for(pipeline, settings, size)
     images: Sequence[torch.Tensor] | None = None
-    if len(read) == 1 or "tile" not in options:  # many tiles: one by one, each written as soon as it is done
+    if len(read) == 1 or tiling is None:  # many tiles: one by one, each written as soon as it is done
         try:
-            images = _restore(pipeline, read, options, progress)
+            at_once = tiling.size if tiling else max(sr_size(pipeline, settings, size))
+            images = _restore(pipeline, read, settings.options, at_once, progress)
         except Exception as error:  # whatever it is: there may be thousands of images left
             if len(read) == 1:
                 return [*outcomes, Outcome(read[0][0], _message(error))]
@@ -301,13 +300,20 @@ def restore_files(
 
 
 def _restore(
-    pipeline: MegaSRPipeline, read: list[tuple[Job, Photograph]], options: dict[str, Any], progress: Progress
+    pipeline: MegaSRPipeline,
+    read: list[tuple[Job, Photograph]],
+    options: dict[str, Any],
+    at_once: int,
+    progress: Progress,
 ) -> Sequence[torch.Tensor]:
-    """sr of photographs; a single one that does not fit into memory is restored in smaller and smaller tiles."""
+    """sr of photographs; a single one that does not fit into memory is restored in smaller and smaller tiles.
+
+    Args:
+        at_once: px of the longer side of what is restored at once.
+    """
     from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
     lq = [photograph.tensor() for _, photograph in read]
-    sr_px = max(lq[0].shape[-2:]) * options.get("scale_factor", pipeline.scale_factor)
     while True:
         try:
             return pipeline(
@@ -318,13 +324,13 @@ def _restore(
                 **options,
             ).images
         except Exception as error:
-            tile = int(options.get("tile", sr_px)) // 2
+            at_once //= 2
             no_memory = isinstance(error, MemoryError) or should_reduce_batch_size(error)
-            if not no_memory or len(read) > 1 or tile < _SMALLEST_TILE_PX:
+            if not no_memory or len(read) > 1 or at_once < _SMALLEST_TILE_PX:
                 raise
         clear_device_cache(garbage_collection=True)
-        warnings.warn(f"{read[0][0].source}: not enough memory, going on with --tile {tile}", stacklevel=2)
-        options = {**options, "tile": tile}
+        warnings.warn(f"{read[0][0].source}: not enough memory, going on with --tile {at_once}", stacklevel=2)
+        options = {**options, "tile": at_once}
 
 
 _SMALLEST_TILE_PX = 128

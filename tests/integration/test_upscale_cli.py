@@ -27,6 +27,7 @@ from megasr.inference.upscale import (
     load_pipeline,
     restore_all,
     seconds_of,
+    tile_grid,
 )
 from megasr.rng import numpy_generator
 from tests.helpers.bicubic_pipeline import CRASH, DIE, INTERRUPT, BicubicPipeline
@@ -173,13 +174,14 @@ def test_images_of_one_size_are_restored_together(tmp_path, calls):
     assert [call["keys"] for call in calls] == [["0", "2"], ["3"], ["1", "4"]]
 
 
-@pytest.mark.parametrize(
-    ("asked", "tile"), [((), 64), (("--tile", 0), None), (("--tile", 80), 80), (("--tile", 96), None)]
-)
-def test_what_is_larger_than_what_the_prior_was_trained_on_is_in_tiles(asked, tile, tmp_path, calls):
+@pytest.mark.parametrize(("asked", "tiles"), [((), 2), (("--tile", 0), 1), (("--tile", 80), 2), (("--tile", 96), 1)])
+def test_what_is_larger_than_what_the_prior_was_trained_on_is_in_tiles(asked, tiles, tmp_path, calls):
     photo(tmp_path / "in/a.png", (8, 48))
     assert upscale(tmp_path / "in", tmp_path / "out", *asked) == 0
-    assert calls[0].get("tile") == tile
+    (options,) = ({name: value for name, value in call.items() if name == "tile"} for call in calls)
+    assert options == ({"tile": asked[1]} if asked else {}), "the pipeline decides"
+    grid = tile_grid(BicubicPipeline(), Settings("tiny", options=options), (8, 48))  # 96 px; the prior knows 64
+    assert len(grid.columns.starts) == tiles
 
 
 def test_images_in_tiles_are_restored_and_written_one_by_one(tmp_path, calls):
@@ -194,7 +196,7 @@ def test_what_does_not_fit_into_memory_is_restored_in_smaller_tiles(tmp_path, ca
     restore = BicubicPipeline.__call__
 
     def scarce(self, image, **options):
-        if options.get("tile", 1000) > 150 * len(image):
+        if (options.get("tile") or 1000) > 150 * len(image):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
         return restore(self, image, **options)
 

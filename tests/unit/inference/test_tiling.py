@@ -71,7 +71,7 @@ def test_the_vae_in_tiles_is_the_vae():
 
 def test_tiled_is_like_untiled_without_seams(shipped):
     lq = photograph(24, 48)
-    whole, other_noise = (shipped(lq, output_type="pt", seed=seed).images for seed in (0, 1))
+    whole, other_noise = (shipped(lq, tile=0, output_type="pt", seed=seed).images for seed in (0, 1))
     tiled = shipped(lq, tile=96, tile_overlap=32, output_type="pt").images
     assert psnr(whole, tiled) > psnr(whole, other_noise) + 3 and not torch.equal(whole, tiled)
     grid = Tiling(96, 32).grid(96, 192, 16)
@@ -82,6 +82,15 @@ def test_tiled_is_like_untiled_without_seams(shipped):
     energy = (tiled - whole).diff(dim=-1).square().mean(dim=(0, 1, 2))
     detail = whole.diff(dim=-1).square().mean()
     assert abs(energy[borders[1:]].mean() - energy[~borders[1:]].mean()) < 0.02 * detail
+
+
+def test_what_is_larger_than_what_the_prior_was_trained_on_is_in_tiles_of_that_size(shipped):
+    small, large = photograph(24, 32), photograph(24, 48)  # 128 px of sr, and 192
+    whole, tiled = (shipped(large, tile=tile, output_type="pt").images for tile in (0, 128))
+    assert not torch.equal(whole, tiled)
+    first, second = shipped([small, large], keys=["a", "image"], output_type="pt").images
+    assert torch.equal(second, tiled[0])
+    assert torch.equal(first, shipped(small, tile=0, keys=["a"], output_type="pt").images[0])
 
 
 @pytest.fixture(scope="module")
