@@ -146,11 +146,14 @@ def test_the_shipped_adapter_restores_and_is_a_start_for_more():
     torch.testing.assert_close(first, second)
 
 
-def test_the_one_step_adapter_that_ships_restores_photographs_better_than_the_start_of_studies():
-    """Also where no weights of LPIPS are, on which it was trained; it names no file of the machine that trained it."""
-    settings = read_checkpoint(SHIPPED["tiny-one-step"])["hyper_parameters"]
+@pytest.mark.parametrize("adapter", ["tiny-one-step", "experiments/world/weights/adapter.ckpt"])
+def test_one_step_adapters_restore_photographs_better_than_the_start_of_studies(adapter, root, monkeypatch):
+    """Also where no weights of LPIPS are, on which they were trained; they name no file of the machine that did it."""
+    monkeypatch.chdir(root)  # the second one names its prior from there
+    settings = read_checkpoint(SHIPPED.get(adapter, adapter))["hyper_parameters"]
     assert settings["init"] is None and settings["objective"]["weights_dir"] is None
-    one, start = (MegaSR.from_checkpoint(name) for name in ("tiny-one-step", "tiny"))
+    assert "'/" not in str(settings), "a place on this machine"
+    one, start = (MegaSR.from_checkpoint(name) for name in (adapter, "tiny"))
     for photo in EVAL_PHOTOS[:3]:
         hq = from_uint8(center_crop(load_photo(photo.name), 128))[None]
         batch = SRBatch(keys=["a"], lq=F.avg_pool2d(hq, 4), tags=[""])
