@@ -316,8 +316,7 @@ class MegaSRPipeline:
             negative_prompt: used when guidance_scale is not 1.
             seed: of the noise; or give a generator, which draws one.
             keys: names of the images, to which noise is keyed; None is "image", or "image0", "image1", ...
-            tile: sr that is larger is restored in tiles of so many px; 0 never, None in tiles of the size that the
-                prior was trained on.
+            tile: px of the tiles of sr that is larger; 0 never, None is the size that the prior was trained on.
             tile_overlap: px that neighbouring tiles share; None is a quarter.
             color_fix: `adain` or `wavelet` takes colours from lq, `none` leaves them.
             scale_factor: size of sr over size of lq, any number above 0; sizes are rounded.
