@@ -95,7 +95,7 @@ def choose_tiling(tile: int | None, overlap: int | None, native_px: int | None) 
     Raises:
         UsageError: a size cannot be used, or an overlap is given without tiles.
     """
-    tile = native_px or 0 if tile is None else tile
+    tile = (native_px or 0) if tile is None else tile
     if tile == 0 and overlap is not None:
         raise UsageError(f"tile_overlap={overlap} does nothing without tiles")
     return Tiling(tile, overlap) if tile else None
@@ -372,15 +372,14 @@ class MegaSRPipeline:
     ) -> list[Restored]:
         """Every image, in batches of one size; alone where it is cut into tiles."""
         batches: defaultdict[object, list[int]] = defaultdict(list)
+        tilings = [tiling_of(options.tiling, image.shape[-2:], scale) for image in images]
         for number, image in enumerate(images):
-            in_tiles = tiling_of(options.tiling, image.shape[-2:], scale)
-            batches[number if in_tiles else image.shape].append(number)
+            batches[number if tilings[number] else image.shape].append(number)
         done: dict[int, Restored] = {}
         for numbers in batches.values():
             batch = SRBatch(keys=[names[i] for i in numbers], tags=[prompts[i] for i in numbers])
-            tiling = tiling_of(options.tiling, images[numbers[0]].shape[-2:], scale)
             lq = torch.stack([images[i] for i in numbers])
-            sr, maps = self._restore(lq, batch, scale, replace(options, tiling=tiling))
+            sr, maps = self._restore(lq, batch, scale, replace(options, tiling=tilings[numbers[0]]))
             for n, i in enumerate(numbers):
                 done[i] = Restored(sr[n].cpu(), {name: image[n].cpu() for name, image in maps.items()})
         return [done[i] for i in range(len(images))]
