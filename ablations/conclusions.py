@@ -13,6 +13,7 @@ from ablations.plan import baseline_name
 from ablations.power import what_would_decide
 from ablations.registry import Study
 from ablations.results import StudyResult, values
+from ablations.shares import shares_kept
 from ablations.statistics import holm, paired_differences, pool_of_pairs, score_table
 from ablations.where import where_it_helps
 from megasr.errors import MegaSRError
@@ -135,7 +136,7 @@ def make_report(result: StudyResult) -> Report:
         pairs = [(baseline, reference), *((name, baseline) for name in names)]
         comparisons += [_compare(result, *pair, metric) for pair in pairs for metric in metrics]
     means = {row: _means(result, row) for row in (*result.baselines, reference, *names)}
-    judged = trust(study, comparisons), _findings(study, comparisons), _notes(result, comparisons)
+    judged = trust(study, comparisons), _findings(study, comparisons), _notes(result, comparisons, pools[primary.name])
     return Report(means, tuple(comparisons), *judged, *_attribution(result))
 
 
@@ -259,7 +260,7 @@ def _findings(study: Study, comparisons: Sequence[Comparison]) -> tuple[str, ...
     return tuple(lines)
 
 
-def _notes(result: StudyResult, comparisons: Sequence[Comparison]) -> tuple[str, ...]:
+def _notes(result: StudyResult, comparisons: Sequence[Comparison], pool: SeedPool | None) -> tuple[str, ...]:
     interval, study, known = comparisons[0].interval, result.study, study_metrics(result.sets)
     by_set: dict[str, Interval] = {}  # those of one set are over the same photographs and seeds
     for comparison in comparisons:
@@ -277,7 +278,7 @@ def _notes(result: StudyResult, comparisons: Sequence[Comparison]) -> tuple[str,
         f"Intervals: 95 %, paired bootstrap over {', '.join(sizes)}, not corrected. How far seeds move a difference is "
         "estimated from all ablations together.",
     ]
-    notes += where_it_helps(result)
+    notes += [*shares_kept(result, pool), *where_it_helps(result)]
     open_ones = {c.ablation: c.interval for c in comparisons if c.verdict == "undecided"}
     if undecided := {name: left for name, left in open_ones.items() if name not in study.controls}:
         least = study.least_difference

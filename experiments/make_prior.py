@@ -59,9 +59,9 @@ def script(module: str, minutes: float, made: str, *words: str) -> Part:
 def parts_of(prior: str) -> list[Part]:
     """What makes a prior, in order: `tiny`, which ships, or `world`, the one of 256 px."""
     if prior == "tiny":
-        warmup, adapter = Path("runs/survival/warmup"), "runs/tiny/adapter/adapter.ckpt"
-        fit = ("megasr.cli", "fit", "--config", str(HERE / "survival/warmup.yaml"))
-        ship = ("experiments.tiny.ship_adapter", str(warmup / LAST), "--output", adapter)
+        run, adapter = Path("runs/tiny/controlnet_only"), "runs/tiny/adapter/adapter.ckpt"
+        fit = ("megasr.cli", "fit", "--config", str(HERE / "tiny/controlnet_only.yaml"))
+        ship = ("experiments.tiny.ship_adapter", str(run / LAST), "--output", adapter)
         return [
             pretraining("tiny/vae.yaml", 20),
             pretraining("tiny/clip.yaml", 8),
@@ -70,7 +70,7 @@ def parts_of(prior: str) -> list[Part]:
             pretraining("tiny/extractors.yaml", 20),
             pretraining("tiny/pgft_extractors.yaml", 56),
             pretraining("tiny/pgft_clip.yaml", 10),
-            Part("survival/warmup.yaml", 20, Path(adapter), (fit, ship), warmup),
+            Part("tiny/controlnet_only.yaml", 20, Path(adapter), (fit, ship), run),
         ]
     latents = ["--vae", "runs/world/vae", "--photos", PHOTOGRAPHS, "--size", "128", "--scene-size", "128"]
     return [

@@ -1,7 +1,7 @@
 """What a pass over 10^8 images on 256 GPUs takes: arithmetic on what was measured, counted and assumed.
 
     python -m experiments.benchmarks.scaling_plan --folder photographs_512px --output scaling_plan.json
-    python -m experiments.benchmarks.scaling_plan --table scaling_plan.json --write docs/scaling.md
+    python -m experiments.benchmarks.scaling_plan --table scaling_plan.json > results/scaling_plan.md
 
 Every row of the table says how it is known:
 
@@ -37,11 +37,9 @@ from data_pipelines.samples import Sample, degrade
 from data_pipelines.workers import use_one_thread
 from experiments.benchmarks.record import publish, read_record
 from experiments.benchmarks.shard_order import TAGS_BYTES
-from experiments.tables import replace_block
 from megasr.commands.doctor import read_setup
 from megasr.commands.lightning_cli import read_fit
 from megasr.errors import UsageError
-from megasr.files import write_whole
 from megasr.image_decoding import list_images
 from megasr.images import decode_image, read_image
 from megasr.training.memory_plan import Planner
@@ -49,7 +47,6 @@ from megasr.training.memory_setup import TrainingSetup
 
 Amount = TypeVar("Amount", float, pd.Series)
 RECIPES = {"SD 2.1": "experiments/sd21/megasr.yaml", "SD 3.5 medium": "experiments/sd35/megasr.yaml"}
-BLOCK = "scaling plan"
 _SIZE_PX = 512
 _TAR_BLOCK = 512  # bytes; a member has a header of one block and is padded to whole blocks
 _EXTRACTED = ("hed", "depth_small", "segmentation")  # the recipes'; the vision tower is in the traced step
@@ -310,22 +307,17 @@ def table(record: Mapping[str, Any]) -> str:
 
 
 def main() -> None:
-    """Measure, count, plan and publish; or write the table of a record."""
+    """Measure, count, plan and publish; or print the table of a record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, help=f"photographs of at least {_SIZE_PX} px")
     parser.add_argument("--output", type=Path, help="file for the JSON")
     parser.add_argument("--table", type=Path, metavar="RECORD", help="print the table of a record instead")
-    parser.add_argument("--write", type=Path, metavar="FILE", help="with --table: write it between the marks of a file")
     for field in fields(Assumed):
         kind = type(field.default)
         parser.add_argument(f"--{field.name.replace('_', '-')}", type=kind, default=field.default, help="%(default)s")
     options = vars(parser.parse_args())
     if options["table"] is not None:
-        text = table(json.loads(options["table"].read_text()))
-        if options["write"] is None:
-            print(text)
-        else:
-            write_whole(options["write"], replace_block(options["write"].read_text(), text, BLOCK).encode())
+        print(table(json.loads(options["table"].read_text())))
         return
     if options["folder"] is None:
         parser.error("--folder or --table is needed")

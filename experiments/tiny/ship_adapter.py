@@ -54,7 +54,7 @@ def credit(photographs: Path) -> str:
 def main() -> None:
     """Read, slim, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path, help="such as runs/survival/warmup/last.ckpt")
+    parser.add_argument("checkpoint", type=Path, help="such as runs/tiny/controlnet_only/last.ckpt")
     parser.add_argument("--output", type=Path, default=SHIPPED["tiny"], help="default: the shipped file of `tiny`")
     parser.add_argument("--photographs", type=Path, help="folder of those in its training data")
     parser.add_argument("--color-fix", default="none", help="model.sampler.color_fix of every restoration")

@@ -100,6 +100,16 @@ def test_direction_decides_what_is_better() -> None:
     assert "good: worse than none in gmsd; exploratory: lower psnr_y." in make_report(_result(down, good=-0.5)).findings
 
 
+@pytest.mark.parametrize("metric", ["psnr_y", "gmsd"])
+def test_what_is_kept_of_the_positive_controls_gain_is_said(metric: str) -> None:
+    study = replace(STUDY, primary_metric=metric)
+    (line,) = (note for note in make_report(_result(study, good=0.5)).notes if note.startswith("Of what oracle gains"))
+    share, low, high = (int(number) for number in re.search(r"good (\d+)% \[(\d+)%, (\d+)%\]", line).groups())  # type: ignore[union-attr]
+    assert 40 < low < share < high < 60
+    assert "noise" not in line, "a control"
+    assert not any("Of what oracle" in note for note in make_report(_result(study, oracle=0.0, good=0.5)).notes)
+
+
 def test_where_a_type_helps_is_told_by_what_its_maps_show(tmp_path: Path) -> None:
     made = _result()
     gains = [replace(run, rows=[{**row, "psnr_y": row["psnr_y"] + (i % 2)} for i, row in enumerate(run.rows)])
