@@ -204,7 +204,7 @@ class MegaSR(nn.Module):
         """Rebuild from a checkpoint of `megasr fit`, with the averaged weights when EMA was on.
 
         Args:
-            path: the checkpoint; `tiny` is the shipped one.
+            path: the checkpoint; `tiny-one-step` and `tiny` ship.
             prior: where the prior lies on this machine; None takes the source that was trained with.
             changes: constructor arguments to replace, such as sampler.
 

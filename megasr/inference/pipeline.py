@@ -196,7 +196,7 @@ class MegaSRPipeline:
         """Load a checkpoint.
 
         Args:
-            path: checkpoint written by `megasr fit` or a study, or `tiny`, the shipped ControlNet of the tiny prior.
+            path: checkpoint written by `megasr fit` or a study, or one that ships: `tiny-one-step` or `tiny`.
             prior: where the prior lies; None takes the source it was trained with.
             sampler: replaces the sampler of the run.
             device: where to run.
@@ -452,7 +452,11 @@ def load_export(folder: str | Path, prior: str | None = None) -> MegaSR:
     folder = Path(folder)
     if not is_exported(folder):
         last = folder / "last.ckpt"
-        hint = f"a run's checkpoint is {last}" if last.is_file() else "see megasr export --help"
+        hint = (
+            f"a run's checkpoint is {last}"
+            if last.is_file()
+            else "from_checkpoint is for checkpoints, tiny-one-step too"
+        )
         raise MegaSRError(f"{folder}: not an exported adapter, it lacks {WEIGHTS} or {CONFIG}; {hint}")
     try:
         config = json.loads((folder / CONFIG).read_text())
