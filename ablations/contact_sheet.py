@@ -77,7 +77,7 @@ def _rows(result: StudyResult, one: EvaluationSet, metric: MetricSpec, columns: 
         sources = [folders[0] / "lq", *(folder / "sr" for folder in folders), *(source for source, _ in truth)]
         pictures = [read_image(source / f"{key}.png") for source in sources]
         captions = [
-            (key, False),
+            (key if len(result.sets) == 1 else f"{one.name}: {key}", False),
             *_captions([of[key] for of in scores], metric, baselines),
             *(text for _, text in truth),
         ]

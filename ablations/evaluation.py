@@ -265,6 +265,8 @@ def check_sets(
     factor = recipe["init_args"].get("scale_factor")
     for one in sets:
         if one.data is None:
+            if 1 in (one.limit, recipe["init_args"].get("eval_samples")):
+                raise UsageError(f"evaluation set {one.name} has one image: intervals need two photographs or more")
             continue
         data = open_set(one, recipe, components)
         if factor is not None and data.scale_factor != factor:

@@ -88,6 +88,8 @@ class Study:
         for control in self.controls:
             if control not in names[1:]:
                 raise unknown_name(f"control of study {self.name}", control, names[1:])
+            if (kind := self.controls[control]) not in ("negative", "positive"):
+                raise UsageError(f"study {self.name}: control {control} must be negative or positive, got {kind!r}")
 
     def ablation(self, name: str) -> Ablation:
         """The ablation (or the reference) of this name. Raises UsageError with the nearest names."""

@@ -74,18 +74,17 @@ def share_of_gain(
         ).excludes_zero
 
     share = float(gain.mean() / whole.mean())
-    low, high = (_last(lambda distance, side=side: possible(share + side * distance)) for side in (-1, 1))
-    return share, share - low, share + high
+    return share, share - _reach(possible, share, -1), share + _reach(possible, share, 1)
 
 
-def _last(possible: Callable[[float], bool]) -> float:
-    """The distance from 0 up to which a thing is possible, to _STEP; infinite beyond _FARTHEST."""
+def _reach(possible: Callable[[float], bool], share: float, side: int) -> float:
+    """How far from a share to one side others are possible, to _STEP; infinite beyond _FARTHEST."""
     inside, outside = 0.0, 0.05
-    while possible(outside):
+    while possible(share + side * outside):
         inside, outside = outside, outside * 2
         if inside > _FARTHEST:
             return float("inf")
     while outside - inside > _STEP:
         middle = (inside + outside) / 2
-        inside, outside = (middle, outside) if possible(middle) else (inside, middle)
+        inside, outside = (middle, outside) if possible(share + side * middle) else (inside, middle)
     return inside

@@ -6,6 +6,7 @@ import hashlib
 import os
 import re
 import shutil
+import tempfile
 import warnings
 import zipfile
 from collections.abc import Iterator
@@ -162,6 +163,12 @@ def identify_folder(folder: Path) -> str:
     return digest.hexdigest()[:12]
 
 
+def check_page(option: str, path: Path) -> None:
+    """Raises UsageError when a page would be written over something else, such as a photograph."""
+    if path.is_dir() or path.suffix.lower() not in (".html", ".htm"):
+        raise UsageError(f"{option} {path}: name an HTML file, which ends in .html")
+
+
 def remove_parts(folder: Path) -> None:
     """Remove what killed processes left in a folder; hold its lock, a living one may be writing."""
     for part in folder.glob(f"*{PART}"):
@@ -205,7 +212,7 @@ def write_whole_folder(folder: Path, keep: Path | None = None) -> Iterator[Path]
         keep: where the one goes that was there; None removes it.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary, old = part_of(folder), keep or folder.with_name(f"{folder.name}.old")
+    temporary = part_of(folder)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
@@ -215,9 +222,14 @@ def write_whole_folder(folder: Path, keep: Path | None = None) -> Iterator[Path]
         raise
     if folder.is_file():
         folder.unlink()
-    if folder.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        folder.rename(old)
+    if not folder.exists():
+        temporary.rename(folder)
+        return
+    if keep is not None:
+        shutil.rmtree(keep, ignore_errors=True)
+    # A name that can be guessed may be somebody's folder.
+    room = None if keep is not None else Path(tempfile.mkdtemp(prefix=f"{folder.name}.old-", dir=folder.parent))
+    folder.rename(keep or room / folder.name)  # type: ignore[operator]
     temporary.rename(folder)
-    if keep is None:
-        shutil.rmtree(old, ignore_errors=True)
+    if room is not None:
+        shutil.rmtree(room, ignore_errors=True)

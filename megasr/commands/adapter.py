@@ -31,7 +31,11 @@ def add_parser(commands: Any) -> None:
     export.add_argument("source", metavar="RUN", help=f"a run's folder, a checkpoint, or shipped: {', '.join(SHIPPED)}")
     export.add_argument("output", type=Path, metavar="OUT", help="the folder; an exported one is replaced")
     export.add_argument("--prior", help=f"{_PRIOR}; default: the training's")
-    export.add_argument("--include-prior", action="store_true", help="copy the prior too: nothing else is needed then")
+    export.add_argument(
+        "--include-prior",
+        action="store_true",
+        help="copy the prior too; extractors and CLIP that are folders stay where they are",
+    )
     export.set_defaults(run=run_export, passes_options_on=False)
 
     text = "count trained and frozen parameters of an adapter, part by part, and its sites"

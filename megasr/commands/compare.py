@@ -21,6 +21,7 @@ from megasr.commands.evaluate import (
     usable_device,
 )
 from megasr.errors import UsageError
+from megasr.files import check_page
 
 if TYPE_CHECKING:
     from megasr.evaluation.evaluator import Evaluation, Evaluator
@@ -128,8 +129,7 @@ def _checked_labels(arguments: argparse.Namespace) -> list[str]:
     quality = arguments.webp_quality
     if quality is not None and not 0 <= quality <= 100:
         raise UsageError(f"--webp-quality is {quality}, must be from 0 to 100")
-    if arguments.out.is_dir():
-        raise UsageError(f"--out {arguments.out} is a folder: name the HTML file")
+    check_page("--out", arguments.out)
     if arguments.labels is None:
         return default_labels(arguments.folders)
     if len(arguments.labels) != len(arguments.folders):

@@ -46,6 +46,8 @@ def check_metrics(protocol: str, metrics: str | None) -> list[str] | None:
     from megasr.evaluation.protocol import get_protocol
 
     chosen, names = get_protocol(protocol), None if metrics is None else list(split_names(metrics))
+    if names == []:
+        raise UsageError(f"--metrics {metrics!r} names none: write A,B, or leave it out for all")
     for name in names or ():
         chosen.metric(name)
     return names
@@ -115,7 +117,7 @@ def describe(evaluation: Evaluation) -> list[str]:
             lines.append(f"  {name:<{width}} {'↑' if metric.higher_is_better else '↓'} {values[name]:9.4f}{interval}")
     lines += [f"  {name:<{width}}   skipped: {why}" for name, why in evaluation.skipped.items()]
     if evaluation.intervals:
-        lines.append("intervals: 95 %, bootstrap over photographs")
+        lines.append("intervals: 95 %, over photographs")
     if "fid" in evaluation.set_values and (text := caveat(count)):
         lines.append(f"note: {text}")
     for name in altered_files(evaluation.provenance.get("weights", {})):

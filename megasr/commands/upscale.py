@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megasr.errors import MegaSRError, UsageError, printable
+from megasr.files import check_page, locked_folder
 from megasr.training.folders import SHIPPED, find_checkpoint
 
 if TYPE_CHECKING:
@@ -83,8 +84,8 @@ def check_positive(arguments: argparse.Namespace, *names: str) -> None:
         raise UsageError(f"--tile is {arguments.tile}, must be greater than 0, or 0 for whole images")
     for name in names:
         value = getattr(arguments, name)
-        if value is not None and value <= 0:
-            raise UsageError(f"--{name.replace('_', '-')} is {value}, must be greater than 0")
+        if value is not None and not 0 < value < math.inf:
+            raise UsageError(f"--{name.replace('_', '-')} is {value}, must be a number greater than 0")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -95,12 +96,11 @@ def run(arguments: argparse.Namespace) -> None:
         MegaSRError: the checkpoint or the prior cannot be read, or an image failed; the others are done.
     """
     check_positive(arguments, "steps", "batch_size", "max_pixels", "scale_factor")
-    if arguments.compare is not None and (arguments.compare.is_dir() or not arguments.compare.suffix):
-        raise UsageError(f"--compare {arguments.compare}: name an HTML file")
+    if arguments.compare is not None:
+        check_page("--compare", arguments.compare)
     strengths = _strengths(arguments.strength)
     _check_inputs(arguments.inputs)
     find_checkpoint(arguments.checkpoint)
-    from megasr.files import locked_folder
     from megasr.inference.upscale import is_one_file, list_jobs, load_pipeline
 
     jobs = list_jobs(arguments.inputs, arguments.output, arguments.format and f".{arguments.format}")
@@ -111,13 +111,15 @@ def run(arguments: argparse.Namespace) -> None:
         _show_plan(plan, load_pipeline(settings, arguments.device[0]), settings)
         return
     _check_writable(arguments.output.parent if folder is None else folder)
+    if arguments.compare is not None:
+        _check_writable(arguments.compare.parent)
     with locked_folder(folder) if folder else nullcontext():
         plan = _plan(jobs, settings, arguments.overwrite)
         failed = {outcome.job: outcome.error for outcome in _upscale(plan, settings, arguments) if outcome.error}
-    if arguments.compare:
-        _compare([job for job in jobs if job not in failed], arguments)
     for job, error in failed.items():
         print(printable(f"failed: {job.source}: {error}"), file=sys.stderr)
+    if arguments.compare:
+        _compare([job for job in jobs if job not in failed], arguments)
     if failed:
         raise MegaSRError(f"{len(failed)} of {len(jobs)} images failed; they are listed above")
 
@@ -127,6 +129,8 @@ def _strengths(text: str) -> dict[str, float]:
     strengths = {}
     for item in filter(None, text.split(",")):
         name, _, value = item.strip().partition("=")
+        if name in strengths:
+            raise UsageError(f"--strength names {name} twice")
         try:
             strengths[name] = float(value)
         except ValueError as error:

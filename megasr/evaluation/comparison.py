@@ -39,7 +39,8 @@ class Difference:
     Attributes:
         metric: its name.
         interval: of the mean difference.
-        verdict: "better", "worse", or "no difference shown" when the interval holds zero or p is not below ALPHA.
+        verdict: "better", "worse", "no difference shown" when the interval holds zero, or "too few photographs" when
+            it does not, but p is not below ALPHA: so few never show anything.
     """
 
     metric: str
@@ -74,6 +75,8 @@ def paired_differences(evaluation: Evaluation, other: Evaluation) -> list[Differ
         better = (interval.mean > 0) == protocol.metric(name).higher_is_better
         shown = interval.excludes_zero and interval.p_value < ALPHA  # few photographs never show anything
         verdict = ("better" if better else "worse") if shown else "no difference shown"
+        if interval.excludes_zero and not shown:
+            verdict = "too few photographs"
         differences.append(Difference(name, interval, verdict))
     return differences
 
@@ -193,7 +196,9 @@ def load_template(name: str, *folders: tuple[str, str]) -> Template:
 
 def _csp_hash(text: str) -> Markup:
     """The hash by which a Content-Security-Policy permits one inline element (CSP level 3, 2.3.1)."""
-    return Markup(f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'")
+    return Markup(
+        f"'sha256-{base64.b64encode(hashlib.sha256(text.encode('utf-8', 'surrogateescape')).digest()).decode()}'"
+    )
 
 
 def write_page(

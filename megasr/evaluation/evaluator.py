@@ -35,7 +35,7 @@ class Evaluation:
         fingerprint: of the protocol. Numbers of different fingerprints may not be compared.
         rows: one {"key", metric: value} per image, in the order of the set.
         means: metric -> mean over the images, in the order of the protocol.
-        intervals: metric -> 95 % bootstrap interval of the mean over photographs; empty for a single photograph.
+        intervals: metric -> 95 % interval of the mean over photographs; empty for a single photograph.
         set_values: metric of the whole set (FID, KID) -> value.
         skipped: metric -> why it was not taken.
         data: name of the benchmark set, None when the images are none.

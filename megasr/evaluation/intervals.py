@@ -92,8 +92,9 @@ class Interval:
         low: lower end of the interval.
         high: upper end.
         p_value: two-sided, of the same method: below 1 - confidence exactly when the interval excludes zero, or lies
-            beyond the smallest difference that counts. At least 2 / (resamples + 1), and at least 2 / 2**photographs,
-            the smallest p-value of a sign-flip test: with five photographs or fewer it stays above 0.05.
+            beyond the smallest difference that counts; but at least 2 / (resamples + 1), and at least
+            2 / 2**photographs, the smallest p-value of a sign-flip test, so that five photographs or fewer decide
+            nothing.
         photographs: independent photographs behind it.
         seeds: seeds behind it; with one seed the interval says nothing about other seeds.
         photo_error: standard error from the photographs.

@@ -243,7 +243,7 @@ def _notes(
     if len(evaluations) > 1:
         notes.append("Best bold, second underlined, among the methods measured here.")
     if intervals and any(evaluation.intervals for _, evaluation in evaluations):
-        notes.append("In brackets: 95 % bootstrap interval of the mean over photographs.")
+        notes.append("In brackets: 95 % interval of the mean over photographs.")
     if note := version_note([evaluation for _, evaluation in evaluations]):
         notes.append(f"WARNING: {note}.")
     skipped = [(name, why, label) for label, evaluation in evaluations for name, why in evaluation.skipped.items()]

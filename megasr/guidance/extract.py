@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from pathlib import Path
 from typing import Literal
 
@@ -239,11 +240,13 @@ def check_strengths(strengths: Mapping[str, float], default: Mapping[str, float]
     Raises:
         UsageError: a type is none of the adapter's, or a strength is out of range.
     """
+    if not isinstance(strengths, Mapping):
+        raise UsageError(f"guidance must be strengths by type, such as {{'hed': 0.5}}, got {strengths!r}")
     for name, strength in strengths.items():
         if name not in default:
             known = ", ".join(default) or "no guidance"
             raise UsageError(f"guidance strength of {name}: the adapter was trained with {known}")
-        if not 0 <= strength <= MAX_STRENGTH:
+        if not isinstance(strength, Real) or not 0 <= strength <= MAX_STRENGTH:
             raise UsageError(f"guidance strength of {name} must be from 0 to {MAX_STRENGTH:g}, got {strength}")
     return {**default, **{name: float(strength) for name, strength in strengths.items()}}
 

@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import nn
 
 from megasr.batch import SRBatch, check_range, extremes
@@ -109,7 +109,7 @@ def tiling_of(tiling: Tiling | None, size: Sequence[int], scale: float) -> Tilin
 def to_tensors(image: AnyImage | Sequence[AnyImage]) -> list[torch.Tensor]:
     """Every image as lq (3, h, w) float32 in [0, 1] on the CPU; see MegaSRPipeline.__call__.
 
-    A PIL image of any mode is converted to RGB: an alpha channel is dropped.
+    A PIL image is turned as its EXIF says and converted to RGB: an alpha channel is dropped.
 
     Raises:
         UsageError: there is no image, or one is of another kind, shape or range.
@@ -125,7 +125,7 @@ def to_tensors(image: AnyImage | Sequence[AnyImage]) -> list[torch.Tensor]:
 
 def _to_tensor(image: Any, name: str) -> torch.Tensor:
     if isinstance(image, Image.Image):
-        lq = from_uint8(np.asarray(image.convert("RGB")))
+        lq = _from_pil(image, name)
     elif isinstance(image, np.ndarray):
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
             raise UsageError(f"{name}: an array must be (h, w, 3) uint8 RGB, got {image.dtype} of shape {image.shape}")
@@ -143,6 +143,15 @@ def _to_tensor(image: Any, name: str) -> torch.Tensor:
         raise UsageError(f"{name}: has no pixels, its shape is {tuple(lq.shape)}")
     check_range(extremes(lq), name)
     return lq
+
+
+def _from_pil(image: Image.Image, name: str) -> torch.Tensor:
+    if image.mode.startswith("I;16"):  # convert("RGB") would clip it to white
+        grey = torch.from_numpy(np.asarray(image).astype(np.float32) / 65535)
+        return grey.expand(3, -1, -1)
+    if image.mode in ("I", "F"):
+        raise UsageError(f"{name}: its mode is {image.mode!r}, whose range is not known; convert it to RGB or I;16")
+    return from_uint8(np.asarray(ImageOps.exif_transpose(image).convert("RGB")))
 
 
 @dataclass(frozen=True)
@@ -434,6 +443,8 @@ def save_export(system: MegaSR, folder: Path, include_prior: bool) -> None:
 
     if folder.exists() and not is_exported(folder) and not (folder.is_dir() and not any(folder.iterdir())):
         raise UsageError(f"{folder} exists and is not an exported adapter: choose another folder")
+    if others := sorted({path.name for path in folder.glob("*")} - {WEIGHTS, CONFIG, CARD, PRIOR}):
+        raise UsageError(f"{folder} holds more than an exported adapter ({', '.join(others)}): choose another folder")
     try:
         with write_whole_folder(folder) as temporary:
             state = adapter_parameters(system)

@@ -112,6 +112,8 @@ def list_jobs(inputs: Sequence[str], output: Path, ending: str | None = None) ->
         target = job.target.resolve()
         if target in sources:
             raise UsageError(f"{job.target} would be written over an image that is to be upscaled: name another output")
+        if taken.get(target) == job.source:
+            raise UsageError(f"{job.source} is named twice")
         if target in taken:
             raise UsageError(f"{taken[target]} and {job.source} would both be written to {job.target}: rename one")
         taken[target] = job.source
@@ -142,6 +144,9 @@ def _expand(text: str, output: Path) -> list[tuple[Path, Path]]:
     return [(image, Path(image.name)) for image in images]
 
 
+_MADE = {"name", "content", "source", "settings"}
+
+
 class MadeFiles:
     """The record of a folder, a JSON line per file of sr: interrupted runs go on, foreign files are not overwritten.
 
@@ -153,12 +158,12 @@ class MadeFiles:
 
     @cached_property
     def _known(self) -> list[dict[str, Any]]:
-        lines = self._path.read_text().splitlines() if self._path.is_file() else []
+        lines = self._path.read_text(errors="replace").splitlines() if self._path.is_file() else []
         known = []
         for line in lines:
             with suppress(ValueError):  # cut short by a crash
                 known.append(json.loads(line))
-        return known
+        return [line for line in known if isinstance(line, dict) and line.keys() >= _MADE]
 
     def add(self, target: Path, content: bytes, source: bytes, settings: dict[str, Any]) -> None:
         """Record a file that is about to be written.

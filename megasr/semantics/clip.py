@@ -195,6 +195,8 @@ def find_clip(source: str) -> Path:
 def load_open_clip(source: str) -> Any:
     """The open_clip model behind load_clip."""
     folder = find_clip(source)
+    if not folder.is_dir():
+        raise MegaSRError(f"CLIP {source!r}: there is no such folder, seen from {Path.cwd()}")
     absent = [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]
     if absent:
         raise MegaSRError(f"CLIP {source!r}: {folder} lacks {', '.join(absent)}")

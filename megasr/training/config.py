@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Literal
@@ -38,8 +39,10 @@ class CriticConfig:
         object.__setattr__(self, "timesteps", check_interval(self.timesteps, "objective.critic.timesteps"))
         if self.lora_rank < 1:
             raise UsageError(f"objective.critic.lora_rank must be at least 1, got {self.lora_rank}")
-        if not self.learning_rate > 0:
+        if not 0 < self.learning_rate < math.inf:
             raise UsageError(f"objective.critic.learning_rate must be positive, got {self.learning_rate}")
+        if not 0 <= self.guidance_scale < math.inf:
+            raise UsageError(f"objective.critic.guidance_scale must not be negative, got {self.guidance_scale}")
 
 
 # Which terms read a field of the critic.
@@ -163,8 +166,13 @@ class OptimizerConfig:
     state_bits: Literal[8] | None = None
 
     def __post_init__(self) -> None:
-        if not self.learning_rate > 0:
+        if not 0 < self.learning_rate < math.inf:
             raise UsageError(f"optimizer.learning_rate must be positive, got {self.learning_rate}")
+        if not 0 <= self.weight_decay < math.inf:
+            raise UsageError(f"optimizer.weight_decay must not be negative, got {self.weight_decay}")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UsageError(f"optimizer.{name} must be in [0, 1), got {getattr(self, name)}")
         if self.warmup_steps < 0:
             raise UsageError(f"optimizer.warmup_steps must not be negative, got {self.warmup_steps}")
         if not 0 <= self.decay_share <= 1:

@@ -263,6 +263,8 @@ class MegaSRModule(MegaSR, lightning.LightningModule):
     def training_step(self, batch: SRBatch, batch_index: int) -> dict[str, torch.Tensor]:
         """The mean loss, and for callbacks the loss, timestep and dropout of every sample."""
         step = self.global_step
+        if "lq" not in batch:
+            raise UsageError("the training images come without lq: data.degradation names how it is made")
         batch = draw_dropout(batch, self.objective, self.adapter.guidance, self.seed, step)
         lq_up = upsample_lq(batch["lq"], self.scale_factor)
         prompts, maps = self._drop_conditions(batch, lq_up)

@@ -222,6 +222,11 @@ def find_prior(source: str) -> Path:
     """
     if source == "tiny":
         return TINY_FOLDER
+    if source.count("/") > 1 and not Path(source).is_dir():  # no hub id
+        raise MegaSRError(
+            f"prior {source}: there is no such folder, seen from {Path.cwd()}; --prior (model.prior in a recipe) names "
+            "another place"
+        )
     return Path(source) if Path(source).is_dir() else require(source)
 
 

@@ -105,7 +105,7 @@ def test_a_run_that_died_before_its_file_appeared_makes_it_again(tmp_path, calls
     (tmp_path / "out/a.png").unlink()
     (tmp_path / "out/a.png.123.part").write_bytes(b"half")
     with (tmp_path / "out" / MADE_FILE).open("a") as file:
-        file.write('{"name": "cut sho')
+        file.write('3\n{"name": "a.png"}\n{"name": "cut sho')  # damaged, and interrupted
     assert upscale(tmp_path / "in", tmp_path / "out") == 0
     assert len(calls) == 2
     assert made(tmp_path / "out") == ["a.png", MADE_FILE]
@@ -299,6 +299,7 @@ def test_files_folders_and_globs(tmp_path, monkeypatch):
         (["a.png"], "sr.jp2", r"sr\.jp2: must end in one of"),
         (["in"], "a.png", r"a\.png is a file"),
         (["in", "a.png"], "out", r"in/a\.png and a\.png would both be written to out/a\.png: rename one"),
+        (["in", "in"], "out", r"in/a\.png is named twice"),
         (["in"], "in", r"in/a\.png would be written over an image"),
         (["a.png"], "a.png", "would be written over"),
     ],
@@ -322,6 +323,9 @@ def test_inputs_and_outputs_that_do_not_go_together(inputs, output, says, tmp_pa
         (("--tags", "a cat"), 2, "trained without text, words do nothing"),
         (("--preset", "fast", "--steps", "3"), 2, "give one of them"),
         (("--compare", "folder"), 2, "--compare folder: name an HTML file"),
+        (("--compare", "photo.png"), 2, "--compare photo.png: name an HTML file, which ends in .html"),
+        (("--scale-factor", "nan"), 2, "--scale-factor is nan, must be a number greater than 0"),
+        (("--strength", "hed=1,hed=0"), 2, "--strength names hed twice"),
         (("--device", "cuda:77"), 2, "--device cuda:77 cannot be used"),
     ],
 )

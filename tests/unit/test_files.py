@@ -48,6 +48,7 @@ def test_a_home_that_is_not_known_is_said(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     folder = tmp_path / "new" / "folder"
+    (tmp_path / "new" / "folder.old").mkdir(parents=True)  # somebody's
     for name in ("first", "second"):
         with write_whole_folder(folder) as temporary:
             (temporary / name).touch()
@@ -56,7 +57,7 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
         (temporary / "third").touch()
         raise ZeroDivisionError
     assert [path.name for path in folder.iterdir()] == ["second"]
-    assert [path.name for path in folder.parent.iterdir()] == ["folder"]
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["folder", "folder.old"]
 
 
 def test_a_place_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:

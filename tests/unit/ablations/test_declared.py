@@ -76,6 +76,7 @@ def test_the_study_of_mmsr_s_claim(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"question": None}, "mine.yaml: study.question must be text, got None"),
+        ({"combinations": {"of": ["hed"]}, "controls": {"hed": "neg"}}, "hed must be negative or positive, got 'neg'"),
         ({}, "study mine compares nothing: give combinations, axes or ablations"),
         ({"combinations": {"off": ["hed"]}}, "unknown key of study.combinations in mine.yaml 'off'; did you mean of"),
         ({"combinations": {"of": "hed"}}, "study.combinations.of must be a list, got 'hed'"),

@@ -62,7 +62,7 @@ def test_metrics_in_common_are_needed(tmp_path: Path) -> None:
 
 def test_few_photographs_show_nothing_however_clear_they_look() -> None:
     better = [x + 1 + 0.01 * i for i, x in enumerate(BASE)]
-    for count, verdict in ((5, "no difference shown"), (6, "better")):
+    for count, verdict in ((5, "too few photographs"), (6, "better")):
         (found,) = paired_differences(_evaluation(psnr_y=better[:count]), _evaluation(psnr_y=BASE[:count]))
         assert found.interval.excludes_zero
         assert found.verdict == verdict

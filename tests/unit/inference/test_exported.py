@@ -66,6 +66,10 @@ def test_a_folder_with_something_else_is_not_replaced(pipeline, folder, tmp_path
     with pytest.raises(UsageError, match="photos exists and is not an exported adapter"):
         pipeline.save_pretrained(tmp_path / "photos")
     pipeline.save_pretrained(folder)  # its own kind is
+    (folder / "notes.txt").write_text("mine")
+    with pytest.raises(UsageError, match=r"holds more than an exported adapter \(notes.txt\)"):
+        pipeline.save_pretrained(folder)
+    (folder / "notes.txt").unlink()
     assert (tmp_path / "photos" / "a.txt").read_text() == "mine"
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from megasr.batch import SRBatch
 from megasr.errors import MegaSRError, UsageError
-from megasr.inference.pipeline import MegaSRPipeline
+from megasr.inference.pipeline import MegaSRPipeline, to_tensors
 from megasr.networks.config import AdapterConfig
 from megasr.training.config import SamplerConfig
 from tests.helpers.inference import GUIDANCE, loud_pipeline, photograph
@@ -51,6 +51,20 @@ def test_grey_and_transparent_pictures_become_rgb(pipeline):
         image = Image.new(mode, (8, 8), value)
         expected = pipeline(image.convert("RGB"), output_type="np").images
         assert np.array_equal(pipeline(image, output_type="np").images, expected), mode
+
+
+def test_sixteen_bits_and_turned_pictures_are_what_they_show(pipeline, tmp_path):
+    deep = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000
+    expected = torch.from_numpy(deep.astype(np.float32) / 65535).expand(3, 8, 8)
+    assert torch.equal(to_tensors(Image.fromarray(deep))[0], expected)
+    with pytest.raises(UsageError, match="its mode is 'F', whose range is not known"):
+        pipeline(Image.new("F", (8, 8)))
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 12, 3), dtype=np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees
+    picture.save(tmp_path / "turned.png", exif=exif)
+    upright = picture.transpose(Image.Transpose.ROTATE_270)
+    assert torch.equal(to_tensors(Image.open(tmp_path / "turned.png"))[0], to_tensors(upright)[0])
 
 
 def test_mixed_sizes_and_the_batch_do_not_matter(pipeline, lq, sr):
@@ -133,6 +147,8 @@ def test_a_callback_may_change_the_latents(pipeline, lq, sr):
         ({"guidance": {"depth": 1}}, "depth: the adapter was trained with canny, saliency, superpixel"),
         ({"guidance": {"canny": -1}}, "from 0 to 2, got -1"),
         ({"guidance": {"canny": float("nan")}}, "got nan"),
+        ({"guidance": ["canny"]}, r"strengths by type, such as \{'hed': 0.5\}, got \['canny'\]"),
+        ({"guidance": {"canny": None}}, "from 0 to 2, got None"),
         ({"preset": "best"}, "unknown preset 'best'"),
         ({"preset": "fast", "num_inference_steps": 3}, "give one of them"),
         ({"num_inference_steps": 0}, "num_steps must be from 1"),

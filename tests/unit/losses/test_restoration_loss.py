@@ -325,6 +325,7 @@ def test_a_denoiser_cannot_start_from_the_noiseless_latent():
         ({"timesteps": (0.5, 0.2)}, "objective.critic.timesteps must be two ascending fractions"),
         ({"lora_rank": 0}, "objective.critic.lora_rank must be at least 1, got 0"),
         ({"learning_rate": 0.0}, "objective.critic.learning_rate must be positive"),
+        ({"guidance_scale": float("nan")}, "objective.critic.guidance_scale must not be negative, got nan"),
     ],
 )
 def test_critics_that_cannot_be(changes, message):
