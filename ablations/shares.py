@@ -41,7 +41,7 @@ def shares_kept(result: StudyResult, pool: SeedPool | None) -> list[str]:
         if paired_bootstrap(whole, keys, generator, resamples=_RESAMPLES, pool=pool).low <= 0:
             continue
         kept = []
-        for name in (ablation.name for ablation in study.ablations if ablation.name not in study.controls):
+        for name in (ablation.name for ablation in study.ablations if ablation.name != control):
             share, low, high = share_of_gain(gain(name)[0], whole, keys, pool)
             kept.append(f"{name} {share:z.0%} [{low:z.0%}, {high:z.0%}]")
         if kept:

@@ -1,7 +1,9 @@
 """What a pass over 10^8 images on 256 GPUs takes: arithmetic on what was measured, counted and assumed.
 
     python -m experiments.benchmarks.scaling_plan --folder photographs_512px --output scaling_plan.json
-    python -m experiments.benchmarks.scaling_plan --table scaling_plan.json > results/scaling_plan.md
+    python -m experiments.benchmarks.scaling_plan --table scaling_plan.json
+
+The second prints the table; experiments/benchmarks/results/scaling_plan.md keeps it.
 
 Every row of the table says how it is known:
 

@@ -106,7 +106,7 @@ def test_what_is_kept_of_the_positive_controls_gain_is_said(metric: str) -> None
     (line,) = (note for note in make_report(_result(study, good=0.5)).notes if note.startswith("Of what oracle gains"))
     share, low, high = (int(number) for number in re.search(r"good (\d+)% \[(\d+)%, (\d+)%\]", line).groups())  # type: ignore[union-attr]
     assert 40 < low < share < high < 60
-    assert "noise" not in line, "a control"
+    assert ", noise " in line and "oracle " not in line.partition(": ")[2]
     assert not any("Of what oracle" in note for note in make_report(_result(study, oracle=0.0, good=0.5)).notes)
 
 
