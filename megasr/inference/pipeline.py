@@ -146,12 +146,13 @@ def _to_tensor(image: Any, name: str) -> torch.Tensor:
 
 
 def _from_pil(image: Image.Image, name: str) -> torch.Tensor:
+    image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16"):  # convert("RGB") would clip it to white
         grey = torch.from_numpy(np.asarray(image).astype(np.float32) / 65535)
         return grey.expand(3, -1, -1)
     if image.mode in ("I", "F"):
         raise UsageError(f"{name}: its mode is {image.mode!r}, whose range is not known; convert it to RGB or I;16")
-    return from_uint8(np.asarray(ImageOps.exif_transpose(image).convert("RGB")))
+    return from_uint8(np.asarray(image.convert("RGB")))
 
 
 @dataclass(frozen=True)

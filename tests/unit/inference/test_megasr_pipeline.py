@@ -62,9 +62,10 @@ def test_sixteen_bits_and_turned_pictures_are_what_they_show(pipeline, tmp_path)
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 12, 3), dtype=np.uint8))
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by 90 degrees
-    picture.save(tmp_path / "turned.png", exif=exif)
-    upright = picture.transpose(Image.Transpose.ROTATE_270)
-    assert torch.equal(to_tensors(Image.open(tmp_path / "turned.png"))[0], to_tensors(upright)[0])
+    for image in (picture, Image.fromarray(deep[:4])):
+        image.save(tmp_path / "turned.png", exif=exif)
+        upright = image.transpose(Image.Transpose.ROTATE_270)
+        assert torch.equal(to_tensors(Image.open(tmp_path / "turned.png"))[0], to_tensors(upright)[0])
 
 
 def test_mixed_sizes_and_the_batch_do_not_matter(pipeline, lq, sr):
