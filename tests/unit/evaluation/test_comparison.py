@@ -186,13 +186,15 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert [method["label"] for method in data["methods"]] == ["A", "B"]
 
     folder_of(tmp_path / "a/sr", keys=("three",))
+    (tmp_path / "folder.html").mkdir()
     for options, says in [
         ([b], "lacks three"),
         ([b, "--labels", "A"], "--labels names 1 methods for 2 folders"),
         ([b, "--labels", "A", "A"], "change 'A'"),
         ([a], "given twice"),
         ([b, "--webp-quality", "101"], "--webp-quality is 101"),
-        ([b, "--out", b], "is a folder"),
+        ([b, "--out", b], "name an HTML file"),
+        ([b, "--out", str(tmp_path / "folder.html")], "folder.html"),
     ]:
         assert cli.main(["compare", a, *options, *([] if "--out" in options else ["--out", out])]) == 2
         assert says in capsys.readouterr().err
