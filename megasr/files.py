@@ -165,8 +165,10 @@ def identify_folder(folder: Path) -> str:
 
 def check_page(option: str, path: Path) -> None:
     """Raises UsageError when a page would be written over something else, such as a photograph."""
-    if path.is_dir() or path.suffix.lower() not in (".html", ".htm"):
+    if path.suffix.lower() not in (".html", ".htm"):
         raise UsageError(f"{option} {path}: name an HTML file, which ends in .html")
+    if path.is_dir():
+        raise UsageError(f"{option} {path} is a folder: name an HTML file")
 
 
 def remove_parts(folder: Path) -> None:

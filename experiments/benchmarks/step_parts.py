@@ -8,12 +8,13 @@ convolutions, attention; a multiply-add is two) and the bytes of its inputs and 
 observed steps.
 
     roof        what this machine reaches in the same run: a product of two square matrices in float32, and a copy
-    ms          seconds of the operations, in 1e-3; what Python does between them is in no row
+    ms          milliseconds of the operations; what Python does between them is in no row
     of_roof     the time that the operations or the bytes would take at the roof, whichever is longer, over the measured
     step        median of the steps that are not observed: forward, backward, clipping and optimizer, without reading
                 the batch. `of_roof` is the floating-point operations of a step at the matrix roof over this time.
 
-Backward counts for the part whose forward made it. Small operations stay in the cache, so that of_roof can exceed 1.
+Backward counts for the part whose forward made it. Extractors are outside of the module: "extraction and the rest" has
+them. Small operations stay in the cache, so that of_roof can exceed 1.
 """
 
 from __future__ import annotations

@@ -194,7 +194,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         ([a], "given twice"),
         ([b, "--webp-quality", "101"], "--webp-quality is 101"),
         ([b, "--out", b], "name an HTML file"),
-        ([b, "--out", str(tmp_path / "folder.html")], "folder.html"),
+        ([b, "--out", str(tmp_path / "folder.html")], "folder.html is a folder: name an HTML file"),
     ]:
         assert cli.main(["compare", a, *options, *([] if "--out" in options else ["--out", out])]) == 2
         assert says in capsys.readouterr().err
