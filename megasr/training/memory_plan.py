@@ -178,7 +178,7 @@ def trace_step(module: MegaSRModule, batch: SRBatch, setup: TrainingSetup, notes
     tracker = LiveBytes(512 if setup.on_gpu else 1)
     optimizer = module.configure_optimizers()["optimizer"]
     for group in optimizer.param_groups:
-        group["foreach"] = setup.on_gpu  # as torch chooses by itself on CUDA
+        group |= {"foreach": setup.on_gpu, "fused": not setup.on_gpu}  # as build_optimizer's is there
     trained = [p for p in module.parameters() if p.requires_grad]
     for parameter in trained:
         parameter.grad = torch.zeros_like(parameter)

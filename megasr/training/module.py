@@ -89,8 +89,10 @@ def build_optimizer(parameters: Iterable[nn.Parameter], config: OptimizerConfig)
     """
     trained = [p for p in parameters if p.requires_grad]
     settings = {"lr": config.learning_rate, "betas": (config.beta1, config.beta2), "weight_decay": config.weight_decay}
+    on_processor = trained[0].device.type == "cpu"
     if config.state_bits is None:
-        return torch.optim.AdamW(trained, **settings)
+        # On a GPU torch chooses by itself: Lightning's gradient scaler cannot clip before a fused step.
+        return torch.optim.AdamW(trained, **settings, fused=on_processor or None)
     if trained[0].device.type != "cuda":
         raise UsageError("model.optimizer.state_bits 8 needs a GPU; leave it out on the processor")
     try:
@@ -345,12 +347,13 @@ class MegaSRModule(MegaSR, lightning.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip the norm of the adapter's gradients and that of the critics' each on its own."""
-        if len(optimizer.param_groups) == 1 or not gradient_clip_val or gradient_clip_algorithm == "value":
-            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
-            return
-        for group in optimizer.param_groups:
-            torch.nn.utils.clip_grad_norm_(group["params"], gradient_clip_val)
+        """Clip the adapter's gradients and the critics' each on their own.
+
+        Lightning itself refuses to clip for a fused optimizer in mixed precision, also where no scaler is.
+        """
+        clip = nn.utils.clip_grad_value_ if gradient_clip_algorithm == "value" else nn.utils.clip_grad_norm_
+        for group in optimizer.param_groups if gradient_clip_val else ():
+            clip(group["params"], gradient_clip_val)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         split_state(self, checkpoint)
