@@ -364,7 +364,7 @@ def _whole_set(data: str | None, count: int, where: Path) -> dict[str, list[int]
     if data is None or data not in benchmark_names():
         return {}
     from data_pipelines.benchmarks import BENCHMARKS
-    from megasr.evaluation.tables import BENCHMARK_IMAGES
+    from megasr.evaluation.evaluator import BENCHMARK_IMAGES
 
     if count > BENCHMARKS[data].count:
         raise UsageError(f"{where} holds {count} images, but {BENCHMARKS[data]}")

@@ -24,6 +24,8 @@ from megasr.images import quantise, to_uint8
 from megasr.rng import numpy_generator
 
 Row = dict[str, Any]  # "key": str, then one float per metric
+# provenance key: [images evaluated, images of the whole set], where the images are of a benchmark set.
+BENCHMARK_IMAGES = "benchmark_images"
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,10 @@ from typing import Any
 import pandas as pd
 
 from megasr.errors import UsageError
-from megasr.evaluation.evaluator import Evaluation, check_weights, version_note
+from megasr.evaluation.evaluator import BENCHMARK_IMAGES, Evaluation, check_weights, version_note
 from megasr.evaluation.protocol import PublishedRow
 
 Labelled = tuple[str, Evaluation]
-# provenance key: [images evaluated, images of the whole set], where the images are of a benchmark set.
-BENCHMARK_IMAGES = "benchmark_images"
 _DECIMALS = {"psnr": 2, "psnr_y": 2, "psnr_rgb": 2, "fid": 2, "musiq": 2, "paq2piq": 2}
 _NAMES_SHOWN = 5
 _ENDS = ("low", "high")  # of an interval

@@ -10,6 +10,7 @@ import lightning
 import torch
 import torch.distributed as dist
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import nn
 
 from megasr.batch import SRBatch
@@ -354,6 +355,11 @@ class MegaSRModule(MegaSR, lightning.LightningModule):
         clip = nn.utils.clip_grad_value_ if gradient_clip_algorithm == "value" else nn.utils.clip_grad_norm_
         for group in optimizer.param_groups if gradient_clip_val else ():
             clip(group["params"], gradient_clip_val)
+
+    def on_train_start(self) -> None:
+        steps = self.trainer.estimated_stepping_batches
+        if late := [name for name, start in (self.objective.term_starts or {}).items() if start >= steps]:
+            rank_zero_warn(f"objective.term_starts: the training ends at step {steps}, before {', '.join(late)} joins")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         split_state(self, checkpoint)

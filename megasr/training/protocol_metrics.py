@@ -17,10 +17,16 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from megasr.batch import SRBatch
 from megasr.errors import MegaSRError, UsageError, metric_key, split_names
-from megasr.evaluation.evaluator import Evaluation, Evaluator, check_keys, gather_vectors, write_evaluation
+from megasr.evaluation.evaluator import (
+    BENCHMARK_IMAGES,
+    Evaluation,
+    Evaluator,
+    check_keys,
+    gather_vectors,
+    write_evaluation,
+)
 from megasr.evaluation.metrics import caveat, weight_hashes
 from megasr.evaluation.protocol import get_protocol
-from megasr.evaluation.tables import BENCHMARK_IMAGES, rows_csv
 from megasr.files import PART, file_sha256, write_whole
 from megasr.images import to_uint8, write_png
 from megasr.provenance import provenance
@@ -160,6 +166,8 @@ class ProtocolMetrics(lightning.Callback):
         Raises:
             MegaSRError: an image was not measured, or a file cannot be written.
         """
+        from megasr.evaluation.tables import rows_csv  # pandas, which a training that tests nothing need not import
+
         keys = tuple(self._index)
         vectors = gather_vectors(self._measured, keys)
         data = getattr(trainer.datamodule, "benchmark", None)  # type: ignore[attr-defined]

@@ -80,6 +80,20 @@ def test_only_the_heavy_commands_import_heavy_things_at_the_top() -> None:
     assert not heavy
 
 
+@pytest.mark.parametrize("command", ["megasr.commands.lightning_cli", "megasr.inference.upscale"])
+def test_what_takes_seconds_to_import_waits_until_it_is_used(command: str) -> None:
+    """A training starts without the libraries of its tables, logs and metrics; an upscaling without Lightning too."""
+    late = {"pandas", "wandb", "pyiqa", "gradio"} | ({"lightning"} if "upscale" in command else set())
+    reached, waiting = set[str](), [command]
+    while waiting:
+        name = waiting.pop()
+        reached.add(name)
+        targets = {target for target, _ in imports(name, at_import_time=True)}
+        assert not {target.partition(".")[0] for target in targets} & late, name
+        waiting += (targets & sources().keys()) - reached
+    assert len(reached) > 10
+
+
 def test_imports_have_no_cycle() -> None:
     """What functions and TYPE_CHECKING import counts: two modules that need each other are one, or share a third."""
     graph = {name: {target for target, _ in imports(name) if target in sources()} for name in sources()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from unittest import mock
 
@@ -147,6 +148,16 @@ def test_terms_join_at_their_step_and_critics_learn_before():
     assert named == [{"l1", "vsd_critic"}] * 2 + [{"l1", "l2", "vsd_critic"}, {"l1", "l2", "vsd", "vsd_critic"}]
     total, parts = module.restoration_loss(estimate(module, batch), 3)
     torch.testing.assert_close(total, parts["l1"] + 2 * parts["l2"] + parts["vsd_critic"])
+
+
+@pytest.mark.parametrize(("start", "late"), [(1, False), (2, True)])
+def test_a_term_that_joins_after_the_last_step_is_named(start, late):
+    module = one_step({"l1": 1.0, "l2": 2.0, "edge": 1.0}, objective={"term_starts": {"l2": start, "edge": 1}})
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit(module, make_batch(), 2)
+    said = [str(one.message) for one in caught if "term_starts" in str(one.message)]
+    assert said == ["objective.term_starts: the training ends at step 2, before l2 joins"] * late
 
 
 def test_what_is_trained_is_what_is_sampled():
