@@ -21,7 +21,7 @@ study: $(INSTALLED)
 	$(BIN)/megasr study run prior_selection_quick --config experiments/tiny/prior_selection_quick.yaml --output runs/study
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -q $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q --dist loadfile $(PYTEST_ARGS)
 
 docs: $(INSTALLED)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict

@@ -5,6 +5,7 @@ Each test and each fixture begins with the same random numbers, whichever ran be
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import socket
@@ -23,6 +24,16 @@ os.environ.update(MEGASR_WEIGHTS=str(_NO_WEIGHTS), HF_HUB_CACHE=str(_NO_WEIGHTS)
 _LOCAL_HOSTS = {"localhost", "127.0.0.1", "::1", ""}
 _connect = socket.socket.connect
 _lookup = socket.getaddrinfo
+
+
+def pytest_collection_finish() -> None:
+    """What was imported and collected stays: the garbage collector need not look through it again and again."""
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    """Libraries complain at the end of the process of what was not collected."""
+    gc.unfreeze()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -37,7 +37,7 @@ from megasr.training.checkpoint import (
     split_state,
 )
 from megasr.training.config import DENOISE, STEPS, CriticConfig, ObjectiveConfig, OptimizerConfig, SamplerConfig
-from megasr.training.sharding import ShardedStrategy
+from megasr.training.sharding import AdamW, ShardedStrategy, clip_gradients
 
 
 def trapezoid(step: int, steps: float, warmup_steps: int, decay_share: float) -> float:
@@ -93,7 +93,7 @@ def build_optimizer(parameters: Iterable[nn.Parameter], config: OptimizerConfig)
     on_processor = trained[0].device.type == "cpu"
     if config.state_bits is None:
         # On a GPU torch chooses by itself: Lightning's gradient scaler cannot clip before a fused step.
-        return torch.optim.AdamW(trained, **settings, fused=on_processor or None)
+        return AdamW(trained, **settings, fused=on_processor or None)
     if trained[0].device.type != "cuda":
         raise UsageError("model.optimizer.state_bits 8 needs a GPU; leave it out on the processor")
     try:
@@ -352,9 +352,9 @@ class MegaSRModule(MegaSR, lightning.LightningModule):
 
         Lightning itself refuses to clip for a fused optimizer in mixed precision, also where no scaler is.
         """
-        clip = nn.utils.clip_grad_value_ if gradient_clip_algorithm == "value" else nn.utils.clip_grad_norm_
-        for group in optimizer.param_groups if gradient_clip_val else ():
-            clip(group["params"], gradient_clip_val)
+        if gradient_clip_val:
+            for group in optimizer.param_groups:
+                clip_gradients(group["params"], gradient_clip_val, by_value=gradient_clip_algorithm == "value")
 
     def on_train_start(self) -> None:
         steps = self.trainer.estimated_stepping_batches

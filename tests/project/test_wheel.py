@@ -10,6 +10,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.helpers.sources import PACKAGES, ROOT
 
@@ -92,10 +93,13 @@ def test_an_installed_package_of_ones_own_adds_a_guidance_type_and_a_study(wheel
     shutil.copytree(ROOT / "examples" / "own_parts", own)
     built.mkdir()
     work.mkdir()
+    recipe = yaml.safe_load((own / "gradient.yaml").read_text())
+    recipe["data"]["init_args"] |= {"pool": 2, "batch_size": 1, "train_samples": 2, "eval_samples": 2}
+    (own / "small.yaml").write_text(yaml.safe_dump(recipe))
     for archive in (wheel, _build(own, built)):
         zipfile.ZipFile(archive).extractall(installed)
     environment = os.environ | {"PYTHONPATH": str(installed), "WANDB_MODE": "disabled"}
-    command = [sys.executable, "-c", _OWN, str(own / "gradient.yaml")]
+    command = [sys.executable, "-c", _OWN, str(own / "small.yaml")]
     done = subprocess.run(command, cwd=work, env=environment, capture_output=True, check=False, text=True)
     assert done.returncode == 0, done.stderr
     assert "gradient" in (work / "runs" / "index.html").read_text()

@@ -6,6 +6,7 @@ import torch
 from megasr.errors import MegaSRError, UsageError
 from megasr.networks.config import AdapterConfig
 from megasr.training.config import ObjectiveConfig, SamplerConfig
+from megasr.training.sharding import clip_gradients
 from tests.helpers.training import fit, make_batch, make_module, take
 
 
@@ -174,3 +175,18 @@ def test_oracles_need_their_data():
     module = make_module(adapter=AdapterConfig(guidance=("oracle_edge",)))
     with pytest.raises(UsageError, match="oracle_edge.*SceneDataModule"):
         step_loss(module, make_batch())
+
+
+@pytest.mark.parametrize("by_value", [False, True])
+def test_gradients_are_clipped_as_torch_clips_them(by_value):
+    mine, theirs = ([torch.nn.Parameter(torch.zeros(n)) for n in (3, 5, 2)] for _ in range(2))
+    for parameters in (mine, theirs):
+        torch.manual_seed(0)
+        for parameter in parameters[:2]:  # the last has no gradient
+            parameter.grad = torch.randn(len(parameter))
+    clip_gradients(mine, 0.4, by_value)
+    (torch.nn.utils.clip_grad_value_ if by_value else torch.nn.utils.clip_grad_norm_)(theirs, 0.4)
+    for one, other in zip(mine[:2], theirs, strict=False):
+        torch.testing.assert_close(one.grad, other.grad)
+    clip_gradients(mine[2:], 0.4, by_value)
+    assert mine[2].grad is None
