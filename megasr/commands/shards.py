@@ -29,7 +29,9 @@ def add_parser(commands: Any) -> None:
     verify = actions.add_parser("verify", help="find every damaged, missing or duplicated sample")
     info = actions.add_parser("info", help="say what a shard set holds and where it comes from")
     index = actions.add_parser("index", help="index webdataset tars that others have made")
-    index.add_argument("--licence", required=True, help="under which the images may be used")
+    for action in (pack, index):
+        about = "under which the images may be used; `unknown` where nobody knows"
+        action.add_argument("--licence", metavar="TEXT", type=_licence, required=True, help=about)
     for action in (bake, verify, info, index):
         action.add_argument("folder", metavar="DIR", type=Path, help="folder of the shards")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -50,7 +52,6 @@ def _add_pack(actions: Any) -> argparse.ArgumentParser:
     add = pack.add_argument
     add("folders", metavar="FOLDER", nargs="+", help="folder of images, searched recursively")
     add("--output", metavar="DIR", type=Path, required=True, help="folder for the shards")
-    add("--licence", metavar="TEXT", required=True, help="under which the images may be used")
     add("--samples-per-shard", metavar="N", type=int, default=1000, help="(default: 1000)")
     add("--min-size", metavar="PX", type=int, default=0, help="drop images with a shorter side below")
     add("--min-sharpness", metavar="X", type=float, default=0.0, help="drop images that are less sharp")
@@ -176,6 +177,12 @@ def run_index(arguments: argparse.Namespace) -> None:
         manifest = index_shards(arguments.folder, arguments.licence, _workers(arguments), progress)
     fields = ", ".join(f"{count} {name}" for name, count in manifest.fields.items())
     print(printable(f"{arguments.folder}: {_size(manifest)} ({fields})"))
+
+
+def _licence(text: str) -> str:
+    if not text.strip():
+        raise argparse.ArgumentTypeError("is empty; write `unknown` where nobody knows it")
+    return text
 
 
 def _size(manifest: Manifest) -> str:

@@ -54,8 +54,9 @@ def change_sampler(
     """The sampler with the changes that are not None.
 
     Raises:
-        UsageError: a preset or colour fix is unknown, or a preset is given beside a number of steps; or the adapter was
-            trained for another number of steps than is asked for (one_step, few_step).
+        UsageError: a preset or colour fix is unknown, or a preset is given beside a number of steps; the adapter was
+            trained for another number of steps than is asked for (one_step, few_step); or classifier-free guidance
+            would do nothing.
     """
     if preset is not None:
         if steps is not None:
@@ -69,7 +70,15 @@ def change_sampler(
         raise UsageError(f"{asked}: the adapter was trained to restore in {fixed}; leave it out")
     changes = {"num_steps": steps, "guidance_scale": guidance_scale, "negative_prompt": negative_prompt}
     changes["color_fix"] = color_fix
-    return replace(system.sampler, **{name: value for name, value in changes.items() if value is not None})  # type: ignore[arg-type]
+    changed = replace(system.sampler, **{name: value for name, value in changes.items() if value is not None})  # type: ignore[arg-type]
+    if guidance_scale not in (None, 1) and not system.adapter.text and not changed.negative_prompt:
+        raise UsageError(
+            f"guidance_scale={guidance_scale:g} would do nothing: the adapter uses no words; leave it out, or give "
+            "negative_prompt, which it leads away from"
+        )
+    if negative_prompt and changed.guidance_scale == 1:
+        raise UsageError("negative_prompt would do nothing: guidance_scale is 1; give another, or leave both out")
+    return changed
 
 
 def spread_prompts(prompt: str | Sequence[str], count: int, uses_text: bool) -> list[str]:

@@ -95,6 +95,8 @@ def test_index_shards_of_others(tmp_path: Path, capsys: pytest.CaptureFixture[st
     [
         ("pack {0}/absent --output {0}/set --licence CC0", "absent: no such folder"),
         ("pack {0}/photos --output {0}/set", "required: --licence"),
+        ("pack {0}/photos --output {0}/set --licence=", "argument --licence: is empty"),
+        ("index {0} --licence=", "argument --licence: is empty"),
         ("pack {0}/photos --output {0}/set --licence CC0 --workers 0", "--workers must be at least 1, got 0"),
         ("pack {0}/photos --output {0}/set --licence CC0 --min-size -1", "min_size_px must be"),
         ("pack {0}/photos --output {0}/set --licence CC0 --map canny", "--map canny: should be NAME=FOLDER"),

@@ -180,6 +180,12 @@ def test_words_for_an_adapter_without_text_and_controls_are_refused(pipeline):
     mute = MegaSRPipeline(make_module(adapter=AdapterConfig(guidance=("canny",), text=False, saft_width=8)))
     with pytest.raises(UsageError, match="without text"):
         mute(photograph(4, 4), prompt="a house")
+    with pytest.raises(UsageError, match="guidance_scale=2 would do nothing: the adapter uses no words"):
+        mute(photograph(4, 4), guidance_scale=2.0)
+    with pytest.raises(UsageError, match="negative_prompt would do nothing: guidance_scale is 1"):
+        mute(photograph(4, 4), negative_prompt="blur")
+    guided = mute(photograph(4, 4), guidance_scale=2.0, negative_prompt="blur", output_type="pt").images
+    assert not torch.equal(guided, mute(photograph(4, 4), output_type="pt").images)
     with pytest.raises(UsageError, match="oracle_canny, which needs hq"):
         MegaSRPipeline(make_module(adapter=AdapterConfig(guidance=("oracle_canny",), saft_width=8)))
     assert pipeline.guidance == GUIDANCE and pipeline.scale_factor == 4
