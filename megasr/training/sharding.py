@@ -133,8 +133,7 @@ class AdamW(torch.optim.AdamW):
     """AdamW (1711.05101) that steps on the shards of this process.
 
     torch's own finds out how the results of operations on lists of sharded tensors are sharded, which takes seconds in
-    the first step and a fifteenth of each later one (experiments.benchmarks.scaling). The state is sharded like the
-    weights, as torch's is.
+    the first step. The state is sharded like the weights, as torch's is.
     """
 
     def _init_group(self, group: dict[str, Any], *lists: list[torch.Tensor]) -> bool:
